@@ -1,0 +1,1 @@
+"""Bayesian-optimization search for adapter layouts of LLM-based sequential recommenders."""

@@ -1,0 +1,50 @@
+"""Every error a user can meet. The message is one sentence that names the fix.
+
+The command line exits with 2 on `WrongUse` and with 1 on any other `DasearchError`.
+"""
+
+
+class DasearchError(Exception):
+    """Something failed that was not the user's doing."""
+
+
+class WrongUse(DasearchError):
+    """The input cannot be used as it is."""
+
+
+class LayoutError(WrongUse):
+    """A layout that cannot be read or does not fit its search space."""
+
+
+class SearchSpaceError(WrongUse):
+    """A search space file that is malformed, or another than the study began with."""
+
+
+class StudyError(WrongUse):
+    """A study file, or an override of it, that cannot be used."""
+
+
+class DataError(WrongUse):
+    """A data set that cannot be read or leaves nothing to train on."""
+
+
+class BackboneError(WrongUse):
+    """A language model that cannot be found, or whose family is not supported."""
+
+
+class StoreError(WrongUse):
+    """A study database that cannot be opened or written."""
+
+
+class ModelFolderError(WrongUse):
+    """A trained model's folder that cannot be read, or a request it cannot answer."""
+
+
+class TestSplitError(DasearchError):
+    """The test split was asked for a second time, or from outside the final evaluation."""
+
+    __test__ = False  # its name begins with "Test"; pytest must not collect it
+
+
+class TrainingError(DasearchError):
+    """Training produced a loss or score that is not a finite number."""
