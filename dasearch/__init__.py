@@ -1,1 +1,27 @@
-"""Bayesian-optimization search for adapter layouts of LLM-based sequential recommenders."""
+"""Bayesian-optimization search for adapter layouts of LLM-based sequential recommenders.
+
+``Study.load("quickstart").run(budget=30)`` searches, confirms and trains; ``load(folder).recommend([...], k=10)`` answers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dasearch.layout import Layout
+    from dasearch.search.study import Study
+    from dasearch.training.recommender import load
+
+__version__ = version("dasearch")
+__all__ = ["Layout", "Study", "__version__", "load"]
+
+_HOMES = {"Layout": "dasearch.layout", "Study": "dasearch.search.study", "load": "dasearch.training.recommender"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that ``dasearch --help`` and ``dasearch.bayes`` do not wait for the recommenders."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dasearch' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

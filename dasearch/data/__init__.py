@@ -1,0 +1,50 @@
+"""Data sets, splits, item sentences, hard negatives and batches. Knows nothing of models."""
+
+from dasearch.data.batches import (
+    AlignmentRows,
+    RowFormat,
+    Rows,
+    SequenceBatch,
+    evaluation_batches,
+    last_positions,
+    n_training_batches,
+    training_batches,
+)
+from dasearch.data.dataset import Dataset, IntArray, Item
+from dasearch.data.events import Ties
+from dasearch.data.negatives import ContrastiveSample, HardNegatives, hard_negatives, mf_vectors, sample_contrastive
+from dasearch.data.readers import DATASETS, load_dataset
+from dasearch.data.sentences import ITEM_TOKENS, Sentences, item_sentence, tokenise_items
+from dasearch.data.splits import Development, LeaveOneOut, TestSplit
+from dasearch.data.statistics import Statistics, statistics
+
+__all__ = [
+    "DATASETS",
+    "ITEM_TOKENS",
+    "AlignmentRows",
+    "ContrastiveSample",
+    "Dataset",
+    "Development",
+    "HardNegatives",
+    "IntArray",
+    "Item",
+    "LeaveOneOut",
+    "RowFormat",
+    "Rows",
+    "Sentences",
+    "SequenceBatch",
+    "Statistics",
+    "TestSplit",
+    "Ties",
+    "evaluation_batches",
+    "hard_negatives",
+    "item_sentence",
+    "last_positions",
+    "load_dataset",
+    "mf_vectors",
+    "n_training_batches",
+    "sample_contrastive",
+    "statistics",
+    "tokenise_items",
+    "training_batches",
+]

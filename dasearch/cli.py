@@ -1,0 +1,333 @@
+"""The command line. It parses, calls one function, and prints; nothing is decided here.
+
+Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+from dasearch.errors import DasearchError, WrongUse
+
+DEBUG = "DASEARCH_DEBUG"
+FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="dasearch",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Find, layer by layer, whether an adapter of an LLM recommender should sit in series with its sublayer or parallel "
+    "to it. Begin with: dasearch run --budget 30",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.", rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+StudyArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="[STUDY]", help="A study file, or the name of a shipped one: quickstart, amazon-scientific."
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a setting of the study, as in trial.epochs=2; may be repeated."
+    ),
+]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Database of the study: an SQLite file or a URL. Default: dasearch.db in the output folder."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class SplitName(StrEnum):
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+@app.command()
+def run(
+    study: StudyArgument = "quickstart",
+    budget: Annotated[
+        int | None, typer.Option(metavar="N", help="Completed evaluations, over the study's own.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed, over the study's own.")] = None,
+    storage: StorageOption = None,
+    changes: SetOption = None,
+    no_train: Annotated[
+        bool, typer.Option("--no-train", help="Stop before the final training and the test split.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the resolved study, its parameters and an estimate of time; write nothing."
+        ),
+    ] = False,
+) -> None:
+    """Search for the best layout, confirm it with fresh seeds, train it, and test it once.
+
+    Run the same command again to go on where it stopped.
+    """
+    from dasearch.report.terminal import Terminal, show_estimate, summary
+    from dasearch.search.estimate import estimate
+    from dasearch.search.study import Study
+
+    loaded = Study.load(study, _overrides(changes, budget, seed), storage=storage)
+    console = _console()
+    if dry_run:
+        show_estimate(console, loaded.settings.yaml(), estimate(loaded))
+        return
+    terminal = Terminal(console)
+    try:
+        status = loaded.run(train=not no_train, listener=terminal)
+    finally:
+        terminal.close()
+    summary(console, status, command=" ".join(["dasearch", *sys.argv[1:]]))
+
+
+@app.command()
+def status(
+    study: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="A study's name or file; without one, all are listed.")
+    ] = None,
+    output: Annotated[str, typer.Option(metavar="FOLDER", help="The studies' output folder.")] = "runs",
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show where studies stand; works while they run."""
+    from dasearch.report.terminal import show_status
+    from dasearch.search.store import open_store
+    from dasearch.search.study import status as study_status
+
+    store = open_store(storage, output, create=False)
+    try:
+        names = [_study_name(study)] if study else store.study_names()
+        found = [study_status(store, name) for name in names]
+    finally:
+        store.close()
+    if as_json:
+        records = [_status_record(one) for one in found]
+        _print_json(records[0] if study else records)
+        return
+    for one in found:
+        show_status(_console(), one)
+
+
+@app.command()
+def train(
+    layout: Annotated[
+        str,
+        typer.Option(metavar="LAYOUT", help="SPS-PPS-..., all-serial, all-parallel, or best (of the study so far)."),
+    ],
+    study: StudyArgument = "quickstart",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to save. Default: models/LAYOUT in the study's folder.")
+    ] = None,
+    storage: StorageOption = None,
+    changes: SetOption = None,
+) -> None:
+    """Train one layout on all users by the study's final recipe, without a search. The test split stays closed."""
+    from dasearch.report.terminal import Terminal
+    from dasearch.search.single import train_layout
+    from dasearch.search.study import Study
+
+    console = _console()
+    terminal = Terminal(console)
+    try:
+        folder, trained = train_layout(
+            Study.load(study, changes or (), storage=storage), layout, out=out, listener=terminal
+        )
+    finally:
+        terminal.close()
+    console.print(f"validation: {_metrics_text(trained.metrics.record())}", soft_wrap=True)
+    console.print(
+        f"{trained.parameters:,} trained parameters, {trained.seconds:.1f} s, peak memory {trained.peak_memory / 2**20:,.0f} MiB"
+    )
+    console.print(f"saved model: {folder}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a trained model.")],
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="A data set with the same items and users. Default: the model's own."),
+    ] = None,
+    split: Annotated[
+        SplitName, typer.Option(help="The split to rank. The test split is for a last look, not for choosing.")
+    ] = SplitName.VALIDATION,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Rank held-out items with a trained model: MRR, Recall@10, NDCG@10 over the full catalogue."""
+    from dasearch.search.single import evaluate_saved
+    from dasearch.training.recommender import load
+
+    found = evaluate_saved(load(model, device=device), source=data, test=split is SplitName.TEST)
+    if as_json:
+        _print_json({"split": split.value, **found.record()})
+    else:
+        _console().print(f"{split.value}: {_metrics_text(found.record())}")
+
+
+@app.command()
+def recommend(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a trained model.")],
+    history: Annotated[
+        str,
+        typer.Option(metavar="ITEM,ITEM,...", help="Item ids, oldest first; catalogue.jsonl in the folder lists them."),
+    ],
+    k: Annotated[int, typer.Option("-k", "--top", metavar="N", help="How many items.")] = 10,
+    user: Annotated[
+        str | None,
+        typer.Option(metavar="USER", help="A user of the training data, for their own collaborative vector."),
+    ] = None,
+    exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out items of the history.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Print the items most likely to come next after a history."""
+    from dasearch.training.recommender import load
+
+    items = [item.strip() for item in history.split(",") if item.strip()]
+    found = load(model, device=device).recommend(items, k, user=user, exclude_seen=exclude_seen)
+    if as_json:
+        _print_json([one._asdict() for one in found])
+        return
+    console = _console()
+    width = max(len(one.item) for one in found)
+    for rank, one in enumerate(found, start=1):
+        console.print(f"{rank:>3}  {one.item:<{width}}  {one.score:8.3f}  {one.title}", soft_wrap=True, markup=False)
+
+
+@data_app.command()
+def stats(
+    source: Annotated[
+        str, typer.Argument(metavar="[SOURCE]", help="A data set's name, its folder, or a study.")
+    ] = "complete-journey",
+    as_json: JsonOption = False,
+) -> None:
+    """Print a data set's numbers: users, items, interactions, lengths, ties (the paper's table 1 and more)."""
+    from dasearch.data import statistics
+    from dasearch.search.study import named_dataset
+
+    found = asdict(statistics(named_dataset(source)))
+    if as_json:
+        _print_json(found)
+        return
+    width = max(len(name) for name in found)
+    for name, value in found.items():
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if isinstance(value, float) else str(value)
+        _console().print(f"{name.replace('_', ' '):<{width}}  {shown}", highlight=False, markup=False)
+
+
+def main() -> None:
+    """Run the command line; errors are one sentence, never a traceback."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command and give its exit code."""
+    _quiet()
+    try:
+        code = app(args=arguments, prog_name="dasearch", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return _complain("interrupted; run the same command again to go on where it stopped", INTERRUPTED)
+    except click.exceptions.UsageError as error:
+        return _complain(error.format_message(), WRONG_USE)
+    except click.exceptions.ClickException as error:
+        return _complain(error.format_message(), FAILED)
+    except DasearchError as error:
+        return _complain(str(error), WRONG_USE if isinstance(error, WrongUse) else FAILED)
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            raise
+        reason = " ".join(str(error).split()) or "no further reason"
+        return _complain(f"{type(error).__name__}: {reason} (set {DEBUG}=1 to see where)", FAILED)
+
+
+def _complain(sentence: str, code: int) -> int:
+    Console(stderr=True).print(f"dasearch: {sentence}", style="red", soft_wrap=True, markup=False, highlight=False)
+    return code
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def _quiet() -> None:
+    """Libraries keep their warnings to themselves unless debugging is on."""
+    if os.environ.get(DEBUG):
+        return
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import optuna
+    from transformers.utils import logging
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.disable_progress_bar()
+
+
+def _overrides(changes: list[str] | None, budget: int | None, seed: int | None) -> list[str]:
+    own = [("search.budget", budget), ("seed", seed)]
+    return [*(changes or []), *(f"{key}={value}" for key, value in own if value is not None)]
+
+
+def _study_name(study: str) -> str:
+    """A stored study's name, from itself or from the file it was made of."""
+    from dasearch.config import load_study
+
+    return load_study(study).name if study.endswith((".yaml", ".yml")) else study
+
+
+def _status_record(found: Any) -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "phase": found.phase,
+        "budget": found.budget,
+        "trials": [{**asdict(trial), "layout": str(trial.layout or "")} for trial in found.trials],
+        "confirmation": [
+            {
+                "layout": str(s.layout),
+                "role": s.role,
+                "score": s.score._asdict(),
+                "gain": s.gain and s.gain._asdict(),
+                "seeds": s.seeds,
+            }
+            for s in found.standings
+        ],
+        "results": [result._asdict() for result in found.results],
+        "artifacts": [artifact._asdict() for artifact in found.artifacts],
+    }
+
+
+def _metrics_text(record: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in record.items())
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+if __name__ == "__main__":
+    main()

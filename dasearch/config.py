@@ -1,0 +1,225 @@
+"""The study file: one model with every setting, read from YAML, overridden by ``--set``.
+
+Each field is described; an unknown key is refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from dasearch.data import Ties
+from dasearch.errors import StudyError
+from dasearch.models.darec import DARecSettings
+from dasearch.models.tiny_opt import TinyOPTSettings
+from dasearch.search_space import find_shipped, shipped, suggestion
+from dasearch.training.losses import Reduction
+
+
+class Section(BaseModel):
+    """A part of the study file; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(Section):
+    source: str = Field(
+        "complete-journey", description="data set by name, or a folder with interactions.tsv and items.jsonl"
+    )
+    ties: Ties = Field(
+        Ties.SHUFFLE, description="events with one timestamp: shuffle them, keep one, or keep file order"
+    )
+    min_item_interactions: int = Field(0, ge=0, description="drop items with fewer events (the paper: 4)")
+    bo_fraction: float = Field(
+        0.2, gt=0, le=1, description="share of users in Data_BO, on which trials train (table 3: b)"
+    )
+    max_items: int = Field(50, ge=1, description="newest items of a user that make a row")
+    item_tokens: int = Field(30, ge=1, description="tokens of an item sentence, [SEQ] not counted")
+    hard_negative_fraction: float = Field(0.005, gt=0, le=1, description="nearest share of the catalogue (app. A)")
+    mf_rank: int = Field(1000, ge=1, description="rank of the MF vectors that find hard negatives (app. A)")
+
+
+class TinySettings(Section):
+    """Sizes and training of tiny-opt; see `TinyOPTSettings`."""
+
+    layers: int = Field(TinyOPTSettings.layers, ge=1)
+    width: int = Field(TinyOPTSettings.width, ge=8)
+    heads: int = Field(TinyOPTSettings.heads, ge=1)
+    ffn: int = Field(TinyOPTSettings.ffn, ge=8)
+    vocabulary: int = Field(TinyOPTSettings.vocabulary, ge=300, description="size of the byte-pair vocabulary")
+    max_tokens: int = Field(TinyOPTSettings.max_tokens, ge=64, description="longest row")
+    steps: int = Field(TinyOPTSettings.steps, ge=1, description="steps of causal LM training on the catalogue's text")
+    batch_size: int = Field(TinyOPTSettings.batch_size, ge=1)
+    row_tokens: int = Field(TinyOPTSettings.row_tokens, ge=8)
+    pool: int = Field(TinyOPTSettings.pool, ge=1, description="different sentences in a training row")
+    lr: float = Field(TinyOPTSettings.lr, gt=0)
+    seed: int = TinyOPTSettings.seed
+
+    def settings(self) -> TinyOPTSettings:
+        return TinyOPTSettings(**self.model_dump())
+
+
+class BackboneSettings(Section):
+    name: str = Field(
+        "tiny-opt", description="tiny-opt, a folder, or a name on the Hugging Face hub (facebook/opt-125m)"
+    )
+    layers: int | None = Field(None, ge=1, description="use only the first so many layers")
+    tiny: TinySettings = TinySettings()
+
+
+class SpaceSettings(Section):
+    name: str = Field("darec", description="search space by shipped name or path")
+    replace_every: int | None = Field(None, ge=1, description="replacement frequency r, over the file's own")
+
+
+class LossSettings(Section):
+    align: float = Field(0.1, ge=0, description="lambda_1, weight of L_align")
+    contrastive: float = Field(1e-3, ge=0, description="lambda_2, weight of L_cl")
+    collaborative: float = Field(0.1, ge=0, description="lambda_3, weight of L_cf")
+    anchors: int = Field(1, ge=1, description="n_s, contrastive anchors of a row")
+    negatives: int = Field(5, ge=1, description="n_cl, hard negatives of an anchor")
+    temperature: float = Field(1.0, gt=0, description="tau of L_cl")
+    align_items: int | None = Field(None, ge=1, description="at most so many of a batch's items in L_align; null: all")
+    reduction: Reduction = Field(Reduction.MEAN, description="mean a term, or sums as printed")
+
+
+class Precision(StrEnum):
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class Recipe(Section):
+    """How one model is trained."""
+
+    epochs: int = Field(40, ge=1)
+    batch_size: int = Field(8, ge=1, description="rows of one forward pass")
+    accumulate: int = Field(1, ge=1, description="forward passes of one optimiser step")
+    lr: float = Field(5e-5, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: float = Field(0.06, ge=0, lt=1, description="share of steps until the peak; cosine after it")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many epochs without a better validation NDCG@10"
+    )
+    precision: Precision = Field(Precision.AUTO, description="auto: bfloat16 autocast on CUDA, float32 on CPU")
+
+
+class CollaborativeTraining(Section):
+    """Pre-training of the CF model, once a study."""
+
+    epochs: int = Field(10, ge=0)
+    batch_size: int = Field(1024, ge=1)
+    lr: float = Field(5e-3, gt=0)
+    weight_decay: float = Field(1e-6, ge=0)
+
+
+class SearchSettings(Section):
+    budget: int = Field(30, ge=1, description="completed evaluations")
+    startup: int = Field(10, ge=1, description="evaluations before the surrogate proposes")
+    candidates: int = Field(3, ge=1, description="layouts with the best posterior mean that are confirmed")
+    confirm_seeds: int = Field(3, ge=2, description="fresh seeds, the same for every confirmed layout")
+
+
+class StudySettings(Section):
+    """A whole study; `load_study` reads one."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the study in its database and its folder"
+    )
+    seed: int = Field(0, ge=0)
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes a GPU where there is one")
+    output: str = Field("runs", description="folder that holds a folder a study")
+    data: DataSettings = DataSettings()
+    backbone: BackboneSettings = BackboneSettings()
+    space: SpaceSettings = SpaceSettings()
+    model: DARecSettings = DARecSettings()
+    losses: LossSettings = LossSettings()
+    cf: CollaborativeTraining = CollaborativeTraining()
+    trial: Recipe = Recipe(epochs=3)
+    final: Recipe = Recipe()
+    search: SearchSettings = SearchSettings()
+
+    def yaml(self) -> str:
+        """The resolved study as a file that `load_study` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_study(name: str, overrides: Iterable[str] = ()) -> StudySettings:
+    """Read a study by path or shipped name, apply ``key=value`` overrides, and check it.
+
+    Raises:
+        StudyError: for a missing or malformed file, an unknown key, or a value out of range.
+    """
+    path = find_shipped(name, "studies")
+    if path is None:
+        known = sorted(p.stem for p in shipped("studies").glob("*.yaml"))
+        raise StudyError(
+            f"there is no study file {name!r}{suggestion(name, known)}; give a YAML file or one of {', '.join(known)}"
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise StudyError(f"{path} holds no settings; begin with name: and see studies/quickstart.yaml")
+    for override in overrides:
+        _set(content, override)
+    return parse_study(content, source=str(path))
+
+
+def parse_study(content: Mapping[str, Any], *, source: str = "the study") -> StudySettings:
+    """Check settings given as a mapping."""
+    try:
+        return StudySettings.model_validate(content)
+    except ValidationError as error:
+        raise StudyError(f"{source}: {_sentence(error.errors()[0])}") from None
+
+
+def _set(content: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key.strip():
+        raise StudyError(f"--set takes key=value, as in --set trial.epochs=2; got {override!r}")
+    *path, last = key.strip().split(".")
+    holder: Any = content
+    for part in path:
+        holder = holder.setdefault(part, {})
+        if not isinstance(holder, dict):
+            raise StudyError(
+                f"--set {override}: {part} is a value and has no parts; name a section such as trial.epochs"
+            )
+    try:
+        holder[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise StudyError(f"--set {override}: {value!r} is not a YAML value; quote it") from None
+
+
+def _sentence(error: ErrorDetails) -> str:
+    where = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        known = _fields(error["loc"][:-1])
+        last = str(error["loc"][-1])
+        hint = suggestion(last, known) or f"; known here: {', '.join(known)}"
+        return f"unknown key {where}{hint}"
+    if error["type"] == "missing":
+        return f"{where} is missing; add it"
+    return f"{where}: {error['msg'][:1].lower()}{error['msg'][1:]} (got {error['input']!r})"
+
+
+def _fields(path: Iterable[int | str]) -> list[str]:
+    """The keys known at a place of the study file."""
+    section: Any = StudySettings
+    for part in path:
+        section = section.model_fields[str(part)].annotation
+    return list(section.model_fields)
+
+
+def resolve_output(settings: StudySettings) -> Path:
+    """The folder of this study's database, checkpoints and models."""
+    return Path(settings.output).expanduser() / settings.name

@@ -1,0 +1,216 @@
+"""Rows that a language model reads: a user's item sentences, or the alignment prompt with one item's.
+
+``[SEQ]`` closes each item and is never cut; an item's tokens and its ``[SEQ]`` share a segment (DARec sec. 2.2.2, 2.2.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dasearch.data.dataset import IntArray
+from dasearch.data.sentences import Sentences
+from dasearch.data.splits import Development
+
+PAD_SEGMENT = -1
+NO_ITEM = -1
+BUCKET_BATCHES = 16  # batches whose rows are sorted by length together
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Shapes: tokens, segments ``(batch, m)`` int64; segment -1 is padding."""
+
+    tokens: Tensor
+    segments: Tensor
+
+    def to(self, device: torch.device | str) -> Rows:
+        return Rows(self.tokens.to(device), self.segments.to(device))
+
+
+@dataclass(frozen=True)
+class SequenceBatch:
+    """Users' rows. Shapes: users ``(batch,)``; items, ends, targets ``(batch, n)``.
+
+    ``items`` are the row's items (-1 padding), ``ends`` the token index of each one's ``[SEQ]`` (0 padding), ``targets``
+    the item to predict there (-1 none).
+    """
+
+    rows: Rows
+    users: Tensor
+    items: Tensor
+    ends: Tensor
+    targets: Tensor
+
+    def to(self, device: torch.device | str) -> SequenceBatch:
+        parts = (self.users, self.items, self.ends, self.targets)
+        return SequenceBatch(self.rows.to(device), *(part.to(device) for part in parts))
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """How rows are laid out; token ids of ``[SEQ]``, ``[ALIGN]``, padding, and of a row's start, if any."""
+
+    seq_token: int
+    align_token: int
+    pad_token: int = 0
+    start_token: int | None = None
+    max_items: int = 50
+    max_tokens: int = 2048
+
+    @property
+    def start(self) -> list[int]:
+        return [] if self.start_token is None else [self.start_token]
+
+
+@dataclass(frozen=True)
+class _Row:
+    tokens: IntArray
+    segments: IntArray
+    items: IntArray
+    ends: IntArray
+
+
+def fitting(history: IntArray, sentences: Sentences, row_format: RowFormat) -> IntArray:
+    """The newest items of a history that fit a row: at most ``max_items``, at most ``max_tokens`` tokens, at least one."""
+    newest = history[-row_format.max_items :]
+    sizes = np.cumsum((sentences.lengths[newest] + 1)[::-1])
+    room = row_format.max_tokens - len(row_format.start)
+    count = max(1, int(np.searchsorted(sizes, room, side="right")))
+    return newest[-count:]
+
+
+def _row(items: IntArray, sentences: Sentences, row_format: RowFormat) -> _Row:
+    sizes = sentences.lengths[items] + 1
+    start = row_format.start
+    ends = len(start) + np.cumsum(sizes) - 1
+    tokens = np.full(len(start) + int(sizes.sum()), row_format.seq_token, dtype=np.int64)
+    tokens[: len(start)] = start
+    inside = np.ones(len(tokens), dtype=np.bool_)
+    inside[ends] = False
+    inside[: len(start)] = False
+    offsets = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    sources = (np.repeat(sentences.starts[items], sizes) + offsets)[inside[len(start) :]]
+    tokens[inside] = sentences.flat[sources]
+    segments = np.concatenate([np.zeros(len(start)), np.repeat(np.arange(len(items)), sizes) + len(start)]).astype(np.int64)
+    return _Row(tokens, segments, items, ends)
+
+
+def _stack(arrays: Sequence[IntArray], fill: int) -> Tensor:
+    """Right-padded ``(len(arrays), longest)``."""
+    out = np.full((len(arrays), max(len(array) for array in arrays)), fill, dtype=np.int64)
+    for line, array in zip(out, arrays, strict=True):
+        line[: len(array)] = array
+    return torch.from_numpy(out)
+
+
+def _batch(users: IntArray, rows: Sequence[_Row], targets: Sequence[IntArray], row_format: RowFormat) -> SequenceBatch:
+    return SequenceBatch(
+        Rows(_stack([r.tokens for r in rows], row_format.pad_token), _stack([r.segments for r in rows], PAD_SEGMENT)),
+        torch.as_tensor(users),
+        _stack([r.items for r in rows], NO_ITEM),
+        _stack([r.ends for r in rows], 0),
+        _stack(targets, NO_ITEM),
+    )
+
+
+def trainable_users(development: Development) -> IntArray:
+    """Places in ``development`` of users with something to predict: two training items or more."""
+    return np.flatnonzero([len(sequence) > 1 for sequence in development.train])
+
+
+def n_training_batches(development: Development, batch_size: int) -> int:
+    """Number of batches that `training_batches` gives."""
+    return -(-len(trainable_users(development)) // batch_size)
+
+
+def training_batches(
+    development: Development, sentences: Sentences, row_format: RowFormat, *, batch_size: int, generator: torch.Generator
+) -> Iterator[SequenceBatch]:
+    """Every user with two training items or more, once: the newest items in, at each ``[SEQ]`` the item after it.
+
+    Rows of similar length share a batch, within chunks of `BUCKET_BATCHES` batches of shuffled users.
+    """
+    users = trainable_users(development)
+    inputs = {k: fitting(development.train[k][:-1], sentences, row_format) for k in users.tolist()}
+    sizes = np.array([int((sentences.lengths[inputs[k]] + 1).sum()) for k in users.tolist()], dtype=np.int64)
+    for chosen in _bucketed(sizes, batch_size, generator):
+        places = users[chosen].tolist()
+        rows = [_row(inputs[k], sentences, row_format) for k in places]
+        targets = [development.train[k][-len(inputs[k]) :] for k in places]
+        yield _batch(development.users[places], rows, targets, row_format)
+
+
+def _bucketed(sizes: IntArray, batch_size: int, generator: torch.Generator) -> list[IntArray]:
+    """Indices of each batch."""
+    order = torch.randperm(len(sizes), generator=generator).numpy()
+    chunk = batch_size * BUCKET_BATCHES
+    pieces = [order[start : start + chunk] for start in range(0, len(order), chunk)]
+    batches: list[IntArray] = []
+    for piece in pieces:
+        by_size = piece[np.argsort(sizes[piece], kind="stable")]
+        batches += [by_size[start : start + batch_size] for start in range(0, len(by_size), batch_size)]
+    return [batches[k] for k in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def evaluation_batches(
+    users: IntArray,
+    histories: Sequence[IntArray],
+    targets: IntArray | None,
+    sentences: Sentences,
+    row_format: RowFormat,
+    *,
+    batch_size: int,
+) -> Iterator[SequenceBatch]:
+    """Every user once, rows of similar length together: the newest history in, the held-out item at the last ``[SEQ]``.
+
+    Without ``targets`` there is nothing to predict but `last_positions` still says where a prediction is read.
+    """
+    inputs = [fitting(history, sentences, row_format) for history in histories]
+    sizes = np.array([int((sentences.lengths[items] + 1).sum()) for items in inputs], dtype=np.int64)
+    order = np.argsort(sizes, kind="stable")
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size].tolist()
+        rows = [_row(inputs[k], sentences, row_format) for k in places]
+        wanted = [np.full(len(inputs[k]), NO_ITEM, dtype=np.int64) for k in places]
+        if targets is not None:
+            for k, line in zip(places, wanted, strict=True):
+                line[-1] = targets[k]
+        yield _batch(users[places], rows, wanted, row_format)
+
+
+def last_positions(batch: SequenceBatch) -> Tensor:
+    """Index of each row's last real item, ``(batch,)``."""
+    return (batch.items != NO_ITEM).sum(dim=1) - 1
+
+
+class AlignmentRows:
+    """``prompt T_i [ALIGN]`` for any item i (DARec sec. 2.2.2).
+
+    Args:
+        prompt_group: the prompt and the item are one segment; else the prompt is its own.
+    """
+
+    def __init__(
+        self, prompt: Sequence[int], sentences: Sentences, row_format: RowFormat, *, prompt_group: bool = True
+    ) -> None:
+        self._sentences, self._format = sentences, row_format
+        self._opening = [*row_format.start, *prompt]
+        self._opening_segments = [0] * len(row_format.start) + [1 if prompt_group else 2] * len(prompt)
+
+    def select(self, items: Tensor) -> Rows:
+        """The rows of ``items`` ``(k,)``, as long as the longest of them."""
+        tokens, segments = [], []
+        for item in items.tolist():
+            sentence = self._sentences.of(item)
+            tokens.append(np.array([*self._opening, *sentence, self._format.align_token], dtype=np.int64))
+            segments.append(np.array([*self._opening_segments, *[1] * (len(sentence) + 1)], dtype=np.int64))
+        return Rows(_stack(tokens, self._format.pad_token), _stack(segments, PAD_SEGMENT))
+
+    def ends(self, items: Tensor) -> Tensor:
+        """Token index of each row's ``[ALIGN]``, ``(k,)``."""
+        return torch.from_numpy(self._sentences.lengths[items.numpy()] + len(self._opening))

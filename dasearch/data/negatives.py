@@ -1,0 +1,139 @@
+"""Hard negatives: items near another in text or taste that no training sequence holds together (DARec app. A)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import sparse
+from scipy.sparse.linalg import svds
+from torch import Tensor
+
+from dasearch.data.batches import SequenceBatch
+from dasearch.data.dataset import IntArray
+
+FRACTION = 0.005  # of the catalogue, in each space (app. A: Pantry 25, Arts 113)
+CHUNK = 1024  # items whose distances are held at once
+
+
+@dataclass(frozen=True)
+class HardNegatives:
+    """One list an item, flat: those of item i stand from ``starts[i]`` to ``starts[i + 1]``."""
+
+    flat: Tensor
+    starts: Tensor
+
+    def of(self, item: int) -> Tensor:
+        return self.flat[self.starts[item] : self.starts[item + 1]]
+
+    @property
+    def sizes(self) -> Tensor:
+        """Shape ``(items,)``."""
+        return self.starts.diff()
+
+
+@dataclass(frozen=True)
+class ContrastiveSample:
+    """Anchors of L_cl. Shapes: row, position, positive ``(a,)``; negatives ``(a, n_cl)`` item ids."""
+
+    row: Tensor
+    position: Tensor
+    positive: Tensor
+    negatives: Tensor
+
+
+def hard_negatives(
+    text_vectors: Tensor, factors: Tensor, train: Sequence[IntArray], *, fraction: float = FRACTION
+) -> HardNegatives:
+    """Per item the nearest ``ceil(fraction * items)`` by L2 in text and in MF space, less those it occurs with in training.
+
+    Shapes: text_vectors ``(items, width)``, factors ``(items, rank)``.
+    """
+    n_items = len(text_vectors)
+    count = min(n_items - 1, math.ceil(fraction * n_items))
+    near = _neighbours(text_vectors, count) + _neighbours(factors, count)
+    together = co_occurrence(train, n_items)
+    hard = sparse.csr_array((near - near.multiply(together)) > 0)
+    hard.sort_indices()
+    return HardNegatives(torch.from_numpy(hard.indices.astype(np.int64)), torch.from_numpy(hard.indptr.astype(np.int64)))
+
+
+def _neighbours(vectors: Tensor, count: int) -> sparse.csr_array:
+    """1 where the column's item is among the row's ``count`` nearest others, ``(items, items)``."""
+    n_items = len(vectors)
+    columns = []
+    for chunk in torch.arange(n_items).split(CHUNK):
+        distances = torch.cdist(vectors[chunk].double(), vectors.double())
+        distances[torch.arange(len(chunk)), chunk] = torch.inf
+        columns.append(distances.topk(count, largest=False).indices)
+    indices = torch.cat(columns).numpy().ravel()
+    rows = np.repeat(np.arange(n_items), count)
+    return sparse.csr_array((np.ones(len(rows)), (rows, indices)), shape=(n_items, n_items))
+
+
+def co_occurrence(train: Sequence[IntArray], n_items: int) -> sparse.csr_array:
+    """1 where two items stand in one training sequence, ``(items, items)``."""
+    bought = _user_item(train, n_items)
+    return sparse.csr_array((bought.T @ bought) > 0).astype(np.float64)
+
+
+def _user_item(train: Sequence[IntArray], n_items: int) -> sparse.csr_array:
+    """1 where a user bought an item in training, ``(users, items)``."""
+    rows = np.repeat(np.arange(len(train)), [len(sequence) for sequence in train])
+    table = sparse.coo_array((np.ones(len(rows)), (rows, np.concatenate(train))), shape=(len(train), n_items)).tocsr()
+    return sparse.csr_array(table > 0).astype(np.float64)
+
+
+def mf_vectors(train: Sequence[IntArray], n_items: int, *, rank: int = 1000) -> npt.NDArray[np.float64]:
+    """Item factors of the truncated singular value decomposition of the training matrix, ``(items, rank)``.
+
+    ``rank`` is capped at the smaller side of the matrix.
+    """
+    table = _user_item(train, n_items)
+    rank = min(rank, *table.shape)
+    if rank >= min(table.shape) or min(table.shape) <= CHUNK:
+        _, values, right = np.linalg.svd(table.toarray(), full_matrices=False)
+        return np.asarray((values[:rank, None] * right[:rank]).T)
+    _, values, right = svds(table, k=rank, v0=np.ones(min(table.shape)), return_singular_vectors="vh")
+    return np.asarray((values[:, None] * right).T)
+
+
+def sample_contrastive(
+    batch: SequenceBatch,
+    negatives: HardNegatives,
+    *,
+    anchors_per_row: int = 1,
+    negatives_per_anchor: int = 5,
+    generator: torch.Generator,
+) -> ContrastiveSample | None:
+    """Random anchors with a next item that has hard negatives; None where the batch has no such anchor (sec. 2.2.4).
+
+    Fewer hard negatives than asked for are drawn with repeats.
+    """
+    sizes = negatives.sizes[batch.targets.clamp(min=0)]
+    usable = (batch.targets >= 0) & (sizes > 0)
+    order = torch.rand(usable.shape, generator=generator).masked_fill(~usable, torch.inf)
+    position = order.argsort(dim=1)[:, :anchors_per_row]
+    row = torch.arange(len(usable))[:, None].expand_as(position)
+    chosen = usable[row, position]
+    row, position = row[chosen], position[chosen]
+    if not len(row):
+        return None
+    positive = batch.targets[row, position]
+    drawn = _draw(negatives, positive, negatives_per_anchor, generator)
+    return ContrastiveSample(row, position, positive, drawn)
+
+
+def _draw(negatives: HardNegatives, items: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` hard negatives of each item, without repeats where there are enough: ``(a, count)``."""
+    sizes = negatives.sizes[items]
+    widest = int(sizes.max())
+    keys = torch.rand((len(items), widest), generator=generator)
+    keys = keys.masked_fill(torch.arange(widest) >= sizes[:, None], torch.inf)
+    shuffled = keys.argsort(dim=1)
+    slots = torch.arange(count) % sizes[:, None]  # wraps around where there are too few
+    return negatives.flat[negatives.starts[items][:, None] + shuffled.gather(1, slots)]

@@ -1,0 +1,56 @@
+"""Item sentences: an item's keys and values as one text, tokenised once a study (DARec sec. 2.2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from dasearch.data.dataset import IntArray, Item
+
+ITEM_TOKENS = 30  # DARec sec. 3.1.4
+
+
+def item_sentence(item: Item) -> str:
+    """``title ... brand ... category ...``: the title first, so that truncation keeps it."""
+    return " ".join(f"{key} {value}" for key, value in item.attributes.items())
+
+
+def tokenise_items(
+    items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int = ITEM_TOKENS
+) -> tuple[tuple[int, ...], ...]:
+    """Each item's sentence in at most ``max_tokens`` tokens, at least one."""
+    unknown = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else tokenizer.eos_token_id
+    encoded = tokenizer([item_sentence(item) for item in items], add_special_tokens=False)["input_ids"]
+    return tuple(tuple(tokens[:max_tokens]) or (unknown or 0,) for tokens in encoded)
+
+
+class Sentences:
+    """All items' tokens in one flat table.
+
+    Shapes: ``flat`` ``(total,)``, ``starts`` and ``lengths`` ``(items,)``.
+    """
+
+    def __init__(self, tokens: Sequence[Sequence[int]]) -> None:
+        self.lengths: IntArray = np.array([len(sentence) for sentence in tokens], dtype=np.int64)
+        self.starts: IntArray = np.concatenate([[0], np.cumsum(self.lengths)[:-1]]).astype(np.int64)
+        self.flat: IntArray = np.array([token for sentence in tokens for token in sentence], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def of(self, item: int) -> IntArray:
+        """The tokens of one item."""
+        return self.flat[self.starts[item] : self.starts[item] + self.lengths[item]]
+
+    def padded(self, items: Tensor, *, pad_token: int) -> tuple[Tensor, Tensor]:
+        """Tokens ``(k, longest)`` padded on the right, and a bool mask of the real ones."""
+        chosen = items.numpy()
+        lengths = self.lengths[chosen]
+        places = np.arange(lengths.max())[None]
+        real = places < lengths[:, None]
+        tokens = self.flat[np.where(real, self.starts[chosen][:, None] + places, 0)]
+        return torch.from_numpy(np.where(real, tokens, pad_token)), torch.from_numpy(real)

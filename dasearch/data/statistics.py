@@ -1,0 +1,53 @@
+"""The numbers of a data set: those of DARec's table 1, and what tells whether its order can be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dasearch.data.dataset import Dataset
+from dasearch.data.sentences import item_sentence
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """``train_interactions`` is table 1's "#Inter.", which leaves out each user's last two; mean_length its "Avg. Items"."""
+
+    name: str
+    users: int
+    items: int
+    interactions: int
+    train_interactions: int
+    mean_length: float
+    median_length: float
+    longest: int
+    density: float
+    repeated: float  # share of interactions with an item the user had before
+    tied_last: float  # share of users whose last two interactions share a timestamp
+    items_with_interactions: int
+    median_words: float  # of an item sentence
+
+
+def statistics(dataset: Dataset) -> Statistics:
+    """Count a data set."""
+    lengths = np.array([len(sequence) for sequence in dataset.sequences])
+    total = int(lengths.sum())
+    distinct = sum(len(np.unique(sequence)) for sequence in dataset.sequences)
+    tied = sum(bool(t[-1] == t[-2]) for t in dataset.timestamps)
+    words = [len(item_sentence(item).split()) for item in dataset.items]
+    return Statistics(
+        name=dataset.name,
+        users=len(dataset.users),
+        items=len(dataset.items),
+        interactions=total,
+        train_interactions=total - 2 * len(dataset.users),
+        mean_length=float(lengths.mean()),
+        median_length=float(np.median(lengths)),
+        longest=int(lengths.max()),
+        density=distinct / (len(dataset.users) * len(dataset.items)),
+        repeated=1 - distinct / total,
+        tied_last=tied / len(dataset.users),
+        items_with_interactions=len(np.unique(np.concatenate(dataset.sequences))),
+        median_words=float(np.median(words)),
+    )

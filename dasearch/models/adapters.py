@@ -1,0 +1,118 @@
+"""Serial and parallel bottleneck adapters whose placement is a tensor.
+
+Liu et al. 2024 (DARec), sec. 2.2.5 and 2.3.3; Houlsby et al. 2019; He et al. 2022.
+Differs from the paper: ReLU between the projections (``activation="none"`` is the printed form).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BOTTLENECK = 64  # DARec fig. 8: best of 16..256 on Pantry
+INIT_SD = 0.01  # of the down-projection, as in the code of DARec's reference [8]
+
+
+class Activation(StrEnum):
+    RELU = "relu"
+    GELU = "gelu"
+    NONE = "none"
+
+
+class AdapterInit(StrEnum):
+    ZERO = "zero"  # W2 = 0: the adapter starts as "no update"
+    NORMAL = "normal"  # W2 with standard deviation 0.01
+
+
+class ParallelReduce(StrEnum):
+    MEAN = "mean"
+    SUM = "sum"
+
+
+class BottleneckAdapter(nn.Module):
+    """Low-rank update ``W2 f(W1 x + b1) + b2``, zero at the start.
+
+    Shapes: x ``(..., width)`` -> ``(..., width)``.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        bottleneck: int = BOTTLENECK,
+        activation: Activation = Activation.RELU,
+        init: AdapterInit = AdapterInit.ZERO,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.down = nn.Linear(width, bottleneck)
+        self.up = nn.Linear(bottleneck, width)
+        self._initialise(init, generator)
+
+    def _initialise(self, init: AdapterInit, generator: torch.Generator) -> None:
+        nn.init.normal_(self.down.weight, std=INIT_SD, generator=generator)
+        nn.init.zeros_(self.down.bias)
+        nn.init.zeros_(self.up.bias)
+        if init is AdapterInit.ZERO:
+            nn.init.zeros_(self.up.weight)
+        else:
+            nn.init.normal_(self.up.weight, std=INIT_SD, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.down(x)
+        if self.activation is Activation.RELU:
+            inner = F.relu(inner)
+        elif self.activation is Activation.GELU:
+            inner = F.gelu(inner)
+        update: Tensor = self.up(inner)
+        return update
+
+
+def place(
+    sublayer_out: Tensor,
+    sublayer_in: Tensor,
+    adapter: nn.Module,
+    parallel: Tensor,
+    *,
+    reduce: ParallelReduce = ParallelReduce.MEAN,
+    residual: bool = True,
+) -> Tensor:
+    """Serial where ``parallel`` is 0, parallel where it is 1, without branching.
+
+    Serial is ``SA + B(SA)``, parallel ``(SA + h + B(h)) / 2`` with ``h`` the sublayer's input (DARec sec. 2.3.3).
+    ``reduce="sum", residual=False`` is the parallel adapter of He et al. 2022, ``SA + B(h)``.
+
+    Shapes: sublayer_out, sublayer_in ``(batch, tokens, width)``, parallel ``()`` -> ``(batch, tokens, width)``.
+    """
+    update = adapter(torch.lerp(sublayer_out, sublayer_in, parallel))
+    beside = sublayer_out + update
+    if residual:
+        beside = beside + sublayer_in
+    if reduce is ParallelReduce.MEAN:
+        beside = beside / 2
+    return torch.lerp(sublayer_out + update, beside, parallel)
+
+
+class MaskRouter(nn.Module):
+    """Composes the causal and the context branch by token: ``beta = softmax([q; p] W + b)`` (DARec sec. 2.3.3, Router).
+
+    Starts at one half each. Shapes: q, p ``(batch, tokens, width)`` -> ``(batch, tokens, width)``.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(2 * width, 2)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def weights(self, q: Tensor, p: Tensor) -> Tensor:
+        """Shape ``(batch, tokens, 2)``: non-negative, summing to one over the branches."""
+        return torch.softmax(self.gate(torch.cat([q, p], dim=-1)), dim=-1)
+
+    def forward(self, q: Tensor, p: Tensor) -> Tensor:
+        beta = self.weights(q, p)
+        return beta[..., :1] * q + beta[..., 1:] * p

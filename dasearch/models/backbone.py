@@ -1,0 +1,324 @@
+"""Frozen Hugging Face decoders, taken apart just far enough to run one attention under two masks.
+
+A block projects queries, keys and values once; DARec attends with them under the causal and under the context mask
+(Liu et al. 2024, sec. 2.3.3 and app. C). The frozen modules themselves do all the arithmetic but the attention product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from dasearch.errors import BackboneError
+
+
+class AttentionScale(StrEnum):
+    HEAD = "head"  # 1 / sqrt(d_h), what the frozen weights were trained with
+    MODEL = "model"  # 1 / sqrt(d_LLM), as the paper prints
+
+
+class MaskMode(StrEnum):
+    ADDITIVE = "additive"  # minus infinity before the softmax
+    POST_SOFTMAX = "post_softmax"  # as the paper prints: the future leaks through the normaliser; for study only
+
+
+class Projected(NamedTuple):
+    """Queries, keys and values, each ``(batch, heads, tokens, head width)``."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+
+    def with_key(self, extra: Projected) -> Projected:
+        """One more key and value in front; the queries stay."""
+        keys = torch.cat([extra.keys, self.keys], dim=2)
+        return Projected(self.queries, keys, torch.cat([extra.values, self.values], dim=2))
+
+
+def attend(projected: Projected, mask: Tensor, mode: MaskMode = MaskMode.ADDITIVE) -> Tensor:
+    """Scaled queries against keys under a boolean mask (True: may look).
+
+    Shapes: mask ``(batch, queries, keys)`` -> ``(batch, queries, heads * head width)``.
+    """
+    queries, keys, values = projected
+    if mode is MaskMode.ADDITIVE:
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask[:, None], scale=1.0)
+    else:
+        out = (torch.softmax(queries @ keys.transpose(-1, -2), dim=-1) * mask[:, None]) @ values
+    return out.transpose(1, 2).flatten(2)
+
+
+class DecoderBlock(nn.Module):
+    """One frozen pre-norm layer. Subclasses name the parts of their family."""
+
+    def __init__(self, layer: nn.Module, config: PretrainedConfig, scale: AttentionScale) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads = int(config.num_attention_heads)
+        self.head_width = int(getattr(config, "head_dim", None) or config.hidden_size // self.heads)
+        self.scale = 1 / math.sqrt(self.head_width if scale is AttentionScale.HEAD else config.hidden_size)
+
+    def norm1(self, hidden: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def norm2(self, hidden: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def ffn(self, hidden: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def output(self, attended: Tensor) -> Tensor:
+        """The attention's output projection."""
+        raise NotImplementedError
+
+    def project(self, normed: Tensor, positions: Positions | None) -> Projected:
+        """Shapes: normed ``(batch, tokens, width)``; ``positions`` None: no position (the collaborative key)."""
+        raise NotImplementedError
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        return projected.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+
+
+class Positions(NamedTuple):
+    """Cosine and sine of the rotary embedding, ``(batch, tokens, head width)``; None where positions were added."""
+
+    cos: Tensor | None
+    sin: Tensor | None
+
+
+class OPTBlock(DecoderBlock):
+    """Zhang et al. 2022 (OPT): learned positions, layer norm before each sublayer."""
+
+    def norm1(self, hidden: Tensor) -> Tensor:
+        return self.layer.self_attn_layer_norm(hidden)  # type: ignore[no-any-return]
+
+    def norm2(self, hidden: Tensor) -> Tensor:
+        return self.layer.final_layer_norm(hidden)  # type: ignore[no-any-return]
+
+    def ffn(self, hidden: Tensor) -> Tensor:
+        return self.layer.fc2(self.layer.activation_fn(self.layer.fc1(hidden)))  # type: ignore[no-any-return]
+
+    def output(self, attended: Tensor) -> Tensor:
+        return self.layer.self_attn.out_proj(attended)  # type: ignore[no-any-return]
+
+    def project(self, normed: Tensor, positions: Positions | None) -> Projected:
+        attention = self.layer.self_attn
+        return Projected(
+            self._heads(attention.q_proj(normed) * self.scale),
+            self._heads(attention.k_proj(normed)),
+            self._heads(attention.v_proj(normed)),
+        )
+
+
+class LlamaBlock(DecoderBlock):
+    """Touvron et al. 2023 (Llama) and its relatives: rotary positions, RMS norm, grouped keys and values."""
+
+    def norm1(self, hidden: Tensor) -> Tensor:
+        return self.layer.input_layernorm(hidden)  # type: ignore[no-any-return]
+
+    def norm2(self, hidden: Tensor) -> Tensor:
+        return self.layer.post_attention_layernorm(hidden)  # type: ignore[no-any-return]
+
+    def ffn(self, hidden: Tensor) -> Tensor:
+        return self.layer.mlp(hidden)  # type: ignore[no-any-return]
+
+    def output(self, attended: Tensor) -> Tensor:
+        return self.layer.self_attn.o_proj(attended)  # type: ignore[no-any-return]
+
+    def project(self, normed: Tensor, positions: Positions | None) -> Projected:
+        attention = self.layer.self_attn
+        queries, keys = self._heads(attention.q_proj(normed)), self._heads(attention.k_proj(normed))
+        if positions is not None:
+            queries, keys = apply_rotary_pos_emb(queries, keys, positions.cos, positions.sin)
+        values = self._heads(attention.v_proj(normed))
+        shared = self.heads // keys.shape[1]
+        if shared > 1:
+            keys, values = keys.repeat_interleave(shared, dim=1), values.repeat_interleave(shared, dim=1)
+        return Projected(queries * self.scale, keys, values)
+
+
+class FrozenBackbone(nn.Module):
+    """A Hugging Face decoder whose parameters never change, as a list of `DecoderBlock`.
+
+    Raises:
+        BackboneError: for a family without an entry in ``FAMILIES``, or one that norms after its sublayers.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, name: str = "", scale: AttentionScale = AttentionScale.HEAD) -> None:
+        super().__init__()
+        family = FAMILIES.get(model.config.model_type)
+        if family is None:
+            raise BackboneError(
+                f"{name or 'the backbone'} is of family {model.config.model_type!r}, which DARec cannot wrap; "
+                f"choose a decoder of one of {', '.join(FAMILIES)}"
+            )
+        self.name = name
+        self.model = model.eval().requires_grad_(False)
+        self.config = model.config
+        self.width = int(model.config.hidden_size)
+        self.vocabulary = int(model.config.vocab_size)
+        self.max_tokens = int(model.config.max_position_embeddings)
+        self._parts = family(model)
+        self.blocks = nn.ModuleList(self._parts.block(layer, model.config, scale) for layer in self._parts.layers)
+
+    def train(self, mode: bool = True) -> FrozenBackbone:
+        """Stays in evaluation mode: a frozen model has no dropout."""
+        return super().train(False)
+
+    def embed(self, tokens: Tensor, extra_rows: Tensor) -> Tensor:
+        """Token embeddings, where ids from ``vocabulary`` on take the rows of ``extra_rows`` ``(k, width)``.
+
+        Shapes: tokens ``(batch, m)`` -> ``(batch, m, width)``.
+        """
+        special = tokens >= self.vocabulary
+        frozen = self._parts.tokens(tokens.masked_fill(special, 0))
+        added = F.embedding((tokens - self.vocabulary).clamp(min=0), extra_rows)
+        return torch.where(special[..., None], added.to(frozen.dtype), frozen)
+
+    def start(self, embedded: Tensor) -> tuple[Tensor, Positions]:
+        """Hidden states below the first block, and the positions every block reads."""
+        places = torch.arange(embedded.shape[1], device=embedded.device).expand(embedded.shape[:2])
+        return self._parts.start(embedded, places)
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        norm: Tensor = self._parts.final_norm(hidden)
+        return norm
+
+    def plain_block(self, block: DecoderBlock, hidden: Tensor, positions: Positions, mask: Tensor) -> Tensor:
+        """The frozen layer as it was trained; mask ``(batch, m, m)``."""
+        attended = attend(block.project(block.norm1(hidden), positions), mask)
+        hidden = hidden + block.output(attended)
+        return hidden + block.ffn(block.norm2(hidden))
+
+    def hidden_states(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Last hidden states of the plain model, ``(batch, m, width)``."""
+        hidden, positions = self.start(self._parts.tokens(tokens))
+        for block in self.blocks:
+            hidden = self.plain_block(block, hidden, positions, mask)  # type: ignore[arg-type]
+        return self.final_norm(hidden)
+
+
+class _Parts(NamedTuple):
+    """Where a family keeps what lies outside its layers."""
+
+    layers: nn.ModuleList
+    block: type[DecoderBlock]
+    tokens: Callable[[Tensor], Tensor]
+    start: Callable[[Tensor, Tensor], tuple[Tensor, Positions]]
+    final_norm: Callable[[Tensor], Tensor]
+
+
+def _opt(model: PreTrainedModel) -> _Parts:
+    decoder = model.decoder
+    if not model.config.do_layer_norm_before or decoder.project_in is not None:
+        raise BackboneError(
+            "this OPT model norms after its sublayers (as opt-350m does); choose a pre-norm one such as facebook/opt-125m"
+        )
+
+    def start(embedded: Tensor, places: Tensor) -> tuple[Tensor, Positions]:
+        return embedded + decoder.embed_positions(None, position_ids=places), Positions(None, None)
+
+    final_norm = decoder.final_layer_norm or nn.Identity()
+    return _Parts(decoder.layers, OPTBlock, decoder.embed_tokens, start, final_norm)
+
+
+def _llama(model: PreTrainedModel) -> _Parts:
+    def start(embedded: Tensor, places: Tensor) -> tuple[Tensor, Positions]:
+        return embedded, Positions(*model.rotary_emb(embedded, places))
+
+    return _Parts(model.layers, LlamaBlock, model.embed_tokens, start, model.norm)
+
+
+FAMILIES: dict[str, Callable[[PreTrainedModel], _Parts]] = {
+    "opt": _opt,
+    "llama": _llama,
+    "mistral": _llama,
+    "qwen2": _llama,
+}
+
+
+def load_pretrained(
+    name: str, *, layers: int | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer from a local folder or, by its name, from the Hugging Face hub.
+
+    ``layers`` keeps the first so many layers.
+
+    Raises:
+        BackboneError: if it can be neither found nor downloaded, or has fewer layers.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModel.from_pretrained(name, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreachable(name, error) from None
+    return keep_layers(model, layers), tokenizer
+
+
+def pretrained_layers(name: str, *, layers: int | None = None) -> int:
+    """Number of layers of a saved or hub model, without loading its weights.
+
+    Raises:
+        BackboneError: as `load_pretrained`.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreachable(name, error) from None
+    if config.model_type not in FAMILIES:
+        raise BackboneError(
+            f"{name} is of family {config.model_type!r}, which DARec cannot wrap; "
+            f"choose a decoder of one of {', '.join(FAMILIES)}"
+        )
+    have = int(config.num_hidden_layers)
+    if layers is not None and layers > have:
+        raise BackboneError(f"backbone.layers is {layers} and the backbone has {have}; choose 1 to {have}")
+    return layers or have
+
+
+def keep_layers(model: PreTrainedModel, layers: int | None) -> PreTrainedModel:
+    """The model with only its first ``layers`` layers (all, where None)."""
+    have = int(model.config.num_hidden_layers)
+    if layers is None or layers == have:
+        return model
+    if not 1 <= layers < have:
+        raise BackboneError(f"backbone.layers is {layers} and the backbone has {have}; choose 1 to {have}")
+    holder: Any = model.decoder if model.config.model_type == "opt" else model
+    holder.layers = holder.layers[:layers]
+    model.config.num_hidden_layers = layers
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = model.config.layer_types[:layers]
+    return model
+
+
+def _unreachable(name: str, error: Exception) -> BackboneError:
+    kind = (
+        "cannot be read as a Hugging Face model"
+        if Path(name).is_dir()
+        else "is neither a folder nor could be downloaded"
+    )
+    return BackboneError(
+        f"the backbone {name!r} {kind} ({_first_line(error)}); "
+        "use tiny-opt, the folder of a saved model, or a hub name while online"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__

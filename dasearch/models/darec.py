@@ -1,0 +1,387 @@
+"""DARec: a frozen language model with two relation adapters, a router and a recommendation adapter in each layer.
+
+Liu et al. 2024, "Beyond Inter-Item Relations", https://arxiv.org/abs/2408.07427.
+Differs from the paper: frozen FFN, norms and residuals of the block stay; masks act before the softmax; two new token
+rows are trained; readings of SPEC 1 where the text is silent. Each such reading is a field of `DARecSettings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dasearch.data import Rows
+from dasearch.layout import Layout, replaced_layers
+from dasearch.models.adapters import Activation, AdapterInit, BottleneckAdapter, MaskRouter, ParallelReduce, place
+from dasearch.models.backbone import AttentionScale, DecoderBlock, FrozenBackbone, MaskMode, Positions, attend
+from dasearch.models.collaborative import CF_WIDTH, MatrixFactorization, NCFEmbedding, NeuralCollaborativeFiltering
+from dasearch.models.masks import causal_mask, context_mask
+
+SITES = ("causal", "context", "recommendation")
+SPECIAL_TOKENS = 2  # [SEQ] and [ALIGN], the ids after the backbone's vocabulary
+INIT_SD = 0.02  # of the new token rows and the head: OPT's own
+
+
+class Variation(StrEnum):
+    """The paper's own variations (sec. 3.1.3, 3.3 and fig. 6)."""
+
+    DAREC = "darec"
+    SERIAL = "variation-2"  # DARec with every adapter serial
+    BASE = "darec-base"  # variation 1: one causal attention, serial adapters after attention and FFN, no CF
+    LLMREC = "llmrec"  # the frozen model and a trained head, L_seq alone
+    BOTH_CAUSAL = "both-causal"  # both branches under the causal mask
+
+
+class CollaborativeKind(StrEnum):
+    NCF = "ncf"
+    MF = "mf"
+
+
+class CFMode(StrEnum):
+    JOINT = "joint"
+    FROZEN = "frozen"
+
+
+class CollabProjection(StrEnum):
+    SHARED = "shared"
+    PER_LAYER = "per_layer"
+
+
+class RecommendationSite(StrEnum):
+    FFN = "ffn"
+    ROUTER_OUTPUT = "router_output"
+
+
+class HeadBias(StrEnum):
+    LOG_FREQUENCY = "log-frequency"
+    ZERO = "zero"
+
+
+class HeadRows(StrEnum):
+    TEXT = "text"
+    NORMAL = "normal"
+    ZERO = "zero"
+
+
+class DARecSettings(BaseModel):
+    """Every reading of the paper that a study can choose."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    variation: Variation = Field(Variation.DAREC, description="darec, or one of the paper's own variations of it")
+    bottleneck: int = Field(64, ge=1, description="width between an adapter's two projections (fig. 8)")
+    activation: Activation = Field(Activation.RELU, description="between them; none is the printed form")
+    adapter_init: AdapterInit = Field(
+        AdapterInit.ZERO, description="of the up-projection: no update at first, or sd 0.01"
+    )
+    parallel_reduce: ParallelReduce = Field(
+        ParallelReduce.MEAN, description="how a parallel adapter joins its sublayer"
+    )
+    parallel_residual: bool = Field(True, description="whether a parallel adapter adds its own input")
+    rec_adapter_site: RecommendationSite = Field(RecommendationSite.FFN, description="what the third adapter wraps")
+    mask_mode: MaskMode = Field(
+        MaskMode.ADDITIVE, description="masks before the softmax; post_softmax leaks the future"
+    )
+    attn_scale: AttentionScale = Field(AttentionScale.HEAD, description="attention scale; model is the printed form")
+    collaborative: CollaborativeKind = Field(CollaborativeKind.NCF, description="CF model: ncf or mf")
+    ncf_embedding: NCFEmbedding = Field(NCFEmbedding.SHARED, description="one table for both NCF paths, or two")
+    cf_width: int = Field(CF_WIDTH, ge=2, description="width of CF vectors")
+    cf_mode: CFMode = Field(CFMode.JOINT, description="train CF with the model, or keep it as pre-trained (fig. 14)")
+    collab_proj: CollabProjection = Field(
+        CollabProjection.SHARED, description="one projection to the LLM, or one a layer"
+    )
+    collab_in_align: bool = Field(True, description="inject the item's CF vector into its own alignment row")
+    collab_stop_grad: bool = Field(False, description="keep L_seq and L_align from changing the CF vectors")
+    prompt_group: bool = Field(True, description="an alignment row is one segment; else its prompt is another")
+    head_bias: HeadBias = Field(HeadBias.LOG_FREQUENCY, description="start of the item head's bias")
+    head_rows: HeadRows = Field(HeadRows.TEXT, description="start of its rows: frozen text vectors, normal, or zero")
+
+    @property
+    def searchable(self) -> bool:
+        """Whether a layout changes anything."""
+        return self.variation in (Variation.DAREC, Variation.BOTH_CAUSAL)
+
+    @property
+    def uses_collaborative(self) -> bool:
+        return self.variation not in (Variation.BASE, Variation.LLMREC)
+
+
+class AdaptedLayer(Protocol):
+    """What a recommender asks of any of its layers."""
+
+    def __call__(self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None) -> Tensor: ...
+
+
+class LayerInputs:
+    """What all layers of one forward share: positions and masks, built once."""
+
+    def __init__(
+        self, positions: Positions, segments: Tensor, injected: Tensor | None, settings: DARecSettings
+    ) -> None:
+        self.positions = positions
+        self.causal = causal_mask(segments)
+        both_causal = settings.variation is Variation.BOTH_CAUSAL
+        self.context = self._causal_with_key(injected) if both_causal else context_mask(segments, injected)
+
+    def _causal_with_key(self, injected: Tensor | None) -> Tensor:
+        key = torch.ones_like(self.causal[:, :, :1]) if injected is None else injected[:, None, None]
+        return torch.cat([key.expand_as(self.causal[:, :, :1]), self.causal[:, :, 1:]], dim=2)
+
+    @property
+    def tokens_only(self) -> Tensor:
+        """The causal mask without the collaborative key's column, ``(batch, m, m)``."""
+        return self.causal[:, :, 1:]
+
+
+class PlainLayer(nn.Module):
+    """The frozen layer as it is: below the first adapted one, between them for r > 1, everywhere in LLMRec."""
+
+    def __init__(self, block: DecoderBlock, settings: DARecSettings) -> None:
+        super().__init__()
+        self.block = block
+        self.settings = settings
+
+    def forward(self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None) -> Tensor:
+        attended = attend(self.block.project(self.block.norm1(hidden), inputs.positions), inputs.tokens_only)
+        hidden = hidden + self.block.output(attended)
+        return hidden + self.block.ffn(self.block.norm2(hidden))
+
+
+class BaseLayer(nn.Module):
+    """DARec_base (sec. 2.2.5, fig. 1): a serial adapter after attention and one after the FFN, before the residuals."""
+
+    def __init__(self, block: DecoderBlock, settings: DARecSettings, width: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.block = block
+        self.settings = settings
+        self.attention_adapter = _adapter(width, settings, generator)
+        self.recommendation_adapter = _adapter(width, settings, generator)
+
+    def forward(self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None) -> Tensor:
+        projected = self.block.project(self.block.norm1(hidden), inputs.positions)
+        attention = self.block.output(attend(projected, inputs.tokens_only, self.settings.mask_mode))
+        hidden = hidden + attention + self.attention_adapter(attention)
+        out = self.block.ffn(self.block.norm2(hidden))
+        return hidden + out + self.recommendation_adapter(out)
+
+
+class DALayer(nn.Module):
+    """Dynamically adapted layer (sec. 2.3.3, fig. 4).
+
+    Shapes: hidden ``(batch, m, width)``, layout ``(3,)`` of 0 (serial) and 1 (parallel), collaborative ``(batch, width)``.
+    """
+
+    def __init__(self, block: DecoderBlock, settings: DARecSettings, width: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.block = block
+        self.settings = settings
+        self.causal_adapter = _adapter(width, settings, generator)
+        self.context_adapter = _adapter(width, settings, generator)
+        self.recommendation_adapter = _adapter(width, settings, generator)
+        self.router = MaskRouter(width)
+
+    def forward(self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None) -> Tensor:
+        normed = self.block.norm1(hidden)
+        causal, context = self._branches(normed, inputs, collaborative)
+        q = self._place(causal, normed, self.causal_adapter, layout[0])
+        p = self._place(context, normed, self.context_adapter, layout[1])
+        routed = self.router(q, p)
+        if self.settings.rec_adapter_site is RecommendationSite.ROUTER_OUTPUT:
+            routed = self._place(routed, normed, self.recommendation_adapter, layout[2])
+        hidden = hidden + routed
+        normed = self.block.norm2(hidden)
+        out = self.block.ffn(normed)
+        if self.settings.rec_adapter_site is RecommendationSite.FFN:
+            out = self._place(out, normed, self.recommendation_adapter, layout[2])
+        return hidden + out
+
+    def _branches(self, normed: Tensor, inputs: LayerInputs, collaborative: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Attention under both masks, from one projection of queries, keys and values."""
+        projected = self.block.project(normed, inputs.positions)
+        mode = self.settings.mask_mode
+        causal = attend(projected, inputs.tokens_only, mode)
+        if collaborative is None:
+            context = attend(projected, inputs.context[:, :, 1:], mode)
+        else:
+            key = self.block.project(self.block.norm1(collaborative[:, None]), None)
+            context = attend(projected.with_key(key), inputs.context, mode)
+        return self.block.output(causal), self.block.output(context)
+
+    def _place(self, out: Tensor, seen: Tensor, adapter: nn.Module, parallel: Tensor) -> Tensor:
+        reduce, residual = self.settings.parallel_reduce, self.settings.parallel_residual
+        return place(out, seen, adapter, parallel, reduce=reduce, residual=residual)
+
+
+def _adapter(width: int, settings: DARecSettings, generator: torch.Generator) -> BottleneckAdapter:
+    return BottleneckAdapter(
+        width,
+        bottleneck=settings.bottleneck,
+        activation=settings.activation,
+        init=settings.adapter_init,
+        generator=generator,
+    )
+
+
+class DARec(nn.Module):
+    """The recommender: rows of item sentences in, hidden states and item scores out; the layout is an argument.
+
+    Args:
+        backbone: the frozen decoder, shared by every recommender of a study.
+        n_users, n_items: sizes of the CF tables and the item head.
+        replace_every: replacement frequency r (fig. 10).
+        generator: draws every initial weight.
+    """
+
+    def __init__(
+        self,
+        backbone: FrozenBackbone,
+        settings: DARecSettings,
+        *,
+        n_users: int,
+        n_items: int,
+        replace_every: int = 1,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.settings = settings
+        self.n_items = n_items
+        self.replaced = replaced_layers(len(backbone.blocks), replace_every)
+        width = backbone.width
+        self.special = nn.Parameter(torch.empty(SPECIAL_TOKENS, width).normal_(std=INIT_SD, generator=generator))
+        self.layers = nn.ModuleList(
+            self._layer(index, block, generator)
+            for index, block in enumerate(backbone.blocks)  # type: ignore[arg-type]
+        )
+        self.head = nn.Linear(width, n_items)
+        nn.init.normal_(self.head.weight, std=INIT_SD, generator=generator)
+        nn.init.zeros_(self.head.bias)
+        self.cf = self._collaborative(n_users, n_items, generator) if settings.uses_collaborative else None
+        if self.cf is not None:
+            copies = len(self.replaced) if settings.collab_proj is CollabProjection.PER_LAYER else 1
+            self.user_projection = _projections(copies, self.cf.width, width, generator)
+            self.item_projection = _projections(copies, self.cf.width, width, generator)
+
+    def _layer(self, index: int, block: DecoderBlock, generator: torch.Generator) -> nn.Module:
+        if index not in self.replaced or self.settings.variation is Variation.LLMREC:
+            return PlainLayer(block, self.settings)
+        kind = BaseLayer if self.settings.variation is Variation.BASE else DALayer
+        return kind(block, self.settings, self.backbone.width, generator)
+
+    def _collaborative(
+        self, n_users: int, n_items: int, generator: torch.Generator
+    ) -> MatrixFactorization | NeuralCollaborativeFiltering:
+        cf = build_collaborative(self.settings, n_users, n_items, generator)
+        return cf.requires_grad_(self.settings.cf_mode is CFMode.JOINT)
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Adapters, routers, head, two token rows and, unless frozen, CF with its projections; a name each."""
+        return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+
+    def hidden(self, rows: Rows, layout: Tensor, collaborative: Tensor | None = None) -> Tensor:
+        """Last hidden states after the final norm.
+
+        Shapes: rows of m tokens, layout ``(adapted layers, 3)``, collaborative ``(adapted layers or 1, batch, width)``
+        (None: nothing is injected) -> ``(batch, m, width)``.
+        """
+        hidden, positions = self.backbone.start(self.backbone.embed(rows.tokens, self.special))
+        inputs = LayerInputs(positions, rows.segments, None, self.settings)
+        adapted = 0
+        for index, layer in enumerate(self.layers):
+            if index not in self.replaced:
+                hidden = layer(hidden, inputs, layout[0], None)
+                continue
+            vectors = None if collaborative is None else collaborative[min(adapted, len(collaborative) - 1)]
+            hidden = layer(hidden, inputs, layout[adapted], vectors)
+            adapted += 1
+        return self.backbone.final_norm(hidden)
+
+    def user_keys(self, users: Tensor) -> Tensor | None:
+        """The collaborative key of sequence rows: ``(projections, batch, width)``."""
+        return None if self.cf is None else self.project_users(self.cf.user_vectors(users))
+
+    def project_users(self, vectors: Tensor) -> Tensor:
+        """The collaborative key for CF user vectors ``(batch, cf width)``: ``(projections, batch, width)``."""
+        return self._project(vectors, self.user_projection)
+
+    def item_keys(self, items: Tensor) -> Tensor | None:
+        """The collaborative key of alignment rows, unless ``collab_in_align`` is off."""
+        if self.cf is None or not self.settings.collab_in_align:
+            return None
+        return self._project(self.cf.item_vectors(items), self.item_projection)
+
+    def _project(self, vectors: Tensor, projections: nn.ModuleList) -> Tensor:
+        if self.settings.collab_stop_grad:
+            vectors = vectors.detach()
+        return torch.stack([projection(vectors) for projection in projections])
+
+    def sequence_hidden(self, rows: Rows, users: Tensor, ends: Tensor, layout: Tensor) -> Tensor:
+        """Hidden states of the ``[SEQ]`` tokens; ends ``(batch, n)`` -> ``(batch, n, width)``."""
+        return gather_tokens(self.hidden(rows, layout, self.user_keys(users)), ends)
+
+    def alignment_hidden(self, rows: Rows, items: Tensor, ends: Tensor, layout: Tensor) -> Tensor:
+        """Hidden states of the ``[ALIGN]`` tokens; ends ``(k,)`` -> ``(k, width)``."""
+        return gather_tokens(self.hidden(rows, layout, self.item_keys(items)), ends[:, None]).squeeze(1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Item scores ``(..., items)`` of hidden states ``(..., width)``; one head serves both tasks."""
+        scores: Tensor = self.head(hidden)
+        return scores
+
+    def layout_tensor(self, layout: Layout) -> Tensor:
+        """The layout as ``forward`` reads it, on the model's device."""
+        layout.require(len(self.replaced), len(SITES))
+        return layout.tensor(device=self.head.weight.device)
+
+    @torch.no_grad()
+    def start_head(self, item_counts: Tensor, text_vectors: Tensor) -> None:
+        """Start the head where ``head_bias`` and ``head_rows`` say.
+
+        Shapes: item_counts ``(items,)`` of training events, text_vectors ``(items, width)`` of the frozen model.
+        """
+        if self.settings.head_bias is HeadBias.LOG_FREQUENCY:
+            frequency = (item_counts + 1.0) / (item_counts + 1.0).sum()  # +1: unseen items stay finite
+            self.head.bias.copy_(frequency.log())
+        if self.settings.head_rows is HeadRows.ZERO:
+            self.head.weight.zero_()
+        elif self.settings.head_rows is HeadRows.TEXT:
+            centred = text_vectors - text_vectors.mean(0)
+            scale = INIT_SD / centred.std().clamp(
+                min=1e-6
+            )  # as large as the normal start, so that only directions differ
+            self.head.weight.copy_(centred * scale)
+
+
+def build_collaborative(
+    settings: DARecSettings, n_users: int, n_items: int, generator: torch.Generator
+) -> MatrixFactorization | NeuralCollaborativeFiltering:
+    """The CF model that the settings name, untrained."""
+    if settings.collaborative is CollaborativeKind.MF:
+        return MatrixFactorization(n_users, n_items, width=settings.cf_width, generator=generator)
+    return NeuralCollaborativeFiltering(
+        n_users, n_items, width=settings.cf_width, embedding=settings.ncf_embedding, generator=generator
+    )
+
+
+def gather_tokens(hidden: Tensor, positions: Tensor) -> Tensor:
+    """Shapes: hidden ``(batch, m, width)``, positions ``(batch, n)`` -> ``(batch, n, width)``.
+
+    A lookup in one flat table, whose backward adds in a fixed order (bit-for-bit on CPU).
+    """
+    batch, m, width = hidden.shape
+    rows = torch.arange(batch, device=hidden.device)[:, None] * m
+    return F.embedding(positions + rows, hidden.reshape(batch * m, width))
+
+
+def _projections(copies: int, inputs: int, outputs: int, generator: torch.Generator) -> nn.ModuleList:
+    projections = nn.ModuleList(nn.Linear(inputs, outputs) for _ in range(copies))
+    for projection in projections:
+        nn.init.xavier_uniform_(projection.weight, generator=generator)  # type: ignore[arg-type]
+        nn.init.zeros_(projection.bias)  # type: ignore[arg-type]
+    return projections

@@ -1,0 +1,41 @@
+"""The two attention masks of a dynamically adapted layer, with the collaborative key in column 0.
+
+Liu et al. 2024 (DARec), sec. 2.3.1 and fig. 3. Differs from the paper as printed, which lets a query see the tokens
+after it and forgets that the collaborative key shifts the columns by one: here a query sees tokens up to itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PAD_SEGMENT = -1
+
+
+def context_mask(segments: Tensor, collaborative: Tensor | None = None) -> Tensor:
+    """True where a query may look: in both directions inside its own item, and at the collaborative key.
+
+    Shapes: segments ``(batch, m)`` with -1 for padding; collaborative ``(batch,)`` bool, False for rows whose
+    collaborative key is switched off -> ``(batch, m, m + 1)``. A padded query sees itself alone.
+    """
+    real = segments != PAD_SEGMENT
+    same = (segments[:, :, None] == segments[:, None, :]) & real[:, None, :]
+    injected = real if collaborative is None else real & collaborative[:, None]
+    return torch.cat([injected[:, :, None], _self_for_padding(same, real)], dim=2)
+
+
+def causal_mask(segments: Tensor) -> Tensor:
+    """True where a query may look: at real tokens up to itself, never at the collaborative key.
+
+    Shapes: segments ``(batch, m)`` -> ``(batch, m, m + 1)``. A padded query sees itself alone.
+    """
+    m = segments.shape[1]
+    real = segments != PAD_SEGMENT
+    before = torch.ones(m, m, dtype=torch.bool, device=segments.device).tril()
+    allowed = _self_for_padding(before & real[:, None, :], real)
+    return torch.cat([torch.zeros_like(real)[:, :, None], allowed], dim=2)
+
+
+def _self_for_padding(allowed: Tensor, real: Tensor) -> Tensor:
+    own = torch.eye(allowed.shape[1], dtype=torch.bool, device=allowed.device)
+    return (allowed & real[:, :, None]) | (own & ~real[:, :, None])

@@ -1,0 +1,185 @@
+"""``tiny-opt``: an OPT model small enough for a laptop, trained on the catalogue's own text.
+
+Without any pre-trained weights at hand it gives the quickstart a language model that has read the catalogue. Its training
+rows repeat sentences of a small pool, so that using the context pays, as it does in the text real models are trained on.
+It reads item texts only, never an interaction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import OPTConfig, OPTForCausalLM, OPTModel, PreTrainedModel, PreTrainedTokenizerFast
+
+PAD, START, UNKNOWN = "<pad>", "</s>", "<unk>"  # OPT opens every row with </s>
+RECIPE_VERSION = 1  # part of the cache key: raise it when the training below changes
+Progress = Callable[[int, int, float], None]  # step, steps, loss
+
+
+@dataclass(frozen=True)
+class TinyOPTSettings:
+    """Sizes and training of ``tiny-opt``; all of it is part of the cache key."""
+
+    layers: int = 4
+    width: int = 64
+    heads: int = 4
+    ffn: int = 256
+    vocabulary: int = 2000
+    max_tokens: int = 1024
+    steps: int = 400
+    batch_size: int = 16
+    row_tokens: int = 192
+    pool: int = 8  # different sentences a row draws from
+    lr: float = 3e-3
+    seed: int = 0
+
+
+def tiny_opt(
+    sentences: Sequence[str],
+    settings: TinyOPTSettings,
+    *,
+    cache: Path,
+    prompt: str = "",
+    progress: Progress | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The cached model for these sentences and settings, trained first where there is none.
+
+    Args:
+        sentences: the catalogue's item sentences.
+        cache: folder that holds a sub-folder per content hash.
+        prompt: further text the tokenizer must know.
+        progress: called after each training step.
+    """
+    folder = cache / content_hash(sentences, settings, prompt)
+    if not (folder / "config.json").is_file():
+        _train_into(folder, sentences, settings, prompt, progress)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    return OPTModel.from_pretrained(folder, use_safetensors=True), tokenizer
+
+
+def untrained_tiny_opt(
+    sentences: Sequence[str], settings: TinyOPTSettings, *, prompt: str = ""
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The same model with random weights: for counting parameters and estimating time, without touching the cache."""
+    tokenizer = train_tokenizer(sentences, settings.vocabulary, prompt)
+    return OPTModel(_config(len(tokenizer), settings)), tokenizer
+
+
+def content_hash(sentences: Sequence[str], settings: TinyOPTSettings, prompt: str = "") -> str:
+    """24 hexadecimal digits over the text, the settings and the recipe's version."""
+    content = json.dumps([RECIPE_VERSION, asdict(settings), prompt, list(sentences)], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:24]
+
+
+def default_cache() -> Path:
+    """``$DASEARCH_CACHE``, else ``dasearch`` in the user's cache folder."""
+    named = os.environ.get("DASEARCH_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dasearch"
+
+
+def train_tokenizer(sentences: Sequence[str], vocabulary: int, prompt: str = "") -> PreTrainedTokenizerFast:
+    """A byte-pair tokenizer of the catalogue; every byte is known, so no text is refused."""
+    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[PAD, START, UNKNOWN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*sentences, *([prompt] * 8)], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, bos_token=START, eos_token=START, unk_token=UNKNOWN
+    )
+
+
+def _train_into(
+    folder: Path, sentences: Sequence[str], settings: TinyOPTSettings, prompt: str, progress: Progress | None
+) -> None:
+    """Train beside the cache entry and rename, so that an interrupted training leaves none."""
+    tokenizer = train_tokenizer(sentences, settings.vocabulary, prompt)
+    encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in sentences]
+    model = _train_model(encoded, len(tokenizer), settings, progress)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    try:
+        model.model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        if folder.is_dir():  # another process was faster
+            return
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _train_model(
+    encoded: list[list[int]], vocabulary: int, settings: TinyOPTSettings, progress: Progress | None
+) -> OPTForCausalLM:
+    generator = torch.Generator().manual_seed(settings.seed)
+    model = OPTForCausalLM(_config(vocabulary, settings))
+    _initialise(model, generator)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=settings.steps, pct_start=0.1)
+    model.train()
+    for step in range(settings.steps):
+        rows = _rows(encoded, settings, generator)
+        loss = model(input_ids=rows, labels=rows, use_cache=False).loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if progress is not None:
+            progress(step + 1, settings.steps, loss.item())
+    return model.eval()
+
+
+def _config(vocabulary: int, settings: TinyOPTSettings) -> OPTConfig:
+    return OPTConfig(
+        vocab_size=vocabulary,
+        hidden_size=settings.width,
+        word_embed_proj_dim=settings.width,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        ffn_dim=settings.ffn,
+        max_position_embeddings=settings.max_tokens,
+        dropout=0.0,
+        attention_dropout=0.0,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=1,
+    )
+
+
+def _initialise(model: OPTForCausalLM, generator: torch.Generator) -> None:
+    """OPT's own initialisation (normal, sd 0.02; norms at one), from a passed generator."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.02, generator=generator)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+
+
+def _rows(encoded: list[list[int]], settings: TinyOPTSettings, generator: torch.Generator) -> Tensor:
+    """Shape ``(batch_size, row_tokens)``: each row strings sentences of a small pool together, with repeats."""
+    rows = []
+    for _ in range(settings.batch_size):
+        pool = torch.randint(len(encoded), (settings.pool,), generator=generator).tolist()
+        row = [1]
+        while len(row) < settings.row_tokens:
+            row.extend(encoded[pool[int(torch.randint(settings.pool, (), generator=generator))]])
+        rows.append(row[: settings.row_tokens])
+    return torch.tensor(rows)

@@ -1,0 +1,1 @@
+"""The orchestration of a study: store, objective, confirmation, final training."""

@@ -1,0 +1,101 @@
+"""Which layout really won: paired trainings with fresh seeds, against the controls.
+
+The best of 30 noisy scores is too good on average (the winner's curse), so neither the winner nor its gain is read off the
+search. The top few by posterior mean and the controls train again; differences are paired by seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy import stats
+
+from dasearch.bayes import Surrogate
+from dasearch.layout import Layout
+from dasearch.search.store import Confirmation
+from dasearch.search_space import SearchSpace
+from dasearch.training.metrics import Interval
+from dasearch.training.seeds import generator_for
+
+ALL_SERIAL, ALL_PARALLEL, RANDOM = "all-serial", "all-parallel", "random"
+CANDIDATE = "candidate"
+OBJECTIVE = "MRR"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A layout to be confirmed, and why."""
+
+    layout: Layout
+    role: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A confirmed layout: its mean score over seeds, and its gain over all-serial, with 95% t intervals."""
+
+    layout: Layout
+    role: str
+    score: Interval
+    gain: Interval | None  # None for all-serial itself
+    seeds: int
+
+
+def controls(space: SearchSpace, seed: int) -> list[Contender]:
+    """All serial, all parallel and a random layout of the space, as near as its fixed bits allow."""
+    n, sites = space.layers, len(space.sites)
+    wanted = {ALL_SERIAL: Layout.all_serial(n, sites), ALL_PARALLEL: Layout.all_parallel(n, sites)}
+    found = [Contender(space.nearest(layout), role) for role, layout in wanted.items()]
+    generator = generator_for(seed, "random control")
+    for _ in range(100):  # a tiny space may hold nothing else
+        drawn = space.nearest(Layout.random(n, sites, generator=generator))
+        if drawn not in [contender.layout for contender in found]:
+            return [*found, Contender(drawn, RANDOM)]
+    return found
+
+
+def contenders(space: SearchSpace, scores: Mapping[Layout, float], *, candidates: int, seed: int) -> list[Contender]:
+    """The best evaluated layouts by posterior mean, then the controls that are not among them."""
+    ordered = by_posterior_mean(scores)[:candidates]
+    roles = {contender.layout: contender.role for contender in controls(space, seed)}
+    best = [Contender(layout, roles.get(layout, CANDIDATE)) for layout in ordered]
+    return [*best, *(Contender(layout, role) for layout, role in roles.items() if layout not in ordered)]
+
+
+def by_posterior_mean(scores: Mapping[Layout, float]) -> list[Layout]:
+    """Evaluated layouts, the best posterior mean first: a neighbour's score counts too, luck less."""
+    layouts = list(scores)
+    bits = torch.tensor([layout.flat for layout in layouts], dtype=torch.float64)
+    values = torch.tensor([scores[layout] for layout in layouts], dtype=torch.float64)
+    means = Surrogate.fit(bits, values).posterior(bits).mean
+    return [layouts[i] for i in means.argsort(descending=True, stable=True).tolist()]
+
+
+def standings(confirmations: Iterable[Confirmation], baseline: Layout) -> list[Standing]:
+    """Every confirmed layout, best mean first; gains are paired with the baseline by seed."""
+    scores: dict[Layout, dict[int, float]] = {}
+    roles: dict[Layout, str] = {}
+    for confirmation in confirmations:
+        scores.setdefault(confirmation.layout, {})[confirmation.seed] = confirmation.metrics[OBJECTIVE]
+        roles[confirmation.layout] = confirmation.role
+    against = scores.get(baseline, {})
+    found = []
+    for layout, by_seed in scores.items():
+        shared = sorted(set(by_seed) & set(against))
+        gain = t_interval([by_seed[s] - against[s] for s in shared]) if layout != baseline and shared else None
+        found.append(Standing(layout, roles[layout], t_interval(list(by_seed.values())), gain, len(by_seed)))
+    return sorted(found, key=lambda standing: -standing.score.mean)
+
+
+def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
+    """Student's t interval of a mean; infinitely wide for a single value."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < 2:
+        return Interval(mean, -math.inf, math.inf)
+    sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * sd / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half)

@@ -1,0 +1,55 @@
+"""What a study would cost: counts of parameters and an estimate of time, without writing anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dasearch.data import LeaveOneOut
+from dasearch.layout import Layout
+from dasearch.search.study import Study, data_bo
+from dasearch.training.loop import train
+from dasearch.training.materials import build_catalogue, open_backbone, prepare
+from dasearch.training.seeds import generator_for
+
+SAMPLE_USERS = 96  # users of the timed epoch
+FINAL_TRAININGS = 4  # the winner and three controls
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Parameters and seconds of a study."""
+
+    layouts: int
+    trained_parameters: int
+    frozen_parameters: int
+    search_seconds: float
+    confirmation_seconds: float
+    final_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return self.search_seconds + self.confirmation_seconds + self.final_seconds
+
+
+def estimate(study: Study) -> Estimate:
+    """Time one epoch on a few users and scale it up; tiny-opt's own first training is not counted."""
+    settings = study.settings.model_copy(update={"cf": study.settings.cf.model_copy(update={"epochs": 0})})
+    space, dataset = study.space(), study.dataset()
+    development = LeaveOneOut(dataset).development
+    backbone, tokenizer = open_backbone(settings, dataset, trained=False)
+    share = min(1.0, SAMPLE_USERS / len(development.users))
+    sample = development.sample_users(share, generator_for("estimate"))
+    materials = prepare(settings, build_catalogue(settings, dataset, backbone, tokenizer), sample)
+    layout = space.nearest(Layout.all_serial(space.layers, len(space.sites)))
+    recipe = settings.trial.model_copy(update={"epochs": 2})
+    every = space.file.replace_every
+    trained = train(settings, materials, layout, recipe, replace_every=every)
+    pace = trained.progress.epochs[-1].seconds / len(sample.users)
+    search, subset = settings.search, len(data_bo(settings, development).users)
+    trial = pace * subset * settings.trial.epochs
+    final = pace * len(development.users) * settings.final.epochs
+    frozen = sum(parameter.numel() for parameter in backbone.model.parameters())
+    confirmations = (search.candidates + FINAL_TRAININGS - 1) * search.confirm_seeds
+    return Estimate(
+        space.size, trained.parameters, frozen, trial * search.budget, trial * confirmations, final * FINAL_TRAININGS
+    )

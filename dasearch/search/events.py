@@ -1,0 +1,53 @@
+"""What a running study tells whoever watches it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dasearch.layout import Layout
+from dasearch.training.loop import Epoch
+
+SEARCH, CONFIRMATION, FINAL, DONE = "search", "confirmation", "final", "done"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that begins: its phase, its place in it, and its layout."""
+
+    phase: str
+    index: int
+    total: int
+    layout: Layout
+    label: str
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A training that ended: its validation MRR, the best of its phase so far, and the seconds the study still needs."""
+
+    training: Training
+    score: float | None  # None where the training diverged
+    best: float | None
+    best_layout: Layout | None
+    seconds: float
+    seconds_left: float
+
+
+class Listener:
+    """Hears nothing; a terminal or a test overrides what it wants to hear."""
+
+    def says(self, text: str) -> None:
+        """A step of preparation begins."""
+
+    def language_model(self, step: int, steps: int, loss: float) -> None:
+        """A step of tiny-opt's own training."""
+
+    def started(self, training: Training) -> None:
+        """A training begins."""
+
+    def epoch(self, training: Training, epoch: Epoch) -> None:
+        """An epoch of it is over."""
+
+    def finished(self, finished: Finished) -> None:
+        """It is over."""

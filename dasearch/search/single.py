@@ -1,0 +1,108 @@
+"""One layout, without a search: trained on everyone and saved, or a saved one evaluated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dasearch.config import resolve_output
+from dasearch.data import Dataset, LeaveOneOut, load_dataset
+from dasearch.errors import ModelFolderError, StudyError
+from dasearch.layout import Layout, Metric
+from dasearch.search.confirmation import ALL_PARALLEL, ALL_SERIAL, OBJECTIVE
+from dasearch.search.events import FINAL, Finished, Listener, Training
+from dasearch.search.objective import TRIAL_SEED, Objective
+from dasearch.search.store import require_writable
+from dasearch.search.study import Study
+from dasearch.search_space import SearchSpace
+from dasearch.training.evaluation import final_ranks, validation_ranks
+from dasearch.training.loop import Trained
+from dasearch.training.materials import build_catalogue, open_backbone, prepare
+from dasearch.training.metrics import Metrics, summarise
+from dasearch.training.recommender import Recommender, save_recommender
+from dasearch.training.seeds import derive_seed
+
+BEST = "best"
+
+
+def named_layout(name: str, study: Study, space: SearchSpace) -> Layout:
+    """A layout by its letters, or ``all-serial``, ``all-parallel``, or ``best`` of the study so far.
+
+    Raises:
+        LayoutError: for letters that do not fit the space.
+        StudyError: for ``best`` of a study without a completed trial.
+    """
+    n, sites = space.layers, len(space.sites)
+    if name in (ALL_SERIAL, ALL_PARALLEL):
+        return Layout.all_serial(n, sites) if name == ALL_SERIAL else Layout.all_parallel(n, sites)
+    if name != BEST:
+        return Layout.parse(name).require(n, sites)
+    status = study.status()
+    if status.standings:
+        return status.standings[0].layout
+    if status.best is None or status.best.layout is None:
+        raise StudyError(f"study {status.name!r} has no completed trial yet; name a layout, or run it first")
+    return status.best.layout
+
+
+def train_layout(
+    study: Study, name: str, *, out: Path | None = None, listener: Listener | None = None
+) -> tuple[Path, Trained]:
+    """Train one layout by the study's final recipe on all users and save it; the test split stays closed.
+
+    Goes on from its last epoch if it was interrupted.
+    """
+    settings, heard = study.settings, listener or Listener()
+    space = study.space()
+    layout = named_layout(name, study, space)
+    folder = out or resolve_output(settings) / "models" / str(layout)
+    if folder.exists() and not (folder / "layout.json").is_file():
+        raise ModelFolderError(f"{folder} exists and is no model folder; choose another with --out")
+    dataset = study.dataset()
+    require_writable(folder.parent)
+    heard.says("loading the language model")
+    backbone, tokenizer = open_backbone(settings, dataset, progress=heard.language_model)
+    catalogue = build_catalogue(settings, dataset, backbone, tokenizer)
+    materials = prepare(settings, catalogue, LeaveOneOut(dataset).development, say=heard.says)
+    checkpoints = folder.parent / "checkpoints"
+    objective = Objective(settings, materials, settings.final, space.file.replace_every, checkpoints)
+    training = Training(FINAL, 1, 1, layout, settings.model.variation.value, settings.final.epochs)
+    heard.started(training)
+    run = f"train/{settings.model.variation}/{layout}"
+    trained = objective.train(layout, run=run, seed=TRIAL_SEED, on_epoch=lambda epoch: heard.epoch(training, epoch))
+    metric = Metric(name=OBJECTIVE, value=trained.metrics.mrr)
+    save_recommender(folder, trained, settings, materials, dataset, metric=metric)
+    objective.forget(run)
+    heard.finished(Finished(training, trained.metrics.mrr, None, None, trained.seconds, 0.0))
+    return folder, trained
+
+
+def evaluate_saved(recommender: Recommender, *, source: str | None = None, test: bool = False) -> Metrics:
+    """Validation metrics (``test``: test metrics) of a saved model on its own data set, or on one with the same catalogue.
+
+    Raises:
+        ModelFolderError: if the data set has other items or users than the model.
+    """
+    data = recommender.settings.data
+    dataset = load_dataset(
+        source or data.source,
+        ties=data.ties,
+        seed=derive_seed(recommender.settings.seed, "ties") % 2**31,
+        min_item_interactions=data.min_item_interactions,
+    )
+    _require_same(recommender, dataset)
+    split = LeaveOneOut(dataset)
+    layout = recommender.model.layout_tensor(recommender.layout)
+    if test:
+        return summarise(final_ranks(recommender.model, recommender.catalogue, split.open_test(), layout))
+    return summarise(validation_ranks(recommender.model, recommender.catalogue, split.development, layout))
+
+
+def _require_same(recommender: Recommender, dataset: Dataset) -> None:
+    if [item.identifier for item in dataset.items] != [item.identifier for item in recommender.items]:
+        raise ModelFolderError(
+            f"{dataset.name} has another catalogue than the model was trained on; give --data with the same items"
+        )
+    if list(dataset.users) != list(recommender.users):
+        raise ModelFolderError(
+            f"{dataset.name} has other users than the model was trained on; give --data with the same users"
+        )

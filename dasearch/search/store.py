@@ -1,0 +1,427 @@
+"""Everything a study remembers, in one database.
+
+Optuna's `RDBStorage` owns trials, parameters and intermediate values; the tables here, prefixed ``dasearch_``, keep what
+Optuna has no place for. All SQL of the project is in this module; typed rows come out; one state change is one transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optuna
+from sqlalchemy import Engine, Float, ForeignKey, String, Text, UniqueConstraint, create_engine, event, inspect, select
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from dasearch.bayes import Proposal
+from dasearch.errors import StoreError
+from dasearch.layout import Layout
+from dasearch.training.loop import Epoch
+
+DATABASE = "dasearch.db"
+HEARTBEAT_SECONDS = 10  # a worker says that it lives so often
+GRACE_SECONDS = 60  # without a word for so long, a trial counts as lost
+
+
+class Base(DeclarativeBase):
+    """Our own tables."""
+
+
+class StudyRow(Base):
+    """A study as resolved when it began."""
+
+    __tablename__ = "dasearch_study"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), unique=True)
+    settings: Mapped[str] = mapped_column(Text)
+    space: Mapped[str] = mapped_column(Text)
+    space_hash: Mapped[str] = mapped_column(String(64))
+    dataset: Mapped[str] = mapped_column(Text)
+    versions: Mapped[str] = mapped_column(Text)
+    phase: Mapped[str] = mapped_column(String(20))
+    created: Mapped[float] = mapped_column(Float)
+
+
+class EpochRow(Base):
+    """One epoch of one training; ``run`` is ``trial/LAYOUT``, ``confirm/SEED/LAYOUT`` or ``final/LAYOUT``."""
+
+    __tablename__ = "dasearch_epoch"
+    __table_args__ = (UniqueConstraint("study_id", "run", "number"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("dasearch_study.id"), index=True)
+    run: Mapped[str] = mapped_column(String(300))
+    number: Mapped[int]
+    losses: Mapped[str] = mapped_column(Text)
+    metrics: Mapped[str] = mapped_column(Text)
+    seconds: Mapped[float] = mapped_column(Float)
+
+
+class ProposalRow(Base):
+    """Why a trial was proposed."""
+
+    __tablename__ = "dasearch_proposal"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("dasearch_study.id"), index=True)
+    trial_number: Mapped[int]
+    source: Mapped[str] = mapped_column(String(40))
+    layout: Mapped[str] = mapped_column(Text)
+    theta: Mapped[str | None] = mapped_column(Text)
+    acquisition: Mapped[float | None] = mapped_column(Float)
+    mean: Mapped[float | None] = mapped_column(Float)
+    sd: Mapped[float | None] = mapped_column(Float)
+    seconds: Mapped[float] = mapped_column(Float)
+
+
+class ConfirmationRow(Base):
+    """One training of a candidate or control with a fresh seed."""
+
+    __tablename__ = "dasearch_confirmation"
+    __table_args__ = (UniqueConstraint("study_id", "layout", "seed"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("dasearch_study.id"), index=True)
+    layout: Mapped[str] = mapped_column(Text)
+    role: Mapped[str] = mapped_column(String(40))
+    seed: Mapped[int]
+    metrics: Mapped[str] = mapped_column(Text)
+    seconds: Mapped[float] = mapped_column(Float)
+
+
+class ResultRow(Base):
+    """One row of the closing table: a metric of a model or baseline on the test split."""
+
+    __tablename__ = "dasearch_result"
+    __table_args__ = (UniqueConstraint("study_id", "name", "metric"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("dasearch_study.id"), index=True)
+    name: Mapped[str] = mapped_column(String(40))
+    layout: Mapped[str | None] = mapped_column(Text)
+    metric: Mapped[str] = mapped_column(String(40))
+    value: Mapped[float] = mapped_column(Float)
+    low: Mapped[float | None] = mapped_column(Float)
+    high: Mapped[float | None] = mapped_column(Float)
+
+
+class ArtifactRow(Base):
+    """A file or folder that the study made."""
+
+    __tablename__ = "dasearch_artifact"
+    __table_args__ = (UniqueConstraint("study_id", "path"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("dasearch_study.id"), index=True)
+    kind: Mapped[str] = mapped_column(String(40))
+    path: Mapped[str] = mapped_column(String(500))
+    sha256: Mapped[str] = mapped_column(String(64))
+
+
+class Stored(NamedTuple):
+    """A study as it was begun."""
+
+    name: str
+    settings: dict[str, Any]
+    space: dict[str, Any]
+    space_hash: str
+    dataset: dict[str, Any]
+    phase: str
+
+
+class Confirmation(NamedTuple):
+    layout: Layout
+    role: str
+    seed: int
+    metrics: dict[str, float]
+    seconds: float
+
+
+class Result(NamedTuple):
+    name: str
+    layout: str | None
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Artifact(NamedTuple):
+    kind: str
+    path: str
+    sha256: str
+
+
+class Store:
+    """A study database at a SQLAlchemy URL; `open_store` makes one.
+
+    Args:
+        create: make the database and its tables where they are missing; else a missing one is an error.
+    """
+
+    def __init__(self, url: str, *, create: bool = True) -> None:
+        self.url = url
+        self._engine = _engine(url)
+        try:
+            if create:
+                Base.metadata.create_all(self._engine)
+            elif not inspect(self._engine).has_table(StudyRow.__tablename__):
+                raise StoreError(
+                    f"{_shown(url)} holds no dasearch studies; name the database of a study, or run one first"
+                )
+        except (DatabaseError, sqlite3.DatabaseError) as error:
+            raise StoreError(
+                f"{_shown(url)} cannot be used as a study database ({_reason(error)}); {_remedy(error)}"
+            ) from None
+
+    def optuna_storage(self) -> optuna.storages.RDBStorage:
+        """Optuna's view of the same database, with heartbeats."""
+        return optuna.storages.RDBStorage(
+            self.url,
+            engine_kwargs=_engine_options(self.url),
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=GRACE_SECONDS,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(
+                inherit_intermediate_values=True
+            ),
+        )
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def study_names(self) -> list[str]:
+        with Session(self._engine) as session:
+            return list(session.scalars(select(StudyRow.name).order_by(StudyRow.created)))
+
+    def study(self, name: str) -> Stored | None:
+        """The study as it was begun, or None."""
+        with Session(self._engine) as session:
+            row = session.scalar(select(StudyRow).where(StudyRow.name == name))
+            if row is None:
+                return None
+            return Stored(
+                row.name,
+                json.loads(row.settings),
+                json.loads(row.space),
+                row.space_hash,
+                json.loads(row.dataset),
+                row.phase,
+            )
+
+    def begin(
+        self,
+        name: str,
+        *,
+        settings: Mapping[str, Any],
+        space: Mapping[str, Any],
+        space_hash: str,
+        dataset: Mapping[str, Any],
+        versions: Mapping[str, str],
+    ) -> None:
+        """Record a new study."""
+        with Session(self._engine) as session, session.begin():
+            session.add(
+                StudyRow(
+                    name=name,
+                    settings=json.dumps(dict(settings)),
+                    space=json.dumps(dict(space)),
+                    space_hash=space_hash,
+                    dataset=json.dumps(dict(dataset)),
+                    versions=json.dumps(dict(versions)),
+                    phase="search",
+                    created=time.time(),
+                )
+            )
+
+    def update_settings(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Record a change that a study may make after it began, such as a larger budget."""
+        with Session(self._engine) as session, session.begin():
+            self._row(session, name).settings = json.dumps(dict(settings))
+
+    def enter_phase(self, name: str, phase: str) -> None:
+        with Session(self._engine) as session, session.begin():
+            self._row(session, name).phase = phase
+
+    def add_epoch(self, name: str, run: str, epoch: Epoch) -> None:
+        """Record an epoch; one that is there already (its training was resumed) is replaced."""
+        with Session(self._engine) as session, session.begin():
+            study = self._row(session, name).id
+            row = session.scalar(select(EpochRow).filter_by(study_id=study, run=run, number=epoch.number))
+            row = row or EpochRow(study_id=study, run=run, number=epoch.number)
+            row.losses, row.metrics, row.seconds = json.dumps(epoch.losses), json.dumps(epoch.metrics), epoch.seconds
+            session.add(row)
+
+    def epochs(self, name: str, run: str) -> list[Epoch]:
+        with Session(self._engine) as session:
+            rows = session.scalars(
+                select(EpochRow).filter_by(study_id=self._row(session, name).id, run=run).order_by(EpochRow.number)
+            )
+            return [Epoch(row.number, json.loads(row.losses), json.loads(row.metrics), row.seconds) for row in rows]
+
+    def add_proposal(self, name: str, proposal: Proposal) -> None:
+        with Session(self._engine) as session, session.begin():
+            session.add(
+                ProposalRow(
+                    study_id=self._row(session, name).id,
+                    trial_number=proposal.trial_number,
+                    source=proposal.source,
+                    layout=json.dumps(dict(proposal.layout)),
+                    theta=None if proposal.theta is None else json.dumps(dict(proposal.theta)),
+                    acquisition=proposal.acquisition,
+                    mean=proposal.mean,
+                    sd=proposal.sd,
+                    seconds=proposal.seconds,
+                )
+            )
+
+    def proposals(self, name: str) -> list[Proposal]:
+        """Every proposal, in the order of its trial."""
+        with Session(self._engine) as session:
+            rows = session.scalars(
+                select(ProposalRow).filter_by(study_id=self._row(session, name).id).order_by(ProposalRow.trial_number)
+            )
+            return [
+                Proposal(
+                    trial_number=row.trial_number,
+                    source=row.source,
+                    layout=json.loads(row.layout),
+                    theta=None if row.theta is None else json.loads(row.theta),
+                    acquisition=row.acquisition,
+                    mean=row.mean,
+                    sd=row.sd,
+                    seconds=row.seconds,
+                )
+                for row in rows
+            ]
+
+    def add_confirmation(self, name: str, confirmation: Confirmation) -> None:
+        with Session(self._engine) as session, session.begin():
+            session.add(
+                ConfirmationRow(
+                    study_id=self._row(session, name).id,
+                    layout=str(confirmation.layout),
+                    role=confirmation.role,
+                    seed=confirmation.seed,
+                    metrics=json.dumps(confirmation.metrics),
+                    seconds=confirmation.seconds,
+                )
+            )
+
+    def confirmations(self, name: str) -> list[Confirmation]:
+        with Session(self._engine) as session:
+            rows = session.scalars(
+                select(ConfirmationRow).filter_by(study_id=self._row(session, name).id).order_by(ConfirmationRow.id)
+            )
+            return [
+                Confirmation(Layout.parse(row.layout), row.role, row.seed, json.loads(row.metrics), row.seconds)
+                for row in rows
+            ]
+
+    def finish(self, name: str, results: list[Result], artifacts: list[Artifact]) -> None:
+        """Record the test results and artifacts and end the study, in one transaction."""
+        with Session(self._engine) as session, session.begin():
+            row = self._row(session, name)
+            session.add_all(ResultRow(study_id=row.id, **result._asdict()) for result in results)
+            session.add_all(ArtifactRow(study_id=row.id, **artifact._asdict()) for artifact in artifacts)
+            row.phase = "done"
+
+    def results(self, name: str) -> list[Result]:
+        with Session(self._engine) as session:
+            rows = session.scalars(
+                select(ResultRow).filter_by(study_id=self._row(session, name).id).order_by(ResultRow.id)
+            )
+            return [Result(row.name, row.layout, row.metric, row.value, row.low, row.high) for row in rows]
+
+    def artifacts(self, name: str) -> list[Artifact]:
+        with Session(self._engine) as session:
+            rows = session.scalars(
+                select(ArtifactRow).filter_by(study_id=self._row(session, name).id).order_by(ArtifactRow.id)
+            )
+            return [Artifact(row.kind, row.path, row.sha256) for row in rows]
+
+    def _row(self, session: Session, name: str) -> StudyRow:
+        row = session.scalar(select(StudyRow).where(StudyRow.name == name))
+        if row is None:
+            known = ", ".join(self.study_names()) or "none"
+            raise StoreError(f"there is no study {name!r} in {_shown(self.url)}; studies there: {known}")
+        return row
+
+
+def open_store(url: str | None, output: str, *, create: bool) -> Store:
+    """The store at a URL, or by default the SQLite file in the output folder.
+
+    Raises:
+        StoreError: for a file that is no database, a folder that cannot be written, an unknown kind of database.
+    """
+    if url is None:
+        folder = Path(output).expanduser()
+        path = folder / DATABASE
+        if create:
+            require_writable(folder)
+        elif not path.is_file():
+            raise StoreError(
+                f"there are no studies under {folder} yet; start one with `dasearch run`, or give --storage"
+            )
+        url = f"sqlite:///{path}"
+    elif "://" not in url:
+        url = f"sqlite:///{url}"
+    if not create and url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
+        raise StoreError(f"there is no database {url.removeprefix('sqlite:///')}; check --storage")
+    return Store(url, create=create)
+
+
+def require_writable(folder: Path) -> None:
+    """Make the folder, or say in one sentence why it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StoreError(
+            f"the output folder {folder} cannot be written ({error.strerror}); choose another with --set output=FOLDER"
+        ) from None
+
+
+def _engine_options(url: str) -> dict[str, Any]:
+    return {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+
+
+def _engine(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+        engine = create_engine(parsed, **_engine_options(url))
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        raise StoreError(
+            f"{url} is not a database URL dasearch can open ({_reason(error)}); use sqlite:///FILE or postgresql://..."
+        ) from None
+    if parsed.get_backend_name() == "sqlite":
+        event.listen(engine, "connect", _write_ahead)
+    return engine
+
+
+def _write_ahead(connection: sqlite3.Connection, _: object) -> None:
+    """Readers do not wait for a writer: `dasearch status` answers while a study runs."""
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _shown(url: str) -> str:
+    return (
+        url.removeprefix("sqlite:///")
+        if url.startswith("sqlite")
+        else make_url(url).render_as_string(hide_password=True)
+    )
+
+
+def _reason(error: Exception) -> str:
+    cause = getattr(error, "orig", None) or error
+    return str(cause).strip().splitlines()[0]
+
+
+def _remedy(error: Exception) -> str:
+    if "not a database" in _reason(error):
+        return "name another file, or move this one away"
+    return "check that its folder exists and can be written"

@@ -1,0 +1,201 @@
+"""Search spaces: which sites a model has, which bits are free, and a hash that pins a study to them.
+
+A space file names no optimiser setting; a study refuses to go on with a space of another hash.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dasearch.errors import LayoutError, SearchSpaceError
+from dasearch.layout import CHOICES, Layout, as_record, replaced_layers, site_names
+
+Choice = Literal["serial", "parallel"]
+
+
+class SearchSpaceFile(BaseModel):
+    """What ``search_spaces/NAME.yaml`` says; patterns such as ``*.causal`` or ``layer01.*`` name sites."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    model: Literal["darec"]
+    sites: list[str] = Field(min_length=1, description="adapter sites of a layer, in the order of a layout's letters")
+    choices: list[Choice] = Field(default=["serial", "parallel"], min_length=2, max_length=2)
+    replace_every: int = Field(
+        default=1, ge=1, description="replacement frequency r: layer k is adapted if r divides k"
+    )
+    fixed: dict[str, Choice] = Field(default={}, description="sites held at one choice, by pattern")
+    equal: list[str] = Field(default=[], description="constraints: all sites that match one pattern take one choice")
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """A space file resolved for a backbone: every bit by name, which are free, which follow another."""
+
+    file: SearchSpaceFile
+    backbone_layers: int
+
+    def __post_init__(self) -> None:
+        unmatched = [p for p in (*self.file.fixed, *self.file.equal) if not fnmatch.filter(self.names, p)]
+        if unmatched:
+            raise SearchSpaceError(f"no site matches {unmatched[0]!r}; sites are {self.names[0]} to {self.names[-1]}")
+        for pattern in self.file.equal:
+            if len({self.fixed[name] for name in fnmatch.filter(self.names, pattern) if name in self.fixed}) > 1:
+                raise SearchSpaceError(
+                    f"equal: {pattern!r} joins sites that fixed: holds at different choices; drop one"
+                )
+
+    @property
+    def replaced(self) -> tuple[int, ...]:
+        """Adapted layers of the backbone, counted from 0."""
+        return replaced_layers(self.backbone_layers, self.file.replace_every)
+
+    @property
+    def layers(self) -> int:
+        """Number of adapted layers: a layout's groups."""
+        return len(self.replaced)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return tuple(self.file.sites)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """``layer01.causal`` and so on, a name a bit."""
+        return site_names(self.replaced, self.sites)
+
+    @property
+    def fixed(self) -> dict[str, Choice]:
+        return {n: choice for pattern, choice in self.file.fixed.items() for n in fnmatch.filter(self.names, pattern)}
+
+    @property
+    def leaders(self) -> dict[str, str]:
+        """For every bit the bit it follows (itself, where no constraint joins it to an earlier one)."""
+        leaders = {name: name for name in self.names}
+        for pattern in self.file.equal:
+            group = fnmatch.filter(self.names, pattern)
+            held = [name for name in group if name in self.fixed]
+            first = leaders[(held or group)[0]]
+            joined = {leaders[name] for name in group}
+            leaders = {name: first if leader in joined else leader for name, leader in leaders.items()}
+        return leaders
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """The bits that a search chooses."""
+        return tuple(n for n, leader in self.leaders.items() if n == leader and n not in self.fixed)
+
+    @property
+    def size(self) -> int:
+        """Number of layouts."""
+        return 2 ** len(self.free)
+
+    def decode(self, chosen: Mapping[str, str]) -> Layout:
+        """The layout for a choice of each free bit.
+
+        Raises:
+            LayoutError: if a free bit is missing.
+        """
+        missing = [name for name in self.free if name not in chosen]
+        if missing:
+            raise LayoutError(f"no choice is given for {missing[0]}; give one of {', '.join(CHOICES)}")
+        full = {**chosen, **self.fixed}
+        bits = [
+            CHOICES.index(full[self.leaders[name]] if name not in self.fixed else full[name]) for name in self.names
+        ]
+        return Layout.from_bits(bits, sites=len(self.sites))
+
+    def encode(self, layout: Layout) -> dict[str, str]:
+        """The choice of each free bit.
+
+        Raises:
+            LayoutError: for another shape, or a layout outside the space.
+        """
+        record = as_record(layout.require(self.layers, len(self.sites)), self.names)
+        chosen = {name: record[name] for name in self.free}
+        wrong = self.decode(chosen).diff(layout)
+        if wrong:
+            name = self.names[wrong[0].layer * len(self.sites) + wrong[0].site]
+            raise LayoutError(f"{layout} is outside the search space: {name} must be {wrong[0].before}")
+        return chosen
+
+    def nearest(self, layout: Layout) -> Layout:
+        """The layout of this space that takes ``layout``'s free bits."""
+        record = as_record(layout.require(self.layers, len(self.sites)), self.names)
+        return self.decode({name: record[name] for name in self.free})
+
+    def record(self) -> dict[str, object]:
+        """All that the hash covers, as JSON values."""
+        return {**self.file.model_dump(mode="json"), "backbone_layers": self.backbone_layers}
+
+    @property
+    def hash(self) -> str:
+        """Stable over versions, key order and machines: 16 hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.record(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def space_differences(before: Mapping[str, object], after: Mapping[str, object]) -> str:
+    """``sites: [...] -> [...]`` for each key that differs between two `SearchSpace.record` values."""
+    keys = sorted({*before, *after})
+    return "; ".join(f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k))
+
+
+def shipped(folder: str) -> Path:
+    """The folder of shipped search spaces or studies: in a checkout beside the package, in a wheel inside it."""
+    package = Path(str(resources.files("dasearch")))
+    inside = package / "_shipped" / folder
+    return inside if inside.is_dir() else package.parent / folder
+
+
+def find_shipped(name: str, folder: str) -> Path | None:
+    """The YAML file that ``name`` means: a path, or the bare name of a shipped one."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    for candidate in (shipped(folder) / f"{name}.yaml", shipped(folder).parent / name, shipped(folder) / path.name):
+        if candidate.is_file() and (path.parent in (Path(), Path(folder))):
+            return candidate
+    return None
+
+
+def suggestion(name: str, known: list[str]) -> str:
+    """`` (did you mean X?)`` where something known is near, else nothing."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def load_search_space(name: str, *, backbone_layers: int, replace_every: int | None = None) -> SearchSpace:
+    """Read a space file, by path or shipped name, for a backbone of so many layers.
+
+    Raises:
+        SearchSpaceError: for a file that is missing or malformed.
+    """
+    path = find_shipped(name, "search_spaces")
+    if path is None:
+        known = sorted(p.stem for p in shipped("search_spaces").glob("*.yaml"))
+        raise SearchSpaceError(
+            f"there is no search space {name!r}{suggestion(name, known)}; shipped ones: {', '.join(known)}"
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        file = SearchSpaceFile.model_validate(content)
+    except yaml.YAMLError as error:
+        raise SearchSpaceError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SearchSpaceError(f"{path}: {'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}") from None
+    if replace_every is not None:
+        file = file.model_copy(update={"replace_every": replace_every})
+    return SearchSpace(file, backbone_layers)

@@ -1,0 +1,1 @@
+"""Losses, metrics, the training loop, evaluation, checkpoints and trained-model folders."""

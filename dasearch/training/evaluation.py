@@ -1,0 +1,70 @@
+"""Ranks of held-out items among the full catalogue (Liu et al. 2024, sec. 3.1.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dasearch.data import Development, IntArray, SequenceBatch, TestSplit, evaluation_batches, last_positions
+from dasearch.models.darec import DARec
+from dasearch.training.materials import Catalogue
+from dasearch.training.metrics import target_ranks
+
+EVALUATION_BATCH = 128  # rows of one forward pass
+SCORES_IN_MEMORY = 2**24  # users x items whose scores are held at once
+
+
+@torch.inference_mode()
+def last_hidden(model: DARec, batch: SequenceBatch, layout: Tensor) -> Tensor:
+    """The hidden state that predicts the item after the history: ``(batch, width)``."""
+    device = layout.device
+    ends = batch.ends.gather(1, last_positions(batch)[:, None])
+    moved = batch.to(device)
+    return model.sequence_hidden(moved.rows, moved.users, ends.to(device), layout).squeeze(1)
+
+
+@torch.inference_mode()
+def rank_batches(model: DARec, batches: Iterable[SequenceBatch], layout: Tensor, users: IntArray) -> IntArray:
+    """Rank of each user's held-out item, ``(users,)``, in the order of ``users`` (increasing).
+
+    Scores are computed for so many users at a time as fit `SCORES_IN_MEMORY`.
+    """
+    model.eval()
+    ranks = np.zeros(len(users), dtype=np.int64)
+    at_once = max(1, SCORES_IN_MEMORY // model.n_items)
+    for batch in batches:
+        hidden = last_hidden(model, batch, layout)
+        targets = batch.targets.gather(1, last_positions(batch)[:, None]).squeeze(1).to(layout.device)
+        parts = [
+            target_ranks(model.logits(h).float(), t)
+            for h, t in zip(hidden.split(at_once), targets.split(at_once), strict=True)
+        ]
+        ranks[np.searchsorted(users, batch.users.numpy())] = torch.cat(parts).cpu().numpy()
+    return ranks
+
+
+def validation_ranks(model: DARec, catalogue: Catalogue, development: Development, layout: Tensor) -> IntArray:
+    """Rank of every user's validation item after the training items, ``(users,)``."""
+    return _ranks(model, catalogue, layout, development.users, development.train, development.valid)
+
+
+def final_ranks(model: DARec, catalogue: Catalogue, split: TestSplit, layout: Tensor) -> IntArray:
+    """Rank of every user's test item after all earlier items, ``(users,)``: for the final evaluation alone."""
+    return _ranks(model, catalogue, layout, split.users, split.history, split.target)
+
+
+def _ranks(
+    model: DARec,
+    catalogue: Catalogue,
+    layout: Tensor,
+    users: IntArray,
+    histories: Sequence[IntArray],
+    targets: IntArray,
+) -> IntArray:
+    batches = evaluation_batches(
+        users, histories, targets, catalogue.sentences, catalogue.row_format, batch_size=EVALUATION_BATCH
+    )
+    return rank_batches(model, batches, layout, users)

@@ -1,0 +1,89 @@
+"""Search spaces: names, fixed and joined bits, hashes."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dasearch.errors import LayoutError, SearchSpaceError
+from dasearch.layout import Layout
+from dasearch.search_space import SearchSpace, SearchSpaceFile, load_search_space, space_differences
+
+FILE = {"name": "t", "model": "darec", "sites": ["causal", "context", "recommendation"]}
+
+
+def space(layers: int = 2, **changes: object) -> SearchSpace:
+    return SearchSpace(SearchSpaceFile.model_validate({**FILE, **changes}), layers)
+
+
+def test_shipped_space() -> None:
+    darec = load_search_space("darec", backbone_layers=12)
+    assert darec.size == 2**36
+    assert darec.names[:4] == ("layer01.causal", "layer01.context", "layer01.recommendation", "layer02.causal")
+    assert load_search_space("darec", backbone_layers=12, replace_every=3).size == 2**12
+    assert load_search_space("search_spaces/darec.yaml", backbone_layers=12) == darec
+
+
+@given(st.lists(st.booleans(), min_size=6, max_size=6))
+def test_encode_and_decode_invert_each_other(bits: list[bool]) -> None:
+    layout = Layout.from_bits(bits, sites=3)
+    assert space().decode(space().encode(layout)) == layout
+
+
+def test_fixed_and_equal_bits() -> None:
+    held = space(layers=3, fixed={"layer01.*": "serial"}, equal=["*.context"])
+    assert held.free == ("layer02.causal", "layer02.recommendation", "layer03.causal", "layer03.recommendation")
+    assert held.decode(dict.fromkeys(held.free, "parallel")) == Layout.parse("SSS-PSP-PSP")
+    joined = space(layers=2, equal=["*.causal"])
+    assert joined.free == ("layer01.causal", "layer01.context", "layer01.recommendation", "layer02.context", "layer02.recommendation")
+    assert joined.decode(dict.fromkeys(joined.free, "parallel")) == Layout.all_parallel(2)
+    with pytest.raises(LayoutError, match="outside the search space: layer02.causal must be serial"):
+        joined.encode(Layout.parse("SSS-PSS"))
+    assert joined.nearest(Layout.parse("SSS-PSS")) == Layout.parse("SSS-SSS")
+
+
+def test_overlapping_equal_patterns_join_into_one() -> None:
+    joined = space(layers=2, equal=["*.causal", "layer02.*"])
+    assert set(joined.free) == {"layer01.causal", "layer01.context", "layer01.recommendation"}
+    assert joined.decode({"layer01.causal": "parallel", "layer01.context": "serial", "layer01.recommendation": "serial"}) == Layout.parse(
+        "PSS-PPP"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fixed": {"layer9.*": "serial"}}, "no site matches 'layer9"),
+        ({"equal": ["*.casual"]}, "no site matches"),
+        ({"fixed": {"layer01.causal": "serial", "layer02.causal": "parallel"}, "equal": ["*.causal"]}, "different choices"),
+    ],
+)
+def test_what_cannot_be(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(SearchSpaceError, match=message):
+        space(**changes)
+
+
+def test_hash_is_stable_and_sees_every_key() -> None:
+    assert space().hash == SearchSpace(SearchSpaceFile.model_validate(dict(reversed(FILE.items()))), 2).hash
+    changed = [space(3), space(sites=["causal", "context"]), space(fixed={"layer01.causal": "serial"}), space(4, replace_every=2)]
+    assert len({space().hash, *(s.hash for s in changed)}) == 5
+    assert space().hash == "67f0b8589fef1ab5"
+
+
+def test_difference_names_the_key() -> None:
+    text = space_differences(space().record(), space(3, fixed={"layer01.causal": "serial"}).record())
+    assert "backbone_layers: 2 -> 3" in text
+    assert "fixed: {} -> {'layer01.causal': 'serial'}" in text
+
+
+def test_unknown_name_and_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(SearchSpaceError, match="no search space 'dare'; did you mean darec"):
+        load_search_space("dare", backbone_layers=2)
+    file = tmp_path / "s.yaml"
+    file.write_text("name: x\nmodel: darec\nsites: [a]\nlayres: 3\n")
+    with pytest.raises(SearchSpaceError, match=r"s.yaml: layres: Extra inputs"):
+        load_search_space(str(file), backbone_layers=2)
+    file.write_text("a: [")
+    with pytest.raises(SearchSpaceError, match="is not YAML"):
+        load_search_space(str(file), backbone_layers=2)
