@@ -17,7 +17,7 @@ from dasearch.errors import LayoutError
 
 SERIAL, PARALLEL = "S", "P"
 SEPARATOR = "-"
-LAYOUT_SCHEMA = 1
+LAYOUT_SCHEMA: Literal[1] = 1
 CHOICES = ("serial", "parallel")  # in the order of the bit's value
 
 

@@ -100,7 +100,7 @@ class SearchSpace:
     @property
     def size(self) -> int:
         """Number of layouts."""
-        return 2 ** len(self.free)
+        return 1 << len(self.free)
 
     def decode(self, chosen: Mapping[str, str]) -> Layout:
         """The layout for a choice of each free bit.

@@ -84,7 +84,12 @@ def toy_sentences(n_items: int = 12, seed: int = 0) -> Sentences:
 
 def toy_format(max_items: int = 6) -> RowFormat:
     return RowFormat(
-        seq_token=VOCABULARY, align_token=VOCABULARY + 1, pad_token=0, start_token=1, max_items=max_items, max_tokens=128
+        seq_token=VOCABULARY,
+        align_token=VOCABULARY + 1,
+        pad_token=0,
+        start_token=1,
+        max_items=max_items,
+        max_tokens=128,
     )
 
 
@@ -107,7 +112,9 @@ def toy_rows(lengths: tuple[tuple[int, ...], ...] = ((2, 3, 2), (3, 1)), seed: i
 def toy_dataset(n_users: int = 40, n_items: int = 12, seed: int = 0, name: str = "toy") -> Dataset:
     """Users who walk a ring of items, so that there is an order to learn."""
     rng = np.random.default_rng(seed)
-    items = tuple(Item(f"item{i}", {"title": f"w{3 + i} w{20 + i % 5}", "brand": f"w{40 + i % 3}"}) for i in range(n_items))
+    items = tuple(
+        Item(f"item{i}", {"title": f"w{3 + i} w{20 + i % 5}", "brand": f"w{40 + i % 3}"}) for i in range(n_items)
+    )
     sequences = []
     for _ in range(n_users):
         steps = rng.choice([1, 1, 1, 2], rng.integers(4, 9))

@@ -57,7 +57,10 @@ def test_what_is_no_layout(text: str, message: str) -> None:
 
 
 def test_a_layout_of_the_wrong_length_names_one_that_fits() -> None:
-    with pytest.raises(LayoutError, match="the layout SSS has 1 layers of 3 sites and the model has 2 of 3; give a layout such as SSS-SSS"):
+    with pytest.raises(
+        LayoutError,
+        match="the layout SSS has 1 layers of 3 sites and the model has 2 of 3; give a layout such as SSS-SSS",
+    ):
         Layout.parse("SSS").require(2, 3)
 
 

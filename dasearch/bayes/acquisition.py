@@ -24,7 +24,9 @@ def log_expected_improvement(mean: Tensor, sd: Tensor, best: Tensor) -> Tensor:
     log_density = -0.5 * u.square() - 0.5 * math.log(2 * math.pi)
     near = torch.exp(log_density) + u * torch.special.ndtr(u)
     safe = u.clamp(FAR, -1.0)
-    tail = torch.log1p(safe * torch.exp(torch.special.log_ndtr(safe) + 0.5 * safe.square() + 0.5 * math.log(2 * math.pi)))
+    tail = torch.log1p(
+        safe * torch.exp(torch.special.log_ndtr(safe) + 0.5 * safe.square() + 0.5 * math.log(2 * math.pi))
+    )
     tail = torch.where(u < FAR, -2 * torch.log(-u.clamp(max=-1.0)), tail)
     return sd.log() + torch.where(u > -1.0, near.clamp(min=1e-300).log(), log_density + tail)
 

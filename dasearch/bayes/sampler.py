@@ -74,7 +74,9 @@ class PRSampler(BaseSampler):
     ) -> None:
         wide = [n for n, d in (search_space or {}).items() if not _is_binary(d)]
         if wide:
-            raise ValueError(f"{wide[0]} does not have two choices; leave it out of search_space and it is drawn at random")
+            raise ValueError(
+                f"{wide[0]} does not have two choices; leave it out of search_space and it is drawn at random"
+            )
         if n_startup < 1:
             raise ValueError(f"n_startup is {n_startup}; a surrogate needs at least 1 trial")
         self._seed, self._n_startup = seed, n_startup
@@ -99,7 +101,9 @@ class PRSampler(BaseSampler):
         """A random value, for whatever the surrogate does not model."""
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
-    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
         """The next layout, given what is known and what the trial has fixed.
 
         Raises:
@@ -142,7 +146,9 @@ class _History:
         counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         self.known = sum(t.state in counted for t in others)
         sign = 1.0 if study.direction is StudyDirection.MAXIMIZE else -1.0
-        complete = [t for t in others if t.state is TrialState.COMPLETE and math.isfinite(t.values[0]) and self._whole(t)]
+        complete = [
+            t for t in others if t.state is TrialState.COMPLETE and math.isfinite(t.values[0]) and self._whole(t)
+        ]
         self.bits = self._stack(complete)
         self.values = sign * torch.tensor([t.values[0] for t in complete], dtype=torch.float64)
         self.running = self._stack([t for t in others if t.state is TrialState.RUNNING and self._whole(t)])
@@ -187,7 +193,9 @@ def _startup(history: _History, generator: torch.Generator) -> Tensor:
     free = len(history.space) - len(history.fixed)
     if 2**free <= len(excluded):
         raise SpaceExhausted(f"all {2**free} layouts are evaluated or running; enlarge the search space")
-    constant = ProbabilisticReparameterization(lambda bits: bits.new_zeros(len(bits)), len(history.space), history.fixed)
+    constant = ProbabilisticReparameterization(
+        lambda bits: bits.new_zeros(len(bits)), len(history.space), history.fixed
+    )
     return constant.maximise(history.excluded, generator).bits
 
 

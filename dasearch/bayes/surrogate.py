@@ -70,7 +70,8 @@ class Surrogate:
     @property
     def noise(self) -> Tensor:
         """Noise variance of standardised values, ``()``."""
-        return self.model.likelihood.noise.detach().squeeze()
+        noise: Tensor = self.model.likelihood.noise
+        return noise.detach().squeeze()
 
     @torch.no_grad()
     def posterior(self, bits: Tensor) -> Posterior:

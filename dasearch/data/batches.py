@@ -23,7 +23,10 @@ BUCKET_BATCHES = 16  # batches whose rows are sorted by length together
 
 @dataclass(frozen=True)
 class Rows:
-    """Shapes: tokens, segments ``(batch, m)`` int64; segment -1 is padding."""
+    """Shapes: tokens, segments ``(batch, m)`` int64.
+
+    A segment's tokens stand together; segment -1 is padding, on the right.
+    """
 
     tokens: Tensor
     segments: Tensor
@@ -96,7 +99,9 @@ def _row(items: IntArray, sentences: Sentences, row_format: RowFormat) -> _Row:
     offsets = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     sources = (np.repeat(sentences.starts[items], sizes) + offsets)[inside[len(start) :]]
     tokens[inside] = sentences.flat[sources]
-    segments = np.concatenate([np.zeros(len(start)), np.repeat(np.arange(len(items)), sizes) + len(start)]).astype(np.int64)
+    segments = np.concatenate([np.zeros(len(start)), np.repeat(np.arange(len(items)), sizes) + len(start)]).astype(
+        np.int64
+    )
     return _Row(tokens, segments, items, ends)
 
 
@@ -129,7 +134,12 @@ def n_training_batches(development: Development, batch_size: int) -> int:
 
 
 def training_batches(
-    development: Development, sentences: Sentences, row_format: RowFormat, *, batch_size: int, generator: torch.Generator
+    development: Development,
+    sentences: Sentences,
+    row_format: RowFormat,
+    *,
+    batch_size: int,
+    generator: torch.Generator,
 ) -> Iterator[SequenceBatch]:
     """Every user with two training items or more, once: the newest items in, at each ``[SEQ]`` the item after it.
 

@@ -98,6 +98,6 @@ def keep_long_users(events: Events, minimum: int = LEAVE_ONE_OUT_EVENTS) -> Even
     kept = events.where(np.bincount(events.users)[events.users] >= minimum) if len(events.users) else events
     if not len(kept.users):
         raise DataError(
-            f"no user has {minimum} interactions with titled items, and leave-one-out needs {minimum} a user; bring longer histories"
+            f"no user has {minimum} interactions with titled items, which leave-one-out needs; bring longer histories"
         )
     return kept

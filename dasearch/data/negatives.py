@@ -59,7 +59,9 @@ def hard_negatives(
     together = co_occurrence(train, n_items)
     hard = sparse.csr_array((near - near.multiply(together)) > 0)
     hard.sort_indices()
-    return HardNegatives(torch.from_numpy(hard.indices.astype(np.int64)), torch.from_numpy(hard.indptr.astype(np.int64)))
+    return HardNegatives(
+        torch.from_numpy(hard.indices.astype(np.int64)), torch.from_numpy(hard.indptr.astype(np.int64))
+    )
 
 
 def _neighbours(vectors: Tensor, count: int) -> sparse.csr_array:
@@ -98,7 +100,7 @@ def mf_vectors(train: Sequence[IntArray], n_items: int, *, rank: int = 1000) -> 
     if rank >= min(table.shape) or min(table.shape) <= CHUNK:
         _, values, right = np.linalg.svd(table.toarray(), full_matrices=False)
         return np.asarray((values[:rank, None] * right[:rank]).T)
-    _, values, right = svds(table, k=rank, v0=np.ones(min(table.shape)), return_singular_vectors="vh")
+    _, values, right = svds(table, k=rank, v0=np.ones(min(table.shape)), return_singular_vectors="vh")  # type: ignore[arg-type]
     return np.asarray((values[:, None] * right).T)
 
 

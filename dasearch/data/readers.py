@@ -51,7 +51,9 @@ def load_dataset(
     else:
         near = difflib.get_close_matches(str(source), DATASETS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known names: {', '.join(DATASETS)}"
-        raise DataError(f"there is no data set or folder {str(source)!r}; {hint} A folder holds interactions.tsv and items.jsonl")
+        raise DataError(
+            f"there is no data set or folder {str(source)!r}; {hint} A folder holds interactions.tsv and items.jsonl"
+        )
     return assemble(raw, ties=ties, seed=seed, min_item_interactions=min_item_interactions)
 
 
@@ -98,7 +100,9 @@ def read_folder(folder: Path) -> Raw:
         try:
             rows.append((users.setdefault(user, len(users)), numbers[item], _time(timestamp)))
         except ValueError:
-            raise DataError(f"{path}, line {line}: timestamp {timestamp!r} is not a number; give seconds or a position") from None
+            raise DataError(
+                f"{path}, line {line}: timestamp {timestamp!r} is not a number; give seconds or a position"
+            ) from None
     columns = np.array(rows, dtype=np.int64).reshape(-1, 3).T
     return Raw(folder.name, list(users), items, Events(columns[0], columns[1], columns[2]))
 
@@ -130,7 +134,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 if line.strip():
                     yield number, line.rstrip("\r\n")
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}, after line {number}: cannot be read ({error}); save it as UTF-8, plain or gzip") from None
+        raise DataError(
+            f"{path}, after line {number}: cannot be read ({error}); save it as UTF-8, plain or gzip"
+        ) from None
 
 
 def _read_items(path: Path) -> Iterator[Item]:
@@ -159,12 +165,16 @@ def _read_interactions(path: Path) -> Iterator[tuple[int, tuple[str, str, str]]]
     header = next(lines, (1, ""))[1].split("\t")
     missing = [column for column in COLUMNS if column not in header]
     if missing:
-        raise DataError(f"{path}, line 1: no column {missing[0]!r}; the first line names user_id, item_id and timestamp, tab-separated")
+        raise DataError(
+            f"{path}, line 1: no column {missing[0]!r}; the first line names user_id, item_id and timestamp, tab-separated"
+        )
     places = [header.index(column) for column in COLUMNS]
     for number, line in lines:
         cells = line.split("\t")
         if len(cells) != len(header):
-            raise DataError(f"{path}, line {number}: {len(cells)} columns where the first line has {len(header)}; separate them by tabs")
+            raise DataError(
+                f"{path}, line {number}: {len(cells)} columns where the first line has {len(header)}; separate them by tabs"
+            )
         user, item, timestamp = (cells[place] for place in places)
         yield number, (user, item, timestamp)
 
@@ -194,7 +204,12 @@ def read_complete_journey(seed: int = 0) -> Raw:
         np.searchsorted(shelf["product_id"].to_numpy(), bought["product_id"].to_numpy()).astype(np.int64),
         bought["transaction_timestamp"].dt.epoch("s").to_numpy().astype(np.int64),
     )
-    return Raw("complete-journey", [str(user) for user in users], [_product(row) for row in shelf.iter_rows(named=True)], events)
+    return Raw(
+        "complete-journey",
+        [str(user) for user in users],
+        [_product(row) for row in shelf.iter_rows(named=True)],
+        events,
+    )
 
 
 def _complete_journey_tables() -> tuple[pl.DataFrame, pl.DataFrame]:

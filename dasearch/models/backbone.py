@@ -26,6 +26,7 @@ from transformers import (
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from dasearch.errors import BackboneError
+from dasearch.models.attention import Projected, attend_causally
 
 
 class AttentionScale(StrEnum):
@@ -33,39 +34,10 @@ class AttentionScale(StrEnum):
     MODEL = "model"  # 1 / sqrt(d_LLM), as the paper prints
 
 
-class MaskMode(StrEnum):
-    ADDITIVE = "additive"  # minus infinity before the softmax
-    POST_SOFTMAX = "post_softmax"  # as the paper prints: the future leaks through the normaliser; for study only
-
-
-class Projected(NamedTuple):
-    """Queries, keys and values, each ``(batch, heads, tokens, head width)``."""
-
-    queries: Tensor
-    keys: Tensor
-    values: Tensor
-
-    def with_key(self, extra: Projected) -> Projected:
-        """One more key and value in front; the queries stay."""
-        keys = torch.cat([extra.keys, self.keys], dim=2)
-        return Projected(self.queries, keys, torch.cat([extra.values, self.values], dim=2))
-
-
-def attend(projected: Projected, mask: Tensor, mode: MaskMode = MaskMode.ADDITIVE) -> Tensor:
-    """Scaled queries against keys under a boolean mask (True: may look).
-
-    Shapes: mask ``(batch, queries, keys)`` -> ``(batch, queries, heads * head width)``.
-    """
-    queries, keys, values = projected
-    if mode is MaskMode.ADDITIVE:
-        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask[:, None], scale=1.0)
-    else:
-        out = (torch.softmax(queries @ keys.transpose(-1, -2), dim=-1) * mask[:, None]) @ values
-    return out.transpose(1, 2).flatten(2)
-
-
 class DecoderBlock(nn.Module):
     """One frozen pre-norm layer. Subclasses name the parts of their family."""
+
+    layer: Any  # a Hugging Face layer; its parts are named by the family
 
     def __init__(self, layer: nn.Module, config: PretrainedConfig, scale: AttentionScale) -> None:
         super().__init__()
@@ -73,6 +45,13 @@ class DecoderBlock(nn.Module):
         self.heads = int(config.num_attention_heads)
         self.head_width = int(getattr(config, "head_dim", None) or config.hidden_size // self.heads)
         self.scale = 1 / math.sqrt(self.head_width if scale is AttentionScale.HEAD else config.hidden_size)
+
+    def forward(self, hidden: Tensor, positions: Positions) -> Tensor:
+        """The layer as it was trained, for rows padded on the right."""
+        attended = attend_causally(self.project(self.norm1(hidden), positions))
+        hidden = hidden + self.output(attended)
+        out: Tensor = hidden + self.ffn(self.norm2(hidden))
+        return out
 
     def norm1(self, hidden: Tensor) -> Tensor:
         raise NotImplementedError
@@ -181,6 +160,11 @@ class FrozenBackbone(nn.Module):
         """Stays in evaluation mode: a frozen model has no dropout."""
         return super().train(False)
 
+    @property
+    def decoder_blocks(self) -> list[DecoderBlock]:
+        """The layers, bottom first."""
+        return list(self.blocks)  # type: ignore[arg-type]
+
     def embed(self, tokens: Tensor, extra_rows: Tensor) -> Tensor:
         """Token embeddings, where ids from ``vocabulary`` on take the rows of ``extra_rows`` ``(k, width)``.
 
@@ -200,17 +184,11 @@ class FrozenBackbone(nn.Module):
         norm: Tensor = self._parts.final_norm(hidden)
         return norm
 
-    def plain_block(self, block: DecoderBlock, hidden: Tensor, positions: Positions, mask: Tensor) -> Tensor:
-        """The frozen layer as it was trained; mask ``(batch, m, m)``."""
-        attended = attend(block.project(block.norm1(hidden), positions), mask)
-        hidden = hidden + block.output(attended)
-        return hidden + block.ffn(block.norm2(hidden))
-
-    def hidden_states(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Last hidden states of the plain model, ``(batch, m, width)``."""
+    def hidden_states(self, tokens: Tensor) -> Tensor:
+        """Last hidden states of the plain model for rows padded on the right, ``(batch, m, width)``."""
         hidden, positions = self.start(self._parts.tokens(tokens))
-        for block in self.blocks:
-            hidden = self.plain_block(block, hidden, positions, mask)  # type: ignore[arg-type]
+        for block in self.decoder_blocks:
+            hidden = block(hidden, positions)
         return self.final_norm(hidden)
 
 

@@ -49,7 +49,9 @@ class MatrixFactorization(nn.Module):
         return self.items(items)  # type: ignore[no-any-return]
 
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
-        return (self.users(users) * self.items(items)).sum(-1) + self.bias(items).squeeze(-1)
+        product: Tensor = self.users(users) * self.items(items)
+        bias: Tensor = self.bias(items)
+        return product.sum(-1) + bias.squeeze(-1)
 
 
 class NeuralCollaborativeFiltering(nn.Module):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import StrEnum
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -19,9 +20,10 @@ from torch.nn import functional as F
 from dasearch.data import Rows
 from dasearch.layout import Layout, replaced_layers
 from dasearch.models.adapters import Activation, AdapterInit, BottleneckAdapter, MaskRouter, ParallelReduce, place
-from dasearch.models.backbone import AttentionScale, DecoderBlock, FrozenBackbone, MaskMode, Positions, attend
+from dasearch.models.attention import ItemBlocks, MaskMode, Projected, attend, attend_causally
+from dasearch.models.backbone import AttentionScale, DecoderBlock, FrozenBackbone, Positions
 from dasearch.models.collaborative import CF_WIDTH, MatrixFactorization, NCFEmbedding, NeuralCollaborativeFiltering
-from dasearch.models.masks import causal_mask, context_mask
+from dasearch.models.masks import PAD_SEGMENT, causal_mask, context_mask
 
 SITES = ("causal", "context", "recommendation")
 SPECIAL_TOKENS = 2  # [SEQ] and [ALIGN], the ids after the backbone's vocabulary
@@ -119,24 +121,29 @@ class AdaptedLayer(Protocol):
 
 
 class LayerInputs:
-    """What all layers of one forward share: positions and masks, built once."""
+    """What all layers of one forward share, each built when first asked for: positions, masks, items' blocks."""
 
-    def __init__(
-        self, positions: Positions, segments: Tensor, injected: Tensor | None, settings: DARecSettings
-    ) -> None:
+    def __init__(self, positions: Positions, segments: Tensor) -> None:
         self.positions = positions
-        self.causal = causal_mask(segments)
-        both_causal = settings.variation is Variation.BOTH_CAUSAL
-        self.context = self._causal_with_key(injected) if both_causal else context_mask(segments, injected)
+        self.segments = segments
 
-    def _causal_with_key(self, injected: Tensor | None) -> Tensor:
-        key = torch.ones_like(self.causal[:, :, :1]) if injected is None else injected[:, None, None]
-        return torch.cat([key.expand_as(self.causal[:, :, :1]), self.causal[:, :, 1:]], dim=2)
+    @cached_property
+    def blocks(self) -> ItemBlocks:
+        return ItemBlocks(self.segments)
 
-    @property
-    def tokens_only(self) -> Tensor:
-        """The causal mask without the collaborative key's column, ``(batch, m, m)``."""
-        return self.causal[:, :, 1:]
+    @cached_property
+    def causal(self) -> Tensor:
+        return causal_mask(self.segments)
+
+    @cached_property
+    def context(self) -> Tensor:
+        return context_mask(self.segments)
+
+    @cached_property
+    def causal_with_key(self) -> Tensor:
+        """The causal mask with the collaborative key in sight: the context branch of `Variation.BOTH_CAUSAL`."""
+        sees = (self.segments != PAD_SEGMENT)[:, :, None]
+        return torch.cat([sees, self.causal[:, :, 1:]], dim=2)
 
 
 class PlainLayer(nn.Module):
@@ -148,9 +155,8 @@ class PlainLayer(nn.Module):
         self.settings = settings
 
     def forward(self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None) -> Tensor:
-        attended = attend(self.block.project(self.block.norm1(hidden), inputs.positions), inputs.tokens_only)
-        hidden = hidden + self.block.output(attended)
-        return hidden + self.block.ffn(self.block.norm2(hidden))
+        found: Tensor = self.block(hidden, inputs.positions)
+        return found
 
 
 class BaseLayer(nn.Module):
@@ -165,10 +171,11 @@ class BaseLayer(nn.Module):
 
     def forward(self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None) -> Tensor:
         projected = self.block.project(self.block.norm1(hidden), inputs.positions)
-        attention = self.block.output(attend(projected, inputs.tokens_only, self.settings.mask_mode))
+        attention = self.block.output(attend_under_causal(projected, inputs, self.settings.mask_mode))
         hidden = hidden + attention + self.attention_adapter(attention)
         out = self.block.ffn(self.block.norm2(hidden))
-        return hidden + out + self.recommendation_adapter(out)
+        hidden = hidden + out + self.recommendation_adapter(out)
+        return hidden
 
 
 class DALayer(nn.Module):
@@ -204,18 +211,30 @@ class DALayer(nn.Module):
     def _branches(self, normed: Tensor, inputs: LayerInputs, collaborative: Tensor | None) -> tuple[Tensor, Tensor]:
         """Attention under both masks, from one projection of queries, keys and values."""
         projected = self.block.project(normed, inputs.positions)
-        mode = self.settings.mask_mode
-        causal = attend(projected, inputs.tokens_only, mode)
-        if collaborative is None:
-            context = attend(projected, inputs.context[:, :, 1:], mode)
-        else:
-            key = self.block.project(self.block.norm1(collaborative[:, None]), None)
-            context = attend(projected.with_key(key), inputs.context, mode)
+        causal = attend_under_causal(projected, inputs, self.settings.mask_mode)
+        key = None if collaborative is None else self.block.project(self.block.norm1(collaborative[:, None]), None)
+        context = self._context(projected, key, inputs)
         return self.block.output(causal), self.block.output(context)
+
+    def _context(self, projected: Projected, key: Projected | None, inputs: LayerInputs) -> Tensor:
+        both_causal = self.settings.variation is Variation.BOTH_CAUSAL
+        if self.settings.mask_mode is MaskMode.ADDITIVE and not both_causal:
+            return inputs.blocks.attend(projected, key)
+        mask = inputs.causal_with_key if both_causal else inputs.context
+        if key is None:
+            return attend(projected, mask[:, :, 1:], self.settings.mask_mode)
+        return attend(projected.with_key(key), mask, self.settings.mask_mode)
 
     def _place(self, out: Tensor, seen: Tensor, adapter: nn.Module, parallel: Tensor) -> Tensor:
         reduce, residual = self.settings.parallel_reduce, self.settings.parallel_residual
         return place(out, seen, adapter, parallel, reduce=reduce, residual=residual)
+
+
+def attend_under_causal(projected: Projected, inputs: LayerInputs, mode: MaskMode) -> Tensor:
+    """The causal branch; the collaborative key is not among its keys."""
+    if mode is MaskMode.ADDITIVE:
+        return attend_causally(projected)
+    return attend(projected, inputs.causal[:, :, 1:], mode)
 
 
 def _adapter(width: int, settings: DARecSettings, generator: torch.Generator) -> BottleneckAdapter:
@@ -257,7 +276,7 @@ class DARec(nn.Module):
         self.special = nn.Parameter(torch.empty(SPECIAL_TOKENS, width).normal_(std=INIT_SD, generator=generator))
         self.layers = nn.ModuleList(
             self._layer(index, block, generator)
-            for index, block in enumerate(backbone.blocks)  # type: ignore[arg-type]
+            for index, block in enumerate(backbone.decoder_blocks)
         )
         self.head = nn.Linear(width, n_items)
         nn.init.normal_(self.head.weight, std=INIT_SD, generator=generator)
@@ -291,7 +310,7 @@ class DARec(nn.Module):
         (None: nothing is injected) -> ``(batch, m, width)``.
         """
         hidden, positions = self.backbone.start(self.backbone.embed(rows.tokens, self.special))
-        inputs = LayerInputs(positions, rows.segments, None, self.settings)
+        inputs = LayerInputs(positions, rows.segments)
         adapted = 0
         for index, layer in enumerate(self.layers):
             if index not in self.replaced:

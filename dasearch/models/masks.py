@@ -12,16 +12,14 @@ from torch import Tensor
 PAD_SEGMENT = -1
 
 
-def context_mask(segments: Tensor, collaborative: Tensor | None = None) -> Tensor:
+def context_mask(segments: Tensor) -> Tensor:
     """True where a query may look: in both directions inside its own item, and at the collaborative key.
 
-    Shapes: segments ``(batch, m)`` with -1 for padding; collaborative ``(batch,)`` bool, False for rows whose
-    collaborative key is switched off -> ``(batch, m, m + 1)``. A padded query sees itself alone.
+    Shapes: segments ``(batch, m)`` with -1 for padding -> ``(batch, m, m + 1)``. A padded query sees itself alone.
     """
     real = segments != PAD_SEGMENT
     same = (segments[:, :, None] == segments[:, None, :]) & real[:, None, :]
-    injected = real if collaborative is None else real & collaborative[:, None]
-    return torch.cat([injected[:, :, None], _self_for_padding(same, real)], dim=2)
+    return torch.cat([real[:, :, None], _self_for_padding(same, real)], dim=2)
 
 
 def causal_mask(segments: Tensor) -> Tensor:

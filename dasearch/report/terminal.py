@@ -67,14 +67,12 @@ class Terminal(Listener):
             self._phase = training.phase
             self._print("")
             self.console.print(Text(HEADINGS[training.phase], style="bold"))
-        self._live(f"{training.index}/{training.total}  {training.layout}  {_label(training)}epoch 1/{training.epochs}")
+        self._live(f"{_place(training)}epoch 1/{training.epochs}")
 
     def epoch(self, training: Training, epoch: Epoch) -> None:
         now = min(epoch.number + 2, training.epochs)
         score = epoch.metrics[OBJECTIVE]
-        self._live(
-            f"{training.index}/{training.total}  {training.layout}  {_label(training)}epoch {now}/{training.epochs}  {OBJECTIVE} {score:.4f}"
-        )
+        self._live(f"{_place(training)}epoch {now}/{training.epochs}  {OBJECTIVE} {score:.4f}")
 
     def finished(self, finished: Finished) -> None:
         training = finished.training
@@ -93,8 +91,10 @@ class Terminal(Listener):
         self.console.print(Text(text), soft_wrap=True)
 
 
-def _label(training: Training) -> str:
-    return "" if training.phase == SEARCH else f"{training.label}  "
+def _place(training: Training) -> str:
+    """``12/30  SPS-PPS  random, seed 2  `` (a trial has no label)."""
+    label = "" if training.phase == SEARCH else f"{training.label}  "
+    return f"{training.index}/{training.total}  {training.layout}  {label}"
 
 
 def clock(seconds: float) -> str:
@@ -215,10 +215,9 @@ def show_estimate(console: Console, yaml: str, estimate: Estimate) -> None:
     console.print(f"parameters: {estimate.trained_parameters:,} trained, {estimate.frozen_parameters:,} frozen")
     parts = (estimate.search_seconds, estimate.confirmation_seconds, estimate.final_seconds)
     search, confirmation, final = (clock(seconds) for seconds in parts)
-    console.print(
-        f"estimated time on this machine: {clock(estimate.seconds)} (search {search}, confirmation {confirmation}, final training {final}); "
-        "early stopping shortens it, tiny-opt's first training adds to it"
-    )
+    console.print(f"estimated time on this machine: {clock(estimate.seconds)}")
+    console.print(f"  search {search}, confirmation {confirmation}, final training {final}")
+    console.print("  early stopping shortens it; tiny-opt's own first training adds to it")
 
 
 def _interval(result: Result) -> str:

@@ -145,7 +145,9 @@ class _Run:
         self.model = build_model(settings, materials, replace_every=replace_every, seed=seed)
         self.bits = self.model.layout_tensor(layout)
         self.trainable = dict(self.model.trainable())
-        self.optimizer = torch.optim.AdamW(self.trainable.values(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.trainable.values(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
+        )
         self.generator = generator_for(settings.seed, "order", seed)
         batches = n_training_batches(materials.development, recipe.batch_size)
         self.steps_per_epoch = math.ceil(batches / recipe.accumulate)
@@ -306,7 +308,8 @@ def _alignment_items(
         parts.append(own)
     if sample is not None:
         parts += [sample.positive, sample.negatives.flatten()]
-    return torch.cat(parts).unique()
+    items: Tensor = torch.cat(parts).unique()
+    return items
 
 
 def _align(model: DARec, materials: Materials, items: Tensor, bits: Tensor) -> Tensor:

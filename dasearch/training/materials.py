@@ -184,8 +184,7 @@ def text_vectors(catalogue: Catalogue, device: torch.device) -> Tensor:
     for items in torch.arange(len(catalogue.sentences)).split(VECTOR_BATCH):
         tokens, real = catalogue.sentences.padded(items, pad_token=catalogue.row_format.pad_token)
         tokens, real = tokens.to(device), real.to(device)
-        causal = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=device).tril()
-        hidden = catalogue.backbone.hidden_states(tokens, causal.expand(len(items), -1, -1))
+        hidden = catalogue.backbone.hidden_states(tokens)
         found.append((hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True))
     return torch.cat(found).clone()
 

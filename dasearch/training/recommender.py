@@ -23,14 +23,13 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from dasearch.config import StudySettings, parse_study
-from dasearch.data import Dataset, Item, evaluation_batches
+from dasearch.data import Dataset, Item, evaluation_batches, last_positions
 from dasearch.errors import DasearchError, ModelFolderError
 from dasearch.layout import Layout, LayoutFile, Metric
 from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.darec import SITES, DARec, gather_tokens
 from dasearch.search_space import suggestion
 from dasearch.training.checkpoints import load_tensors, save_tensors
-from dasearch.training.evaluation import last_positions
 from dasearch.training.loop import Trained
 from dasearch.training.materials import Catalogue, Materials, build_catalogue, resolve_device
 from dasearch.training.seeds import generator_for
@@ -146,7 +145,8 @@ def fold_in_matrix(model: DARec, materials: Materials) -> Tensor | None:
     wanted = model.cf.user_vectors(torch.as_tensor(development.users, device=device)).double()
     gram = known.T @ known
     penalty = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=device)
-    return torch.linalg.solve(gram + penalty, known.T @ wanted).float().cpu()
+    solved: Tensor = torch.linalg.solve(gram + penalty, known.T @ wanted)
+    return solved.float().cpu()
 
 
 def layout_file(settings: StudySettings, trained: Trained, metric: Metric | None) -> LayoutFile:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.conftest import seeded
 
 from dasearch.models.adapters import Activation, AdapterInit, BottleneckAdapter, MaskRouter, ParallelReduce, place
+from tests.conftest import seeded
 
 WIDTH = 6
 
@@ -61,7 +61,9 @@ def test_no_activation_is_linear() -> None:
 
 def test_gelu_is_torchs(adapter: BottleneckAdapter) -> None:
     x = torch.randn(4, WIDTH, generator=seeded(3))
-    gelu = BottleneckAdapter(WIDTH, bottleneck=3, activation=Activation.GELU, init=AdapterInit.NORMAL, generator=seeded())
+    gelu = BottleneckAdapter(
+        WIDTH, bottleneck=3, activation=Activation.GELU, init=AdapterInit.NORMAL, generator=seeded()
+    )
     inner = x @ gelu.down.weight.T
     expected = (0.5 * inner * (1 + torch.erf(inner / 2**0.5))) @ gelu.up.weight.T
     torch.testing.assert_close(gelu(x), expected)

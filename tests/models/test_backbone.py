@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import LAYERS, VOCABULARY, seeded, tiny_backbone, tiny_model, word_tokenizer
 from transformers import BertConfig, BertModel, OPTConfig, OPTModel
 
 from dasearch.errors import BackboneError
-from dasearch.models.backbone import AttentionScale, FrozenBackbone, MaskMode, Projected, attend, load_pretrained, pretrained_layers
+from dasearch.models.backbone import AttentionScale, FrozenBackbone, load_pretrained, pretrained_layers
+from tests.conftest import LAYERS, VOCABULARY, seeded, tiny_backbone, tiny_model, word_tokenizer
 
 
 def test_equals_hugging_face(family: str) -> None:
@@ -16,32 +16,15 @@ def test_equals_hugging_face(family: str) -> None:
     tokens = torch.randint(3, VOCABULARY, (3, 9), generator=seeded())
     with torch.no_grad():
         expected = model(input_ids=tokens, use_cache=False).last_hidden_state
-        causal = torch.ones(3, 9, 9, dtype=torch.bool).tril()
-        found = FrozenBackbone(model).hidden_states(tokens, causal)
+        found = FrozenBackbone(model).hidden_states(tokens)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_printed_scale_differs(family: str) -> None:
     tokens = torch.randint(3, VOCABULARY, (1, 5), generator=seeded())
-    causal = torch.ones(1, 5, 5, dtype=torch.bool).tril()
-    head = FrozenBackbone(tiny_model(family)).hidden_states(tokens, causal)
-    printed = FrozenBackbone(tiny_model(family), scale=AttentionScale.MODEL).hidden_states(tokens, causal)
+    head = FrozenBackbone(tiny_model(family)).hidden_states(tokens)
+    printed = FrozenBackbone(tiny_model(family), scale=AttentionScale.MODEL).hidden_states(tokens)
     assert not torch.allclose(head, printed, atol=1e-3)
-
-
-def test_attend_by_hand() -> None:
-    q, k, v = (torch.randn(1, 2, n, 4, generator=seeded(n)) for n in (3, 4, 4))
-    mask = torch.tensor([[[1, 1, 0, 0], [0, 1, 1, 0], [1, 1, 1, 1]]], dtype=torch.bool)
-    weights = torch.softmax((q @ k.transpose(-1, -2)).masked_fill(~mask[:, None], -torch.inf), -1)
-    expected = (weights @ v).transpose(1, 2).reshape(1, 3, 8)
-    torch.testing.assert_close(attend(Projected(q, k, v), mask), expected)
-
-
-def test_printed_mask_rows_do_not_sum_to_one() -> None:
-    q, k = torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 4, 2)
-    mask = torch.tensor([[[True, True, False, False]]])
-    out = attend(Projected(q, k, torch.ones(1, 1, 4, 2)), mask, MaskMode.POST_SOFTMAX)
-    torch.testing.assert_close(out, torch.full((1, 1, 2), 0.5))
 
 
 def test_special_rows_are_trained_and_the_rest_frozen(family: str) -> None:
@@ -67,17 +50,16 @@ def test_saved_folder_loads_with_its_first_layers(family: str, tmp_path: Path) -
     assert len(backbone.blocks) == LAYERS
     tokens = torch.randint(3, VOCABULARY, (2, 6), generator=seeded())
     hidden, positions = backbone.start(backbone.embed(tokens, torch.zeros(2, backbone.width)))
-    causal = torch.ones(2, 6, 6, dtype=torch.bool).tril()
     with torch.no_grad():
         states = model(input_ids=tokens, use_cache=False, output_hidden_states=True).hidden_states
         for layer, block in enumerate(backbone.blocks):
-            hidden = backbone.plain_block(block, hidden, positions, causal)
+            hidden = block(hidden, positions)
             torch.testing.assert_close(hidden, states[layer + 1], atol=1e-5, rtol=1e-5)
 
 
 def test_an_encoder_is_refused() -> None:
     config = BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    with pytest.raises(BackboneError, match="family 'bert'.*choose a decoder of one of opt, llama"):
+    with pytest.raises(BackboneError, match=r"family 'bert'.*choose a decoder of one of opt, llama"):
         FrozenBackbone(BertModel(config))
 
 

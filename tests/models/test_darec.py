@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from tests.conftest import LAYERS, VOCABULARY, WIDTH, seeded, tiny_backbone, toy_rows
 from torch import Tensor
 
 from dasearch.data import Rows
@@ -22,12 +21,14 @@ from dasearch.models.darec import (
     DARecSettings,
     HeadBias,
     HeadRows,
+    LayerInputs,
     PlainLayer,
     RecommendationSite,
     Variation,
     build_collaborative,
     gather_tokens,
 )
+from tests.conftest import LAYERS, VOCABULARY, WIDTH, seeded, tiny_backbone, toy_rows
 
 USERS, ITEMS = 5, 9
 SERIAL = Layout.all_serial(LAYERS)
@@ -57,11 +58,9 @@ def hidden(model: DARec, rows: Rows, layout: Layout = PARALLEL, users: Tensor | 
 
 def plain_states(backbone: FrozenBackbone, rows: Rows, special: Tensor, upto: int) -> Tensor:
     """Hidden states of the untouched frozen layers."""
-    causal = torch.ones(rows.tokens.shape[1], rows.tokens.shape[1], dtype=torch.bool).tril()
-    mask = causal & (rows.segments >= 0)[:, None, :] | torch.eye(rows.tokens.shape[1], dtype=torch.bool)
     state, positions = backbone.start(backbone.embed(rows.tokens, special))
     for block in list(backbone.blocks)[:upto]:
-        state = backbone.plain_block(block, state, positions, mask)
+        state = block(state, positions)
     return state
 
 
@@ -103,17 +102,15 @@ def test_check_5_context_branch_of_one_layer_sees_its_own_item_only(family: str,
     rows = toy_rows(((3, 2, 4),))
     state = torch.randn(1, 9, WIDTH, generator=seeded(5))
     changed = state.clone()
-    changed[0, 3:5] += 1.0  # the second item
+    changed[0, 3:5] += torch.randn(2, WIDTH, generator=seeded(6))  # the second item
     before, after = (_one_layer(model, layer, s, rows, layout) for s in (state, changed))
     torch.testing.assert_close(before[0, [0, 1, 2, 5, 6, 7, 8]], after[0, [0, 1, 2, 5, 6, 7, 8]])
     assert not torch.allclose(before[0, 3:5], after[0, 3:5])
 
 
 def _one_layer(model: DARec, layer: torch.nn.Module, state: Tensor, rows: Rows, layout: Layout) -> Tensor:
-    from dasearch.models.darec import LayerInputs
-
     _, positions = model.backbone.start(torch.zeros_like(state))
-    inputs = LayerInputs(positions, rows.segments, None, model.settings)
+    inputs = LayerInputs(positions, rows.segments)
     with torch.no_grad():
         return layer(state, inputs, layout.tensor()[-1], model.user_keys(torch.tensor([0]))[0])
 
@@ -156,7 +153,9 @@ def test_check_8_collaborative_key_reaches_the_context_branch_alone(family: str)
 def test_check_10_right_padding_changes_no_real_state(family: str) -> None:
     model = loud(build(family))
     rows = toy_rows(((2, 3), (3, 2)))
-    padded = Rows(torch.nn.functional.pad(rows.tokens, (0, 6)), torch.nn.functional.pad(rows.segments, (0, 6), value=-1))
+    padded = Rows(
+        torch.nn.functional.pad(rows.tokens, (0, 6)), torch.nn.functional.pad(rows.segments, (0, 6), value=-1)
+    )
     found = hidden(model, padded)
     torch.testing.assert_close(found[:, :5], hidden(model, rows), atol=1e-5, rtol=1e-5)
     assert found.isfinite().all()
@@ -240,9 +239,7 @@ def test_check_14_replacement_frequency(family: str, every: int, replaced: tuple
     first = replaced[0]
     with torch.no_grad():
         state, positions = model.backbone.start(model.backbone.embed(rows.tokens, model.special))
-        from dasearch.models.darec import LayerInputs
-
-        inputs = LayerInputs(positions, rows.segments, None, model.settings)
+        inputs = LayerInputs(positions, rows.segments)
         for layer in model.layers[:first]:
             state = layer(state, inputs, torch.zeros(3), None)
         real = rows.segments >= 0
@@ -296,10 +293,13 @@ def test_both_causal_context_branch_sees_the_past_of_other_items(family: str) ->
     for variation, sees in ((Variation.DAREC, False), (Variation.BOTH_CAUSAL, True)):
         model = loud(build(family, every=LAYERS, variation=variation))
         layer = model.layers[-1]
-        layer.router.gate.bias.data, layer.router.gate.weight.data = torch.tensor([-1e4, 1e4]), torch.zeros(2, 2 * WIDTH)
+        layer.router.gate.bias.data, layer.router.gate.weight.data = (
+            torch.tensor([-1e4, 1e4]),
+            torch.zeros(2, 2 * WIDTH),
+        )
         state = torch.randn(1, 6, WIDTH, generator=seeded(5))
         changed = state.clone()
-        changed[0, 1] += 1
+        changed[0, 1] += torch.randn(WIDTH, generator=seeded(6))
         before, after = (_one_layer(model, layer, s, rows, PARALLEL) for s in (state, changed))
         assert torch.allclose(before[0, 4], after[0, 4], atol=1e-5) is not sees
         torch.testing.assert_close(before[0, 0], after[0, 0]) if sees else None

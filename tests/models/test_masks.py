@@ -27,7 +27,9 @@ CAUSAL = """
 
 
 def table(text: str) -> torch.Tensor:
-    return torch.tensor([[int(cell) for cell in line.split()] for line in text.split("\n") if line.strip()], dtype=torch.bool)
+    return torch.tensor(
+        [[int(cell) for cell in line.split()] for line in text.split("\n") if line.strip()], dtype=torch.bool
+    )
 
 
 def test_context_mask_enumerated() -> None:
@@ -41,14 +43,6 @@ def test_causal_mask_enumerated() -> None:
 def test_shape_is_m_by_m_plus_one() -> None:
     segments = torch.zeros(3, 7, dtype=torch.long)
     assert context_mask(segments).shape == causal_mask(segments).shape == (3, 7, 8)
-
-
-def test_collaborative_key_can_be_hidden_by_row() -> None:
-    segments = torch.zeros(2, 3, dtype=torch.long)
-    mask = context_mask(segments, torch.tensor([True, False]))
-    assert mask[0, :, 0].all()
-    assert not mask[1, :, 0].any()
-    assert torch.equal(mask[0, :, 1:], mask[1, :, 1:])
 
 
 def test_every_query_sees_something() -> None:

@@ -1,0 +1,107 @@
+"""Attention of one projection under DARec's two masks: causal over the row, in both directions inside an item.
+
+Liu et al. 2024 (DARec), app. C. `attend` takes any mask; `attend_causally` and `ItemBlocks` give the same numbers without
+one, for less work: the first skips the future, the second attends within each item and never forms the row's square.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dasearch.models.masks import PAD_SEGMENT
+
+
+class MaskMode(StrEnum):
+    ADDITIVE = "additive"  # minus infinity before the softmax
+    POST_SOFTMAX = "post_softmax"  # as the paper prints: the future leaks through the normaliser; for study only
+
+
+class Projected(NamedTuple):
+    """Queries (scaled), keys and values, each ``(batch, heads, tokens, head width)``."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+
+    def with_key(self, extra: Projected) -> Projected:
+        """One more key and value in front; the queries stay."""
+        keys = torch.cat([extra.keys, self.keys], dim=2)
+        return Projected(self.queries, keys, torch.cat([extra.values, self.values], dim=2))
+
+
+def attend(projected: Projected, mask: Tensor, mode: MaskMode = MaskMode.ADDITIVE) -> Tensor:
+    """Attention under a boolean mask (True: may look).
+
+    Shapes: mask ``(batch, queries, keys)`` -> ``(batch, queries, heads * head width)``.
+    """
+    queries, keys, values = projected
+    if mode is MaskMode.ADDITIVE:
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask[:, None], scale=1.0)
+    else:
+        out = (torch.softmax(queries @ keys.transpose(-1, -2), dim=-1) * mask[:, None]) @ values
+    return out.transpose(1, 2).flatten(2)
+
+
+def attend_causally(projected: Projected) -> Tensor:
+    """`attend` under the causal mask, for rows padded on the right: a real query never comes after a padded key.
+
+    Shapes: -> ``(batch, tokens, heads * head width)``.
+    """
+    out = F.scaled_dot_product_attention(*projected, is_causal=True, scale=1.0)
+    return out.transpose(1, 2).flatten(2)
+
+
+class ItemBlocks:
+    """Rows cut into their segments, each padded to the longest: `attend` here is `attend` under the context mask.
+
+    Args:
+        segments: ``(batch, m)``; a segment's tokens stand together, -1 is padding on the right.
+    """
+
+    def __init__(self, segments: Tensor) -> None:
+        batch, m = segments.shape
+        places = torch.arange(m, device=segments.device).expand(batch, m)
+        real = segments != PAD_SEGMENT
+        first = torch.ones_like(real)
+        first[:, 1:] = segments[:, 1:] != segments[:, :-1]
+        first &= real
+        run = first.cumsum(1) - 1
+        within = places - torch.where(first, places, 0).cummax(1).values
+        self._count, self._longest = int(run.max()) + 1, int(within[real].max()) + 1
+        row = torch.arange(batch, device=segments.device)[:, None]
+        slots = (row * self._count + run) * self._longest + within
+        self._slot_of_token = torch.where(real, slots, 0)
+        self._token_of_slot = segments.new_zeros(batch * self._count * self._longest)
+        self._token_of_slot[slots[real]] = (row * m + places)[real]
+        filled = torch.zeros_like(self._token_of_slot, dtype=torch.bool)
+        filled[slots[real]] = True
+        keys = filled.view(-1, 1, 1, self._longest)
+        keys[..., 0] = True  # an empty block sees something, so that nothing is NaN
+        self._bias = torch.zeros(keys.shape, device=keys.device).masked_fill(~keys, -torch.inf)
+
+    def attend(self, projected: Projected, key: Projected | None) -> Tensor:
+        """Each item's tokens attend to each other and to ``key`` ``(batch, heads, 1, head width)``.
+
+        Shapes: -> ``(batch, tokens, heads * head width)``.
+        """
+        heads, width = projected.queries.shape[1], projected.queries.shape[3]
+        blocks = Projected(*(self._cut(part) for part in projected))
+        bias = self._bias.to(blocks.queries.dtype)
+        if key is not None:
+            blocks = blocks.with_key(Projected(*(part.repeat_interleave(self._count, dim=0) for part in key)))
+            bias = F.pad(bias, (1, 0))
+        out = F.scaled_dot_product_attention(*blocks, attn_mask=bias, scale=1.0)
+        flat = out.transpose(1, 2).reshape(-1, heads * width)
+        return F.embedding(self._slot_of_token, flat)
+
+    def _cut(self, part: Tensor) -> Tensor:
+        """``(batch, heads, tokens, head width)`` -> ``(batch * segments, heads, longest, head width)``."""
+        heads, width = part.shape[1], part.shape[3]
+        flat = part.transpose(1, 2).reshape(-1, heads * width)
+        cut = F.embedding(self._token_of_slot, flat)
+        return cut.view(-1, self._longest, heads, width).transpose(1, 2)
