@@ -50,7 +50,7 @@ class Proposal:
 class PRSampler(BaseSampler):
     """Proposes layouts by log expected improvement under a GP, maximised through probabilistic reparameterization.
 
-    A layout that is complete, pruned, running or waiting is never proposed again. Failed trials count for nothing: a
+    A layout that is complete, pruned, running or waiting is never proposed again (unless the study has parameters besides). Failed trials count for nothing: a
     machine that died says nothing about its layout, which may be proposed again. Pruned ones have no final value, so the
     surrogate does not read them. Randomness depends on the seed and on how many trials are complete, pruned or running,
     so that a study that was killed and resumed, or is run by several workers, follows from its seed.
@@ -152,7 +152,10 @@ class _History:
         self.bits = self._stack(complete)
         self.values = sign * torch.tensor([t.values[0] for t in complete], dtype=torch.float64)
         self.running = self._stack([t for t in others if t.state is TrialState.RUNNING and self._whole(t)])
-        self.excluded = self._stack([t for t in others if t.state is not TrialState.FAIL and self._whole(t)])
+        known = [t for t in others if t.state is not TrialState.FAIL and self._whole(t)]
+        if any(set(_params(t)) - set(space) for t in known):
+            known = []  # other parameters differ between trials of one layout, so it may come again
+        self.excluded = self._stack(known)
         self._sign = sign
         self._fitted: Surrogate | None = None
 

@@ -275,8 +275,7 @@ class DARec(nn.Module):
         width = backbone.width
         self.special = nn.Parameter(torch.empty(SPECIAL_TOKENS, width).normal_(std=INIT_SD, generator=generator))
         self.layers = nn.ModuleList(
-            self._layer(index, block, generator)
-            for index, block in enumerate(backbone.decoder_blocks)
+            self._layer(index, block, generator) for index, block in enumerate(backbone.decoder_blocks)
         )
         self.head = nn.Linear(width, n_items)
         nn.init.normal_(self.head.weight, std=INIT_SD, generator=generator)
