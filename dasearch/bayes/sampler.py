@@ -50,10 +50,11 @@ class Proposal:
 class PRSampler(BaseSampler):
     """Proposes layouts by log expected improvement under a GP, maximised through probabilistic reparameterization.
 
-    A layout that is complete, pruned, running or waiting is never proposed again (unless the study has parameters besides). Failed trials count for nothing: a
-    machine that died says nothing about its layout, which may be proposed again. Pruned ones have no final value, so the
-    surrogate does not read them. Randomness depends on the seed and on how many trials are complete, pruned or running,
-    so that a study that was killed and resumed, or is run by several workers, follows from its seed.
+    A layout that is complete, pruned, running or waiting is never proposed again, unless the study has parameters
+    besides. Failed trials count for nothing: a machine that died says nothing about its layout, which may be proposed
+    again. Pruned ones have no final value, so the surrogate does not read them. Randomness depends on the seed and on how
+    many trials are complete, pruned or running, so that a study that was killed and resumed, or is run by several
+    workers, follows from its seed.
 
     Args:
         seed: of all randomness.

@@ -220,7 +220,8 @@ class Store:
         dataset: Mapping[str, Any],
         versions: Mapping[str, str],
     ) -> None:
-        """Record a new study."""
+        """Record a new study: Optuna's part first, so that a study that can be seen here is whole."""
+        optuna.create_study(study_name=name, storage=self.optuna_storage(), direction="maximize", load_if_exists=True)
         with Session(self._engine) as session, session.begin():
             session.add(
                 StudyRow(

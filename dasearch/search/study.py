@@ -291,13 +291,7 @@ class _Runner:
             search_space=dict.fromkeys(self.space.free, distribution),
             on_proposal=lambda proposal: self.store.add_proposal(self.settings.name, proposal),
         )
-        return optuna.create_study(
-            study_name=self.settings.name,
-            storage=self.storage,
-            sampler=sampler,
-            direction="maximize",
-            load_if_exists=True,
-        )
+        return optuna.load_study(study_name=self.settings.name, storage=self.storage, sampler=sampler)
 
     def run(self, *, train: bool) -> None:
         name = self.settings.name

@@ -1,0 +1,375 @@
+"""Whole studies on toy purchases: the loop, its memory, its guards."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import torch
+
+from dasearch.bayes import PRSampler
+from dasearch.config import StudySettings
+from dasearch.data import LeaveOneOut
+from dasearch.errors import SearchSpaceError, StoreError, StudyError, TestSplitError
+from dasearch.layout import Layout
+from dasearch.search import study as study_module
+from dasearch.search.confirmation import contenders, controls, standings, t_interval
+from dasearch.search.events import Finished, Listener, Training
+from dasearch.search.store import Confirmation, open_store
+from dasearch.search.study import Status, Study
+from dasearch.search_space import SearchSpace, SearchSpaceFile
+from dasearch.training.loop import Epoch
+from dasearch.training.recommender import load
+from tests.conftest import toy_dataset, write_folder
+from tests.training.studies import small_study
+
+
+class Ears(Listener):
+    def __init__(self) -> None:
+        self.trainings: list[str] = []
+        self.finished_ones: list[Finished] = []
+
+    def started(self, training: Training) -> None:
+        self.trainings.append(f"{training.phase}/{training.label}/{training.layout}")
+
+    def finished(self, finished: Finished) -> None:
+        self.finished_ones.append(finished)
+
+
+def run(settings: StudySettings, **options: Any) -> tuple[Status, Ears]:
+    ears = Ears()
+    return Study(settings).run(listener=ears, **options), ears
+
+
+def outcome(status: Status) -> list[Any]:
+    trials = [(str(t.layout), t.score) for t in status.completed]
+    return [trials, [(s.layout, s.score) for s in status.standings], status.results]
+
+
+def test_the_whole_loop(tmp_path: Path) -> None:
+    settings = small_study(tmp_path)
+    status, ears = run(settings)
+    assert status.phase == "done"
+    assert len(status.completed) == 4
+    assert len({t.layout for t in status.trials}) == 4
+    assert [str(t.layout) for t in status.trials[:3]] == ["SSS-SSS", "PPP-PPP", "PSS-PSS"]
+    assert {"all-serial", "all-parallel"} <= {s.role for s in status.standings}
+    assert all(s.seeds == 2 for s in status.standings)
+    names = list(dict.fromkeys(r.name for r in status.results))
+    assert names == ["winner", "all-serial", "all-parallel", "random", "popularity", "Markov"]
+    assert all(r.low <= r.value <= r.high for r in status.results)
+    first = [f for f in ears.finished_ones if f.training.phase == "search"]
+    assert [f.training.index for f in first] == [1, 2, 3, 4]
+    assert first[-1].best == max(t.score for t in status.completed)
+    assert first[0].seconds_left > 0
+    (model,) = [a.path for a in status.artifacts]
+    recommender = load(model)
+    assert recommender.layout == status.standings[0].layout
+    assert recommender.layout_file.metric.split == "test"
+    assert not (tmp_path / "runs" / "toy" / "checkpoints").exists()
+
+    before = sorted(p.name for p in (tmp_path / "runs").rglob("*"))
+    again, silence = run(settings)
+    assert outcome(again) == outcome(status)
+    assert not silence.trainings
+    assert sorted(p.name for p in (tmp_path / "runs").rglob("*")) == before
+
+
+def test_same_study_and_seed_give_the_same_numbers(tmp_path: Path) -> None:
+    first, _ = run(small_study(tmp_path, output=str(tmp_path / "a")))
+    second, _ = run(small_study(tmp_path, output=str(tmp_path / "b")))
+    other, _ = run(small_study(tmp_path, output=str(tmp_path / "c"), seed=1))
+    assert outcome(first) == outcome(second)
+    assert outcome(first) != outcome(other)
+
+
+def test_proposals_and_epochs_are_kept(tmp_path: Path) -> None:
+    settings = small_study(tmp_path)
+    status, _ = run(settings, train=False)
+    store = open_store(None, settings.output, create=False)
+    proposals = store.proposals("toy")
+    assert [p.source for p in proposals] == ["startup"] * 3 + ["reparameterization"]
+    assert proposals[-1].theta is not None
+    epochs = store.epochs("toy", f"trial/{status.trials[0].layout}")
+    assert [e.number for e in epochs] == [0, 1]
+    assert epochs[0].losses["total"] > 0
+    assert status.phase == "confirmation"
+    assert not status.results
+    store.close()
+
+
+def test_optuna_reads_our_file(tmp_path: Path) -> None:
+    settings = small_study(tmp_path)
+    run(settings, train=False)
+    found = optuna.load_study(study_name="toy", storage=f"sqlite:///{settings.output}/dasearch.db")
+    assert len(found.trials) == 4
+    assert set(found.trials[0].params) == {
+        f"layer0{k}.{s}" for k in (1, 2) for s in ("causal", "context", "recommendation")
+    }
+    assert len(found.trials[0].intermediate_values) == 2
+
+
+def test_a_larger_budget_goes_on_and_a_read_test_split_closes_the_search(tmp_path: Path) -> None:
+    settings = small_study(tmp_path)
+    short, _ = run(settings, train=False)
+    longer, ears = run(settings, budget=6, train=False)
+    assert outcome(longer)[0][:4] == outcome(short)[0]
+    assert len(longer.completed) == 6
+    assert sum(t.startswith("search") for t in ears.trainings) == 2
+    straight, _ = run(small_study(tmp_path, output=str(tmp_path / "straight")), budget=6, train=False)
+    assert outcome(straight)[0] == outcome(longer)[0]
+    run(settings, budget=6)
+    with pytest.raises(StudyError, match="has read its test split, so its search is closed; pass --set name=NEW"):
+        run(settings, budget=7)
+
+
+@pytest.mark.parametrize("phase", ["search", "confirmation", "final"])
+def test_interrupted_anywhere_it_ends_the_same(tmp_path: Path, phase: str) -> None:
+    whole, _ = run(small_study(tmp_path, output=str(tmp_path / "whole")))
+
+    class Interrupts(Ears):
+        def epoch(self, training: Training, epoch: Epoch) -> None:
+            if training.phase == phase and training.index == 2 and epoch.number == 0:
+                raise KeyboardInterrupt
+
+    settings = small_study(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        Study(settings).run(listener=Interrupts())
+    resumed, ears = run(settings)
+    assert outcome(resumed) == outcome(whole)
+    assert len(ears.trainings) == len(set(ears.trainings))
+
+
+def test_killed_in_the_middle_of_a_trial(tmp_path: Path) -> None:
+    """SIGKILL: nothing of the process is left to clean up after itself."""
+    settings = small_study(tmp_path, trial={"epochs": 3})
+    whole, _ = run(settings.model_copy(update={"output": str(tmp_path / "whole")}))
+    study_file = tmp_path / "toy.yaml"
+    study_file.write_text(settings.yaml())
+    script = "import sys; from dasearch.cli import run_command; sys.exit(run_command(['run', sys.argv[1]]))"
+    process = subprocess.Popen([sys.executable, "-c", script, str(study_file)], stdout=subprocess.DEVNULL)
+    try:
+        _wait_for(tmp_path / "runs", process)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    resumed, ears = run(settings)
+    assert outcome(resumed) == outcome(whole)
+    states = [t.state for t in resumed.trials]
+    assert states.count("complete") == 4
+    trained = [str(t.layout) for t in resumed.completed]
+    assert len(set(trained)) == 4
+    assert sum(t.startswith("search") for t in ears.trainings) < 4
+
+
+def _wait_for(output: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until one trial is complete and the next one has its first checkpoint."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            store = open_store(None, str(output), create=False)
+            done = len(study_module.status(store, "toy").completed)
+            store.close()
+        except StoreError:
+            done = 0
+        if done >= 1 and list((output / "toy").glob("checkpoints/trial_*")):
+            return
+        time.sleep(0.02)
+    pytest.fail("the study never came to its second trial")
+
+
+def test_search_never_sees_a_test_item(tmp_path: Path) -> None:
+    """Other test items, the same search and confirmation, bit for bit."""
+    dataset = toy_dataset(60, 40)
+    changed = tuple(np.append(s[:-1], (s[-1] + 7) % 40) for s in dataset.sequences)
+    found = []
+    for name, sequences in (("plain", dataset.sequences), ("poisoned", changed)):
+        source = write_folder(tmp_path / name / "toy", dataclasses.replace(dataset, sequences=sequences))
+        found.append(run(small_study(tmp_path / name, data={"source": str(source)}), train=False)[0])
+    assert outcome(found[0]) == outcome(found[1])
+
+
+def test_the_test_split_is_opened_once_by_the_final_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    original = LeaveOneOut.open_test
+
+    def watched(self: LeaveOneOut) -> Any:
+        opened.append(sys._getframe(1).f_code.co_name)
+        return original(self)
+
+    monkeypatch.setattr(LeaveOneOut, "open_test", watched)
+    run(small_study(tmp_path), train=False)
+    assert not opened
+    run(small_study(tmp_path))
+    run(small_study(tmp_path))
+    assert opened == ["evaluate_finally"]
+
+
+def test_a_second_final_evaluation_is_refused() -> None:
+    split = LeaveOneOut(toy_dataset())
+    split.open_test()
+    with pytest.raises(TestSplitError):
+        split.open_test()
+
+
+def test_an_enqueued_duplicate_is_not_trained_again(tmp_path: Path) -> None:
+    settings = small_study(tmp_path)
+    run(settings, budget=3, train=False)
+    found = optuna.load_study(study_name="toy", storage=f"sqlite:///{settings.output}/dasearch.db")
+    found.enqueue_trial(found.trials[0].params)
+    status, ears = run(settings, budget=4, train=False)
+    assert len(status.completed) == 4
+    assert len({t.layout for t in status.completed}) == 4
+    assert sum(t.startswith("search") for t in ears.trainings) == 1
+
+
+def test_a_space_smaller_than_the_budget_ends(tmp_path: Path) -> None:
+    space = tmp_path / "two.yaml"
+    space.write_text(
+        "name: two\nmodel: darec\nsites: [causal, context, recommendation]\n"
+        'fixed: {"*.context": serial, "*.recommendation": parallel}\n'
+    )
+    settings = small_study(tmp_path, space={"name": str(space)}, search={"budget": 9})
+    status, _ = run(settings, train=False)
+    assert len(status.completed) == 4
+    assert all(str(t.layout)[1] == "S" and str(t.layout)[2] == "P" for t in status.completed)
+
+
+def test_diverging_trials_are_pruned_and_end_in_one_sentence(tmp_path: Path) -> None:
+    settings = small_study(tmp_path, trial={"lr": 1e30, "clip": 1e30, "epochs": 5}, search={"budget": 1})
+    with pytest.raises(Exception, match=r"trainings diverged; lower trial\.lr"):
+        run(settings)
+
+
+def test_what_a_running_study_may_not_change(tmp_path: Path) -> None:
+    settings = small_study(tmp_path)
+    run(settings, budget=1, train=False)
+    with pytest.raises(StudyError, match=r"began with another trial\.lr; restore it or pass --set name=NEW"):
+        run(small_study(tmp_path, trial={"lr": 1e-4}), budget=1)
+    with pytest.raises(SearchSpaceError, match=r"another search space \(replace_every: 1 -> 2\)"):
+        run(small_study(tmp_path, space={"replace_every": 2}), budget=1)
+    (tmp_path / "toy" / "interactions.tsv").write_text(
+        (tmp_path / "toy" / "interactions.tsv").read_text().replace("item3\t", "item4\t")
+    )
+    with pytest.raises(StudyError, match="the data of study 'toy' changed"):
+        run(settings, budget=1)
+
+
+def test_two_processes_cannot_run_one_study(tmp_path: Path) -> None:
+    settings = small_study(tmp_path)
+    (tmp_path / "runs" / "toy").mkdir(parents=True)
+    with (
+        study_module.only_runner(tmp_path / "runs" / "toy"),
+        pytest.raises(StoreError, match="another process runs this study; watch it with `dasearch status`"),
+    ):
+        run(settings)
+
+
+def test_variations_without_choices_cannot_be_searched(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"model\.variation=llmrec leaves nothing to search; use `dasearch train`"):
+        run(small_study(tmp_path, model={"variation": "llmrec"}))
+    assert not (tmp_path / "runs").exists()
+
+
+def space(layers: int = 2, **changes: Any) -> SearchSpace:
+    sites = {"name": "t", "model": "darec", "sites": ["causal", "context", "recommendation"]}
+    return SearchSpace(SearchSpaceFile.model_validate({**sites, **changes}), layers)
+
+
+def test_controls_lie_in_the_space() -> None:
+    found = controls(space(fixed={"layer01.causal": "parallel"}), seed=0)
+    assert [str(c.layout) for c in found[:2]] == ["PSS-SSS", "PPP-PPP"]
+    assert len({c.layout for c in found}) == 3
+    assert controls(space(), 1) == controls(space(), 1)
+
+
+def test_contenders_follow_the_posterior_mean_and_contain_the_controls() -> None:
+    """A lucky layout among bad neighbours yields to the middle of a good region."""
+    generator = torch.Generator().manual_seed(0)
+    scores = {}
+    for _ in range(28):
+        layout = Layout.random(2, generator=generator)
+        scores[layout] = 0.1 * sum(layout.flat) + 0.02 * float(torch.randn((), generator=generator))
+    scores[Layout.parse("SSS-SSP")] = 0.45
+    found = contenders(space(), scores, candidates=3, seed=0)
+    assert "SSS-SSP" not in [str(c.layout) for c in found[:3]]
+    assert {"all-serial", "all-parallel", "random"} <= {c.role for c in found}
+    assert all(sum(c.layout.flat) >= 4 for c in found[:3])
+
+
+def test_gains_are_paired_by_seed() -> None:
+    serial, other = Layout.parse("SSS"), Layout.parse("PSS")
+    noise = [0.0, 0.3, -0.2]
+    rows = [Confirmation(serial, "all-serial", s, {"MRR": 1 + n}, 1.0) for s, n in enumerate(noise)]
+    rows += [Confirmation(other, "candidate", s, {"MRR": 1.1 + n}, 1.0) for s, n in enumerate(noise)]
+    first, second = standings(rows, serial)
+    assert (first.layout, second.layout) == (other, serial)
+    assert first.gain.mean == pytest.approx(0.1)
+    assert first.gain.high - first.gain.low == pytest.approx(0, abs=1e-9)
+    assert first.score.high - first.score.low > 0.5
+    assert second.gain is None
+
+
+def test_t_interval() -> None:
+    """Values 1, 2, 3: mean 2, sd 1, t(0.975, 2) = 4.3027."""
+    found = t_interval([1.0, 2.0, 3.0])
+    assert found.mean == 2
+    assert found.high - 2 == pytest.approx(4.30265 / 3**0.5, rel=1e-5)
+
+
+def test_store_refuses_what_is_no_database(tmp_path: Path) -> None:
+    file = tmp_path / "notes.db"
+    file.write_text("these are notes, not a database, and they are long enough to be read as one " * 20)
+    with pytest.raises(StoreError, match=r"notes\.db cannot be used as a study database \(file is not a database\)"):
+        open_store(str(file), "runs", create=True)
+    assert file.read_text().startswith("these are notes")
+    with pytest.raises(StoreError, match="not a database URL"):
+        open_store("nosuch://x", "runs", create=True)
+    with pytest.raises(StoreError, match="there is no database"):
+        open_store(str(tmp_path / "absent.db"), "runs", create=False)
+    with pytest.raises(StoreError, match=r"there are no studies under .* yet; start one with `dasearch run`"):
+        open_store(None, str(tmp_path / "none"), create=False)
+
+
+def test_python_interface(tmp_path: Path) -> None:
+    import dasearch
+
+    settings = small_study(tmp_path)
+    path = tmp_path / "toy.yaml"
+    path.write_text(settings.yaml())
+    status = dasearch.Study.load(path, ["search.confirm_seeds=2"]).run(budget=3)
+    recommender = dasearch.load(status.artifacts[0].path)
+    found = recommender.recommend(["item1", "item2"], k=5)
+    assert len(found) == 5
+    assert [f.score for f in found] == sorted((f.score for f in found), reverse=True)
+    assert json.loads((Path(status.artifacts[0].path) / "layout.json").read_text())["study"] == "toy"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        dasearch.nothing  # noqa: B018
+
+
+def test_sampler_is_told_the_whole_space(tmp_path: Path) -> None:
+    """Every trial, the first one too, is drawn as a whole by the sampler, never bit by bit."""
+    drawn: list[str] = []
+    original = PRSampler.sample_independent
+
+    class Watched(PRSampler):
+        def sample_independent(self, *args: Any) -> Any:
+            drawn.append(args[2])
+            return original(self, *args)
+
+    study_module.PRSampler, kept = Watched, study_module.PRSampler
+    try:
+        run(small_study(tmp_path), budget=2, train=False)
+    finally:
+        study_module.PRSampler = kept
+    assert not drawn

@@ -1,0 +1,240 @@
+"""The command line as a person meets it: what it prints, what it refuses, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from dasearch.cli import run_command
+from tests.conftest import toy_dataset, write_folder
+from tests.training.studies import small_study
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a study file and its data."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy.yaml").write_text(small_study(tmp_path).yaml())
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study's folder, made once."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "toy.yaml").write_text(small_study(folder).yaml())
+    assert run_command(["run", str(folder / "toy.yaml"), "--budget", "3"]) == 0
+    return folder
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
+    """The one sentence with which a command is refused."""
+    assert run_command(list(arguments)) == code
+    found = capsys.readouterr()
+    assert not found.out
+    assert found.err.startswith("dasearch: ")
+    assert "Traceback" not in found.err
+    assert len(found.err.strip().splitlines()) == 1
+    return found.err
+
+
+def test_run_prints_each_trial_and_what_to_do_next(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["run", "toy.yaml", "--budget", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "1/3  SSS-SSS  MRR 0." in out
+    assert "best 0." in out
+    assert "left 0:" in out
+    assert "gain over all-serial, paired" in out
+    assert "popularity" in out
+    assert "Markov" in out
+    assert "The winner is " in out
+    assert f"saved model: {here}/runs/toy/model" in out
+    assert f"next: dasearch recommend {here}/runs/toy/model --history" in out
+    assert run_command(["status", "toy"]) == 0
+    out = capsys.readouterr().out
+    assert "toy: done, 3 of 3 evaluations" in out
+    assert run_command(["status", "--json"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["phase"] == "done"
+    assert len(record["trials"]) == 3
+
+
+def test_no_train_stops_before_the_test_split(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["run", "toy.yaml", "--budget", "2", "--no-train"]) == 0
+    out = capsys.readouterr().out
+    assert "Test split" not in out
+    assert "next: dasearch " in out
+
+
+def test_dry_run_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files(here)
+    assert run_command(["run", "toy.yaml", "--dry-run", "--set", "trial.epochs=7"]) == 0
+    out = capsys.readouterr().out
+    assert "epochs: 7" in out
+    assert "layouts in the space: 64" in out
+    assert "trained" in out
+    assert "estimated time on this machine: 0:" in out
+    assert files(here) == before
+
+
+WRONG = [
+    (["run", "toy.yaml", "--set", "trial.epoch=2"], r"unknown key trial.epoch; did you mean epochs?"),
+    (["run", "toy.yaml", "--budget", "0"], "search.budget: input should be greater than or equal to 1 (got 0)"),
+    (["run", "toy.yaml", "--set", "data.source=nowhere"], "there is no data set or folder 'nowhere'"),
+    (["run", "toy.yaml", "--set", "data.source=untitled"], "has a title; give each an attribute 'title'"),
+    (["run", "toy.yaml", "--set", "data.source=short"], "no user has 3 interactions"),
+    (["run", "toy.yaml", "--set", "backbone.name=nobody/nothing"], "is neither a folder nor could be downloaded"),
+    (["run", "toy.yaml", "--set", "output=occupied/runs"], "the output folder occupied/runs/toy cannot be written"),
+    (["run", "toy.yaml", "--set", "space.name=drec"], "there is no search space 'drec'; did you mean darec?"),
+    (
+        ["run", "toy.yaml", "--storage", "occupied"],
+        "occupied cannot be used as a study database (file is not a database)",
+    ),
+    (["run", "toy.yaml", "--set", "device=cuda:7"], "this machine has no CUDA GPU; use --set device=cpu"),
+    (["run", "nowhere.yaml"], "there is no study file 'nowhere.yaml'"),
+    (["train", "toy.yaml", "--layout", "SSS"], "the layout SSS has 1 layers of 3 sites and the model has 2 of 3"),
+    (["train", "toy.yaml", "--layout", "SXS-SSS"], "a layout is written with S, P and -"),
+    (["train", "toy.yaml", "--layout", "best"], "there are no studies under"),
+    (["recommend", "nowhere", "--history", "item1"], "nowhere holds no trained model"),
+    (["evaluate", "nowhere"], "nowhere holds no trained model"),
+    (["status"], "there are no studies under runs yet; start one with `dasearch run`"),
+    (["data", "stats", "nowhere"], "there is no data set or folder 'nowhere'"),
+    (["run", "toy.yaml", "--bugdet", "3"], "No such option: --bugdet"),
+    (["train", "toy.yaml"], "Missing option '--layout'"),
+    (["rnu"], "No such command 'rnu'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"), WRONG, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_wrong_input_is_one_sentence_and_writes_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    (here / "occupied").write_text("this file is in the way of a folder and no database " * 20)
+    for name, attributes in (("untitled", {"brand": "x"}), ("short", {"title": "x"})):
+        (here / name).mkdir()
+        (here / name / "interactions.tsv").write_text("user_id\titem_id\ttimestamp\nu\ti\t1\nu\ti\t2\n")
+        (here / name / "items.jsonl").write_text(json.dumps({"item_id": "i", "attributes": attributes}) + "\n")
+    before = files(here)
+    assert sentence in refused(capsys, *arguments)
+    assert files(here) - {"runs", "runs/toy"} == before
+
+
+def test_a_changed_search_space_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["run", "toy.yaml", "--budget", "1", "--no-train"]) == 0
+    capsys.readouterr()
+    sentence = refused(capsys, "run", "toy.yaml", "--budget", "1", "--set", "space.replace_every=2")
+    assert "began with another search space (replace_every: 1 -> 2)" in sentence
+
+
+def test_interrupt_is_130(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dasearch.search.study.Study.run", interrupt)
+    assert "run the same command again to go on" in refused(capsys, "run", "toy.yaml", code=130)
+
+
+def test_unforeseen_errors_are_one_sentence_too(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("of all\nthings")
+
+    monkeypatch.setattr("dasearch.search.study.Study.run", broken)
+    assert "ZeroDivisionError: of all things (set DASEARCH_DEBUG=1" in refused(capsys, "run", "toy.yaml", code=1)
+
+
+def test_recommend(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(trained / "runs" / "toy" / "model")
+    assert run_command(["recommend", model, "--history", "item1, item2,item3", "-k", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len({one["item"] for one in found}) == 4
+    assert run_command(["recommend", model, "--history", "item1,item2", "--exclude-seen", "--top", "40", "--json"]) == 0
+    everything = [one["item"] for one in json.loads(capsys.readouterr().out)]
+    assert len(everything) == 38
+    assert not {"item1", "item2"} & set(everything)
+    assert run_command(["recommend", model, "--history", "item1", "--user", "u3"]) == 0
+    assert "  1  item" in capsys.readouterr().out
+    for arguments, sentence in (
+        (["--history", "itm1"], "unknown item 'itm1'; did you mean item"),
+        (["--history", ","], "the history is empty"),
+        (["--history", "item1", "-k", "0"], "k is 0; ask for at least 1 item"),
+        (["--history", "item1", "--user", "nobody"], "unknown user 'nobody'"),
+    ):
+        assert sentence in refused(capsys, "recommend", model, *arguments)
+
+
+def test_evaluate_repeats_the_studys_test_metrics(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = trained / "runs" / "toy" / "model"
+    assert run_command(["evaluate", str(model), "--split", "test", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    stored = json.loads((model / "config.json").read_text())["results"]["test"]
+    assert found == {"split": "test", **{name: values[0] for name, values in stored.items()}}
+    assert run_command(["evaluate", str(model)]) == 0
+    assert capsys.readouterr().out.startswith("validation: MRR 0.")
+
+
+def test_evaluate_refuses_another_catalogue(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(trained / "runs" / "toy" / "model")
+    other = write_folder(tmp_path / "other", toy_dataset(60, 12))
+    assert "has another catalogue than the model" in refused(capsys, "evaluate", model, "--data", str(other))
+    users = write_folder(tmp_path / "users", toy_dataset(50, 40))
+    assert "has other users than the model" in refused(capsys, "evaluate", model, "--data", str(users))
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "catalogue.jsonl", "layout.json", "config.json", "backbone/config.json"]
+)
+def test_damaged_model_folders(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(trained / "runs" / "toy" / "model", model)
+    path = model / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert "is incomplete or damaged" in refused(capsys, "recommend", str(model), "--history", "item1")
+    path.unlink()
+    refused(capsys, "recommend", str(model), "--history", "item1")
+
+
+def test_train_one_layout(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["train", "toy.yaml", "--layout", "SPS-PPS", "--out", "m"]) == 0
+    out = capsys.readouterr().out
+    assert "validation: MRR 0." in out
+    assert "trained parameters" in out
+    assert json.loads((here / "m" / "layout.json").read_text())["layout"] == "SPS-PPS"
+    assert run_command(["train", "toy.yaml", "--layout", "all-parallel", "--set", "model.variation=llmrec"]) == 0
+    assert (here / "runs" / "toy" / "models" / "PPP-PPP" / "model.safetensors").is_file()
+    (here / "full").mkdir()
+    assert "exists and is no model folder" in refused(
+        capsys, "train", "toy.yaml", "--layout", "SPS-PPS", "--out", "full"
+    )
+
+
+def test_data_stats(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["data", "stats", str(here / "toy"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["users"], found["items"]) == (60, 40)
+    assert found["train_interactions"] / 60 + 2 == pytest.approx(found["mean_length"])
+    assert run_command(["data", "stats", "toy.yaml"]) == 0
+    assert "tied last" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["status"], ["train"], ["evaluate"], ["recommend"], ["data"], ["data", "stats"]]
+)
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([*command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"Usage: dasearch {' '.join(command)}".strip() in out
+    assert "TEXT" not in out  # every option says what it takes
+    assert sys.prefix not in out

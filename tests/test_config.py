@@ -1,0 +1,110 @@
+"""The study file: every key known, described, and overridable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from dasearch.config import StudySettings, load_study, parse_study
+from dasearch.errors import StudyError
+from dasearch.models.tiny_opt import TinyOPTSettings
+from dasearch.search_space import shipped
+
+STUDIES = sorted(path.stem for path in shipped("studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_shipped_studies_load_and_come_back(name: str) -> None:
+    settings = load_study(name)
+    assert settings.name == name
+    assert parse_study(yaml.safe_load(settings.yaml())) == settings
+
+
+def test_quickstart_and_amazon_are_shipped() -> None:
+    assert {"quickstart", "amazon-scientific"} <= set(STUDIES)
+
+
+def test_overrides() -> None:
+    settings = load_study(
+        "quickstart", ["trial.epochs=2", "losses.align=1e-3", "backbone.tiny.width=32", "data.ties=one"]
+    )
+    assert settings.trial.epochs == 2
+    assert settings.losses.align == 1e-3
+    assert settings.backbone.tiny.width == 32
+    assert settings.data.ties == "one"
+    assert settings.trial.lr == load_study("quickstart").trial.lr
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trial.epoch=2", r"unknown key trial\.epoch; did you mean epochs\?"),
+        ("los.align=1", r"unknown key los; did you mean losses\?"),
+        ("zzz=1", "unknown key zzz; known here: name, seed"),
+        ("model.botleneck=3", r"unknown key model\.botleneck; did you mean bottleneck\?"),
+        ("backbone.tiny.widht=3", r"unknown key backbone\.tiny\.widht; did you mean width\?"),
+        ("search.budget=0", r"search\.budget: input should be greater than or equal to 1 \(got 0\)"),
+        ("data.bo_fraction=1.5", r"data\.bo_fraction: input should be less than or equal to 1"),
+        ("model.variation=darek", r"model\.variation: input should be 'darec'"),
+        ("trial.epochs=two", r"trial\.epochs: input should be a valid integer"),
+        ("name=a/b", "name: string should match pattern"),
+        ("trial", r"--set takes key=value, as in --set trial\.epochs=2; got 'trial'"),
+        ("seed.x=1", "seed is a value and has no parts"),
+        ("trial.lr=[", "is not a YAML value"),
+    ],
+)
+def test_what_an_override_cannot_be(override: str, message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        load_study("quickstart", [override])
+
+
+def test_files_that_are_no_studies(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="no study file 'quickstrat'; did you mean quickstart"):
+        load_study("quickstrat")
+    file = tmp_path / "s.yaml"
+    for text, message in (
+        ("a: [", "is not YAML"),
+        ("", "holds no settings"),
+        ("- a", "holds no settings"),
+        ("seed: 1", "name is missing"),
+    ):
+        file.write_text(text)
+        with pytest.raises(StudyError, match=message):
+            load_study(str(file))
+    file.write_bytes(b"\xff\xfe\x00bad")
+    with pytest.raises(StudyError, match="is not YAML"):
+        load_study(str(file))
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found += fields(inner, f"{prefix}{name}.")
+        else:
+            found.append((f"{prefix}{name}", field))
+    return found
+
+
+def test_the_dry_run_shows_every_key() -> None:
+    shown = yaml.safe_load(load_study("quickstart").yaml())
+    for key, _ in fields(StudySettings):
+        value = shown
+        for part in key.split("."):
+            assert part in value, key
+            value = value[part]
+
+
+def test_keys_are_described() -> None:
+    plain = {"seed", "epochs", "batch_size", "lr", "weight_decay", "layers", "width", "heads", "ffn"}
+    bare = [key for key, field in fields(StudySettings) if not field.description and key.split(".")[-1] not in plain]
+    assert not bare
+
+
+def test_tiny_settings_are_the_models_own() -> None:
+    assert load_study("quickstart", ["backbone.tiny={}"]).backbone.tiny.settings() == TinyOPTSettings()

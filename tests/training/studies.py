@@ -1,0 +1,69 @@
+"""A study small enough for a test: toy purchases, one tiny-opt layer pair, seconds in all."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dasearch.config import StudySettings, parse_study
+from dasearch.data import LeaveOneOut
+from dasearch.training.materials import Materials, build_catalogue, open_backbone, prepare
+from tests.conftest import toy_dataset, write_folder
+
+SMALL: dict[str, Any] = {
+    "name": "toy",
+    "device": "cpu",
+    "data": {"source": "toy", "bo_fraction": 0.5, "max_items": 5, "item_tokens": 4, "hard_negative_fraction": 0.2},
+    "backbone": {
+        "name": "tiny-opt",
+        "tiny": {
+            "layers": 2,
+            "width": 16,
+            "heads": 2,
+            "ffn": 32,
+            "vocabulary": 300,
+            "max_tokens": 64,
+            "steps": 3,
+            "row_tokens": 32,
+        },
+    },
+    "model": {"bottleneck": 4, "cf_width": 8},
+    "cf": {"epochs": 2},
+    "trial": {"epochs": 2, "batch_size": 8, "lr": 5e-3},
+    "final": {"epochs": 2, "batch_size": 8, "lr": 5e-3},
+    "search": {"budget": 4, "startup": 3, "candidates": 1, "confirm_seeds": 2},
+}
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``changes`` over ``base``, section by section."""
+    found = dict(base)
+    for key, value in changes.items():
+        found[key] = merged(found.get(key, {}), value) if isinstance(value, dict) else value
+    return found
+
+
+def small_settings(**changes: Any) -> StudySettings:
+    return parse_study(merged(SMALL, changes))
+
+
+def small_study(folder: Path, **changes: Any) -> StudySettings:
+    """Settings whose data and output lie in ``folder``."""
+    source = folder / "toy"
+    if not source.is_dir():
+        write_folder(source, toy_dataset(60, 40))
+    return small_settings(**merged({"output": str(folder / "runs"), "data": {"source": str(source)}}, changes))
+
+
+def materials(settings: StudySettings) -> Materials:
+    """Prepared once a process for equal settings."""
+    return _materials(settings.model_dump_json())
+
+
+@lru_cache(maxsize=32)
+def _materials(record: str) -> Materials:
+    settings = StudySettings.model_validate_json(record)
+    dataset = toy_dataset(60, 40)
+    backbone, tokenizer = open_backbone(settings, dataset)
+    return prepare(settings, build_catalogue(settings, dataset, backbone, tokenizer), LeaveOneOut(dataset).development)

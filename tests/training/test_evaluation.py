@@ -1,0 +1,125 @@
+"""Ranks against a slow ranking, the baselines, the collaborative model and tiny-opt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dasearch.data import LeaveOneOut
+from dasearch.layout import Layout
+from dasearch.models.tiny_opt import TinyOPTSettings, content_hash, tiny_opt
+from dasearch.training import evaluation
+from dasearch.training.baselines import markov_ranks, popularity_ranks
+from dasearch.training.evaluation import final_ranks, validation_ranks
+from dasearch.training.materials import PurchaseIndex, build_model, pretrain_collaborative
+from tests.conftest import seeded, toy_dataset
+from tests.training.studies import materials, small_settings
+
+LAYOUT = Layout.parse("SPS-PPS")
+
+
+def test_ranks_equal_one_user_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = small_settings()
+    ready = materials(settings)
+    model = build_model(settings, ready, replace_every=1, seed=0).eval()
+    bits = model.layout_tensor(LAYOUT)
+    found = validation_ranks(model, ready.catalogue, ready.development, bits)
+    monkeypatch.setattr(evaluation, "SCORES_IN_MEMORY", 30)
+    monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 1)
+    assert np.array_equal(found, validation_ranks(model, ready.catalogue, ready.development, bits))
+    assert len(found) == 60
+    assert found.min() >= 1
+    assert found.max() <= 40
+
+
+def test_test_ranks_read_the_whole_history() -> None:
+    settings = small_settings()
+    ready = materials(settings)
+    model = build_model(settings, ready, replace_every=1, seed=0).eval()
+    split = LeaveOneOut(toy_dataset(60, 40))
+    ranks = final_ranks(model, ready.catalogue, split.open_test(), model.layout_tensor(LAYOUT))
+    assert len(ranks) == 60
+    assert not np.array_equal(
+        ranks, validation_ranks(model, ready.catalogue, split.development, model.layout_tensor(LAYOUT))
+    )
+
+
+def test_popularity_and_markov_by_brute_force() -> None:
+    dataset = toy_dataset(30)
+    split = LeaveOneOut(dataset)
+    development, test = split.development, split.open_test()
+    n = len(dataset.items)
+    counts, chain = np.zeros(n), np.zeros((n, n))
+    for sequence in development.train:
+        np.add.at(counts, sequence, 1)
+        np.add.at(chain, (sequence[:-1], sequence[1:]), 1)
+    chain /= np.maximum(chain.sum(1, keepdims=True), 1)
+    popular, markov = (
+        popularity_ranks(development, test.target),
+        markov_ranks(development, test.history, test.target, visits=3),
+    )
+    for u, (history, target) in enumerate(zip(test.history, test.target, strict=True)):
+        assert popular[u] == (counts >= counts[target]).sum()
+        scores = np.array([chain[history[-3:], item].sum() for item in range(n)])
+        ahead = (scores > scores[target] + 1e-9).sum() + (np.abs(scores - scores[target]) <= 1e-9).sum()
+        assert markov[u] == ahead
+
+
+def test_negatives_for_bpr_were_not_bought() -> None:
+    development = LeaveOneOut(toy_dataset(60, 40)).development
+    index = PurchaseIndex(development)
+    users = torch.arange(60).repeat(50)
+    drawn = index.sample_negatives(users, seeded(), rounds=30)
+    bought = {(u, int(i)) for u, sequence in enumerate(development.train) for i in sequence}
+    assert not bought & set(zip(users.tolist(), drawn.tolist(), strict=True))
+    pairs = index.pairs()
+    assert set(zip(pairs[0].tolist(), pairs[1].tolist(), strict=True)) == bought
+
+
+def test_collaborative_training_raises_what_was_bought() -> None:
+    settings = small_settings(cf={"epochs": 60, "lr": 1e-2})
+    development = LeaveOneOut(toy_dataset(60, 40)).development
+    index = PurchaseIndex(development)
+    state = pretrain_collaborative(settings, development, index)
+    model = build_model(settings, materials(settings), replace_every=1, seed=0).cf
+    model.load_state_dict(state)
+    users, items = index.pairs()
+    negatives = index.sample_negatives(users, seeded(), rounds=30)
+    with torch.no_grad():
+        right = (model.scores(users, items) > model.scores(users, negatives)).float().mean()
+    assert right > 0.8
+
+
+def test_tiny_opt_learns_is_cached_and_repeats(tmp_path: Path) -> None:
+    sentences = [f"title w{i} w{i + 3} brand b{i % 3}" for i in range(30)]
+    settings = TinyOPTSettings(
+        layers=1, width=16, heads=2, ffn=32, vocabulary=300, max_tokens=64, steps=60, row_tokens=48
+    )
+    losses: list[float] = []
+    model, tokenizer = tiny_opt(
+        sentences, settings, cache=tmp_path / "a", progress=lambda _s, _n, loss: losses.append(loss)
+    )
+    assert len(losses) == 60
+    assert np.mean(losses[-5:]) < 0.7 * losses[0]
+    again, _ = tiny_opt(sentences, settings, cache=tmp_path / "a", progress=lambda *_: pytest.fail("trained again"))
+    other, _ = tiny_opt(sentences, settings, cache=tmp_path / "b")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+        assert torch.equal(tensor, other.state_dict()[name])
+    assert tokenizer.decode(tokenizer("title w3 Ünïcode 日本")["input_ids"]).strip() == "title w3 Ünïcode 日本"
+    assert content_hash(sentences, settings) != content_hash(sentences[:-1], settings)
+    assert [p.name for p in (tmp_path / "a").iterdir()] == [content_hash(sentences, settings)]
+
+
+def test_interrupted_tiny_opt_leaves_nothing(tmp_path: Path) -> None:
+    def die(step: int, _steps: int, _loss: float) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    settings = TinyOPTSettings(layers=1, width=16, heads=2, ffn=32, vocabulary=300, steps=5, row_tokens=16)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_opt(["a b c"], settings, cache=tmp_path, progress=die)
+    assert not list(tmp_path.iterdir())

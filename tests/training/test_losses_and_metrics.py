@@ -1,0 +1,106 @@
+"""SPEC 6, checks 18, 19 and 28: losses in closed form, metrics against a sorter."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dasearch.training.loop import schedule
+from dasearch.training.losses import Reduction, bpr_loss, contrastive_loss, item_cross_entropy
+from dasearch.training.metrics import Metrics, bootstrap_interval, per_user, summarise, target_ranks
+from tests.conftest import seeded
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_check_18_contrastive_loss_at_equal_similarities(n: int) -> None:
+    anchor = torch.randn(3, 6, generator=seeded())
+    same = anchor * 2
+    loss = contrastive_loss(anchor, same, same[:, None].expand(3, n, 6))
+    torch.testing.assert_close(loss, torch.tensor(math.log(1 + n)))
+
+
+def test_contrastive_loss_by_hand() -> None:
+    anchor, positive, negatives = (
+        torch.randn(*shape, generator=seeded(k)) for k, shape in enumerate([(2, 4), (2, 4), (2, 3, 4)])
+    )
+    expected = []
+    for a in range(2):
+        cosine = [float(anchor[a] @ c / anchor[a].norm() / c.norm()) / 0.5 for c in (positive[a], *negatives[a])]
+        expected.append(-cosine[0] + math.log(sum(math.exp(c) for c in cosine)))
+    for reduction, total in ((Reduction.MEAN, sum(expected) / 2), (Reduction.SUM, sum(expected))):
+        found = contrastive_loss(anchor, positive, negatives, temperature=0.5, reduction=reduction)
+        assert float(found) == pytest.approx(total, rel=1e-5)
+
+
+def test_check_28_bpr_is_log_two_at_zero_gap() -> None:
+    scores = torch.randn(7, generator=seeded())
+    assert float(bpr_loss(scores, scores)) == pytest.approx(math.log(2))
+    assert float(bpr_loss(scores, scores, Reduction.SUM)) == pytest.approx(7 * math.log(2), rel=1e-6)
+    assert float(bpr_loss(scores + 3, scores)) == pytest.approx(math.log(1 + math.exp(-3)), rel=1e-5)
+
+
+def test_cross_entropy_skips_missing_targets() -> None:
+    logits = torch.randn(2, 3, 5, generator=seeded())
+    targets = torch.tensor([[1, -1, 4], [-1, -1, 0]])
+    rows = [(0, 0, 1), (0, 2, 4), (1, 2, 0)]
+    expected = [-float(torch.log_softmax(logits[b, n], -1)[t]) for b, n, t in rows]
+    assert float(item_cross_entropy(logits, targets)) == pytest.approx(sum(expected) / 3, rel=1e-5)
+    assert float(item_cross_entropy(logits, targets, Reduction.SUM)) == pytest.approx(sum(expected), rel=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(2, 30))
+def test_check_19_metrics_equal_a_sorter_with_ties(seed: int, users: int, items: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 5, (users, items)).astype(np.float64)  # many ties
+    targets = rng.integers(0, items, users)
+    ranks = []
+    for row, target in zip(scores, targets, strict=True):
+        order = sorted(range(items), key=lambda i: (-row[i], i == target))  # a tie puts the target last
+        ranks.append(order.index(target) + 1)
+    found = target_ranks(torch.from_numpy(scores), torch.from_numpy(targets))
+    assert found.tolist() == ranks
+    metrics = summarise(found)
+    assert metrics.mrr == pytest.approx(np.mean([1 / r for r in ranks]))
+    assert metrics.recall == pytest.approx(np.mean([r <= 10 for r in ranks]))
+    assert metrics.ndcg == pytest.approx(np.mean([1 / math.log2(1 + r) if r <= 10 else 0 for r in ranks]))
+    assert metrics.ndcg <= metrics.recall + 1e-12
+    assert metrics.ndcg <= metrics.mrr * 10 / math.log2(11) + 1e-12
+
+
+def test_constant_scores_are_worst_and_nan_ranks_last() -> None:
+    assert target_ranks(torch.zeros(1, 9), torch.tensor([4])).tolist() == [9]
+    scores = torch.arange(9.0)[None].clone()
+    scores[0, 8] = torch.nan
+    assert target_ranks(scores, torch.tensor([8])).tolist() == [9]
+
+
+def test_metrics_record_round_trip() -> None:
+    metrics = Metrics(0.1, 0.2, 0.15)
+    assert Metrics.from_record(metrics.record()) == metrics
+    assert set(per_user([1, 11])) == {"MRR", "Recall@10", "NDCG@10"}
+
+
+def test_bootstrap_interval_has_the_width_of_the_normal_one() -> None:
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    interval = bootstrap_interval(values, generator=seeded(1), draws=2000)
+    half = 1.96 * values.std() / 20
+    assert interval.mean == pytest.approx(values.mean())
+    assert interval.high - interval.mean == pytest.approx(half, rel=0.15)
+    assert interval.mean - interval.low == pytest.approx(half, rel=0.15)
+
+
+def test_schedule() -> None:
+    """Six percent of 100 steps rise, then a cosine falls to zero."""
+    rates = [schedule(step, 100, 0.06) for step in range(101)]
+    np.testing.assert_allclose(rates[:6], [k / 6 for k in range(1, 7)])
+    assert rates[6] == 1.0
+    assert all(a > b for a, b in itertools.pairwise(rates[6:]))
+    assert rates[53] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0.0)
