@@ -14,9 +14,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
+from typer.exceptions import TyperException
 
 from dasearch.errors import DasearchError, WrongUse
 
@@ -247,15 +247,13 @@ def run_command(arguments: list[str]) -> int:
     _quiet()
     try:
         code = app(args=arguments, prog_name="dasearch", standalone_mode=False)
-        return code if isinstance(code, int) else 0
-    except click.exceptions.Exit as done:
-        return done.exit_code
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        return _complain("interrupted; run the same command again to go on where it stopped", INTERRUPTED)
-    except click.exceptions.UsageError as error:
-        return _complain(error.format_message(), WRONG_USE)
-    except click.exceptions.ClickException as error:
-        return _complain(error.format_message(), FAILED)
+        return _interrupted() if code == INTERRUPTED else int(code or 0)
+    except typer.Exit as done:
+        return _interrupted() if done.exit_code == INTERRUPTED else done.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return _interrupted()
+    except TyperException as error:
+        return _complain(error.format_message(), error.exit_code)
     except DasearchError as error:
         return _complain(str(error), WRONG_USE if isinstance(error, WrongUse) else FAILED)
     except Exception as error:
@@ -263,6 +261,10 @@ def run_command(arguments: list[str]) -> int:
             raise
         reason = " ".join(str(error).split()) or "no further reason"
         return _complain(f"{type(error).__name__}: {reason} (set {DEBUG}=1 to see where)", FAILED)
+
+
+def _interrupted() -> int:
+    return _complain("interrupted; run the same command again to go on where it stopped", INTERRUPTED)
 
 
 def _complain(sentence: str, code: int) -> int:

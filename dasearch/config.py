@@ -56,7 +56,7 @@ class TinySettings(Section):
     max_tokens: int = Field(TinyOPTSettings.max_tokens, ge=64, description="longest row")
     steps: int = Field(TinyOPTSettings.steps, ge=1, description="steps of causal LM training on the catalogue's text")
     batch_size: int = Field(TinyOPTSettings.batch_size, ge=1)
-    row_tokens: int = Field(TinyOPTSettings.row_tokens, ge=8)
+    row_tokens: int = Field(TinyOPTSettings.row_tokens, ge=8, description="tokens of a training row")
     pool: int = Field(TinyOPTSettings.pool, ge=1, description="different sentences in a training row")
     lr: float = Field(TinyOPTSettings.lr, gt=0)
     seed: int = TinyOPTSettings.seed

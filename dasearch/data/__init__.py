@@ -2,18 +2,20 @@
 
 from dasearch.data.batches import (
     AlignmentRows,
+    Row,
     RowFormat,
     Rows,
     SequenceBatch,
     evaluation_batches,
     last_positions,
     n_training_batches,
+    sequence_row,
     training_batches,
 )
 from dasearch.data.dataset import Dataset, IntArray, Item
 from dasearch.data.events import Ties
 from dasearch.data.negatives import ContrastiveSample, HardNegatives, hard_negatives, mf_vectors, sample_contrastive
-from dasearch.data.readers import DATASETS, load_dataset
+from dasearch.data.readers import DATASETS, load_dataset, read_complete_journey, read_folder
 from dasearch.data.sentences import ITEM_TOKENS, Sentences, item_sentence, tokenise_items
 from dasearch.data.splits import Development, LeaveOneOut, TestSplit
 from dasearch.data.statistics import Statistics, statistics
@@ -29,6 +31,7 @@ __all__ = [
     "IntArray",
     "Item",
     "LeaveOneOut",
+    "Row",
     "RowFormat",
     "Rows",
     "Sentences",
@@ -43,7 +46,10 @@ __all__ = [
     "load_dataset",
     "mf_vectors",
     "n_training_batches",
+    "read_complete_journey",
+    "read_folder",
     "sample_contrastive",
+    "sequence_row",
     "statistics",
     "tokenise_items",
     "training_batches",

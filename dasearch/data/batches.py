@@ -71,7 +71,9 @@ class RowFormat:
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
+    """One unpadded row. Shapes: tokens, segments ``(m,)``; items, and the index of each one's ``[SEQ]``, ``(n,)``."""
+
     tokens: IntArray
     segments: IntArray
     items: IntArray
@@ -87,7 +89,9 @@ def fitting(history: IntArray, sentences: Sentences, row_format: RowFormat) -> I
     return newest[-count:]
 
 
-def _row(items: IntArray, sentences: Sentences, row_format: RowFormat) -> _Row:
+def sequence_row(history: IntArray, sentences: Sentences, row_format: RowFormat) -> Row:
+    """``[start] T_1 [SEQ] ... T_n [SEQ]`` of the newest items that fit; each is its own segment, even a repeated one."""
+    items = fitting(history, sentences, row_format)
     sizes = sentences.lengths[items] + 1
     start = row_format.start
     ends = len(start) + np.cumsum(sizes) - 1
@@ -102,7 +106,7 @@ def _row(items: IntArray, sentences: Sentences, row_format: RowFormat) -> _Row:
     segments = np.concatenate([np.zeros(len(start)), np.repeat(np.arange(len(items)), sizes) + len(start)]).astype(
         np.int64
     )
-    return _Row(tokens, segments, items, ends)
+    return Row(tokens, segments, items, ends)
 
 
 def _stack(arrays: Sequence[IntArray], fill: int) -> Tensor:
@@ -113,7 +117,7 @@ def _stack(arrays: Sequence[IntArray], fill: int) -> Tensor:
     return torch.from_numpy(out)
 
 
-def _batch(users: IntArray, rows: Sequence[_Row], targets: Sequence[IntArray], row_format: RowFormat) -> SequenceBatch:
+def _batch(users: IntArray, rows: Sequence[Row], targets: Sequence[IntArray], row_format: RowFormat) -> SequenceBatch:
     return SequenceBatch(
         Rows(_stack([r.tokens for r in rows], row_format.pad_token), _stack([r.segments for r in rows], PAD_SEGMENT)),
         torch.as_tensor(users),
@@ -150,7 +154,7 @@ def training_batches(
     sizes = np.array([int((sentences.lengths[inputs[k]] + 1).sum()) for k in users.tolist()], dtype=np.int64)
     for chosen in _bucketed(sizes, batch_size, generator):
         places = users[chosen].tolist()
-        rows = [_row(inputs[k], sentences, row_format) for k in places]
+        rows = [sequence_row(inputs[k], sentences, row_format) for k in places]
         targets = [development.train[k][-len(inputs[k]) :] for k in places]
         yield _batch(development.users[places], rows, targets, row_format)
 
@@ -185,7 +189,7 @@ def evaluation_batches(
     order = np.argsort(sizes, kind="stable")
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size].tolist()
-        rows = [_row(inputs[k], sentences, row_format) for k in places]
+        rows = [sequence_row(inputs[k], sentences, row_format) for k in places]
         wanted = [np.full(len(inputs[k]), NO_ITEM, dtype=np.int64) for k in places]
         if targets is not None:
             for k, line in zip(places, wanted, strict=True):

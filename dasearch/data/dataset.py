@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
+TITLE = "title"  # the attribute that an item is known by
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Dataset:
     items: tuple[Item, ...]
     sequences: tuple[IntArray, ...]
     timestamps: tuple[IntArray, ...]
+
+    def item_index(self) -> dict[str, int]:
+        """Each item's position in ``items`` by its identifier."""
+        return {item.identifier: position for position, item in enumerate(self.items)}
 
     @cached_property
     def fingerprint(self) -> str:

@@ -6,8 +6,11 @@ tests easy for the wrong reason. `Ties` says what happens to them.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +18,7 @@ import numpy.typing as npt
 from dasearch.data.dataset import IntArray
 from dasearch.errors import DataError
 
+Keys = npt.NDArray[np.uint64]
 LEAVE_ONE_OUT_EVENTS = 3  # training, validation, test
 
 
@@ -41,7 +45,13 @@ class Events:
         return Events(self.users[order], self.items[order], self.timestamps[order])
 
 
-def seeded_hash(*columns: IntArray, seed: int) -> npt.NDArray[np.uint64]:
+def identity_keys(identifiers: Iterable[str]) -> Keys:
+    """A 64-bit key of each identifier: unlike its number, the same whatever else is in the file."""
+    digests = (hashlib.blake2b(identifier.encode(), digest_size=8).digest() for identifier in identifiers)
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+
+
+def seeded_hash(*columns: npt.NDArray[np.integer[Any]], seed: int) -> Keys:
     """A well-mixed 64-bit number a row that depends on the row's values and the seed alone (splitmix64)."""
     state = np.full(len(columns[0]), np.uint64(seed % 2**63), dtype=np.uint64)
     with np.errstate(over="ignore"):
@@ -50,23 +60,28 @@ def seeded_hash(*columns: IntArray, seed: int) -> npt.NDArray[np.uint64]:
     return state
 
 
-def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def _mix(x: Keys) -> Keys:
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-def ordered(events: Events, ties: Ties, *, seed: int) -> Events:
+def ordered(
+    events: Events, ties: Ties, *, seed: int, user_keys: Keys | None = None, item_keys: Keys | None = None
+) -> Events:
     """Events by user and time; equal times shuffled, reduced to one, or left in file order.
 
-    A user's order depends on that user's events and the seed, never on other users.
+    Shuffled or reduced, a user's events depend on that user's events and the seed, never on other users nor on the
+    order of the file. Numbers change with the file, so a reader passes `identity_keys`: user_keys ``(users,)`` and
+    item_keys ``(items,)``; without them numbers stand for identities.
     """
-    position = np.arange(len(events.users))
+    rank: npt.NDArray[np.integer[Any]] = np.arange(len(events.users))
     if ties is not Ties.KEEP:
-        within = _position_within(events)
-        position = seeded_hash(events.users, events.items, events.timestamps, within, seed=seed)  # type: ignore[assignment]
-    result = events.take(np.lexsort((position, events.timestamps, events.users)))
+        users = events.users if user_keys is None else user_keys[events.users]
+        items = events.items if item_keys is None else item_keys[events.items]
+        rank = seeded_hash(users, items, events.timestamps, _occurrence(events), seed=seed)
+    result = events.take(np.lexsort((rank, events.timestamps, events.users)))
     if ties is Ties.ONE:
         first = np.ones(len(result.users), dtype=np.bool_)
         first[1:] = (np.diff(result.users) != 0) | (np.diff(result.timestamps) != 0)
@@ -74,14 +89,17 @@ def ordered(events: Events, ties: Ties, *, seed: int) -> Events:
     return result
 
 
-def _position_within(events: Events) -> IntArray:
-    """Each event's place among its user's events, in file order: tells repeats of one item in one basket apart."""
-    order = np.argsort(events.users, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(events.users[order]) != 0])
-    sizes = np.diff(np.r_[starts, len(order)])
-    within = np.empty(len(order), dtype=np.int64)
-    within[order] = np.arange(len(order)) - np.repeat(starts, sizes)
-    return within
+def _occurrence(events: Events) -> IntArray:
+    """0, 1, ... among equal events: tells repeats of one item at one time apart, whatever the file's order."""
+    order = np.lexsort((events.items, events.timestamps, events.users))
+    by_value = events.take(order)
+    new = np.ones(len(order), dtype=np.bool_)
+    new[1:] = (np.diff(by_value.users) != 0) | (np.diff(by_value.timestamps) != 0) | (np.diff(by_value.items) != 0)
+    starts = np.flatnonzero(new)
+    sizes = np.diff(np.append(starts, len(order)))
+    occurrence = np.empty(len(order), dtype=np.int64)
+    occurrence[order] = np.arange(len(order)) - np.repeat(starts, sizes)
+    return occurrence
 
 
 def keep_frequent_items(events: Events, minimum: int) -> Events:
@@ -98,6 +116,7 @@ def keep_long_users(events: Events, minimum: int = LEAVE_ONE_OUT_EVENTS) -> Even
     kept = events.where(np.bincount(events.users)[events.users] >= minimum) if len(events.users) else events
     if not len(kept.users):
         raise DataError(
-            f"no user has {minimum} interactions with titled items, which leave-one-out needs; bring longer histories"
+            f"no user has {minimum} interactions left after the filters, which leave-one-out needs; "
+            "bring longer histories or lower min_item_interactions"
         )
     return kept

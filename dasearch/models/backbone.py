@@ -50,8 +50,7 @@ class DecoderBlock(nn.Module):
         """The layer as it was trained, for rows padded on the right."""
         attended = attend_causally(self.project(self.norm1(hidden), positions))
         hidden = hidden + self.output(attended)
-        out: Tensor = hidden + self.ffn(self.norm2(hidden))
-        return out
+        return torch.add(hidden, self.ffn(self.norm2(hidden)))
 
     def norm1(self, hidden: Tensor) -> Tensor:
         raise NotImplementedError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console
 from rich.status import Status as Spinner
 from rich.table import Table
@@ -124,15 +125,14 @@ def summary(console: Console, status: Status, *, command: str) -> None:
 def standings_table(status: Status) -> Table:
     """Confirmed layouts, best first, with intervals over seeds."""
     seeds = status.standings[0].seeds
-    table = Table(
-        title=f"Confirmed on validation data, {seeds} fresh seeds (mean, 95% t interval)", title_justify="left"
-    )
-    for heading in ("layout", "role", f"{OBJECTIVE}", "gain over all-serial, paired"):
-        table.add_column(heading, no_wrap=heading == "layout")
+    table = _table(f"Confirmed on validation data with {seeds} fresh seeds (95% t interval)")
+    for heading in ("layout", "role", OBJECTIVE, "gain over all-serial"):
+        table.add_column(heading, no_wrap=True)
     for index, standing in enumerate(status.standings):
-        gain = "" if standing.gain is None else _signed(standing.gain)
+        gain = "" if standing.gain is None else _symmetric(standing.gain, "+")
         role = standing.role if index else f"{standing.role} (winner)"
-        table.add_row(str(standing.layout), role, str(standing.score), gain, style="bold" if not index else None)
+        style = None if index else "bold"
+        table.add_row(str(standing.layout), role, _symmetric(standing.score), gain, style=style)
     return table
 
 
@@ -142,26 +142,25 @@ def verdict(standings: Sequence[Standing]) -> str:
     if winner.gain is None:
         return f"All-serial itself ({winner.layout}) came out best; the search found nothing better."
     if winner.gain.low > 0:
-        return f"{winner.layout} beats all-serial beyond seed noise: {_signed(winner.gain)} {OBJECTIVE}."
+        return f"{winner.layout} beats all-serial beyond seed noise: {_symmetric(winner.gain, '+')} {OBJECTIVE}."
     return (
-        f"{winner.layout} came out best, but its gain over all-serial, {_signed(winner.gain)} {OBJECTIVE}, "
+        f"{winner.layout} came out best, but its gain over all-serial, {_symmetric(winner.gain, '+')} {OBJECTIVE}, "
         "is within seed noise; more seeds (search.confirm_seeds) or longer trials (trial.epochs) would tell."
     )
 
 
 def results_table(results: Sequence[Result]) -> Table:
-    """Test metrics of the trained models and the baselines, with intervals over users."""
+    """Test metrics of the trained models and the baselines, with an interval over users."""
     metrics = list(dict.fromkeys(result.metric for result in results))
-    table = Table(title="Test split, read once (mean, 95% bootstrap interval over users)", title_justify="left")
-    table.add_column("")
-    table.add_column("layout", no_wrap=True)
-    for metric in metrics:
-        table.add_column(metric)
+    table = _table("Test split, read once (95% bootstrap interval over users)")
+    for heading in ("", "layout", *metrics, f"interval of {metrics[-1]}"):
+        table.add_column(heading, no_wrap=True)
     for name in dict.fromkeys(result.name for result in results):
         rows = {result.metric: result for result in results if result.name == name}
-        layout = next(iter(rows.values())).layout or ""
-        cells = [_interval(rows[metric]) for metric in metrics]
-        table.add_row(name, layout, *cells, style="bold" if name == WINNER else None)
+        last = rows[metrics[-1]]
+        cells = [f"{rows[metric].value:.4f}" for metric in metrics]
+        style = "bold" if name == WINNER else None
+        table.add_row(name, last.layout or "", *cells, f"[{last.low:.4f}, {last.high:.4f}]", style=style)
     return table
 
 
@@ -194,7 +193,7 @@ def show_status(console: Console, status: Status) -> None:
     )
     if best is not None:
         console.print(Text(f"best so far: {best.layout}  {OBJECTIVE} {best.score:.4f}  (trial {best.number})"))
-    table = Table(title="Trials", title_justify="left")
+    table = _table("Trials")
     for heading in ("trial", "layout", "state", OBJECTIVE, "seconds"):
         table.add_column(heading, no_wrap=True)
     for trial in status.trials:
@@ -220,11 +219,9 @@ def show_estimate(console: Console, yaml: str, estimate: Estimate) -> None:
     console.print("  early stopping shortens it; tiny-opt's own first training adds to it")
 
 
-def _interval(result: Result) -> str:
-    if result.low is None or result.high is None:
-        return f"{result.value:.4f}"
-    return str(Interval(result.value, result.low, result.high))
+def _symmetric(interval: Interval, sign: str = "") -> str:
+    return f"{interval.mean:{sign}.4f} ±{interval.high - interval.mean:.4f}"
 
 
-def _signed(interval: Interval) -> str:
-    return f"{interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)

@@ -16,7 +16,7 @@ from dasearch.search.study import Study
 from dasearch.search_space import SearchSpace
 from dasearch.training.evaluation import final_ranks, validation_ranks
 from dasearch.training.loop import Trained
-from dasearch.training.materials import build_catalogue, open_backbone, prepare
+from dasearch.training.materials import build_catalogue, open_backbone, prepare, resolve_device
 from dasearch.training.metrics import Metrics, summarise
 from dasearch.training.recommender import Recommender, save_recommender
 from dasearch.training.seeds import derive_seed
@@ -52,6 +52,7 @@ def train_layout(
     Goes on from its last epoch if it was interrupted.
     """
     settings, heard = study.settings, listener or Listener()
+    resolve_device(settings.device)
     space = study.space()
     layout = named_layout(name, study, space)
     folder = out or resolve_output(settings) / "models" / str(layout)

@@ -40,7 +40,7 @@ from dasearch.search.objective import TRIAL_SEED, Objective
 from dasearch.search.store import Artifact, Confirmation, Result, Store, Stored, open_store, require_writable
 from dasearch.search_space import SearchSpace, SearchSpaceFile, find_shipped, load_search_space, space_differences
 from dasearch.training.loop import Trained
-from dasearch.training.materials import TINY_OPT, Materials, build_catalogue, open_backbone, prepare
+from dasearch.training.materials import TINY_OPT, Materials, build_catalogue, open_backbone, prepare, resolve_device
 from dasearch.training.recommender import save_recommender, sha256
 from dasearch.training.seeds import derive_seed, generator_for
 
@@ -134,17 +134,17 @@ class Study:
             raise StudyError(
                 f"model.variation={settings.model.variation} leaves nothing to search; use `dasearch train` with this study"
             )
+        resolve_device(settings.device)
         space, dataset = self.space(), self.dataset()
-        require_writable(resolve_output(settings))
-        with only_runner(resolve_output(settings)):
-            store = open_store(self.storage, settings.output, create=True)
-            try:
-                _begin(store, settings, space, dataset)
-                if store.study(settings.name).phase != DONE:  # type: ignore[union-attr]
+        store = open_store(self.storage, settings.output, create=True)
+        try:
+            require_writable(resolve_output(settings))
+            with only_runner(resolve_output(settings)):
+                if _begin(store, settings, space, dataset) != DONE:
                     _Runner(settings, space, dataset, store, listener or Listener()).run(train=train)
                 return status(store, settings.name)
-            finally:
-                store.close()
+        finally:
+            store.close()
 
     def status(self) -> Status:
         """Where the study stands; may be asked while another process runs it."""
@@ -208,8 +208,8 @@ def only_runner(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _begin(store: Store, settings: StudySettings, space: SearchSpace, dataset: Dataset) -> None:
-    """Record a new study, or check that the stored one is this one."""
+def _begin(store: Store, settings: StudySettings, space: SearchSpace, dataset: Dataset) -> str:
+    """Record a new study, or check that the stored one is this one; its phase."""
     stored = store.study(settings.name)
     record = settings.model_dump(mode="json")
     if stored is None:
@@ -223,7 +223,7 @@ def _begin(store: Store, settings: StudySettings, space: SearchSpace, dataset: D
                 name: version(name) for name in ("dasearch", "torch", "transformers", "botorch", "gpytorch", "optuna")
             },
         )
-        return
+        return SEARCH
     if stored.space_hash != space.hash:
         difference = space_differences(stored.space, space.record())
         raise SearchSpaceError(
@@ -241,6 +241,7 @@ def _begin(store: Store, settings: StudySettings, space: SearchSpace, dataset: D
             f"study {settings.name!r} has read its test split, so its search is closed; pass --set name=NEW for a larger budget"
         )
     store.update_settings(settings.name, record)
+    return stored.phase
 
 
 def settings_differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:

@@ -77,7 +77,7 @@ class Recommender:
             ModelFolderError: for an empty history, an unknown item or user, or k below 1.
         """
         positions = self._positions(history, k, user)
-        scores = self._scores(positions, user)
+        scores = self._scores(positions, user).clone()
         if exclude_seen:
             scores[torch.as_tensor(positions)] = -torch.inf
         best = scores.topk(min(k, int(scores.isfinite().sum())))
@@ -117,7 +117,7 @@ class Recommender:
         ends = batch.ends.gather(1, last_positions(batch)[:, None]).to(device)
         moved = batch.to(device)
         hidden = self.model.hidden(moved.rows, self.model.layout_tensor(self.layout), self._user_key(positions, user))
-        return self.model.logits(gather_tokens(hidden, ends)).flatten().float().cpu().clone()
+        return self.model.logits(gather_tokens(hidden, ends)).flatten().float().cpu()
 
     def _user_key(self, positions: list[int], user: str | None) -> Tensor | None:
         if self.model.cf is None or self.fold_in is None:
