@@ -50,7 +50,7 @@ class DecoderBlock(nn.Module):
         """The layer as it was trained, for rows padded on the right."""
         attended = attend_causally(self.project(self.norm1(hidden), positions))
         hidden = hidden + self.output(attended)
-        return torch.add(hidden, self.ffn(self.norm2(hidden)))
+        return hidden + self.ffn(self.norm2(hidden))
 
     def norm1(self, hidden: Tensor) -> Tensor:
         raise NotImplementedError
@@ -70,7 +70,8 @@ class DecoderBlock(nn.Module):
         raise NotImplementedError
 
     def _heads(self, projected: Tensor) -> Tensor:
-        return projected.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        split: Tensor = projected.unflatten(-1, (-1, self.head_width))
+        return split.transpose(1, 2)
 
 
 class Positions(NamedTuple):

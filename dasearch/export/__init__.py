@@ -1,0 +1,1 @@
+"""Layouts and trained models in the forms other trainers read."""
