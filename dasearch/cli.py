@@ -22,6 +22,7 @@ from dasearch.errors import DasearchError, WrongUse
 
 DEBUG = "DASEARCH_DEBUG"
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+PIPE_WIDTH = 160
 
 app = typer.Typer(
     name="dasearch",
@@ -273,7 +274,8 @@ def _complain(sentence: str, code: int) -> int:
 
 
 def _console() -> Console:
-    return Console(highlight=False)
+    """Wide where there is no terminal, so that tables in files and pipes are whole."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def _quiet() -> None:

@@ -14,8 +14,9 @@ from dasearch.search.confirmation import OBJECTIVE, Standing
 from dasearch.search.estimate import Estimate
 from dasearch.search.events import CONFIRMATION, DONE, FINAL, SEARCH, Finished, Listener, Training
 from dasearch.search.final import MARKOV, POPULARITY
+from dasearch.search.runner import WINNER
 from dasearch.search.store import Result
-from dasearch.search.study import WINNER, Status
+from dasearch.search.study import Status
 from dasearch.training.loop import Epoch
 from dasearch.training.metrics import Interval
 
@@ -152,8 +153,8 @@ def verdict(standings: Sequence[Standing]) -> str:
 def results_table(results: Sequence[Result]) -> Table:
     """Test metrics of the trained models and the baselines, with an interval over users."""
     metrics = list(dict.fromkeys(result.metric for result in results))
-    table = _table("Test split, read once (95% bootstrap interval over users)")
-    for heading in ("", "layout", *metrics, f"interval of {metrics[-1]}"):
+    table = _table(f"Test split, read once ({metrics[-1]} with its bootstrap interval over users)")
+    for heading in ("", "layout", *metrics, "95% interval"):
         table.add_column(heading, no_wrap=True)
     for name in dict.fromkeys(result.name for result in results):
         rows = {result.metric: result for result in results if result.name == name}
@@ -224,4 +225,6 @@ def _symmetric(interval: Interval, sign: str = "") -> str:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    return Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False
+    )

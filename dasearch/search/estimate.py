@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from dasearch.data import LeaveOneOut
 from dasearch.layout import Layout
-from dasearch.search.study import Study, data_bo
+from dasearch.search.runner import CONTROLS, data_bo
+from dasearch.search.study import Study
 from dasearch.training.loop import train
 from dasearch.training.materials import build_catalogue, open_backbone, prepare
 from dasearch.training.seeds import generator_for
 
 SAMPLE_USERS = 96  # users of the timed epoch
-FINAL_TRAININGS = 4  # the winner and three controls
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def estimate(study: Study) -> Estimate:
     trial = pace * subset * settings.trial.epochs
     final = pace * len(development.users) * settings.final.epochs
     frozen = sum(parameter.numel() for parameter in backbone.model.parameters())
-    confirmations = (search.candidates + FINAL_TRAININGS - 1) * search.confirm_seeds
+    confirmations = (search.candidates + CONTROLS) * search.confirm_seeds
     return Estimate(
-        space.size, trained.parameters, frozen, trial * search.budget, trial * confirmations, final * FINAL_TRAININGS
+        space.size, trained.parameters, frozen, trial * search.budget, trial * confirmations, final * (CONTROLS + 1)
     )

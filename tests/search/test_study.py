@@ -357,7 +357,7 @@ def test_python_interface(tmp_path: Path) -> None:
         dasearch.nothing  # noqa: B018
 
 
-def test_sampler_is_told_the_whole_space(tmp_path: Path) -> None:
+def test_sampler_is_told_the_whole_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every trial, the first one too, is drawn as a whole by the sampler, never bit by bit."""
     drawn: list[str] = []
     original = PRSampler.sample_independent
@@ -367,9 +367,6 @@ def test_sampler_is_told_the_whole_space(tmp_path: Path) -> None:
             drawn.append(args[2])
             return original(self, *args)
 
-    study_module.PRSampler, kept = Watched, study_module.PRSampler
-    try:
-        run(small_study(tmp_path), budget=2, train=False)
-    finally:
-        study_module.PRSampler = kept
+    monkeypatch.setattr("dasearch.search.runner.PRSampler", Watched)
+    run(small_study(tmp_path), budget=2, train=False)
     assert not drawn

@@ -1,0 +1,298 @@
+"""One process working on one study: search, confirmation, final training.
+
+Each step is recorded before the next begins, so that a killed study goes on where it stopped. Liu et al. 2024 (DARec),
+alg. 1 and sec. 2.4.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from dasearch.bayes import PRSampler, SpaceExhausted
+from dasearch.config import Recipe, StudySettings, resolve_output
+from dasearch.data import Dataset, Development, LeaveOneOut
+from dasearch.errors import DasearchError, TrainingError
+from dasearch.layout import CHOICES, Layout, Metric
+from dasearch.search.confirmation import OBJECTIVE, Contender, Standing, contenders, controls, standings
+from dasearch.search.events import CONFIRMATION, FINAL, SEARCH, Finished, Listener, Training
+from dasearch.search.final import evaluate_finally
+from dasearch.search.objective import TRIAL_SEED, Objective
+from dasearch.search.store import HEARTBEAT_SECONDS, Artifact, Confirmation, Result, Store
+from dasearch.search_space import SearchSpace
+from dasearch.training.loop import Epoch, Trained
+from dasearch.training.materials import Materials, build_catalogue, open_backbone, prepare
+from dasearch.training.recommender import save_recommender, sha256
+from dasearch.training.seeds import generator_for
+
+WINNER = "winner"
+CONTROLS = 3  # all serial, all parallel, random
+
+
+class Runner:
+    """One process working on one study."""
+
+    def __init__(
+        self, settings: StudySettings, space: SearchSpace, dataset: Dataset, store: Store, listener: Listener
+    ) -> None:
+        self.settings, self.space, self.store, self.listener = settings, space, store, listener
+        self.dataset = dataset
+        self.split = LeaveOneOut(dataset)
+        self.storage = store.optuna_storage()
+        self.study = self._optuna_study()
+        self.pace = 0.0  # seconds a user and epoch
+        listener.says("loading the language model")
+        backbone, tokenizer = open_backbone(settings, dataset, progress=listener.language_model)
+        catalogue = build_catalogue(settings, dataset, backbone, tokenizer)
+        self.materials = prepare(settings, catalogue, self.split.development, say=listener.says)
+        self.checkpoints = resolve_output(settings) / "checkpoints"
+        subset = data_bo(settings, self.split.development)
+        self.short = self._objective(self.materials.on(subset), settings.trial)
+        self.full = self._objective(self.materials, settings.final)
+
+    def _objective(self, materials: Materials, recipe: Recipe) -> Objective:
+        return Objective(self.settings, materials, recipe, self.space.file.replace_every, self.checkpoints)
+
+    def _optuna_study(self) -> optuna.Study:
+        distribution = optuna.distributions.CategoricalDistribution(CHOICES)
+        sampler = PRSampler(
+            seed=self.settings.seed,
+            n_startup=self.settings.search.startup,
+            search_space=dict.fromkeys(self.space.free, distribution),
+            on_proposal=lambda proposal: self.store.add_proposal(self.settings.name, proposal),
+        )
+        return optuna.load_study(study_name=self.settings.name, storage=self.storage, sampler=sampler)
+
+    def run(self, *, train: bool) -> None:
+        name = self.settings.name
+        self.store.enter_phase(name, SEARCH)
+        self.search()
+        self.store.enter_phase(name, CONFIRMATION)
+        ranked = self.confirm()
+        if train:
+            self.store.enter_phase(name, FINAL)
+            self.train_finally(ranked)
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    # --- search ---------------------------------------------------------------------------------------------------
+
+    def search(self) -> None:
+        """Ask, train, tell, until the budget of completed evaluations is met or every layout is known."""
+        self._retry_lost_trials()
+        while len(self._scores()) < self.settings.search.budget:
+            self._require_progress()
+            trial = self.study.ask()
+            try:
+                layout = self.space.decode({n: trial.suggest_categorical(n, CHOICES) for n in self.space.free})
+            except SpaceExhausted:
+                self.study.tell(trial, state=TrialState.FAIL)
+                self.listener.says(f"all {self.space.size} layouts are evaluated")
+                return
+            with self._released_if_interrupted(trial):
+                self._evaluate(trial, layout)
+
+    def _evaluate(self, trial: Trial, layout: Layout) -> None:
+        if layout in self._tried():  # enqueued by hand; a layout is trained once
+            self.study.tell(trial, state=TrialState.PRUNED)
+            return
+        run = f"trial/{layout}"
+        training = Training(
+            SEARCH, len(self._scores()) + 1, self.settings.search.budget, layout, "trial", self.settings.trial.epochs
+        )
+        with beating(self.storage, trial._trial_id):
+            try:
+                trained = self._train(self.short, training, run, TRIAL_SEED, trial)
+            except TrainingError as error:
+                trial.set_user_attr("reason", str(error))
+                self.study.tell(trial, state=TrialState.PRUNED)
+                self._tell_finished(training, None, 0.0)
+                return
+        trial.set_user_attr("metrics", trained.metrics.record())
+        trial.set_user_attr("seconds", trained.seconds)
+        trial.set_user_attr("parameters", trained.parameters)
+        trial.set_user_attr("peak_memory", trained.peak_memory)
+        self.study.tell(trial, trained.metrics.mrr)
+        self.short.forget(run)
+        self._tell_finished(training, trained.metrics.mrr, trained.seconds)
+
+    def _train(
+        self, objective: Objective, training: Training, run: str, seed: int, trial: Trial | None = None
+    ) -> Trained:
+        self.listener.started(training)
+
+        def heard(epoch: Epoch) -> None:
+            self.store.add_epoch(self.settings.name, run, epoch)
+            if trial is not None:
+                trial.report(epoch.metrics[OBJECTIVE], epoch.number)
+            self.listener.epoch(training, epoch)
+
+        started = time.perf_counter()
+        trained = objective.train(training.layout, run=run, seed=seed, on_epoch=heard)
+        elapsed = time.perf_counter() - started
+        pace = max(elapsed, trained.seconds) / objective.work
+        self.pace = pace if not self.pace else 0.7 * self.pace + 0.3 * pace
+        return trained
+
+    def _tell_finished(self, training: Training, score: float | None, seconds: float) -> None:
+        scores = self._scores()
+        best = max(scores, key=lambda layout: scores[layout], default=None)
+        top = None if best is None else scores[best]
+        self.listener.finished(Finished(training, score, top, best, seconds, self.seconds_left()))
+
+    def _finished_trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states)
+
+    def _scores(self) -> dict[Layout, float]:
+        """Every evaluated layout and its validation MRR, in the order of evaluation."""
+        return {self.space.decode(t.params): float(t.values[0]) for t in self._finished_trials(TrialState.COMPLETE)}
+
+    def _tried(self) -> set[Layout]:
+        done = self._finished_trials(TrialState.COMPLETE, TrialState.PRUNED)
+        return {self.space.decode(t.params) for t in done if set(self.space.free) <= set(t.params)}
+
+    def _require_progress(self) -> None:
+        diverged = len(self._finished_trials(TrialState.PRUNED))
+        if diverged > self.settings.search.budget:
+            raise DasearchError(f"{diverged} trainings diverged; lower trial.lr and begin again with --set name=NEW")
+
+    def _retry_lost_trials(self) -> None:
+        """Trials of a killed process go back to the queue and on from their last epoch.
+
+        The study's lock is ours, so on a database of this machine any running trial is lost; elsewhere only one
+        without a heartbeat is.
+        """
+        if self.storage.url.startswith("sqlite"):
+            retry = optuna.storages.RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
+            for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
+                self.study.tell(trial.number, state=TrialState.FAIL)
+                if set(self.space.free) <= set(trial.params):
+                    retry(self.study, trial)
+        else:
+            optuna.storages.fail_stale_trials(self.study)
+
+    @contextmanager
+    def _released_if_interrupted(self, trial: Trial) -> Iterator[None]:
+        """An interrupted or broken trial goes back to the queue."""
+        try:
+            yield
+        except BaseException:
+            frozen = self.storage.get_trial(trial._trial_id)
+            if not frozen.state.is_finished():
+                self.study.tell(trial, state=TrialState.FAIL)
+                optuna.storages.RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)(self.study, frozen)
+            raise
+
+    # --- confirmation ---------------------------------------------------------------------------------------------
+
+    def confirm(self) -> list[Standing]:
+        """Train the best layouts and the controls again with fresh seeds, the same for each."""
+        seeds = range(1, self.settings.search.confirm_seeds + 1)
+        found = self._contenders()
+        planned = [(contender, seed) for seed in seeds for contender in found]
+        done = {(c.layout, c.seed) for c in self.store.confirmations(self.settings.name)}
+        for index, (contender, seed) in enumerate(planned, start=1):
+            if (contender.layout, seed) in done:
+                continue
+            run = f"confirm/{seed}/{contender.layout}"
+            label = f"{contender.role}, seed {seed}"
+            training = Training(CONFIRMATION, index, len(planned), contender.layout, label, self.settings.trial.epochs)
+            trained = self._train(self.short, training, run, seed)
+            record = Confirmation(contender.layout, contender.role, seed, trained.metrics.record(), trained.seconds)
+            self.store.add_confirmation(self.settings.name, record)
+            self.short.forget(run)
+            self.listener.finished(
+                Finished(
+                    training, trained.metrics.mrr, None, None, trained.seconds, self.seconds_left(len(planned) - index)
+                )
+            )
+        return self._standings()
+
+    def _contenders(self) -> list[Contender]:
+        search = self.settings.search
+        return contenders(self.space, self._scores(), candidates=search.candidates, seed=self.settings.seed)
+
+    def _standings(self) -> list[Standing]:
+        baseline = self.space.nearest(Layout.all_serial(self.space.layers, len(self.space.sites)))
+        current = {contender.layout for contender in self._contenders()}
+        rows = [c for c in self.store.confirmations(self.settings.name) if c.layout in current]
+        return standings(rows, baseline)
+
+    # --- final training -------------------------------------------------------------------------------------------
+
+    def train_finally(self, ranked: list[Standing]) -> None:
+        """Train the winner and the controls on everyone, then read the test split, once, for all of them."""
+        names = {WINNER: ranked[0].layout, **{c.role: c.layout for c in controls(self.space, self.settings.seed)}}
+        layouts = list(dict.fromkeys(names.values()))
+        trained: dict[Layout, Trained] = {}
+        for index, layout in enumerate(layouts, start=1):
+            label = " = ".join(name for name, named in names.items() if named == layout)
+            training = Training(FINAL, index, len(layouts), layout, label, self.settings.final.epochs)
+            trained[layout] = self._train(self.full, training, f"final/{layout}", TRIAL_SEED)
+            left = self.seconds_left(0, len(layouts) - index)
+            self.listener.finished(
+                Finished(training, trained[layout].metrics.mrr, None, None, trained[layout].seconds, left)
+            )
+        self.listener.says("reading the test split, once")
+        results = evaluate_finally(
+            {name: trained[layout] for name, layout in names.items()},
+            self.materials,
+            self.split,
+            seed=self.settings.seed,
+        )
+        self.store.finish(self.settings.name, results, [self._save(trained[ranked[0].layout], results)])
+
+    def _save(self, winner: Trained, results: list[Result]) -> Artifact:
+        own = {result.metric: result for result in results if result.name == WINNER}
+        metrics = {metric: [result.value, result.low, result.high] for metric, result in own.items()}
+        mrr = own[OBJECTIVE]
+        folder = save_recommender(
+            resolve_output(self.settings) / "model",
+            winner,
+            self.settings,
+            self.materials,
+            self.dataset,
+            metric=Metric(name=OBJECTIVE, value=mrr.value, low=mrr.low, high=mrr.high, split="test"),
+            results={"test": metrics},
+        )
+        return Artifact("model", str(folder), sha256(folder))
+
+    def seconds_left(self, confirmations: int | None = None, finals: int = CONTROLS + 1) -> float:
+        """A guess from the pace so far; ``confirmations`` and ``finals`` are what is still to come of each.
+
+        Without ``confirmations`` the search still runs, and all of them are to come.
+        """
+        search, trials = self.settings.search, 0
+        if confirmations is None:
+            trials = max(0, search.budget - len(self._scores()))
+            confirmations = (search.candidates + CONTROLS) * search.confirm_seeds
+        return self.pace * ((trials + confirmations) * self.short.work + finals * self.full.work)
+
+
+@contextmanager
+def beating(storage: optuna.storages.RDBStorage, trial_id: int) -> Iterator[None]:
+    """Record a trial's heartbeat from a thread for as long as the block runs."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.is_set():
+            storage.record_heartbeat(trial_id)
+            over.wait(HEARTBEAT_SECONDS)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def data_bo(settings: StudySettings, development: Development) -> Development:
+    """Data_BO: a seeded share of the users, the whole catalogue kept (DARec sec. 3.1.1)."""
+    return development.sample_users(settings.data.bo_fraction, generator_for(settings.seed, "Data_BO"))
