@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaModel, OPTConfig, OPTModel, PreTraine
 from dasearch.data import Dataset, Item, RowFormat, Rows, Sentences
 from dasearch.models.backbone import FrozenBackbone
 
+torch.set_num_threads(1)  # tensors here are tiny; more threads would only wait for each other
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 WIDTH, LAYERS, HEADS, VOCABULARY = 32, 2, 4, 50
 FAMILIES = ("opt", "llama")

@@ -35,6 +35,7 @@ class Terminal(Listener):
         self.console = console
         self._spinner: Spinner | None = None
         self._phase = ""
+        self._so_far = ""
 
     def close(self) -> None:
         if self._spinner is not None:
@@ -69,12 +70,12 @@ class Terminal(Listener):
             self._phase = training.phase
             self._print("")
             self.console.print(Text(HEADINGS[training.phase], style="bold"))
-        self._live(f"{_place(training)}epoch 1/{training.epochs}")
+        self._live(f"{_place(training)}epoch 1/{training.epochs}{self._so_far}")
 
     def epoch(self, training: Training, epoch: Epoch) -> None:
         now = min(epoch.number + 2, training.epochs)
         score = epoch.metrics[OBJECTIVE]
-        self._live(f"{_place(training)}epoch {now}/{training.epochs}  {OBJECTIVE} {score:.4f}")
+        self._live(f"{_place(training)}epoch {now}/{training.epochs}  {OBJECTIVE} {score:.4f}{self._so_far}")
 
     def finished(self, finished: Finished) -> None:
         training = finished.training
@@ -87,6 +88,8 @@ class Terminal(Listener):
             parts.append(f"best {finished.best:.4f}")
         parts.append(f"{finished.seconds:5.1f} s")
         parts.append(f"left {clock(finished.seconds_left)}")
+        best = "" if finished.best is None else f"  best {finished.best:.4f}"
+        self._so_far = f"{best}  left {clock(finished.seconds_left)}"
         self._print("  ".join(parts))
 
     def _print(self, text: str) -> None:
