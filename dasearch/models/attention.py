@@ -1,7 +1,8 @@
 """Attention of one projection under DARec's two masks: causal over the row, in both directions inside an item.
 
 Liu et al. 2024 (DARec), app. C. `attend` takes any mask; `attend_causally` and `ItemBlocks` give the same numbers without
-one, for less work: the first skips the future, the second attends within each item and never forms the row's square.
+one: the first skips the future, the second attends within each item and never forms the row's square, which pays for
+long rows (`benchmarks/attention.py`).
 """
 
 from __future__ import annotations
