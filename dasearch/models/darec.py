@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import StrEnum
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -112,12 +111,6 @@ class DARecSettings(BaseModel):
     @property
     def uses_collaborative(self) -> bool:
         return self.variation not in (Variation.BASE, Variation.LLMREC)
-
-
-class AdaptedLayer(Protocol):
-    """What a recommender asks of any of its layers."""
-
-    def __call__(self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None) -> Tensor: ...
 
 
 class LayerInputs:

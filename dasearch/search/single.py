@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dasearch.config import resolve_output
-from dasearch.data import Dataset, LeaveOneOut, load_dataset
+from dasearch.data import Dataset, LeaveOneOut
 from dasearch.errors import ModelFolderError, StudyError
 from dasearch.layout import Layout, Metric
 from dasearch.search.confirmation import ALL_PARALLEL, ALL_SERIAL, OBJECTIVE
@@ -19,7 +19,6 @@ from dasearch.training.loop import Trained
 from dasearch.training.materials import build_catalogue, open_backbone, prepare, resolve_device
 from dasearch.training.metrics import Metrics, summarise
 from dasearch.training.recommender import Recommender, save_recommender
-from dasearch.training.seeds import derive_seed
 
 BEST = "best"
 
@@ -83,13 +82,7 @@ def evaluate_saved(recommender: Recommender, *, source: str | None = None, test:
     Raises:
         ModelFolderError: if the data set has other items or users than the model.
     """
-    data = recommender.settings.data
-    dataset = load_dataset(
-        source or data.source,
-        ties=data.ties,
-        seed=derive_seed(recommender.settings.seed, "ties") % 2**31,
-        min_item_interactions=data.min_item_interactions,
-    )
+    dataset = Study(recommender.settings).dataset(source)
     _require_same(recommender, dataset)
     split = LeaveOneOut(dataset)
     layout = recommender.model.layout_tensor(recommender.layout)

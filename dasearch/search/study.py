@@ -92,10 +92,11 @@ class Study:
             layers = pretrained_layers(backbone.name, layers=backbone.layers)
         return load_search_space(space.name, backbone_layers=layers, replace_every=space.replace_every)
 
-    def dataset(self) -> Dataset:
+    def dataset(self, source: str | None = None) -> Dataset:
+        """The study's data, or another source read by the study's rules."""
         data = self.settings.data
         return load_dataset(
-            data.source,
+            source or data.source,
             ties=data.ties,
             seed=derive_seed(self.settings.seed, "ties") % 2**31,
             min_item_interactions=data.min_item_interactions,
