@@ -35,6 +35,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure dasearch itself.", rich_markup_mode=None)
+app.add_typer(bench_app, name="bench")
 
 StudyArgument = Annotated[
     str,
@@ -236,6 +238,62 @@ def stats(
     for name, value in found.items():
         shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if isinstance(value, float) else str(value)
         _console().print(f"{name.replace('_', ' '):<{width}}  {shown}", highlight=False, markup=False)
+
+
+@bench_app.command()
+def samplers(
+    families: Annotated[
+        list[str] | None,
+        typer.Option("--family", metavar="NAME", help="A planted family; may be repeated. Default: all."),
+    ] = None,
+    bits: Annotated[
+        list[int] | None, typer.Option("--bits", metavar="N", help="Size of planted landscapes; default 36 and 90.")
+    ] = None,
+    tables: Annotated[
+        list[Path] | None,
+        typer.Option("--table", metavar="FILE", help="A table of real trainings; default: those of the project."),
+    ] = None,
+    names: Annotated[
+        list[str] | None, typer.Option("--sampler", metavar="NAME", help="A sampler beside PRSampler. Default: all.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Races of each sampler on each landscape.")] = 20,
+    trials: Annotated[int, typer.Option(min=11, metavar="N", help="Trials of a race on a planted landscape.")] = 60,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Races at a time, a process each.")] = 1,
+    ask: Annotated[bool, typer.Option("--ask/--no-ask", help="Measure the seconds of an ask as well.")] = True,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="For races.jsonl, scores.json, samplers.html.")] = Path(
+        "bench"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Race PRSampler against other samplers on planted landscapes and on tables of real trainings.
+
+    Run the same command again to go on where it stopped.
+    """
+    from dasearch.bench.command import race_samplers
+    from dasearch.report.bench import figure, show_asks, show_scores
+
+    console = _console()
+    found = race_samplers(
+        families=families,
+        bits=bits or [36, 90],
+        tables=tables,
+        samplers=names,
+        seeds=seeds,
+        trials=trials,
+        workers=workers,
+        ask=ask,
+        out=out,
+        say=(lambda _: None) if as_json else lambda line: console.print(line, soft_wrap=True, markup=False),
+    )
+    figure(found.races).write_html(out / "samplers.html", include_plotlyjs=True)
+    if as_json:
+        _print_json(found.record())
+        return
+    for count in sorted({score.trials for score in found.scores}):
+        show_scores(console, found.scores, count)
+    if found.ask_seconds:
+        show_asks(console, found.ask_seconds)
+    console.print(f"figure: {out / 'samplers.html'}   numbers: {out / 'scores.json'}", soft_wrap=True, markup=False)
 
 
 def main() -> None:

@@ -1,10 +1,16 @@
-"""Bayesian optimization over binary choices; `PRSampler` works in any Optuna study. Knows nothing of recommenders."""
+"""Bayesian optimization over categorical choices; `PRSampler` works in any Optuna study. Knows nothing of recommenders."""
 
+from dasearch.bayes.acquisition import Improvement
+from dasearch.bayes.choices import Choices
 from dasearch.bayes.reparameterization import Maximum, ProbabilisticReparameterization, SpaceExhausted
-from dasearch.bayes.sampler import Proposal, PRSampler
-from dasearch.bayes.surrogate import Posterior, Surrogate
+from dasearch.bayes.sampler import Proposal, PRSampler, propose, propose_batch
+from dasearch.bayes.surrogate import Effects, LeaveOneOut, Posterior, Surrogate
 
 __all__ = [
+    "Choices",
+    "Effects",
+    "Improvement",
+    "LeaveOneOut",
     "Maximum",
     "PRSampler",
     "Posterior",
@@ -12,4 +18,6 @@ __all__ = [
     "Proposal",
     "SpaceExhausted",
     "Surrogate",
+    "propose",
+    "propose_batch",
 ]

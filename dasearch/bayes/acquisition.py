@@ -1,25 +1,24 @@
 """Expected improvement, in logarithms so that its gradient does not vanish far from the best.
 
-Ament et al. 2023 (LogEI). The best value is the largest posterior mean among evaluated points, not the largest
-observation: with noisy trainings the latter is mostly luck.
+Ament et al. 2023 (LogEI). The value to beat is the largest posterior mean among evaluated and running points, not the
+largest observation: with noisy trainings the latter is mostly luck.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
+from botorch.acquisition import AcquisitionFunction
 from torch import Tensor
 
 from dasearch.bayes.surrogate import Surrogate
 
-Acquisition = Callable[[Tensor], Tensor]  # bits (m, d) -> values (m,)
 FAR = -1e5  # standardised improvement below which the asymptote is exact in float64
 
 
 def log_expected_improvement(mean: Tensor, sd: Tensor, best: Tensor) -> Tensor:
-    """``log E[max(f - best, 0)]`` for f normal; shapes ``(m,)``."""
+    """``log E[max(f - best, 0)]`` for f normal, elementwise."""
     u = (mean - best) / sd
     log_density = -0.5 * u.square() - 0.5 * math.log(2 * math.pi)
     near = torch.exp(log_density) + u * torch.special.ndtr(u)
@@ -31,15 +30,19 @@ def log_expected_improvement(mean: Tensor, sd: Tensor, best: Tensor) -> Tensor:
     return sd.log() + torch.where(u > -1.0, near.clamp(min=1e-300).log(), log_density + tail)
 
 
-def improvement_over(surrogate: Surrogate, running: Tensor) -> Acquisition:
-    """Log expected improvement over the evaluated points, given what else is being evaluated.
+class Improvement(AcquisitionFunction):  # type: ignore[misc]  # BoTorch is not typed for mypy
+    """Log expected improvement under a mixture, as BoTorch calls acquisitions.
 
-    Shapes: running ``(p, d)``.
+    Args:
+        surrogate: what is known, running points believed (`Surrogate.believing`).
     """
-    best = surrogate.posterior(surrogate.bits).mean.max()
-    believed = surrogate.believing(running)
 
-    def acquisition(bits: Tensor) -> Tensor:
-        return log_expected_improvement(*believed.posterior(bits), best)
+    def __init__(self, surrogate: Surrogate) -> None:
+        super().__init__(model=surrogate)
+        self.best = surrogate.posterior(surrogate.codes).mean.max()
 
-    return acquisition
+    def forward(self, X: Tensor) -> Tensor:
+        """Shapes: codes ``(m, 1, d)`` -> ``(m,)``."""
+        mean, sd = self.model.each(X.squeeze(-2))
+        improvement = log_expected_improvement(mean, sd, self.best)
+        return torch.logsumexp(self.model.weights.log()[:, None] + improvement, 0)

@@ -1,31 +1,35 @@
-"""Probabilistic reparameterization of an acquisition function over binary vectors.
+"""Probabilistic reparameterization of an acquisition function over categorical choices.
 
 Daulton et al. 2022, "Bayesian Optimization over Discrete and Mixed Spaces via Probabilistic Reparameterization"; Liu et
-al. 2024 (DARec), sec. 2.3.3 and alg. 1. The expectation of the acquisition under independent Bernoulli bits is smooth in
-their parameters theta; its maximiser puts all mass on a best vertex. Use it where gradients over bits are missing; for
-spaces of up to `ENUMERATED` free bits the expectation is exact.
+al. 2024 (DARec), sec. 2.3.3 and alg. 1. The expectation of the acquisition under independent choices is smooth in their
+parameters theta; its maximiser puts all mass on a best vertex. Use it where gradients over choices are missing; for spaces
+of up to `ENUMERATED` vertices the expectation is exact.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from botorch.acquisition import AcquisitionFunction
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from dasearch.bayes.acquisition import Acquisition
+from dasearch.bayes.choices import Choices, among
 
 TEMPERATURE = 0.1  # tau (Daulton et al., app. D)
-LEARNING_RATE = 1 / 40  # of Adam (their released experiments), as are steps and restarts
-STEPS = 200
-RESTARTS = 20
-RAW_POINTS = 1024
-SAMPLES = 64  # vertices a step and restart; the leave-one-out baseline needs fewer than their 128
-ENUMERATED = 10  # free bits up to which all vertices are summed: 1,024
-PATIENCE, FLAT = 30, 1e-6  # stop when the expectation has not risen so much for so many steps
+LEARNING_RATE = 1 / 10  # of Adam; four times that of their released experiments, and an eighth of their 200 steps:
+STEPS = 25  # starts are promising vertices, and single changes finish what the climb leaves
+RESTARTS = 4
+RAW_POINTS = 256
+SAMPLES = 24  # vertices a step and restart; the leave-one-out baseline needs fewer than their 128
+ENUMERATED = 1024  # vertices up to which all are summed
+PATIENCE, FLAT = 5, 1e-6  # stop when the expectation has not risen so much for so many steps
+START = 0.2  # how far from 1/2 the parameters of a start lie: its vertex has probability .88 a choice
+NEIGHBOURHOOD = 0.15  # share of choices drawn anew around a promising point
+NEIGHBOURS = 48  # points around each promising point
 
 
 class SpaceExhausted(ValueError):
@@ -33,172 +37,221 @@ class SpaceExhausted(ValueError):
 
 
 class Maximum(NamedTuple):
-    """A vertex ``(d,)``, the parameters ``(d,)`` that led to it, and its acquisition value."""
+    """A vertex ``(d,)``, the parameters ``(D,)`` that led to it, and its acquisition value."""
 
-    bits: Tensor
+    codes: Tensor
     theta: Tensor
     value: float
 
 
-@dataclass(frozen=True)
-class ProbabilisticReparameterization:
-    """The expectation ``E[acquisition(z)]``, ``z_i ~ Bernoulli(sigmoid((theta_i - 1/2) / tau))``, theta in [0, 1].
+class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc]  # BoTorch is not typed for mypy
+    """The expectation ``E[acquisition(z)]`` over independent ``z_i``, as a BoTorch acquisition of theta.
+
+    ``p(z_i = k)`` is proportional to ``exp((theta_ik - 1/2) / tau)`` for k above 0 and to 1 for k = 0; with two choices that
+    is ``sigmoid((theta_i - 1/2) / tau)``. There is a parameter in [0, 1] for every choice but the first: D in all.
 
     Args:
-        acquisition: ``(m, d)`` bits to ``(m,)`` values.
-        dimensions: d.
-        fixed: bits held at a value, by position.
+        acquisition: any BoTorch acquisition of one point; called with codes ``(m, 1, d)``.
+        choices: the space.
+        fixed: codes held, by variable.
+        generator: of Monte Carlo samples and starts.
     """
 
-    acquisition: Acquisition
-    dimensions: int
-    fixed: Mapping[int, int]
-    temperature: float = TEMPERATURE
-    samples: int = SAMPLES
-    restarts: int = RESTARTS
-    steps: int = STEPS
-
-    @property
-    def free(self) -> list[int]:
-        return [i for i in range(self.dimensions) if i not in self.fixed]
+    def __init__(
+        self,
+        acquisition: AcquisitionFunction,
+        choices: Choices,
+        fixed: Mapping[int, int] | None = None,
+        *,
+        generator: torch.Generator,
+        temperature: float = TEMPERATURE,
+        samples: int = SAMPLES,
+        restarts: int = RESTARTS,
+        steps: int = STEPS,
+    ) -> None:
+        super().__init__(model=acquisition.model)
+        self.acquisition, self.choices, self.fixed = acquisition, choices, dict(fixed or {})
+        self.generator = generator
+        self.temperature, self.samples, self.restarts, self.steps = temperature, samples, restarts, steps
+        self.free = [i for i in range(choices.d) if i not in self.fixed]
+        self.count = math.prod(choices.sizes[i] for i in self.free)
 
     @property
     def exact(self) -> bool:
         """Whether expectations are sums over all vertices."""
-        return len(self.free) <= ENUMERATED
+        return self.count <= ENUMERATED
+
+    def forward(self, X: Tensor) -> Tensor:
+        """The expectation, differentiable in theta; shapes: ``(b, 1, D)`` -> ``(b,)``."""
+        theta = X.squeeze(-2)
+        value, gradient = self.exact_gradient(theta) if self.exact else self.estimate(theta)[:2]
+        return value + (gradient * (theta - theta.detach())).sum(-1)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """The acquisition at vertices; shapes: ``(m, d)`` -> ``(m,)``."""
+        with torch.no_grad():
+            found: Tensor = self.acquisition(codes[:, None])
+        return found
 
     def probabilities(self, theta: Tensor) -> Tensor:
-        """Of a one, for each bit; shapes ``(..., d)``. Fixed bits are certain."""
-        found = torch.sigmoid((theta - 0.5) / self.temperature)
-        return self._hold(found)
+        """Shapes: theta ``(r, D)`` -> ``(r, d, most choices)``; fixed choices are certain, missing ones impossible."""
+        logits = theta.new_full((len(theta), self.choices.d, max(self.choices.sizes)), -torch.inf)
+        logits[:, :, 0] = 0.0
+        scaled = (theta.detach() - 0.5) / self.temperature
+        logits[:, self.choices.column_variable, self.choices.column_choice] = scaled
+        for variable, code in self.fixed.items():
+            logits[:, variable] = -torch.inf
+            logits[:, variable, code] = 0.0
+        return logits.softmax(-1)
 
     def vertices(self) -> Tensor:
-        """Every vertex with the fixed bits held, ``(2^free, d)``."""
-        free = self.free
-        numbers = torch.arange(2 ** len(free))[:, None]
-        found = torch.zeros(len(numbers), self.dimensions, dtype=torch.float64)
-        found[:, free] = ((numbers >> torch.arange(len(free))) & 1).double()
+        """Every vertex with the fixed choices held, ``(count, d)``."""
+        found = torch.zeros(self.count, self.choices.d, dtype=torch.float64)
+        left = torch.arange(self.count)
+        for i in self.free:
+            found[:, i] = (left % self.choices.sizes[i]).double()
+            left = left // self.choices.sizes[i]
         return self._hold(found)
 
-    def expected(self, theta: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The expectation and its gradient: exact for few free bits, else Monte Carlo.
-
-        Shapes: theta ``(r, d)`` -> ``(r,)``, ``(r, d)``.
-        """
-        if self.exact:
-            return self.exact_gradient(theta)
-        value, gradient, _, _ = self.estimate(theta, generator)
-        return value, gradient
-
     def exact_gradient(self, theta: Tensor, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Sum over all vertices; ``values`` are the acquisition's at `vertices`, if known."""
+        """Sum over all vertices; ``values`` are the acquisition's at `vertices`, if known. Shapes as in `estimate`."""
         vertices = self.vertices()
-        values = self.acquisition(vertices) if values is None else values
-        leaf = theta.detach().clone().requires_grad_(True)
-        p = torch.sigmoid((leaf - 0.5) / self.temperature)[:, None, self.free]  # (r, 1, free)
-        bits = vertices[None][..., self.free]
-        mass = torch.where(bits > 0.5, p, 1 - p).prod(-1)  # (r, vertices)
-        expectation = mass @ values
-        (gradient,) = torch.autograd.grad(expectation.sum(), leaf)
-        return expectation.detach(), gradient
+        values = self.values(vertices) if values is None else values
+        p = self.probabilities(theta)
+        at = torch.arange(self.choices.d)
+        mass = p[:, at, vertices.long()].prod(-1)  # (r, vertices)
+        score = self._score(vertices[None], p)  # (r, vertices, D)
+        return mass @ values, torch.einsum("rv,v,rvk->rk", mass, values, score)
 
-    def estimate(self, theta: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def estimate(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Score-function estimate with a leave-one-out baseline, which is unbiased.
 
-        Shapes: theta ``(r, d)`` -> expectation ``(r,)``, gradient ``(r, d)``, the sampled vertices ``(r, n, d)`` and their
-        values ``(r, n)``.
+        Shapes: theta ``(r, D)`` -> expectation ``(r,)``, gradient ``(r, D)``, the sampled vertices ``(r, s, d)`` and their
+        values ``(r, s)``.
         """
-        p = self.probabilities(theta)[:, None]  # (r, 1, d)
-        shape = (len(theta), self.samples, self.dimensions)
-        z = (torch.rand(shape, generator=generator, dtype=p.dtype) < p).to(p.dtype)
-        values = self.acquisition(z.flatten(0, 1)).view(shape[:2])
+        p = self.probabilities(theta)
+        drawn = torch.rand(len(theta), self.samples, self.choices.d, 1, generator=self.generator, dtype=torch.float64)
+        z = (drawn > p.cumsum(-1)[:, None, :, :-1]).sum(-1).double()
+        z = z.minimum(torch.tensor(self.choices.sizes, dtype=z.dtype) - 1)  # a draw beyond the rounded sum
+        values = self.values(z.flatten(0, 1)).view(z.shape[:2])
         others = (values.sum(1, keepdim=True) - values) / (self.samples - 1)
-        gradient = ((values - others)[..., None] * (z - p)).mean(1) / self.temperature
+        gradient = torch.einsum("rs,rsk->rk", values - others, self._score(z, p)) / self.samples
         return values.mean(1), gradient, z, values
 
-    def maximise(self, excluded: Tensor, generator: torch.Generator) -> Maximum:
-        """The best vertex that is not excluded, by multi-start Adam on theta, sampling, and flips of one bit.
+    def maximise(self, excluded: Tensor, near: Tensor | None = None) -> Maximum:
+        """The best vertex that is not excluded, by multi-start Adam on theta, sampling, and single changes.
 
-        Shapes: excluded ``(e, d)``.
+        Shapes: excluded ``(e, d)``, near ``(k, d)``: promising points, whose surroundings give starts as well.
 
         Raises:
             SpaceExhausted: if every vertex is excluded.
         """
-        theta = self._starts(generator)
+        excluded = self._inside(excluded)
+        if len(excluded) >= self.count:
+            raise SpaceExhausted(f"all {self.count} layouts are evaluated or running; enlarge the search space")
         if self.exact:
-            return self._maximise_exactly(theta, excluded)
-        best: Maximum | None = None
-        climb = _Adam(theta)
+            return self._maximise_exactly(excluded)
+        raw = self._raw(near)
+        values = self.values(raw)
+        starts = values.topk(self.restarts).indices
+        climb = _Adam(self._around(raw[starts]))
+        seen = [(climb.theta[:, None].clone(), raw[starts, None], values[starts, None])]
         for _ in range(self.steps):
-            value, gradient, z, values = self.estimate(climb.theta, generator)
-            best = self._better(best, climb.theta, z, values, excluded)
+            value, gradient, z, values = self.estimate(climb.theta)
+            seen.append((climb.theta[:, None].expand(-1, self.samples, -1).clone(), z, values))
             if climb.step(value, gradient):
                 break
-        if best is None:  # every sampled vertex was excluded
-            best = self._any_other(theta, excluded, generator)
-        return self._polish(best, excluded)
+        theta, z, values = (torch.cat(parts, 1) for parts in zip(*seen, strict=True))
+        values = values.masked_fill(among(z.flatten(0, 1), excluded).view(values.shape), -torch.inf)
+        if not values.isfinite().any():
+            z = self._any_other(excluded)[None, None]
+            theta, values = self._around(z[0])[None], self.values(z[0])[None]
+        top, restart = values.argmax(1), torch.arange(len(values))
+        return self._polish(z[restart, top], theta[restart, top], values[restart, top], excluded)
 
-    def _maximise_exactly(self, theta: Tensor, excluded: Tensor) -> Maximum:
+    def _maximise_exactly(self, excluded: Tensor) -> Maximum:
         vertices = self.vertices()
-        values = self.acquisition(vertices)
-        climb = _Adam(theta)
+        values = self.values(vertices)
+        climb = _Adam(self._around(vertices[values.topk(min(self.restarts, len(values))).indices]))
         for _ in range(self.steps):
             if climb.step(*self.exact_gradient(climb.theta, values)):
                 break
-        allowed = values.masked_fill(_among(vertices, excluded), -torch.inf)
-        if not allowed.isfinite().any():
-            raise SpaceExhausted(f"all {len(vertices)} layouts are evaluated or running; enlarge the search space")
+        allowed = values.masked_fill(among(vertices, excluded), -torch.inf)
         top = int(allowed.argmax())
         expectation, _ = self.exact_gradient(climb.theta, values)
         return Maximum(vertices[top], climb.theta[int(expectation.argmax())], float(allowed[top]))
 
-    def _hold(self, bits: Tensor) -> Tensor:
-        if not self.fixed:
-            return bits
-        held = bits.clone()
-        for position, value in self.fixed.items():
-            held[..., position] = float(value)
-        return held
+    def _score(self, z: Tensor, p: Tensor) -> Tensor:
+        """Gradient of ``log p(z)`` by theta; shapes: ``(r or 1, s, d)``, ``(r, d, most)`` -> ``(r, s, D)``."""
+        variable, choice = self.choices.column_variable, self.choices.column_choice
+        score = ((z[..., variable] == choice).double() - p[:, None, variable, choice]) / self.temperature
+        held = torch.tensor([i in self.fixed for i in variable.tolist()])
+        found: Tensor = score.masked_fill(held, 0.0)
+        return found
 
-    def _starts(self, generator: torch.Generator) -> Tensor:
-        """The most promising of many quasi-random thetas, by the acquisition at their nearest vertices: ``(restarts, d)``."""
-        seed = int(torch.randint(2**31, (), generator=generator))
-        raw = SobolEngine(self.dimensions, scramble=True, seed=seed).draw(RAW_POINTS, dtype=torch.float64)
-        values = self.acquisition(self._hold(raw.round()))
-        return raw[values.topk(min(self.restarts, RAW_POINTS)).indices]
+    def _hold(self, codes: Tensor) -> Tensor:
+        for variable, code in self.fixed.items():
+            codes[..., variable] = float(code)
+        return codes
 
-    def _better(
-        self, best: Maximum | None, theta: Tensor, z: Tensor, values: Tensor, excluded: Tensor
-    ) -> Maximum | None:
-        """The best allowed vertex among those sampled and the one known."""
-        flat = z.flatten(0, 1)
-        allowed = values.flatten().masked_fill(_among(flat, excluded), -torch.inf)
-        top = int(allowed.argmax())
-        value = float(allowed[top])
-        if value == -torch.inf or (best is not None and value <= best.value):
-            return best
-        return Maximum(flat[top], theta[top // self.samples].clone(), value)
+    def _inside(self, excluded: Tensor) -> Tensor:
+        """The distinct excluded vertices that agree with what is fixed."""
+        held = torch.tensor([[float(code) for code in self.fixed.values()]], dtype=torch.float64)
+        inside = excluded[(excluded[:, list(self.fixed)] == held).all(1)] if self.fixed else excluded
+        distinct: Tensor = inside.unique(dim=0)
+        return distinct
 
-    def _any_other(self, theta: Tensor, excluded: Tensor, generator: torch.Generator) -> Maximum:
-        """A random allowed vertex; spaces too large to enumerate always have one."""
+    def _raw(self, near: Tensor | None) -> Tensor:
+        """Quasi-random vertices, and random ones around promising points: ``(raw, d)``."""
+        seed = int(torch.randint(2**31, (), generator=self.generator))
+        engine = SobolEngine(self.choices.d, scramble=True, seed=seed)
+        found = [self.choices.from_unit(engine.draw(RAW_POINTS, dtype=torch.float64))]
+        if near is not None and len(near):
+            around = near.double().repeat_interleave(NEIGHBOURS, 0)
+            anew = self.choices.uniform(len(around), self.generator)
+            changed = torch.rand(around.shape, generator=self.generator) < NEIGHBOURHOOD
+            found.append(torch.where(changed, anew, around))
+        return self._hold(torch.cat(found))
+
+    def _around(self, codes: Tensor) -> Tensor:
+        """Parameters that favour a vertex: ``(r, D)``."""
+        chosen = codes[:, self.choices.column_variable] == self.choices.column_choice
+        return torch.where(chosen, 0.5 + START, 0.5 - START).double()
+
+    def _any_other(self, excluded: Tensor) -> Tensor:
+        """A random allowed vertex, or the first in order where random ones are all known: ``(d,)``."""
+        drawn = self._hold(self.choices.uniform(RAW_POINTS, self.generator))
+        allowed = drawn[~among(drawn, excluded)]
+        return allowed[0] if len(allowed) else self._first_free(excluded)
+
+    def _first_free(self, excluded: Tensor) -> Tensor:
+        """Counting upwards, one of the first ``len(excluded) + 1`` vertices is not excluded."""
+        known = {tuple(row) for row in excluded.tolist()}
+        for number in range(len(known) + 1):
+            found, left = torch.zeros(self.choices.d, dtype=torch.float64), number
+            for i in self.free:
+                found[i], left = left % self.choices.sizes[i], left // self.choices.sizes[i]
+            if tuple(self._hold(found).tolist()) not in known:
+                break
+        return found
+
+    def _polish(self, codes: Tensor, theta: Tensor, values: Tensor, excluded: Tensor) -> Maximum:
+        """The best of steepest ascents by single changes; shapes: ``(r, d)``, ``(r, D)``, ``(r,)``."""
+        changes = [(i, k) for i in self.free for k in range(self.choices.sizes[i])]
+        variable, code = (torch.tensor([change[side] for change in changes]) for side in (0, 1))
+        restart = torch.arange(len(codes))
         while True:
-            drawn = torch.randint(2, (RAW_POINTS, self.dimensions), generator=generator).double()
-            drawn = self._hold(drawn)
-            allowed = drawn[~_among(drawn, excluded)]
-            if len(allowed):
-                return Maximum(allowed[0], theta[0], float(self.acquisition(allowed[:1])))
-
-    def _polish(self, best: Maximum, excluded: Tensor) -> Maximum:
-        """Steepest ascent by flips of one free bit."""
-        free = torch.tensor(self.free)
-        while True:
-            flipped = best.bits.repeat(len(free), 1)
-            flipped[torch.arange(len(free)), free] = 1 - flipped[torch.arange(len(free)), free]
-            values = self.acquisition(flipped).masked_fill(_among(flipped, excluded), -torch.inf)
-            top = int(values.argmax())
-            if float(values[top]) <= best.value:
-                return best
-            best = Maximum(flipped[top], best.theta, float(values[top]))
+            changed = codes[:, None].repeat(1, len(changes), 1)
+            changed[:, torch.arange(len(changes)), variable] = code.double()
+            flat = changed.flatten(0, 1)
+            found = self.values(flat).masked_fill(among(flat, excluded), -torch.inf).view(len(codes), -1)
+            top = found.argmax(1)
+            better = found[restart, top] > values
+            if not better.any():
+                best = int(values.argmax())
+                return Maximum(codes[best], theta[best], float(values[best]))
+            codes = torch.where(better[:, None], changed[restart, top], codes)
+            values = torch.where(better, found[restart, top], values)
 
 
 class _Adam:
@@ -218,11 +271,3 @@ class _Adam:
         rises = top > self._best + FLAT
         self._best, self._since = max(top, self._best), 0 if rises else self._since + 1
         return self._since >= PATIENCE
-
-
-def _among(bits: Tensor, excluded: Tensor) -> Tensor:
-    """Which rows of ``bits`` ``(m, d)`` stand in ``excluded`` ``(e, d)``: ``(m,)`` bool."""
-    if not len(excluded):
-        return torch.zeros(len(bits), dtype=torch.bool)
-    agreeing = bits @ excluded.T + (1 - bits) @ (1 - excluded).T
-    return (agreeing > bits.shape[1] - 0.5).any(1)

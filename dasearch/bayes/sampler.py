@@ -1,14 +1,13 @@
 """Gaussian process and probabilistic reparameterization as an Optuna sampler.
 
-For studies whose parameters are categorical with two choices; any other parameter is drawn independently at random.
-Knows nothing of recommenders. Liu et al. 2024 (DARec), alg. 1.
+For studies whose parameters are categorical; any other parameter is drawn independently at random. Knows nothing of
+recommenders. Liu et al. 2024 (DARec), alg. 1.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,24 +22,29 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from dasearch.bayes.acquisition import improvement_over
-from dasearch.bayes.reparameterization import ProbabilisticReparameterization, SpaceExhausted
+from dasearch.bayes.acquisition import Improvement
+from dasearch.bayes.choices import Choices
+from dasearch.bayes.claims import claim, claimed
+from dasearch.bayes.reparameterization import Maximum, ProbabilisticReparameterization
 from dasearch.bayes.surrogate import Surrogate
 
 STARTUP, REPARAMETERIZATION = "startup", "reparameterization"
-LAYERED_NAME = re.compile(r"^layer\d+\.(?P<site>.+)$")
+MOST_STARTUP = 8  # the five homogeneous designs of three sites and three Sobol points; 10 and 6 did as well
+FEWEST_STARTUP, STARTUP_SHARE = 2, 1 / 3  # of the number of parameters: a small space is learned from the first trials
 SOBOL_TRIES = 4096  # quasi-random points looked through for one that is not known yet
+PROMISING = 4  # evaluated points whose surroundings the maximiser looks at
 Space = Mapping[str, CategoricalDistribution]
+Theta = Mapping[str, list[float]]
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """Why a trial got its layout."""
+    """Why a trial got its layout; ``theta`` has a number for each choice of a parameter but the first."""
 
     trial_number: int
     source: str
     layout: Mapping[str, Any]
-    theta: Mapping[str, float] | None
+    theta: Theta | None
     acquisition: float | None
     mean: float | None
     sd: float | None
@@ -50,17 +54,19 @@ class Proposal:
 class PRSampler(BaseSampler):
     """Proposes layouts by log expected improvement under a GP, maximised through probabilistic reparameterization.
 
-    A layout that is complete, pruned, running or waiting is never proposed again, unless the study has parameters
-    besides. Failed trials count for nothing: a machine that died says nothing about its layout, which may be proposed
-    again. Pruned ones have no final value, so the surrogate does not read them. Randomness depends on the seed and on how
-    many trials are complete, pruned or running, so that a study that was killed and resumed, or is run by several
-    workers, follows from its seed.
+    A layout that is complete, pruned, running or waiting is never proposed again, unless trials of the study have
+    parameters besides. Failed trials count for nothing: a machine that died says nothing about its layout, which may be
+    proposed again. Pruned ones have no final value, so the surrogate does not read them. Running ones are believed to come
+    out at their posterior mean. Workers claim a layout before they take it (`claims`), so that no two have the same.
+
+    Randomness depends on the seed and on how many trials are complete, pruned or running and on nothing that the sampler
+    remembers, so that a study that was killed and resumed goes on as if it had not been.
 
     Args:
         seed: of all randomness.
         n_startup: trials before the surrogate proposes: all first choices, all second choices, each site alone where
-            names are layered (``layer03.context``), then Sobol points.
-        search_space: all two-choice parameters; without it they are learned from completed trials, and the first trial
+            names are layered (``layer03.context``), then Sobol points. By default a third of the parameters, 2 to 8.
+        search_space: the categorical parameters; without it they are learned from completed trials, and the first trial
             is drawn at random.
         on_proposal: told each proposal.
     """
@@ -69,38 +75,37 @@ class PRSampler(BaseSampler):
         self,
         *,
         seed: int = 0,
-        n_startup: int = 10,
+        n_startup: int | None = None,
         search_space: Mapping[str, CategoricalDistribution] | None = None,
         on_proposal: Callable[[Proposal], None] | None = None,
     ) -> None:
-        wide = [n for n, d in (search_space or {}).items() if not _is_binary(d)]
-        if wide:
+        other = [n for n, d in (search_space or {}).items() if not _is_choice(d)]
+        if other:
             raise ValueError(
-                f"{wide[0]} does not have two choices; leave it out of search_space and it is drawn at random"
+                f"{other[0]} is not categorical with two choices or more; leave it out of search_space and it is drawn at random"
             )
-        if n_startup < 1:
+        if n_startup is not None and n_startup < 1:
             raise ValueError(f"n_startup is {n_startup}; a surrogate needs at least 1 trial")
         self._seed, self._n_startup = seed, n_startup
         self._space = dict(search_space) if search_space is not None else None
         self._intersection = IntersectionSearchSpace()
-        self._independent = RandomSampler(seed=seed)
         self._on_proposal = on_proposal or (lambda _: None)
 
     def reseed_rng(self) -> None:
-        """Relative sampling needs none; independent draws differ between workers."""
-        self._independent.reseed_rng()
+        """Nothing to do: the sampler remembers no randomness."""
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The two-choice parameters, by name."""
+        """The categorical parameters, by name."""
         self._raise_error_if_multi_objective(study)
         found = self._space if self._space is not None else self._intersection.calculate(study)
-        return {name: found[name] for name in sorted(found) if _is_binary(found[name])} if found else {}
+        return {name: found[name] for name in sorted(found) if _is_choice(found[name])} if found else {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """A random value, for whatever the surrogate does not model."""
-        return self._independent.sample_independent(study, trial, param_name, param_distribution)
+        seed = _seed_of(self._seed, _known(study, trial), param_name) % 2**32
+        return RandomSampler(seed=seed).sample_independent(study, trial, param_name, param_distribution)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -108,32 +113,77 @@ class PRSampler(BaseSampler):
         """The next layout, given what is known and what the trial has fixed.
 
         Raises:
-            SpaceExhausted: if every layout is known.
+            SpaceExhausted: if every layout, or every one that agrees with what the trial has fixed, is known.
         """
         space: Space = {n: d for n, d in search_space.items() if isinstance(d, CategoricalDistribution)}
-        if not space or set(space) <= set(trial.params):
+        if not space or set(space) <= set(_fixed(trial, space)):
             return {}
-        started = time.perf_counter()
-        history = _History(study, trial, space)
-        generator = torch.Generator().manual_seed(_seed_of(self._seed, history.known))
-        if history.known < self._n_startup or not len(history.values):
-            bits, theta, value = _startup(history, generator), None, None
-        else:
-            bits, theta, value = self._propose(history, generator)
-        layout = _decode(bits, space)
-        mean, sd = history.prediction(bits)
-        named = None if theta is None else dict(zip(space, theta.tolist(), strict=True))
-        source = STARTUP if theta is None else REPARAMETERIZATION
+        while True:
+            started = time.perf_counter()
+            history = _History(study, trial, space)
+            maximum, source = self._choose(history)
+            layout = {n: d.choices[int(c)] for (n, d), c in zip(space.items(), maximum.codes.tolist(), strict=True)}
+            internal = dict(zip(space, maximum.codes.tolist(), strict=True))
+            if history.repeatable or claim(study._storage, study._study_id, trial, internal):
+                break
+        mean, sd = history.prediction(maximum.codes)
+        theta = None if source == STARTUP else _named(maximum.theta, history.choices, space)
+        acquisition = None if source == STARTUP else maximum.value
         seconds = time.perf_counter() - started
-        self._on_proposal(Proposal(trial.number, source, layout, named, value, mean, sd, seconds))
+        self._on_proposal(Proposal(trial.number, source, layout, theta, acquisition, mean, sd, seconds))
         return layout
 
-    def _propose(self, history: _History, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
-        surrogate = history.surrogate()
-        acquisition = improvement_over(surrogate, history.running)
-        reparameterized = ProbabilisticReparameterization(acquisition, len(history.space), history.fixed)
-        maximum = reparameterized.maximise(history.excluded, generator)
-        return maximum.bits, maximum.theta, maximum.value
+    def _startup_trials(self, parameters: int) -> int:
+        if self._n_startup is not None:
+            return self._n_startup
+        return min(MOST_STARTUP, max(FEWEST_STARTUP, int(STARTUP_SHARE * parameters)))
+
+    def _choose(self, history: _History) -> tuple[Maximum, str]:
+        generator = torch.Generator().manual_seed(_seed_of(self._seed, history.known))
+        if history.known < self._startup_trials(history.choices.d) or not len(history.values):
+            return _startup(history, self._seed, generator), STARTUP
+        return propose(
+            history.surrogate, history.running, history.excluded, history.fixed, generator
+        ), REPARAMETERIZATION
+
+
+def propose(
+    surrogate: Surrogate,
+    running: Tensor,
+    excluded: Tensor,
+    fixed: Mapping[int, int] | None = None,
+    generator: torch.Generator | None = None,
+) -> Maximum:
+    """The next point by log expected improvement; shapes: running ``(p, d)``, excluded ``(e, d)``.
+
+    Raises:
+        SpaceExhausted: if every point is excluded.
+    """
+    believed = surrogate.believing(running)
+    generator = generator or torch.Generator().manual_seed(0)
+    reparameterized = ProbabilisticReparameterization(
+        Improvement(believed), surrogate.choices, fixed, generator=generator
+    )
+    means = believed.posterior(believed.codes).mean
+    return reparameterized.maximise(excluded, near=believed.codes[means.topk(min(PROMISING, len(means))).indices])
+
+
+def propose_batch(
+    surrogate: Surrogate,
+    q: int,
+    running: Tensor,
+    excluded: Tensor,
+    fixed: Mapping[int, int] | None = None,
+    generator: torch.Generator | None = None,
+) -> list[Maximum]:
+    """q points one after another, each with those before it believed to be running."""
+    generator = generator or torch.Generator().manual_seed(0)
+    found: list[Maximum] = []
+    for _ in range(q):
+        found.append(propose(surrogate, running, excluded, fixed, generator))
+        running = torch.cat([running, found[-1].codes[None]])
+        excluded = torch.cat([excluded, found[-1].codes[None]])
+    return found
 
 
 class _History:
@@ -141,93 +191,120 @@ class _History:
 
     def __init__(self, study: Study, trial: FrozenTrial, space: Space) -> None:
         self.space = space
-        fixed = {**trial.params, **trial.system_attrs.get("fixed_params", {})}
-        self.fixed = {i: _bit(space[n], fixed[n]) for i, n in enumerate(space) if n in fixed}
-        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
-        counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-        self.known = sum(t.state in counted for t in others)
-        sign = 1.0 if study.direction is StudyDirection.MAXIMIZE else -1.0
-        complete = [
-            t for t in others if t.state is TrialState.COMPLETE and math.isfinite(t.values[0]) and self._whole(t)
-        ]
-        self.bits = self._stack(complete)
-        self.values = sign * torch.tensor([t.values[0] for t in complete], dtype=torch.float64)
-        self.running = self._stack([t for t in others if t.state is TrialState.RUNNING and self._whole(t)])
-        known = [t for t in others if t.state is not TrialState.FAIL and self._whole(t)]
-        if any(set(_params(t)) - set(space) for t in known):
-            known = []  # other parameters differ between trials of one layout, so it may come again
-        self.excluded = self._stack(known)
-        self._sign = sign
+        self.choices = Choices.named({name: len(d.choices) for name, d in space.items()})
+        self.fixed = {i: _code(space[n], v) for i, n in enumerate(space) for v in _just(_fixed(trial, space), n)}
+        others = [t for t in _all_trials(study) if t.number != trial.number]
+        self.known = _count(others)
+        self._sign = 1.0 if study.direction is StudyDirection.MAXIMIZE else -1.0
+        layouts = {t.number: found for t in others if (found := _codes(t, space)) is not None}
+        complete = [t for t in others if t.state is TrialState.COMPLETE and t.number in layouts]
+        complete = [t for t in complete if t.values and math.isfinite(t.values[0])]
+        self.codes = self._stack([layouts[t.number] for t in complete])
+        self.values = self._sign * torch.tensor([t.values[0] for t in complete], dtype=torch.float64)
+        self.running = self._stack([layouts[t.number] for t in others if _runs(t) and t.number in layouts])
+        # where trials have parameters besides, one layout may come again with others of them
+        self.repeatable = any(set(t.params) - set(space) for t in others)
+        known = [t.number for t in others if t.state is not TrialState.FAIL and t.number in layouts]
+        self.excluded = self._stack([] if self.repeatable else [layouts[number] for number in known])
         self._fitted: Surrogate | None = None
 
+    @property
     def surrogate(self) -> Surrogate:
         if self._fitted is None:
-            self._fitted = Surrogate.fit(self.bits, self.values)
+            self._fitted = Surrogate.fit(self.codes, self.values, self.choices)
         return self._fitted
 
-    def prediction(self, bits: Tensor) -> tuple[float | None, float | None]:
+    def prediction(self, codes: Tensor) -> tuple[float | None, float | None]:
         """Posterior mean and sd at a layout in the study's own units; None before the surrogate is first fitted."""
         if self._fitted is None:
             return None, None
-        mean, sd = self._fitted.posterior(bits[None])
+        mean, sd = self._fitted.posterior(codes[None])
         return self._sign * float(mean), float(sd)
 
-    def _whole(self, trial: FrozenTrial) -> bool:
-        return set(self.space) <= set(_params(trial))
-
-    def _stack(self, trials: Sequence[FrozenTrial]) -> Tensor:
-        rows = [[_bit(d, _params(t)[n]) for n, d in self.space.items()] for t in trials]
+    def _stack(self, rows: Sequence[Sequence[float]]) -> Tensor:
         return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(self.space))
 
 
-def _params(trial: FrozenTrial) -> dict[str, Any]:
-    """A trial's parameters, with those it will take once it starts."""
-    fixed: dict[str, Any] = trial.system_attrs.get("fixed_params", {})
-    return {**fixed, **trial.params}
+def _all_trials(study: Study) -> list[FrozenTrial]:
+    """As the storage has them now; Optuna's study keeps an older view during a trial."""
+    return study._storage.get_all_trials(study._study_id, deepcopy=False)
 
 
-def _startup(history: _History, generator: torch.Generator) -> Tensor:
+def _known(study: Study, trial: FrozenTrial) -> int:
+    return _count([t for t in _all_trials(study) if t.number != trial.number])
+
+
+def _count(trials: Sequence[FrozenTrial]) -> int:
+    return sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) or _runs(t) for t in trials)
+
+
+def _runs(trial: FrozenTrial) -> bool:
+    return trial.state is TrialState.RUNNING
+
+
+def _codes(trial: FrozenTrial, space: Space) -> list[float] | None:
+    """The layout that a trial has, will have or claims; None where part of it is open or not of this space."""
+    found: dict[str, Any] = dict(trial.params)
+    if not trial.state.is_finished():
+        found = {**_fixed(trial, space), **found}
+    if set(space) <= set(found):
+        chosen = [found[name] for name in space]
+        known = all(value in d.choices for value, d in zip(chosen, space.values(), strict=True))
+        return [float(_code(d, v)) for d, v in zip(space.values(), chosen, strict=True)] if known else None
+    claims = claimed(trial) if _runs(trial) else None
+    return [float(claims[name]) for name in space] if claims and set(claims) == set(space) else None
+
+
+def _fixed(trial: FrozenTrial, space: Space) -> dict[str, Any]:
+    """What was enqueued or is already suggested, of this space; names and choices that it has not are left out."""
+    given = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+    return {name: value for name, value in given.items() if name in space and value in space[name].choices}
+
+
+def _just(values: Mapping[str, Any], name: str) -> list[Any]:
+    return [values[name]] if name in values else []
+
+
+def _startup(history: _History, seed: int, generator: torch.Generator) -> Maximum:
     """The first layout of the initial design that is not known yet."""
-    excluded = {tuple(row) for row in history.excluded.int().tolist()}
-    for bits in _design(history.space, generator):
-        for position, value in history.fixed.items():
-            bits[position] = float(value)
-        if tuple(bits.int().tolist()) not in excluded:
-            return bits
-    free = len(history.space) - len(history.fixed)
-    if 2**free <= len(excluded):
-        raise SpaceExhausted(f"all {2**free} layouts are evaluated or running; enlarge the search space")
-    constant = ProbabilisticReparameterization(
-        lambda bits: bits.new_zeros(len(bits)), len(history.space), history.fixed
-    )
-    return constant.maximise(history.excluded, generator).bits
+    excluded = {tuple(row) for row in history.excluded.tolist()}
+    for codes in _design(history.choices, seed):
+        for variable, code in history.fixed.items():
+            codes[variable] = float(code)
+        if tuple(codes.tolist()) not in excluded:
+            return Maximum(codes, torch.zeros(0), 0.0)
+    nothing_known = Surrogate.fit(torch.zeros(1, history.choices.d), torch.zeros(1), history.choices)
+    return propose(nothing_known, history.running, history.excluded, history.fixed, generator)
 
 
-def _design(space: Space, generator: torch.Generator) -> Iterator[Tensor]:
-    """All zeros, all ones, each site alone, then Sobol points."""
-    count = len(space)
-    yield torch.zeros(count, dtype=torch.float64)
-    yield torch.ones(count, dtype=torch.float64)
-    sites = [match["site"] if (match := LAYERED_NAME.match(name)) else None for name in space]
-    if None not in sites:
+def _design(choices: Choices, seed: int) -> Iterator[Tensor]:
+    """All first choices, all second choices, each site alone at its second, then Sobol points, the same for each call."""
+    yield torch.zeros(choices.d, dtype=torch.float64)
+    yield torch.ones(choices.d, dtype=torch.float64)
+    if choices.places is not None:
+        sites = [site for _, site in choices.places]
         for site in dict.fromkeys(sites):
             yield torch.tensor([float(other == site) for other in sites], dtype=torch.float64)
-    seed = int(torch.randint(2**31, (), generator=generator))
-    yield from SobolEngine(count, scramble=True, seed=seed).draw(SOBOL_TRIES, dtype=torch.float64).round()
+    engine = SobolEngine(choices.d, scramble=True, seed=_seed_of(seed, "design") % 2**31)
+    yield from choices.from_unit(engine.draw(SOBOL_TRIES, dtype=torch.float64))
 
 
-def _seed_of(seed: int, known: int) -> int:
-    digest = hashlib.sha256(f"{seed}/{known}".encode()).digest()
+def _seed_of(*parts: object) -> int:
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _is_binary(distribution: BaseDistribution) -> bool:
-    return isinstance(distribution, CategoricalDistribution) and len(distribution.choices) == 2
+def _is_choice(distribution: BaseDistribution) -> bool:
+    return isinstance(distribution, CategoricalDistribution) and len(distribution.choices) > 1
 
 
-def _bit(distribution: CategoricalDistribution, choice: Any) -> int:
+def _code(distribution: CategoricalDistribution, choice: Any) -> int:
     return int(distribution.to_internal_repr(choice))
 
 
-def _decode(bits: Tensor, space: Space) -> dict[str, Any]:
-    return {name: d.choices[int(bit)] for (name, d), bit in zip(space.items(), bits.tolist(), strict=True)}
+def _named(theta: Tensor, choices: Choices, space: Space) -> dict[str, list[float]]:
+    names = list(space)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for (variable, _), value in zip(choices.columns, theta.tolist(), strict=True):
+        found[names[variable]].append(value)
+    return found

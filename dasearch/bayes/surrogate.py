@@ -1,29 +1,45 @@
-"""A Gaussian process over binary vectors.
+"""A Gaussian process over categorical choices that learns which structure the landscape has.
 
-Isotropic Matern-5/2 on the bits, an output scale, standardised values, learned noise (Daulton et al. 2022, app. D; Liu et
-al. 2024 (DARec), alg. 1). Use it for a few dozen to a few hundred evaluations; it knows nothing of which bits belong
-together. All arithmetic is float64.
+One fixed kernel decides too much: a kernel with structure across layers wins where there is any and loses where there is
+none. This surrogate averages over members instead. Each member mixes the components of `features.Dictionary` in its own
+shares, or picks a few single choices and explains the rest as small (sparse landscapes); members are weighted by their
+evidence, so structure is used where the data show it. Output scale and noise are learned with them; there is nothing to
+optimise and nothing random, so a fit repeats bit for bit. Use it for up to a few hundred evaluations. Float64 throughout.
+
+Source of the parts: evidence with the scale integrated out, Rasmussen & Williams 2006, sec. 2.7 and 5.4; leave-one-out
+formulas, there sec. 5.4.2; believing in running trials, Ginsbourger et al. 2010.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from botorch.fit import fit_gpytorch_mll
-from botorch.models import SingleTaskGP
-from gpytorch.constraints import Interval
-from gpytorch.kernels import MaternKernel, ScaleKernel
-from gpytorch.likelihoods import GaussianLikelihood
-from gpytorch.mlls import ExactMarginalLogLikelihood
-from gpytorch.priors import GammaPrior, LogNormalPrior
 from torch import Tensor
 
-LENGTHSCALES = (0.1, 20.0)  # in flips^(1/2): from "neighbours differ" to "all layouts alike" (Daulton et al.)
-NOISE = (1e-6, 1.5)  # of standardised values: a training's score may be nearly all seed noise
-NOISE_PRIOR = (-2.0, 1.0)  # log-normal: a seventh of the variance, give or take a factor of e
-SCALE_PRIOR = (2.0, 2.0)  # gamma with mean 1: values are standardised
-LENGTHSCALE_PRIOR = (0.7, 0.7)  # log-normal around two flips^(1/2): four flips apart is far
+from dasearch.bayes.choices import Choices
+from dasearch.bayes.features import ISOTROPIC, LINEAR, PAIRS, Dictionary, dictionary
+
+NOISES = (0.01, 0.03, 0.1, 0.3, 1.0)  # noise variance as a share of the signal's
+MIDDLE_NOISE = 0.1  # at which mixtures are compared first
+LIKELY = 40  # mixtures compared at every noise
+MIXTURES = 128  # quasi-random shares of the components, beside each component nearly alone
+CONCENTRATION = 0.35  # of their Dirichlet distribution: a few components carry most
+ALONE = 0.9  # share of the component that is nearly alone
+LEVEL = 1.0  # prior variance of the constant
+SCALE_SHAPE, SCALE_RATE = 2.0, 1.5  # inverse gamma prior of the output scale of standardised values
+SPARSE_SLAB = 0.25  # prior variance of a picked choice's effect
+SPARSE_REST = {LINEAR: 0.1, ISOTROPIC: 0.05}  # everything that was not picked
+SPARSE_NOISES = (0.03, 0.1, 0.3)
+SPARSE_MOST = 8  # choices picked
+NEGLIGIBLE = 0.03  # members whose weight is a smaller share of the largest are dropped
+MOST_MEMBERS = 10
+CONSTANT = 1e-12  # values that spread less than this, relative to their size, are all alike
 
 
 class Posterior(NamedTuple):
@@ -33,80 +49,336 @@ class Posterior(NamedTuple):
     sd: Tensor
 
 
+class LeaveOneOut(NamedTuple):
+    """Each value as the others predict it, noise included: mean and sd ``(n,)``, and the mean log density."""
+
+    mean: Tensor
+    sd: Tensor
+    log_density: float
+
+
+class Effects(NamedTuple):
+    """Averaged over all other choices, the change of the value: mean and sd, each ``(k,)``.
+
+    ``choices`` names them: ``(variable, k)`` for choice k instead of the first, or two of these for an interaction.
+    """
+
+    choices: list[tuple[tuple[int, int], ...]]
+    mean: Tensor
+    sd: Tensor
+
+
+@dataclass(frozen=True)
+class Members:
+    """Kernels of the mixture: prior variances of features ``(M, F)`` and of the two kernels, noise, all ``(M,)``."""
+
+    features: Tensor
+    pairs: Tensor
+    isotropic: Tensor
+    noise: Tensor
+    log_evidence: Tensor
+
+    def chosen(self, index: Tensor) -> Members:
+        return Members(
+            *(value[index] for value in (self.features, self.pairs, self.isotropic, self.noise, self.log_evidence))
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class Surrogate:
     """A fitted process; `fit` makes one, and nothing changes it afterwards."""
 
-    def __init__(self, model: SingleTaskGP, bits: Tensor, values: Tensor, centre: Tensor, scale: Tensor) -> None:
-        self.model = model
-        self.bits, self.values = bits, values
-        self._centre, self._scale = centre, scale
-        with torch.no_grad():
-            self._kernel = model.covar_module.eval()
-            gram = self._kernel(bits, bits).to_dense() + self.noise * torch.eye(len(bits), dtype=bits.dtype)
-            self._cholesky = torch.linalg.cholesky(gram)
-            self._mean = model.mean_module.constant.detach()
-            residual = (values - centre) / scale - self._mean
-            self._weights = torch.cholesky_solve(residual[:, None], self._cholesky).squeeze(1)
-            self._variance = self._kernel(bits[:1], bits[:1]).to_dense().squeeze()
+    choices: Choices
+    codes: Tensor  # (n, d)
+    values: Tensor  # (n,)
+    members: Members
+    weights: Tensor  # (M,), sum to one
+    scale: Tensor  # (M,), output variance of standardised values
+    centre: Tensor
+    spread: Tensor
 
     @classmethod
-    def fit(cls, bits: Tensor, values: Tensor) -> Surrogate:
-        """Learn length scale, output scale, mean and noise by their posterior mode.
+    def fit(cls, codes: Tensor, values: Tensor, choices: Choices | None = None) -> Surrogate:
+        """Weigh the members by what is known.
 
-        Shapes: bits ``(n, d)`` of 0 and 1, values ``(n,)``, n at least 1.
+        Shapes: codes ``(n, d)``, values ``(n,)``, n at least 1. Without ``choices`` codes are bits without layers.
 
         Raises:
             ValueError: for no evaluation, or a value that is not finite.
         """
-        bits, values = bits.double(), values.double()
+        codes, values = codes.double(), values.double()
         if not len(values) or not values.isfinite().all():
             raise ValueError("a surrogate needs at least one evaluation and finite values; drop the others")
+        choices = choices or Choices.binary(codes.shape[1])
+        centre = values.mean()
         spread = values.std() if len(values) > 1 else values.new_tensor(0.0)
-        scale = spread if spread > 1e-12 else values.new_tensor(1.0)
-        model = _model(bits, (values - values.mean()) / scale)
-        fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
-        return cls(model.eval(), bits, values, values.mean(), scale)
+        if spread <= CONSTANT * values.abs().max():
+            spread = values.new_tensor(1.0)
+        target = (values - centre) / spread
+        grams = _Grams(dictionary(choices), choices.contrasts(codes))
+        members = _joined([_mixtures(grams, target), _sparse(grams, target)])
+        weights = members.log_evidence.softmax(0)
+        best = weights.topk(min(MOST_MEMBERS, len(weights))).indices
+        kept = best[weights[best] > NEGLIGIBLE * weights.max()]
+        members, weights = members.chosen(kept), weights[kept] / weights[kept].sum()
+        unscaled = cls(choices, codes, values, members, weights, torch.ones_like(weights), centre, spread)
+        quadratic = torch.einsum("n,mnk,k->m", target, unscaled.inverse, target)
+        return replace(unscaled, scale=(SCALE_RATE + quadratic / 2) / (SCALE_SHAPE + len(target) / 2))
 
-    @property
-    def noise(self) -> Tensor:
-        """Noise variance of standardised values, ``()``."""
-        noise: Tensor = self.model.likelihood.noise
-        return noise.detach().squeeze()
+    @cached_property
+    def dictionary(self) -> Dictionary:
+        return dictionary(self.choices)
+
+    @cached_property
+    def contrasts(self) -> Tensor:
+        return self.choices.contrasts(self.codes)
+
+    @cached_property
+    def _weighted_features(self) -> Tensor:
+        """``(F, M * n)``, so that one product gives every member's covariances."""
+        known = self.dictionary.features(self.contrasts)
+        return (self.members.features[:, None] * known).flatten(0, 1).T.contiguous()
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """Of each member's covariance of the evaluations, noise included, before the output scale: ``(M, n, n)``."""
+        gram = self._covariance(self.contrasts)
+        gram.diagonal(dim1=1, dim2=2).add_(self.members.noise[:, None])
+        return torch.cholesky_inverse(torch.linalg.cholesky(gram))
+
+    @cached_property
+    def _solution(self) -> Tensor:
+        """Inverse times standardised values, ``(M, n)``."""
+        return self.inverse @ ((self.values - self.centre) / self.spread)
+
+    def _covariance(self, contrasts: Tensor) -> Tensor:
+        """With the evaluations, before the output scale: contrasts ``(m, D)`` -> ``(M, m, n)``."""
+        features, m = self.dictionary.features(contrasts), len(self.weights)
+        found = (features @ self._weighted_features).view(len(contrasts), m, len(self.codes)).transpose(0, 1)
+        pairs = self.dictionary.pair_kernel(contrasts, self.contrasts)
+        isotropic = self.dictionary.isotropic_kernel(contrasts, self.contrasts)
+        return (
+            found
+            + self.members.pairs[:, None, None] * pairs
+            + self.members.isotropic[:, None, None] * isotropic
+            + LEVEL
+        )
+
+    def _variance(self, contrasts: Tensor) -> Tensor:
+        """Prior variance, before the output scale: ``(M, m)``."""
+        own = self.dictionary.pair_variance(contrasts)
+        of_features = self.members.features @ self.dictionary.features(contrasts).square().T
+        return of_features + self.members.pairs[:, None] * own + self.members.isotropic[:, None] + LEVEL
 
     @torch.no_grad()
-    def posterior(self, bits: Tensor) -> Posterior:
-        """Shapes: bits ``(m, d)`` -> mean, sd ``(m,)``."""
-        cross = self._kernel(bits.double(), self.bits).to_dense()  # (m, n)
-        mean = self._mean + cross @ self._weights
-        explained = torch.linalg.solve_triangular(self._cholesky, cross.T, upper=False).square().sum(0)
-        sd = (self._variance - explained).clamp(min=1e-12).sqrt()
-        return Posterior(self._centre + self._scale * mean, self._scale * sd)
+    def each(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Every member's mean and sd in the units of the values; shapes: codes ``(m, d)`` -> ``(M, m)`` twice."""
+        contrasts = self.choices.contrasts(codes)
+        cross = self._covariance(contrasts)
+        mean = torch.einsum("mbn,mn->mb", cross, self._solution)
+        explained = ((cross @ self.inverse) * cross).sum(-1)
+        variance = (self._variance(contrasts) - explained).clamp(min=1e-12) * self.scale[:, None]
+        return self.centre + self.spread * mean, self.spread * variance.sqrt()
+
+    def posterior(self, codes: Tensor) -> Posterior:
+        """Of the mixture; shapes: codes ``(m, d)`` -> mean, sd ``(m,)``."""
+        return Posterior(*_mixed(self.weights, *self.each(codes)))
+
+    @property
+    def noise_sd(self) -> Tensor:
+        """Standard deviation of the noise in the units of the values, ``()``."""
+        return self.spread * (self.weights @ (self.members.noise * self.scale)).sqrt()
 
     def believing(self, running: Tensor) -> Surrogate:
-        """This process after ``running`` ``(p, d)`` came out at their posterior means.
-
-        Trials that run elsewhere then attract no second worker (kriging believer, Ginsbourger et al. 2010).
-        Hyper-parameters stay.
-        """
+        """This process after ``running`` ``(p, d)`` came out at their posterior means; members and scales stay."""
         if not len(running):
             return self
-        bits = torch.cat([self.bits, running.double()])
-        values = torch.cat([self.values, self.posterior(running).mean])
-        return Surrogate(self.model, bits, values, self._centre, self._scale)
+        codes = torch.cat([self.codes, running.double()])
+        return replace(self, codes=codes, values=torch.cat([self.values, self.posterior(running).mean]))
+
+    def leave_one_out(self) -> LeaveOneOut:
+        """Exact for the members and scales found; members are weighed anew without the value left out."""
+        diagonal = self.inverse.diagonal(dim1=1, dim2=2)
+        mean = self.values - self.spread * self._solution / diagonal  # (M, n)
+        sd = self.spread * (self.scale[:, None] / diagonal).sqrt()
+        density = torch.distributions.Normal(mean, sd).log_prob(self.values)
+        log_weights = (self.weights.log()[:, None] - density).log_softmax(0)
+        mixed = _mixed(log_weights.exp(), mean, sd)
+        return LeaveOneOut(*mixed, float((log_weights + density).logsumexp(0).mean()))
+
+    def main_effects(self) -> Effects:
+        """Of every choice against the first of its variable."""
+        rows = self.choices.effect_rows()
+        columns = self.dictionary.columns
+        level, raised = self.dictionary.isotropic_weights()
+        isotropic = level * raised
+        features, none = rows @ columns, torch.zeros(len(rows), dtype=torch.float64)
+        cross = [
+            features @ (self.members.features[m] * self.dictionary.features(self.contrasts)).T
+            + self.members.isotropic[m] * (rows * isotropic) @ self.contrasts.T
+            for m in range(len(self.weights))
+        ]
+        prior = (
+            self.members.features @ features.square().T
+            + self.members.pairs[:, None] * none
+            + self.members.isotropic[:, None] * (rows.square() @ isotropic)
+        )
+        return self._effects([(column,) for column in self.choices.columns], torch.stack(cross), prior)
+
+    def pair_effects(self) -> Effects:
+        """Interactions of every two choices of different variables: how much one's effect changes with the other."""
+        columns = self.choices.columns
+        found = [
+            (a, b) for a in range(len(columns)) for b in range(a + 1, len(columns)) if columns[a][0] != columns[b][0]
+        ]
+        names = [(columns[a], columns[b]) for a, b in found]
+        first, second = (torch.tensor([pair[side] for pair in found], dtype=torch.long) for side in (0, 1))
+        rows = self.choices.effect_rows()
+        level, raised = self.dictionary.isotropic_weights()
+        features = self._pair_features(rows[first], rows[second])
+        known = (self.contrasts @ rows.T)[:, first] * (self.contrasts @ rows.T)[:, second]  # (n, k)
+        lifted = self.contrasts @ (rows * raised).T
+        isotropic = level * lifted[:, first] * lifted[:, second]
+        cross = [
+            features @ (self.members.features[m] * self.dictionary.features(self.contrasts)).T
+            + self.members.pairs[m] * self.dictionary.pair_weight * known.T
+            + self.members.isotropic[m] * isotropic.T
+            for m in range(len(self.weights))
+        ]
+        square, raised_square = rows.square().sum(1), rows.square() @ raised
+        prior = (
+            self.members.features @ features.square().T
+            + self.members.pairs[:, None] * self.dictionary.pair_weight * square[first] * square[second]
+            + self.members.isotropic[:, None] * level * raised_square[first] * raised_square[second]
+        )
+        return self._effects(names, torch.stack(cross), prior)
+
+    def _pair_features(self, first: Tensor, second: Tensor) -> Tensor:
+        """Interactions as combinations of features; shapes: column weights ``(k, D)`` twice -> ``(k, F)``."""
+        pairs = self.dictionary.pairs
+        weights = first[:, pairs[:, 0]] * second[:, pairs[:, 1]] + first[:, pairs[:, 1]] * second[:, pairs[:, 0]]
+        return weights @ self.dictionary.products
+
+    def _effects(self, names: Sequence[tuple[tuple[int, int], ...]], cross: Tensor, prior: Tensor) -> Effects:
+        """Posterior of linear functionals; shapes: covariances with the evaluations ``(M, k, n)``, variances ``(M, k)``."""
+        mean = torch.einsum("mkn,mn->mk", cross, self._solution)
+        variance = (prior - ((cross @ self.inverse) * cross).sum(-1)).clamp(min=0) * self.scale[:, None]
+        mixed = _mixed(self.weights, self.spread * mean, self.spread * variance.sqrt())
+        return Effects(list(names), *mixed)
 
 
-def _model(bits: Tensor, values: Tensor) -> SingleTaskGP:
-    kernel = ScaleKernel(
-        MaternKernel(
-            nu=2.5, lengthscale_prior=LogNormalPrior(*LENGTHSCALE_PRIOR), lengthscale_constraint=Interval(*LENGTHSCALES)
-        ),
-        outputscale_prior=GammaPrior(*SCALE_PRIOR),
+def _mixed(weights: Tensor, mean: Tensor, sd: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and sd of a mixture of normals; shapes: weights ``(M,)`` or ``(M, m)``, mean and sd ``(M, m)``."""
+    weights = weights if weights.ndim == 2 else weights[:, None]
+    centre = (weights * mean).sum(0)
+    return centre, (weights * (sd.square() + (mean - centre).square())).sum(0).sqrt()
+
+
+class _Grams:
+    """Covariances of the evaluations under each component."""
+
+    def __init__(self, features: Dictionary, contrasts: Tensor) -> None:
+        self.dictionary, self.contrasts = features, contrasts
+        known = features.features(contrasts)
+        self.names = features.names
+        self.belongs = torch.tensor([[float(c == name) for c in features.component] for name in self.names[:-2]])
+        self.belongs = self.belongs.double()  # (components, F)
+        parts = [(known * row) @ known.T for row in self.belongs]
+        parts += [features.pair_kernel(contrasts, contrasts), features.isotropic_kernel(contrasts, contrasts)]
+        self.parts = torch.stack(parts)  # (components, n, n)
+
+    def members(self, shares: Tensor, noise: Tensor, log_evidence: Tensor) -> Members:
+        """Shapes: shares ``(M, components)``."""
+        pairs, isotropic = self.names.index(PAIRS), self.names.index(ISOTROPIC)
+        return Members(shares[:, :-2] @ self.belongs, shares[:, pairs], shares[:, isotropic], noise, log_evidence)
+
+
+@lru_cache(maxsize=8)
+def _shares(components: int) -> Tensor:
+    """The mixtures tried, ``(mixtures, components)``: the same for every study."""
+    drawn = np.random.default_rng(0).dirichlet(np.full(components, CONCENTRATION), size=MIXTURES)
+    alone = ALONE * np.eye(components) + (1 - ALONE) / components
+    return torch.from_numpy(np.concatenate([alone, drawn]))
+
+
+def _mixtures(grams: _Grams, target: Tensor) -> Members:
+    """The most credible mixtures of components, with their noise."""
+    shares = _shares(len(grams.parts))
+    gram = torch.einsum("mk,kab->mab", shares, grams.parts) + LEVEL
+    prior = -math.log(len(shares) * len(NOISES))
+    likely = _log_evidence(_noisy(gram, MIDDLE_NOISE), target).topk(min(LIKELY, len(shares))).indices
+    shares, gram = shares[likely], gram[likely]
+    evidence = torch.stack([_log_evidence(_noisy(gram, noise), target) for noise in NOISES])
+    best = evidence.flatten().topk(min(MOST_MEMBERS, evidence.numel()))
+    noise, mixture = best.indices // len(shares), best.indices % len(shares)
+    return grams.members(shares[mixture], torch.tensor(NOISES, dtype=torch.float64)[noise], best.values + prior)
+
+
+def _sparse(grams: _Grams, target: Tensor) -> Members:
+    """A few single choices picked one after another, each the best beside those before; one member a step and noise.
+
+    The prior gives every number of picks, and every set of that size, the same probability.
+    """
+    rest = torch.tensor([SPARSE_REST.get(name, 0.0) for name in grams.names], dtype=torch.float64)
+    base = torch.einsum("k,kab->ab", rest, grams.parts) + LEVEL
+    columns = grams.contrasts
+    most = min(SPARSE_MOST, columns.shape[1])
+    covariances, priors, picks = [], [], []
+    for noise in SPARSE_NOISES:
+        covariance = _noisy(base, noise)
+        picked: list[int] = []
+        for _ in range(most):
+            best = _next_pick(covariance, columns, target, picked)
+            picked = [*picked, best]
+            covariance = covariance + SPARSE_SLAB * torch.outer(columns[:, best], columns[:, best])
+            covariances.append(covariance)
+            picks.append(picked)
+            priors.append(-_log_sets(columns.shape[1], len(picked)) - math.log(len(SPARSE_NOISES) * most))
+    evidence = _log_evidence(torch.stack(covariances), target) + torch.tensor(priors, dtype=torch.float64)
+    noises = torch.tensor([noise for noise in SPARSE_NOISES for _ in range(most)], dtype=torch.float64)
+    found = grams.members(rest.expand(len(picks), -1), noises, evidence)
+    linear = found.features.clone()
+    for member, picked in enumerate(picks):  # linear features come first, one a column, of variance 1 / D each
+        linear[member, picked] += SPARSE_SLAB * columns.shape[1]
+    return replace(found, features=linear)
+
+
+def _next_pick(covariance: Tensor, columns: Tensor, target: Tensor, picked: list[int]) -> int:
+    """The column whose addition raises the evidence most, by the formulas for a change of rank one."""
+    inverse = torch.linalg.inv(covariance)
+    solved = inverse @ columns
+    own, towards = (columns * solved).sum(0), solved.T @ target
+    quadratic = target @ inverse @ target - SPARSE_SLAB * towards.square() / (1 + SPARSE_SLAB * own)
+    shape = SCALE_SHAPE + len(target) / 2
+    gain = -0.5 * torch.log1p(SPARSE_SLAB * own) - shape * torch.log(SCALE_RATE + quadratic.clamp(min=0) / 2)
+    gain[picked] = -torch.inf
+    return int(gain.argmax())
+
+
+def _noisy(gram: Tensor, noise: float) -> Tensor:
+    found = gram.clone()
+    found.diagonal(dim1=-2, dim2=-1).add_(noise)
+    return found
+
+
+def _log_evidence(covariance: Tensor, target: Tensor) -> Tensor:
+    """Log density of the target with the output scale integrated out, up to a constant; ``(m, n, n)`` -> ``(m,)``."""
+    lower = torch.linalg.cholesky(covariance)
+    solved = torch.linalg.solve_triangular(lower, target[:, None].expand(len(lower), -1, 1), upper=False)
+    rate = SCALE_RATE + solved.square().sum((1, 2)) / 2
+    found: Tensor = -lower.diagonal(dim1=1, dim2=2).log().sum(1) - (SCALE_SHAPE + len(target) / 2) * rate.log()
+    return found
+
+
+def _log_sets(n: int, k: int) -> float:
+    """Log of the number of sets of k among n."""
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def _joined(parts: Sequence[Members]) -> Members:
+    return Members(
+        *(
+            torch.cat([getattr(part, name) for part in parts])
+            for name in ("features", "pairs", "isotropic", "noise", "log_evidence")
+        )
     )
-    likelihood = GaussianLikelihood(noise_prior=LogNormalPrior(*NOISE_PRIOR), noise_constraint=Interval(*NOISE))
-    model = SingleTaskGP(
-        bits, values[:, None], likelihood=likelihood, covar_module=kernel, outcome_transform=None, input_transform=None
-    )
-    model.likelihood.noise = 0.1
-    kernel.base_kernel.lengthscale = 2.0
-    kernel.outputscale = 1.0
-    return model.double()

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from scipy import stats
 
-from dasearch.bayes import Surrogate
-from dasearch.layout import Layout
+from dasearch.bayes import Choices, Surrogate
+from dasearch.layout import CHOICES, Layout
 from dasearch.search.store import Confirmation
 from dasearch.search_space import SearchSpace
 from dasearch.training.metrics import Interval
@@ -59,18 +59,19 @@ def controls(space: SearchSpace, seed: int) -> list[Contender]:
 
 def contenders(space: SearchSpace, scores: Mapping[Layout, float], *, candidates: int, seed: int) -> list[Contender]:
     """The best evaluated layouts by posterior mean, then the controls that are not among them."""
-    ordered = by_posterior_mean(scores)[:candidates]
+    ordered = by_posterior_mean(space, scores)[:candidates]
     roles = {contender.layout: contender.role for contender in controls(space, seed)}
     best = [Contender(layout, roles.get(layout, CANDIDATE)) for layout in ordered]
     return [*best, *(Contender(layout, role) for layout, role in roles.items() if layout not in ordered)]
 
 
-def by_posterior_mean(scores: Mapping[Layout, float]) -> list[Layout]:
+def by_posterior_mean(space: SearchSpace, scores: Mapping[Layout, float]) -> list[Layout]:
     """Evaluated layouts, the best posterior mean first: a neighbour's score counts too, luck less."""
     layouts = list(scores)
-    bits = torch.tensor([layout.flat for layout in layouts], dtype=torch.float64)
+    codes = torch.tensor([[CHOICES.index(c) for c in space.encode(layout).values()] for layout in layouts])
     values = torch.tensor([scores[layout] for layout in layouts], dtype=torch.float64)
-    means = Surrogate.fit(bits, values).posterior(bits).mean
+    choices = Choices.named(dict.fromkeys(space.free, len(CHOICES)))
+    means = Surrogate.fit(codes, values, choices).posterior(codes).mean
     return [layouts[i] for i in means.argsort(descending=True, stable=True).tolist()]
 
 

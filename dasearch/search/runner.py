@@ -32,6 +32,7 @@ from dasearch.training.recommender import save_recommender, sha256
 from dasearch.training.seeds import generator_for
 
 WINNER = "winner"
+BROKEN = "broken"  # attribute of a trial whose training raised an error
 CONTROLS = 3  # all serial, all parallel, random
 
 
@@ -88,13 +89,17 @@ class Runner:
         while len(self._scores()) < self.settings.search.budget:
             self._require_progress()
             trial = self.study.ask()
+            self.storage.record_heartbeat(trial._trial_id)  # a worker that dies before its training is missed as well
             try:
                 layout = self.space.decode({n: trial.suggest_categorical(n, CHOICES) for n in self.space.free})
-            except SpaceExhausted:
+            except SpaceExhausted as error:
                 self.study.tell(trial, state=TrialState.FAIL)
+                if len(self._tried()) < self.space.size:  # only what this trial was enqueued with is used up
+                    self.listener.says(f"an enqueued trial is left out: {error}")
+                    continue
                 self.listener.says(f"all {self.space.size} layouts are evaluated")
                 return
-            with self._released_if_interrupted(trial):
+            with self._released_if_broken(trial):
                 self._evaluate(trial, layout)
 
     def _evaluate(self, trial: Trial, layout: Layout) -> None:
@@ -113,7 +118,7 @@ class Runner:
                 self.study.tell(trial, state=TrialState.PRUNED)
                 self._tell_finished(training, None, 0.0)
                 return
-        trial.set_user_attr("metrics", trained.metrics.record())
+        trial.set_user_attr("metrics", trained.progress.best.metrics)
         trial.set_user_attr("seconds", trained.seconds)
         trial.set_user_attr("parameters", trained.parameters)
         trial.set_user_attr("peak_memory", trained.peak_memory)
@@ -177,15 +182,22 @@ class Runner:
             optuna.storages.fail_stale_trials(self.study)
 
     @contextmanager
-    def _released_if_interrupted(self, trial: Trial) -> Iterator[None]:
-        """An interrupted or broken trial goes back to the queue."""
+    def _released_if_broken(self, trial: Trial) -> Iterator[None]:
+        """An interrupted or broken trial goes back to the queue; one that breaks again is pruned, so that others go on."""
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             frozen = self.storage.get_trial(trial._trial_id)
+            retry = optuna.storages.RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
             if not frozen.state.is_finished():
+                if isinstance(error, Exception) and frozen.user_attrs.get(BROKEN):
+                    trial.set_user_attr("reason", f"{type(error).__name__}: {error}")
+                    self.study.tell(trial, state=TrialState.PRUNED)
+                    raise
+                if isinstance(error, Exception):
+                    trial.set_user_attr(BROKEN, True)
                 self.study.tell(trial, state=TrialState.FAIL)
-                optuna.storages.RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)(self.study, frozen)
+                retry(self.study, self.storage.get_trial(trial._trial_id))
             raise
 
     # --- confirmation ---------------------------------------------------------------------------------------------

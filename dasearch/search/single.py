@@ -14,7 +14,7 @@ from dasearch.search.objective import TRIAL_SEED, Objective
 from dasearch.search.store import require_writable
 from dasearch.search.study import Study
 from dasearch.search_space import SearchSpace
-from dasearch.training.evaluation import final_ranks, validation_ranks
+from dasearch.training.evaluation import final_ranks, validation_held
 from dasearch.training.loop import Trained
 from dasearch.training.materials import build_catalogue, open_backbone, prepare, resolve_device
 from dasearch.training.metrics import Metrics, summarise
@@ -88,7 +88,7 @@ def evaluate_saved(recommender: Recommender, *, source: str | None = None, test:
     layout = recommender.model.layout_tensor(recommender.layout)
     if test:
         return summarise(final_ranks(recommender.model, recommender.catalogue, split.open_test(), layout))
-    return summarise(validation_ranks(recommender.model, recommender.catalogue, split.development, layout))
+    return summarise(validation_held(recommender.model, recommender.catalogue, split.development, layout).ranks)
 
 
 def _require_same(recommender: Recommender, dataset: Dataset) -> None:

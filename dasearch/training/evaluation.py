@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,6 +19,13 @@ EVALUATION_BATCH = 128  # rows of one forward pass
 SCORES_IN_MEMORY = 2**24  # users x items whose scores are held at once
 
 
+class Held(NamedTuple):
+    """Each user's held-out item, ``(users,)``: its rank, and its cross-entropy under the scores' softmax in nats."""
+
+    ranks: IntArray
+    losses: npt.NDArray[np.float64]
+
+
 @torch.inference_mode()
 def last_hidden(model: DARec, batch: SequenceBatch, layout: Tensor) -> Tensor:
     """The hidden state that predicts the item after the history: ``(batch, width)``."""
@@ -27,43 +36,45 @@ def last_hidden(model: DARec, batch: SequenceBatch, layout: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def rank_batches(model: DARec, batches: Iterable[SequenceBatch], layout: Tensor, users: IntArray) -> IntArray:
-    """Rank of each user's held-out item, ``(users,)``, in the order of ``users`` (increasing).
+def rank_batches(model: DARec, batches: Iterable[SequenceBatch], layout: Tensor, users: IntArray) -> Held:
+    """Each user's held-out item, in the order of ``users`` (increasing).
 
     Scores are computed for so many users at a time as fit `SCORES_IN_MEMORY`.
     """
     model.eval()
-    ranks = np.zeros(len(users), dtype=np.int64)
+    held = Held(np.zeros(len(users), dtype=np.int64), np.zeros(len(users)))
     at_once = max(1, SCORES_IN_MEMORY // model.n_items)
     for batch in batches:
         hidden = last_hidden(model, batch, layout)
         targets = batch.targets.gather(1, last_positions(batch)[:, None]).squeeze(1).to(layout.device)
-        parts = [
-            target_ranks(model.logits(h).float(), t)
-            for h, t in zip(hidden.split(at_once), targets.split(at_once), strict=True)
-        ]
-        ranks[np.searchsorted(users, batch.users.numpy())] = torch.cat(parts).cpu().numpy()
-    return ranks
+        row = np.searchsorted(users, batch.users.numpy())
+        for part, h, t in zip(
+            np.split(row, range(at_once, len(row), at_once)), hidden.split(at_once), targets.split(at_once), strict=True
+        ):
+            scores = model.logits(h).float()
+            held.ranks[part] = target_ranks(scores, t).cpu().numpy()
+            held.losses[part] = torch.nn.functional.cross_entropy(scores, t, reduction="none").cpu().numpy()
+    return held
 
 
-def validation_ranks(model: DARec, catalogue: Catalogue, development: Development, layout: Tensor) -> IntArray:
-    """Rank of every user's validation item after the training items, ``(users,)``."""
-    return _ranks(model, catalogue, layout, development.users, development.train, development.valid)
+def validation_held(model: DARec, catalogue: Catalogue, development: Development, layout: Tensor) -> Held:
+    """Every user's validation item after the training items."""
+    return _held(model, catalogue, layout, development.users, development.train, development.valid)
 
 
 def final_ranks(model: DARec, catalogue: Catalogue, split: TestSplit, layout: Tensor) -> IntArray:
     """Rank of every user's test item after all earlier items, ``(users,)``: for the final evaluation alone."""
-    return _ranks(model, catalogue, layout, split.users, split.history, split.target)
+    return _held(model, catalogue, layout, split.users, split.history, split.target).ranks
 
 
-def _ranks(
+def _held(
     model: DARec,
     catalogue: Catalogue,
     layout: Tensor,
     users: IntArray,
     histories: Sequence[IntArray],
     targets: IntArray,
-) -> IntArray:
+) -> Held:
     batches = evaluation_batches(
         users, histories, targets, catalogue.sentences, catalogue.row_format, batch_size=EVALUATION_BATCH
     )

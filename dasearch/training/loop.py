@@ -23,13 +23,14 @@ from dasearch.errors import TrainingError
 from dasearch.layout import Layout
 from dasearch.models.darec import DARec, Variation
 from dasearch.training.checkpoints import load_tensors, restore_training, save_tensors, training_state
-from dasearch.training.evaluation import validation_ranks
+from dasearch.training.evaluation import validation_held
 from dasearch.training.losses import bpr_loss, contrastive_loss, item_cross_entropy
 from dasearch.training.materials import Materials, build_model
 from dasearch.training.metrics import TOP_K, Metrics, summarise
 from dasearch.training.seeds import generator_for
 
 SELECTION = f"NDCG@{TOP_K}"  # the validation metric of early stopping and of the epoch kept; the paper names none
+LOSS = "loss"  # mean cross-entropy of the validation items, beside the ranking metrics
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,9 @@ class _Run:
         losses = self._optimise(number)
         self.model.eval()
         with self._autocast():
-            ranks = validation_ranks(self.model, self.materials.catalogue, self.materials.development, self.bits)
-        return Epoch(number, losses, summarise(ranks).record(), time.perf_counter() - started)
+            held = validation_held(self.model, self.materials.catalogue, self.materials.development, self.bits)
+        metrics = {**summarise(held.ranks).record(), LOSS: float(held.losses.mean())}
+        return Epoch(number, losses, metrics, time.perf_counter() - started)
 
     def _optimise(self, number: int) -> dict[str, float]:
         """One pass over the training rows; the mean of each loss term."""

@@ -1,136 +1,183 @@
 """SPEC 6, checks 24 and 25: gradients and maximisers against enumeration."""
 
-import itertools
+from __future__ import annotations
 
 import pytest
 import torch
+from botorch.acquisition.analytic import UpperConfidenceBound
+from botorch.models import SingleTaskGP
+from botorch.optim import optimize_acqf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dasearch.bayes import ProbabilisticReparameterization, SpaceExhausted
+from dasearch.bayes import Choices, ProbabilisticReparameterization, SpaceExhausted, Surrogate, propose, propose_batch
+from tests.bayes.spaces import Function, Landscape, every, layered, seeded
+
+NOTHING = torch.zeros(0, 1, dtype=torch.float64)
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def reparameterized(
+    choices: Choices, seed: int = 0, fixed: dict[int, int] | None = None, **options: int
+) -> ProbabilisticReparameterization:
+    landscape = Function(Landscape(choices, seed))
+    return ProbabilisticReparameterization(landscape, choices, fixed, generator=seeded(seed), **options)
 
 
-class Landscape:
-    """Random weights on bits and pairs of bits."""
-
-    def __init__(self, d: int, seed: int = 0) -> None:
-        self.linear = torch.randn(d, generator=seeded(seed), dtype=torch.float64)
-        self.pairs = torch.randn(d, d, generator=seeded(seed + 1), dtype=torch.float64).triu(1)
-
-    def __call__(self, bits: Tensor) -> Tensor:
-        return bits @ self.linear + ((bits @ self.pairs) * bits).sum(-1)
+def none(choices: Choices) -> Tensor:
+    return torch.zeros(0, choices.d, dtype=torch.float64)
 
 
-def enumerated(d: int) -> Tensor:
-    return torch.tensor(list(itertools.product([0.0, 1.0], repeat=d)), dtype=torch.float64)
-
-
-def expectation(alpha: Landscape, theta: Tensor, tau: float = 0.1) -> float:
+def expectation(choices: Choices, landscape: Landscape, theta: Tensor, tau: float = 0.1) -> float:
     """The sum over all vertices, written out."""
-    total = 0.0
-    p = [1 / (1 + float(torch.exp(-(t - 0.5) / tau))) for t in theta]
-    for z in enumerated(len(theta)):
+    total, at = 0.0, 0
+    chances = []
+    for size in choices.sizes:
+        weights = torch.cat([torch.ones(1), torch.exp((theta[at : at + size - 1] - 0.5) / tau)])
+        chances.append((weights / weights.sum()).tolist())
+        at += size - 1
+    for z in every(choices):
         mass = 1.0
-        for bit, q in zip(z.tolist(), p, strict=True):
-            mass *= q if bit else 1 - q
-        total += mass * float(alpha(z[None]))
+        for code, chance in zip(z.int().tolist(), chances, strict=True):
+            mass *= chance[code]
+        total += mass * float(landscape(z[None]))
     return total
 
 
-@pytest.mark.parametrize("d", [1, 3, 6])
-def test_check_24_exact_gradient_equals_finite_differences(d: int) -> None:
-    alpha = Landscape(d)
-    pr = ProbabilisticReparameterization(alpha, d, {})
-    theta = torch.rand(2, d, generator=seeded(3), dtype=torch.float64)
-    value, gradient = pr.exact_gradient(theta)
+SPACES = [Choices.binary(1), Choices.binary(6), Choices((2, 3, 4)), Choices((3,))]
+
+
+def test_two_choices_have_the_papers_probability() -> None:
+    theta = torch.rand(3, 4, generator=seeded(), dtype=torch.float64)
+    found = reparameterized(Choices.binary(4)).probabilities(theta)
+    torch.testing.assert_close(found[..., 1], torch.sigmoid((theta - 0.5) / 0.1))
+
+
+@pytest.mark.parametrize("choices", SPACES)
+def test_check_24_exact_gradient_equals_finite_differences(choices: Choices) -> None:
+    landscape = Landscape(choices)
+    theta = torch.rand(2, len(choices.columns), generator=seeded(3), dtype=torch.float64)
+    value, gradient = reparameterized(choices).exact_gradient(theta)
     for r in range(2):
-        assert float(value[r]) == pytest.approx(expectation(alpha, theta[r]), rel=1e-10)
-        for i in range(d):
-            step = torch.zeros(d, dtype=torch.float64)
-            step[i] = 1e-6
-            slope = (expectation(alpha, theta[r] + step) - expectation(alpha, theta[r] - step)) / 2e-6
-            assert float(gradient[r, i]) == pytest.approx(slope, rel=1e-5, abs=1e-7)
+        assert float(value[r]) == pytest.approx(expectation(choices, landscape, theta[r]), rel=1e-6)
+        for i in range(theta.shape[1]):
+            step = torch.zeros(theta.shape[1], dtype=torch.float64)
+            step[i] = 1e-5
+            above, below = (expectation(choices, landscape, theta[r] + sign * step) for sign in (1, -1))
+            assert float(gradient[r, i]) == pytest.approx((above - below) / 2e-5, rel=1e-4, abs=1e-5)
 
 
-def test_check_24_estimated_gradient_is_unbiased() -> None:
+@pytest.mark.parametrize("choices", [Choices.binary(5), Choices((2, 3, 4))])
+def test_check_24_estimated_gradient_is_unbiased(choices: Choices) -> None:
     """The mean of many estimates is within four standard errors of the exact gradient, in each coordinate."""
-    d, repeats = 5, 3000
-    pr = ProbabilisticReparameterization(Landscape(d), d, {}, samples=8)
-    theta = torch.rand(1, d, generator=seeded(4), dtype=torch.float64)
-    _, exact = pr.exact_gradient(theta)
-    value, gradient, _, _ = pr.estimate(theta.repeat(repeats, 1), seeded(5))
+    repeats = 3000
+    pr = reparameterized(choices, samples=8)
+    theta = torch.rand(1, len(choices.columns), generator=seeded(4), dtype=torch.float64)
+    exact_value, exact = pr.exact_gradient(theta)
+    value, gradient, _, _ = pr.estimate(theta.repeat(repeats, 1))
     error = (gradient.mean(0) - exact[0]).abs() / (gradient.std(0) / repeats**0.5)
     assert (error < 4).all(), error
-    assert value.mean() == pytest.approx(expectation(Landscape(d), theta[0]), abs=4 * float(value.std()) / repeats**0.5)
+    assert float(value.mean()) == pytest.approx(float(exact_value), abs=4 * float(value.std()) / repeats**0.5)
 
 
 def test_leave_one_out_baseline_lowers_the_variance() -> None:
-    d = 5
-    shifted = Landscape(d)
-    pr = ProbabilisticReparameterization(lambda bits: shifted(bits) + 20, d, {}, samples=8)
-    theta = torch.full((2000, d), 0.5, dtype=torch.float64)
-    _, gradient, z, values = pr.estimate(theta, seeded(6))
+    choices = Choices.binary(5)
+    landscape = Landscape(choices)
+    shifted = Function(lambda codes: landscape(codes) + 20)
+    pr = ProbabilisticReparameterization(shifted, choices, generator=seeded(6), samples=8)
+    theta = torch.full((2000, 5), 0.5, dtype=torch.float64)
+    _, gradient, z, values = pr.estimate(theta)
     plain = (values[..., None] * (z - 0.5)).mean(1) / 0.1
     assert gradient.var(0).sum() < plain.var(0).sum() / 10
 
 
 @settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 1000), d=st.integers(2, 8))
-def test_check_25_maximum_equals_enumeration(seed: int, d: int) -> None:
-    alpha = Landscape(d, seed)
-    best = alpha(enumerated(d)).max()
-    found = ProbabilisticReparameterization(alpha, d, {}).maximise(torch.zeros(0, d, dtype=torch.float64), seeded(seed))
-    assert found.value == pytest.approx(float(best))
-    assert float(alpha(found.bits[None])) == pytest.approx(found.value)
+@given(seed=st.integers(0, 1000), sizes=st.lists(st.integers(2, 4), min_size=1, max_size=5))
+def test_check_25_maximum_equals_enumeration(seed: int, sizes: list[int]) -> None:
+    choices = Choices(tuple(sizes))
+    landscape = Landscape(choices, seed)
+    found = reparameterized(choices, seed).maximise(none(choices))
+    assert found.value == pytest.approx(float(landscape(every(choices)).max()))
+    assert float(landscape(found.codes[None])) == pytest.approx(found.value)
 
 
 def test_check_25_theta_concentrates_on_the_maximiser() -> None:
-    alpha = Landscape(6, seed=2)
-    found = ProbabilisticReparameterization(alpha, 6, {}).maximise(torch.zeros(0, 6, dtype=torch.float64), seeded())
-    assert torch.equal(found.theta.round(), found.bits)
+    choices = Choices.binary(6)
+    found = reparameterized(choices, seed=2).maximise(none(choices))
+    assert torch.equal(found.theta.round(), found.codes)
 
 
+@pytest.mark.parametrize("choices", [Choices.binary(12), Choices((3,) * 8)])
 @pytest.mark.parametrize("seed", range(3))
-def test_monte_carlo_maximum_equals_enumeration(seed: int) -> None:
-    """Twelve bits are past the size that is summed, so this is the sampled path."""
-    alpha = Landscape(12, seed)
-    pr = ProbabilisticReparameterization(alpha, 12, {})
+def test_monte_carlo_maximum_equals_enumeration(choices: Choices, seed: int) -> None:
+    """With the restarts and steps of Daulton et al.: the landscapes are as rugged as can be."""
+    pr = reparameterized(choices, seed, restarts=20, steps=200)
     assert not pr.exact
-    found = pr.maximise(torch.zeros(0, 12, dtype=torch.float64), seeded(seed))
-    assert found.value == pytest.approx(float(alpha(enumerated(12)).max()))
+    best = float(Landscape(choices, seed)(every(choices)).max())
+    assert pr.maximise(none(choices)).value == pytest.approx(best)
 
 
 @settings(max_examples=10, deadline=None)
-@given(data=st.data(), d=st.sampled_from([3, 5, 12]))
-def test_excluded_vertices_and_fixed_bits_are_kept_out(data: st.DataObject, d: int) -> None:
-    alpha = Landscape(d, 7)
-    fixed = data.draw(st.dictionaries(st.integers(0, d - 1), st.integers(0, 1), max_size=d - 2))
-    inside = [z for z in enumerated(d) if all(int(z[i]) == v for i, v in fixed.items())]
-    inside.sort(key=lambda z: -float(alpha(z[None])))
+@given(data=st.data(), choices=st.sampled_from([Choices.binary(5), Choices((3, 2, 3)), Choices.binary(12)]))
+def test_excluded_vertices_and_fixed_choices_are_kept_out(data: st.DataObject, choices: Choices) -> None:
+    landscape = Landscape(choices, 7)
+    held = data.draw(st.sets(st.integers(0, choices.d - 1), max_size=choices.d - 2))
+    fixed = {i: data.draw(st.integers(0, choices.sizes[i] - 1)) for i in held}
+    inside = [z for z in every(choices) if all(int(z[i]) == v for i, v in fixed.items())]
+    inside.sort(key=lambda z: -float(landscape(z[None])))
     gone = data.draw(st.integers(0, min(len(inside) - 1, 20)))
-    excluded = torch.stack(inside[:gone]) if gone else torch.zeros(0, d, dtype=torch.float64)
-    found = ProbabilisticReparameterization(alpha, d, fixed).maximise(excluded, seeded(1))
-    assert all(int(found.bits[i]) == v for i, v in fixed.items())
-    assert not any(torch.equal(found.bits, z) for z in excluded)
-    if d < 10:
-        assert torch.equal(found.bits, inside[gone])
+    excluded = torch.stack(inside[:gone]) if gone else none(choices)
+    pr = reparameterized(choices, 7, fixed)
+    found = pr.maximise(excluded)
+    assert all(int(found.codes[i]) == v for i, v in fixed.items())
+    assert not any(torch.equal(found.codes, z) for z in excluded)
+    if pr.exact:
+        assert torch.equal(found.codes, inside[gone])
 
 
-def test_nothing_left() -> None:
-    with pytest.raises(SpaceExhausted, match="all 8 layouts"):
-        ProbabilisticReparameterization(Landscape(3), 3, {}).maximise(enumerated(3), seeded())
+@pytest.mark.parametrize("choices", [Choices.binary(3), Choices.binary(11), Choices((3,) * 7)])
+def test_nothing_left_or_one(choices: Choices) -> None:
+    """Enumerated and sampled alike."""
+    points = every(choices)
+    with pytest.raises(SpaceExhausted, match=f"all {len(points)} layouts"):
+        reparameterized(choices).maximise(points)
+    last = torch.cat([points[:100], points[101:]]) if len(points) > 101 else points[1:]
+    found = reparameterized(choices).maximise(last)
+    assert torch.equal(found.codes, points[100] if len(points) > 101 else points[0])
 
 
 def test_same_generator_same_answer() -> None:
-    alpha = Landscape(14, 3)
-    found = [
-        ProbabilisticReparameterization(alpha, 14, {}).maximise(torch.zeros(0, 14, dtype=torch.float64), seeded(9))
-        for _ in range(2)
-    ]
-    assert torch.equal(found[0].bits, found[1].bits)
+    choices = Choices.binary(14)
+    found = [reparameterized(choices, 9).maximise(none(choices)) for _ in range(2)]
+    assert torch.equal(found[0].codes, found[1].codes)
     assert torch.equal(found[0].theta, found[1].theta)
+
+
+def test_it_wraps_a_botorch_acquisition_and_is_one() -> None:
+    """BoTorch's own GP and acquisition inside, BoTorch's own optimiser outside: theta lands on the best vertex."""
+    choices = Choices.binary(6)
+    codes = choices.uniform(20, seeded(1))
+    values = Landscape(choices)(codes)
+    model = SingleTaskGP(codes, values[:, None]).eval()
+    acquisition = UpperConfidenceBound(model, beta=2.0)
+    pr = ProbabilisticReparameterization(acquisition, choices, generator=seeded())
+    theta = torch.rand(2, 1, 6, generator=seeded(2), dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(pr(theta).sum(), theta)
+    torch.testing.assert_close(gradient.squeeze(1), pr.exact_gradient(theta.squeeze(1))[1])
+    bounds = torch.stack([torch.zeros(6), torch.ones(6)]).double()
+    found, _ = optimize_acqf(pr, bounds, q=1, num_restarts=8, raw_samples=32, options={"seed": 0})
+    points = every(choices)
+    best = points[pr.values(points).argmax()]
+    assert torch.equal(found.round().squeeze(0), best)
+
+
+def test_a_batch_holds_different_points_and_knows_what_runs() -> None:
+    choices = layered(4)
+    codes = choices.uniform(15, seeded(1))
+    surrogate = Surrogate.fit(codes, Landscape(choices)(codes), choices)
+    batch = propose_batch(surrogate, 4, codes[:0], codes, generator=seeded())
+    points = torch.stack([one.codes for one in batch])
+    assert len(points.unique(dim=0)) == 4
+    assert not any((point == known).all() for point in points for known in codes)
+    beside = propose(surrogate, points[:1], torch.cat([codes, points[:1]]), generator=seeded())
+    assert not torch.equal(beside.codes, points[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import time
 from pathlib import Path
 
 import optuna
@@ -11,6 +13,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from dasearch.bayes import Proposal, PRSampler, SpaceExhausted
+from dasearch.bayes.claims import KEY, claim
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 CHOICES = ("serial", "parallel")
@@ -19,7 +22,7 @@ SPACE = {name: CategoricalDistribution(CHOICES) for name in NAMES}
 
 
 def study(seed: int = 0, *, storage: str | None = None, **options: object) -> optuna.Study:
-    sampler = PRSampler(seed=seed, **{"search_space": SPACE, **options})  # type: ignore[arg-type]
+    sampler = PRSampler(seed=seed, **{"search_space": SPACE, "n_startup": 10, **options})  # type: ignore[arg-type]
     return optuna.create_study(
         direction="maximize", sampler=sampler, storage=storage, study_name="s", load_if_exists=storage is not None
     )
@@ -113,7 +116,7 @@ def test_same_seed_same_layouts() -> None:
 def test_minimising_mirrors_maximising() -> None:
     up = study(1)
     up.optimize(_noiseless, n_trials=14)
-    down = optuna.create_study(direction="minimize", sampler=PRSampler(seed=1, search_space=SPACE))
+    down = optuna.create_study(direction="minimize", sampler=PRSampler(seed=1, n_startup=10, search_space=SPACE))
     down.optimize(lambda trial: -_noiseless(trial), n_trials=14)
     assert [layout(t) for t in up.trials] == [layout(t) for t in down.trials]
 
@@ -180,22 +183,152 @@ def test_infinite_values_are_ignored() -> None:
     assert len({layout(t) for t in found.trials if t.params}) >= 3
 
 
-def test_other_parameters_are_drawn_independently() -> None:
-    found = optuna.create_study(direction="maximize", sampler=PRSampler(seed=0, n_startup=3))
+def test_a_plain_study_with_mixed_parameters() -> None:
+    """Choices are modelled, the rest is drawn; the best choices are found among noise from the rest."""
+    found = optuna.create_study(direction="maximize", sampler=PRSampler(seed=0))
 
     def mixed(trial: optuna.Trial) -> float:
-        bit = trial.suggest_categorical("bit", [False, True])
+        bits = sum(trial.suggest_categorical(f"bit{i}", [False, True]) for i in range(6))
+        c = trial.suggest_categorical("c", ["a", "b", "c", None])
         x = trial.suggest_float("x", 0, 1)
-        c = trial.suggest_categorical("c", ["a", "b", "c"])
-        return x + bit + (c == "b")
+        n = trial.suggest_int("n", 1, 3)
+        return bits + 2 * (c == "b") + 0.1 * x + 0.01 * n
 
-    found.optimize(mixed, n_trials=8)
-    assert all(set(t.params) == {"bit", "x", "c"} for t in found.trials)
+    found.optimize(mixed, n_trials=25)
+    assert found.best_value > 8
+    assert len({t.params["x"] for t in found.trials}) == 25
+    assert {t.params["n"] for t in found.trials} == {1, 2, 3}
+
+
+def test_three_choices_are_searched() -> None:
+    space = {f"layer{k:02d}.site": CategoricalDistribution(["a", "b", "c"]) for k in range(1, 9)}
+    found = optuna.create_study(direction="minimize", sampler=PRSampler(seed=1, search_space=space))
+
+    def distance(trial: optuna.Trial) -> float:
+        wanted = ["a", "b", "b", "c", "c", "c", "a", "b"]
+        return float(
+            sum(trial.suggest_categorical(n, ["a", "b", "c"]) != w for n, w in zip(space, wanted, strict=True))
+        )
+
+    found.optimize(distance, n_trials=30)
+    assert found.best_value <= 1  # of 6561 layouts 17 are that near
+
+
+def test_independent_draws_follow_the_seed_after_a_restart(tmp_path: Path) -> None:
+    def draws(url: str | None, split: int) -> list[float]:
+        for part in (split, 8 - split):
+            one = study(2, storage=url, search_space=dict(list(SPACE.items())[:3]))
+            one.optimize(lambda t: _first(t) + t.suggest_float("x", 0, 1), n_trials=part)
+        return [t.params["x"] for t in one.trials]
+
+    whole = draws(f"sqlite:///{tmp_path / 'a.db'}", 8)
+    assert draws(f"sqlite:///{tmp_path / 'b.db'}", 5) == whole
+    assert len(set(whole)) == 8
+
+
+def _first(trial: optuna.Trial) -> float:
+    return float(sum(trial.suggest_categorical(n, CHOICES) == "parallel" for n in NAMES[:3]))
+
+
+def test_a_stray_name_or_choice_in_an_enqueued_trial_changes_nothing_else() -> None:
+    found = study(3, n_startup=3)
+    found.enqueue_trial({"layer99.typo": "parallel", NAMES[0]: "parallel"})
+    found.optimize(_noiseless, n_trials=12)
+    assert found.trials[0].params[NAMES[0]] == "parallel"
+    assert len({layout(t) for t in found.trials}) == 12
+
+
+def test_an_enqueued_layout_may_come_again() -> None:
+    found = study(3, n_startup=3)
+    found.optimize(_noiseless, n_trials=4)
+    found.enqueue_trial(found.trials[2].params)
+    found.optimize(_noiseless, n_trials=2)
+    assert layout(found.trials[4]) == layout(found.trials[2])
+    assert len({layout(t) for t in found.trials}) == 5
+
+
+def test_only_what_was_fixed_is_exhausted() -> None:
+    small = {name: SPACE[name] for name in NAMES[:3]}
+    found = study(search_space=small, n_startup=2)
+    held = {NAMES[0]: "serial", NAMES[1]: "serial"}
+    for _ in range(2):
+        found.enqueue_trial(held)
+    found.optimize(_first, n_trials=2)
+    found.enqueue_trial(held)
+    with pytest.raises(SpaceExhausted, match="all 2 layouts"):
+        _first(found.ask())
+    found.optimize(_first, n_trials=6)
+    assert len({tuple(t.params.values()) for t in found.trials if t.state is TrialState.COMPLETE}) == 8
+
+
+def test_threads_take_different_layouts() -> None:
+    found = study(5, n_startup=4)
+    found.optimize(_noiseless, n_trials=16, n_jobs=4)
+    assert len({layout(t) for t in found.trials}) == 16
+
+
+def _work(url: str) -> None:
+    study(5, storage=url, n_startup=4).optimize(_noiseless, n_trials=3)
+
+
+def test_four_processes_take_different_layouts(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 's.db'}?timeout=60"
+    study(5, storage=url)
+    workers = [multiprocessing.get_context("spawn").Process(target=_work, args=(url,)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    trials = study(5, storage=url).trials
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * 12
+    assert len({layout(t) for t in trials}) == 12
+
+
+class Rival:
+    """A storage in which another worker claims a layout just after we have, as seen by `claim`."""
+
+    def __init__(self, number: int, final: bool) -> None:
+        self.study = optuna.create_study()
+        self.trials = [self.study.ask(), self.study.ask()]
+        self.own, self.other = self.trials[1 - number], self.trials[number]
+        self.storage, self.study_id = self.study._storage, self.study._study_id
+        self.write(final)
+
+    def write(self, final: bool, layout: dict[str, float] | None = None) -> None:
+        record = {"layout": layout or {"a": 1.0}, "final": final}
+        self.storage.set_trial_system_attr(self.other._trial_id, KEY, record)
+
+    def claim(self) -> bool:
+        return claim(self.storage, self.study_id, self.storage.get_trial(self.own._trial_id), {"a": 1.0})
+
+
+def test_of_two_claims_one_yields(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not Rival(0, final=False).claim()  # the other asked first
+    assert not Rival(1, final=True).claim()  # the other asked later and had not seen us
+    withdrawing, settling = Rival(1, final=False), Rival(1, final=False)
+    monkeypatch.setattr(time, "sleep", lambda _: withdrawing.write(final=False, layout={"a": 0.0}))
+    assert withdrawing.claim()
+    monkeypatch.setattr(time, "sleep", lambda _: settling.write(final=True))
+    assert not settling.claim()
+    silent = Rival(1, final=False)
+    monkeypatch.setattr(time, "sleep", lambda _: monkeypatch.setattr(time, "monotonic", lambda: float("inf")))
+    assert silent.claim()
+    failed = Rival(0, final=True)
+    failed.study.tell(failed.other, state=TrialState.FAIL)
+    assert failed.claim()
+
+
+def test_initial_design_follows_the_size() -> None:
+    for count, expected in ((6, 2), (12, 4)):
+        told: list[Proposal] = []
+        one = study(search_space={n: SPACE[n] for n in NAMES[:count]}, n_startup=None, on_proposal=told.append)
+        one.optimize(lambda t, n=count: float(sum(t.suggest_categorical(x, CHOICES) == "serial" for x in NAMES[:n])), 6)
+        assert [p.source for p in told].count("startup") == expected
 
 
 def test_wrong_use() -> None:
-    with pytest.raises(ValueError, match="c does not have two choices"):
-        PRSampler(search_space={"c": CategoricalDistribution(["a", "b", "c"])})
+    with pytest.raises(ValueError, match="c is not categorical with two choices"):
+        PRSampler(search_space={"c": CategoricalDistribution(["a"])})
     with pytest.raises(ValueError, match="n_startup is 0"):
         PRSampler(n_startup=0)
     several = optuna.create_study(directions=["maximize", "minimize"], sampler=PRSampler(search_space=SPACE))

@@ -13,7 +13,7 @@ from dasearch.layout import Layout
 from dasearch.models.tiny_opt import TinyOPTSettings, content_hash, tiny_opt
 from dasearch.training import evaluation
 from dasearch.training.baselines import markov_ranks, popularity_ranks
-from dasearch.training.evaluation import final_ranks, validation_ranks
+from dasearch.training.evaluation import final_ranks, validation_held
 from dasearch.training.materials import PurchaseIndex, build_model, pretrain_collaborative
 from tests.conftest import seeded, toy_dataset
 from tests.training.studies import materials, small_settings
@@ -26,13 +26,15 @@ def test_ranks_equal_one_user_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None
     ready = materials(settings)
     model = build_model(settings, ready, replace_every=1, seed=0).eval()
     bits = model.layout_tensor(LAYOUT)
-    found = validation_ranks(model, ready.catalogue, ready.development, bits)
+    found = validation_held(model, ready.catalogue, ready.development, bits)
     monkeypatch.setattr(evaluation, "SCORES_IN_MEMORY", 30)
     monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 1)
-    assert np.array_equal(found, validation_ranks(model, ready.catalogue, ready.development, bits))
-    assert len(found) == 60
-    assert found.min() >= 1
-    assert found.max() <= 40
+    again = validation_held(model, ready.catalogue, ready.development, bits)
+    assert np.array_equal(found.ranks, again.ranks)
+    np.testing.assert_allclose(found.losses, again.losses, rtol=1e-4)
+    assert len(found.ranks) == 60
+    assert found.ranks.min() >= 1
+    assert found.ranks.max() <= 40
 
 
 def test_test_ranks_read_the_whole_history() -> None:
@@ -43,7 +45,7 @@ def test_test_ranks_read_the_whole_history() -> None:
     ranks = final_ranks(model, ready.catalogue, split.open_test(), model.layout_tensor(LAYOUT))
     assert len(ranks) == 60
     assert not np.array_equal(
-        ranks, validation_ranks(model, ready.catalogue, split.development, model.layout_tensor(LAYOUT))
+        ranks, validation_held(model, ready.catalogue, split.development, model.layout_tensor(LAYOUT)).ranks
     )
 
 

@@ -1,0 +1,109 @@
+"""Finite products of categorical choices, as tensors.
+
+A point is a row of codes, ``(d,)`` float64 whole numbers: the index of each variable's choice. For two choices the codes are
+the bits. `Choices.contrasts` turns codes into orthogonal columns of unit variance under the uniform distribution, so that
+linear terms are main effects and products of columns are interactions.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+LAYERED_NAME = re.compile(r"^layer(?P<layer>\d+)\.(?P<site>.+)$")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The number of choices of each variable, and where known each variable's layer and site.
+
+    Args:
+        sizes: choices of each variable, at least two.
+        places: ``(layer, site)`` of each variable; None where there is no such structure.
+    """
+
+    sizes: tuple[int, ...]
+    places: tuple[tuple[int, str], ...] | None = None
+
+    @classmethod
+    def binary(cls, d: int) -> Choices:
+        return cls((2,) * d)
+
+    @classmethod
+    def named(cls, sizes: Mapping[str, int]) -> Choices:
+        """Structure is read from names such as ``layer03.context``, if all have it and there are two layers or more."""
+        found = [LAYERED_NAME.match(name) for name in sizes]
+        places = [(int(match["layer"]), match["site"]) for match in found if match]
+        known = len(places) == len(sizes) and len({layer for layer, _ in places}) > 1
+        return cls(tuple(sizes.values()), tuple(places) if known else None)
+
+    @property
+    def d(self) -> int:
+        """Number of variables."""
+        return len(self.sizes)
+
+    @property
+    def count(self) -> int:
+        """Number of points."""
+        return math.prod(self.sizes)
+
+    @cached_property
+    def columns(self) -> tuple[tuple[int, int], ...]:
+        """``(variable, k)`` of each contrast column, k counted from 1; so many as free parameters."""
+        return tuple((i, k) for i, size in enumerate(self.sizes) for k in range(1, size))
+
+    @cached_property
+    def column_variable(self) -> Tensor:
+        """The variable of each column, ``(D,)`` int64."""
+        return torch.tensor([i for i, _ in self.columns])
+
+    @cached_property
+    def column_choice(self) -> Tensor:
+        """k of each column, ``(D,)`` int64."""
+        return torch.tensor([k for _, k in self.columns])
+
+    @cached_property
+    def column_size(self) -> Tensor:
+        """The number of choices of each column's variable, ``(D,)`` float64."""
+        return torch.tensor([float(self.sizes[i]) for i, _ in self.columns], dtype=torch.float64)
+
+    def contrasts(self, codes: Tensor) -> Tensor:
+        """Shapes: codes ``(m, d)`` -> ``(m, D)`` float64; for two choices -1 and 1."""
+        codes = codes.double()
+        if all(size == 2 for size in self.sizes):
+            return 2 * codes - 1
+        value = codes[:, self.column_variable]
+        k = self.column_choice.double()
+        height = ((k + 1) * k / self.column_size).rsqrt()  # Helmert: -1 below k, k at k, nothing above
+        return height * torch.where(value < k, -1.0, torch.where(value == k, k, 0.0))
+
+    def effect_rows(self) -> Tensor:
+        """Each choice but the first against the first, as weights of the columns: ``(D, D)``, a row a choice."""
+        rows = torch.zeros(len(self.columns), self.d, dtype=torch.float64)
+        rows[torch.arange(len(rows)), self.column_variable] = self.column_choice.double()
+        own = self.column_variable[:, None] == self.column_variable
+        return (self.contrasts(rows) - self.contrasts(torch.zeros_like(rows))) * own
+
+    def uniform(self, m: int, generator: torch.Generator) -> Tensor:
+        """Random points, ``(m, d)``."""
+        drawn = torch.rand(m, self.d, generator=generator, dtype=torch.float64)
+        return self.from_unit(drawn)
+
+    def from_unit(self, unit: Tensor) -> Tensor:
+        """Codes from numbers in [0, 1), equal shares a choice; shapes ``(m, d)``."""
+        sizes = torch.tensor(self.sizes, dtype=torch.float64)
+        return (unit * sizes).floor().minimum(sizes - 1)
+
+
+def among(codes: Tensor, known: Tensor) -> Tensor:
+    """Which rows of ``codes`` ``(m, d)`` stand in ``known`` ``(e, d)``: ``(m,)`` bool."""
+    if not len(known):
+        return torch.zeros(len(codes), dtype=torch.bool)
+    squared = codes.square().sum(1, keepdim=True) + known.square().sum(1) - 2 * codes @ known.T  # exact: whole numbers
+    return (squared < 0.5).any(1)

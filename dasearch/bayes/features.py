@@ -1,0 +1,171 @@
+"""What a layered landscape may be made of: the surrogate's dictionary of features.
+
+Each component is a kernel written out as features, scaled so that it has variance one over uniformly drawn points: a
+separate effect of every choice (`LINEAR`), an effect of a site shared by all layers, effects of a site that change smoothly
+or quickly with depth, pairs of sites within a layer and pairs of neighbouring layers, each layer for itself or smooth over
+depth. Two kernels have no list of features: all pairs, and an isotropic kernel of the Hamming distance.
+
+Without layers only linear, pairs and isotropic remain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from dasearch.bayes.choices import Choices
+
+LINEAR = "linear"
+PAIRS, ISOTROPIC = "pairs", "isotropic"  # the two kernels without features
+SMOOTH, QUICK = 1 / 4, 1 / 10  # length scales over depth, as shares of the number of layers
+REACH = 1 / 4  # length scale of the isotropic kernel, as a share of the number of variables
+NEGLIGIBLE = 1e-6  # eigenvalues of a depth kernel below this share of the largest are left out
+
+
+@dataclass(frozen=True, eq=False)
+class Dictionary:
+    """The features of one space; `dictionary` makes and keeps them.
+
+    Attributes:
+        columns: contrast columns to features, ``(D, F)``; zero for pair features.
+        pairs: the column pairs that pair features read, ``(P, 2)``.
+        products: column products to features, ``(P, F)``; zero for linear features.
+        component: name of each feature's component, F long.
+    """
+
+    choices: Choices
+    columns: Tensor
+    pairs: Tensor
+    products: Tensor
+    component: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The components, the two kernels last."""
+        return (*dict.fromkeys(self.component), PAIRS, ISOTROPIC)
+
+    def features(self, contrasts: Tensor) -> Tensor:
+        """Shapes: contrasts ``(m, D)`` -> ``(m, F)``."""
+        linear = contrasts @ self.columns
+        if not len(self.pairs):
+            return linear
+        return linear + (contrasts[:, self.pairs[:, 0]] * contrasts[:, self.pairs[:, 1]]) @ self.products
+
+    def pair_kernel(self, a: Tensor, b: Tensor) -> Tensor:
+        """Products of two columns of different variables, all of them; contrasts ``(m, D)``, ``(n, D)`` -> ``(m, n)``."""
+        return self._pairs(a @ b.T, (a * (self.choices.column_size - 2)) @ b.T)
+
+    def pair_variance(self, a: Tensor) -> Tensor:
+        """The diagonal of ``pair_kernel(a, a)``, ``(m,)``."""
+        return self._pairs(a.square().sum(1), a.square() @ (self.choices.column_size - 2))
+
+    def _pairs(self, product: Tensor, within_variables: Tensor) -> Tensor:
+        """All squares less those of one variable's own columns, whose products are ``C - 1 + (C - 2) x`` their product."""
+        return (product.square() - len(self.choices.columns) - within_variables) * (self.pair_weight / 2)
+
+    @property
+    def pair_weight(self) -> float:
+        """Prior variance of one column pair's coefficient under `pair_kernel`."""
+        sizes = self.choices.sizes
+        count = len(self.choices.columns) ** 2 - sum((size - 1) ** 2 for size in sizes)
+        return 2 / count if count else 0.0
+
+    def isotropic_kernel(self, a: Tensor, b: Tensor) -> Tensor:
+        """``exp(-Hamming distance / reach)``, a Gaussian kernel on bits; shapes as in `pair_kernel`."""
+        sizes = self.choices.column_size
+        agreeing = (a / sizes) @ b.T + sum(1 / size for size in self.choices.sizes)
+        return torch.exp((agreeing - self.choices.d) / self.reach)
+
+    @property
+    def reach(self) -> float:
+        """In Hamming distance."""
+        return max(1.0, REACH * self.choices.d)
+
+    def isotropic_weights(self) -> tuple[float, Tensor]:
+        """The isotropic kernel's expansion: the constant's weight, and the factor ``(D,)`` by which a column raises it."""
+        sizes = self.choices.column_size
+        differing = torch.exp(torch.tensor(-1 / self.reach, dtype=torch.float64))
+        share = (1 - differing) / sizes  # of one column
+        rest = 1 - share * (sizes - 1)  # of the constant, within one variable
+        first = self.choices.column_choice == 1
+        return float(rest[first].prod()), share / rest
+
+
+@lru_cache(maxsize=8)
+def dictionary(choices: Choices) -> Dictionary:
+    """The features of a space."""
+    blocks = [_Block(LINEAR, torch.eye(len(choices.columns), dtype=torch.float64), paired=False)]
+    pairs = torch.empty(0, 2, dtype=torch.long)
+    if choices.places is not None:
+        layers = {layer: depth for depth, layer in enumerate(sorted({layer for layer, _ in choices.places}))}
+        depth = [layers[choices.places[i][0]] for i, _ in choices.columns]
+        site = [(choices.places[i][1], k) for i, k in choices.columns]
+        blocks += _depth_blocks("site", depth, site, len(layers), paired=False)
+        pairs, blocks = _with_pairs(blocks, depth, site, len(layers))
+    return _assemble(choices, blocks, pairs)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A component: covariance factor of the coefficients of columns or of pairs, ``(D or P, features)``."""
+
+    name: str
+    factor: Tensor
+    paired: bool
+
+
+def _depth_blocks(
+    name: str, depth: list[int], kind: list[tuple[str, int]], layers: int, *, paired: bool
+) -> list[_Block]:
+    """Coefficients shared by all layers, smooth over depth, and quickly changing with it."""
+    at = torch.tensor(depth, dtype=torch.float64)
+    same = torch.tensor([[float(a == b) for b in kind] for a in kind], dtype=torch.float64)
+    gap = (at[:, None] - at).square()
+    scales = {"smooth": SMOOTH * layers} if paired else {"smooth": SMOOTH * layers, "quick": max(1.0, QUICK * layers)}
+    kernels = {"shared": same, **{word: same * torch.exp(-gap / (2 * scale**2)) for word, scale in scales.items()}}
+    return [_Block(f"{name}, {word}", _factor(kernel), paired) for word, kernel in kernels.items()]
+
+
+def _with_pairs(
+    blocks: list[_Block], depth: list[int], site: list[tuple[str, int]], layers: int
+) -> tuple[Tensor, list[_Block]]:
+    """Blocks for pairs within a layer, and for one site in neighbouring layers."""
+    n = range(len(site))
+    within = [(i, j) for i in n for j in n if i < j and depth[i] == depth[j] and site[i][0] != site[j][0]]
+    neighbours = [(i, j) for i in n for j in n if depth[j] == depth[i] + 1 and site[i] == site[j]]
+    rows, found = 0, list(blocks)
+    total = len(within) + len(neighbours)
+    for name, pairs in (("within a layer", within), ("neighbouring layers", neighbours)):
+        if not pairs:
+            continue
+        kinds: list[tuple[str, int]] = [(f"{site[i]}{site[j]}", 0) for i, j in pairs]
+        own = [_Block(f"{name}, each", torch.eye(len(pairs), dtype=torch.float64), paired=True)]
+        for block in own + _depth_blocks(name, [depth[i] for i, _ in pairs], kinds, layers, paired=True):
+            placed = torch.zeros(total, block.factor.shape[1], dtype=torch.float64)
+            placed[rows : rows + len(pairs)] = block.factor
+            found.append(_Block(block.name, placed, paired=True))
+        rows += len(pairs)
+    return torch.tensor(within + neighbours, dtype=torch.long).reshape(total, 2), found
+
+
+def _factor(kernel: Tensor) -> Tensor:
+    """U with ``U U^T`` the kernel, without negligible directions."""
+    values, vectors = torch.linalg.eigh(kernel)
+    kept = values > NEGLIGIBLE * values.max()
+    found: Tensor = vectors[:, kept] * values[kept].sqrt()
+    return found
+
+
+def _assemble(choices: Choices, blocks: list[_Block], pairs: Tensor) -> Dictionary:
+    width = sum(block.factor.shape[1] for block in blocks)
+    columns = torch.zeros(len(choices.columns), width, dtype=torch.float64)
+    products = torch.zeros(len(pairs), width, dtype=torch.float64)
+    component: list[str] = []
+    for block in blocks:
+        place = slice(len(component), len(component) + block.factor.shape[1])
+        (products if block.paired else columns)[:, place] = block.factor / block.factor.square().sum().sqrt()
+        component += [block.name] * block.factor.shape[1]
+    return Dictionary(choices, columns, pairs, products, tuple(component))

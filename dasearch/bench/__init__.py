@@ -1,0 +1,1 @@
+"""How good the search is: planted landscapes and tables of real trainings, raced by several samplers."""

@@ -1,0 +1,93 @@
+"""The bench as a command runs it: names checked, races run one after another or side by side, numbers written."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dasearch.bench.landscapes import FAMILIES, SITES, read_table
+from dasearch.bench.samplers import PR, SAMPLERS, Race, Score, ask_seconds, planned, read_races, run, scores
+from dasearch.errors import WrongUse
+from dasearch.search_space import shipped, suggestion
+
+RACES, SCORES = "races.jsonl", "scores.json"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a bench found."""
+
+    races: list[Race]
+    scores: list[Score]
+    ask_seconds: dict[str, dict[str, float]]
+
+    def record(self) -> dict[str, Any]:
+        return {"scores": [asdict(score) for score in self.scores], "ask_seconds": self.ask_seconds}
+
+
+def race_samplers(
+    *,
+    families: Sequence[str] | None,
+    bits: Sequence[int],
+    tables: Sequence[Path] | None,
+    samplers: Sequence[str] | None,
+    seeds: int,
+    trials: int,
+    workers: int,
+    ask: bool,
+    out: Path,
+    say: Callable[[str], None],
+) -> Bench:
+    """Run every race that ``out`` does not hold yet and write the scores; None stands for all there are.
+
+    Raises:
+        WrongUse: for an unknown family, sampler or table, or bits that are no whole layers.
+    """
+    _require_known(families or (), FAMILIES, "family")
+    _require_known(samplers or (), SAMPLERS, "sampler")
+    for size in bits:
+        if size % SITES or size < 2 * SITES:
+            raise WrongUse(
+                f"{size} bits are no whole layers; planted landscapes have {SITES} sites a layer, so give 6, 36, 90"
+            )
+    tables = _tables() if tables is None else tables
+    for table in tables:
+        if not table.is_file():
+            raise WrongUse(f"there is no table {table}; make one with benchmarks/train_table.py")
+        read_table(table)
+    names = list(dict.fromkeys([PR, *(SAMPLERS if samplers is None else samplers)]))
+    out.mkdir(parents=True, exist_ok=True)
+    entries = planned(FAMILIES if families is None else families, bits, tables, names, seeds=seeds, trials=trials)
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        map_races: Callable[..., Any] = map
+        if workers > 1:
+            context = multiprocessing.get_context("spawn")
+            map_races = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context)).map
+        for done, (left, race) in enumerate(run(entries, out / RACES, map_races=map_races), start=1):
+            minutes = (time.perf_counter() - started) / done * left / 60
+            say(
+                f"{race.landscape}  {race.sampler}  seed {race.seed}: {race.curve[-1]:.2f}   {left} left, {minutes:.0f} min"
+            )
+    keys = {(entry.landscape, entry.sampler, entry.seed) for entry in entries}
+    races = [race for race in read_races(out / RACES) if race.key in keys]
+    found = Bench(races, scores(races), ask_seconds(names) if ask else {})
+    (out / SCORES).write_text(json.dumps(found.record(), indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def _tables() -> list[Path]:
+    return sorted((shipped("studies").parent / "benchmarks" / "tables").glob("*.jsonl"))
+
+
+def _require_known(given: Sequence[str], known: Sequence[str] | dict[str, Any], what: str) -> None:
+    for name in given:
+        if name not in known:
+            raise WrongUse(f"there is no {what} {name!r}{suggestion(name, list(known))}; known: {', '.join(known)}")

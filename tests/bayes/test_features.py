@@ -1,0 +1,103 @@
+"""Contrasts, features and kernels against enumeration of every point."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dasearch.bayes.choices import Choices, among
+from dasearch.bayes.features import ISOTROPIC, LINEAR, PAIRS, dictionary
+from tests.bayes.spaces import every, layered, seeded
+
+SPACES = [Choices.binary(4), Choices((2, 3, 4)), layered(3, 2), layered(2, 2, 3), Choices((2,)), Choices((3,))]
+
+
+@pytest.mark.parametrize("choices", SPACES)
+def test_contrasts_are_orthogonal_with_unit_variance(choices: Choices) -> None:
+    columns = choices.contrasts(every(choices))
+    count = len(choices.columns)
+    assert count == sum(choices.sizes) - choices.d
+    torch.testing.assert_close(columns.mean(0), torch.zeros(count, dtype=torch.float64))
+    torch.testing.assert_close(columns.T @ columns / choices.count, torch.eye(count, dtype=torch.float64))
+
+
+def test_structure_is_read_from_names_only_if_all_have_it() -> None:
+    assert Choices.named({"layer01.a": 2, "layer02.a": 2}).places == ((1, "a"), (2, "a"))
+    assert Choices.named({"layer01.a": 2, "layer02.a": 2, "lr": 3}).places is None
+    assert Choices.named({"layer01.a": 2, "layer01.b": 2}).places is None
+
+
+def test_effect_rows_are_differences_of_choices() -> None:
+    choices = Choices((3, 2))
+    points = choices.contrasts(torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]))
+    weights = torch.randn(3, generator=seeded(), dtype=torch.float64)
+    values = points @ weights  # of an additive function
+    found = choices.effect_rows() @ weights
+    torch.testing.assert_close(found, values[1:] - values[0])
+
+
+@pytest.mark.parametrize("choices", SPACES)
+def test_every_component_has_variance_one_over_random_points(choices: Choices) -> None:
+    features = dictionary(choices)
+    points = choices.contrasts(every(choices))
+    square = features.features(points).square().mean(0)
+    for name in features.names[:-2]:
+        belongs = torch.tensor([component == name for component in features.component])
+        assert float(square[belongs].sum()) == pytest.approx(1)
+    assert features.names[0] == LINEAR
+    assert features.names[-2:] == (PAIRS, ISOTROPIC)
+    assert (len(features.names) > 3) == (choices.places is not None)
+
+
+@pytest.mark.parametrize("choices", SPACES)
+def test_kernels_by_their_definitions(choices: Choices) -> None:
+    codes = every(choices)
+    points = choices.contrasts(codes)
+    features = dictionary(choices)
+    hamming = (codes[:, None] != codes).sum(-1)
+    torch.testing.assert_close(features.isotropic_kernel(points, points), torch.exp(-hamming.double() / features.reach))
+    count = len(choices.columns)
+    variable = choices.column_variable.tolist()
+    pairs = [(i, j) for i in range(count) for j in range(i + 1, count) if variable[i] != variable[j]]
+    assert features.pair_weight == (1 / len(pairs) if pairs else 0)
+    products = torch.stack([points[:, i] * points[:, j] for i, j in pairs], 1) if pairs else torch.zeros(len(codes), 0)
+    expected = products.double() @ products.double().T * features.pair_weight
+    torch.testing.assert_close(features.pair_kernel(points, points), expected, atol=1e-12, rtol=1e-10)
+    torch.testing.assert_close(features.pair_variance(points), expected.diagonal(), atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("choices", SPACES)
+def test_the_isotropic_kernel_expands_as_said(choices: Choices) -> None:
+    """The weight of a column's product with itself is that kernel's projection on it."""
+    features = dictionary(choices)
+    points = choices.contrasts(every(choices))
+    kernel = features.isotropic_kernel(points, points)
+    level, raised = features.isotropic_weights()
+    assert float(kernel.mean()) == pytest.approx(level)
+    for i in range(points.shape[1]):
+        projected = points[:, i] @ kernel @ points[:, i] / len(points) ** 2
+        assert float(projected) == pytest.approx(level * float(raised[i]))
+
+
+def test_depth_components_join_layers_and_linear_does_not() -> None:
+    choices = layered(8, 1)
+    features = dictionary(choices)
+    cosine = {}
+    for name in (LINEAR, "site, shared", "site, smooth", "site, quick"):
+        belongs = torch.tensor([component == name for component in features.component])
+        coefficients = features.columns[:, belongs] @ features.columns[:, belongs].T
+        cosine[name] = [float(coefficients[0, k] / coefficients[0, 0]) for k in (1, 7)]
+    assert cosine[LINEAR] == pytest.approx([0, 0])
+    assert cosine["site, shared"] == pytest.approx([1, 1])
+    assert cosine["site, smooth"] == pytest.approx(
+        [torch.exp(torch.tensor(-(k**2) / 8)).item() for k in (1, 7)], abs=1e-4
+    )
+    assert cosine["site, quick"] == pytest.approx(
+        [torch.exp(torch.tensor(-(k**2) / 2)).item() for k in (1, 7)], abs=1e-4
+    )
+
+
+def test_among() -> None:
+    codes = every(Choices((2, 3)))
+    assert among(codes, codes[[1, 4]]).tolist() == [False, True, False, False, True, False]
+    assert not among(codes, codes[:0]).any()
