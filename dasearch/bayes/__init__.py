@@ -3,7 +3,7 @@
 from dasearch.bayes.acquisition import Improvement
 from dasearch.bayes.choices import Choices
 from dasearch.bayes.reparameterization import Maximum, ProbabilisticReparameterization, SpaceExhausted
-from dasearch.bayes.sampler import Proposal, PRSampler, propose, propose_batch
+from dasearch.bayes.sampler import Proposal, PRSampler, curve_mean, propose, propose_batch
 from dasearch.bayes.surrogate import Effects, LeaveOneOut, Posterior, Surrogate
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Proposal",
     "SpaceExhausted",
     "Surrogate",
+    "curve_mean",
     "propose",
     "propose_batch",
 ]

@@ -35,11 +35,26 @@ SOBOL_TRIES = 4096  # quasi-random points looked through for one that is not kno
 PROMISING = 4  # evaluated points whose surroundings the maximiser looks at
 Space = Mapping[str, CategoricalDistribution]
 Theta = Mapping[str, list[float]]
+Signal = Callable[[FrozenTrial], float]
+
+
+def final_value(trial: FrozenTrial) -> float:
+    """What a complete trial was told."""
+    return float(trial.values[0])
+
+
+def curve_mean(trial: FrozenTrial) -> float:
+    """Mean of a trial's intermediate values, less noisy than its best; its final value if it reported none."""
+    reported = trial.intermediate_values.values()
+    return math.fsum(reported) / len(reported) if reported else final_value(trial)
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """Why a trial got its layout; ``theta`` has a number for each choice of a parameter but the first."""
+    """Why a trial got its layout.
+
+    ``theta`` has a number for each choice of a parameter but the first; mean and sd are of what the surrogate learns.
+    """
 
     trial_number: int
     source: str
@@ -68,6 +83,8 @@ class PRSampler(BaseSampler):
             names are layered (``layer03.context``), then Sobol points. By default a third of the parameters, 2 to 8.
         search_space: the categorical parameters; without it they are learned from completed trials, and the first trial
             is drawn at random.
+        signal: what the surrogate learns from a complete trial, in the direction of the study: by default its value.
+            `curve_mean` where trials report a learning curve.
         on_proposal: told each proposal.
     """
 
@@ -77,6 +94,7 @@ class PRSampler(BaseSampler):
         seed: int = 0,
         n_startup: int | None = None,
         search_space: Mapping[str, CategoricalDistribution] | None = None,
+        signal: Signal = final_value,
         on_proposal: Callable[[Proposal], None] | None = None,
     ) -> None:
         other = [n for n, d in (search_space or {}).items() if not _is_choice(d)]
@@ -88,6 +106,7 @@ class PRSampler(BaseSampler):
             raise ValueError(f"n_startup is {n_startup}; a surrogate needs at least 1 trial")
         self._seed, self._n_startup = seed, n_startup
         self._space = dict(search_space) if search_space is not None else None
+        self._signal = signal
         self._intersection = IntersectionSearchSpace()
         self._on_proposal = on_proposal or (lambda _: None)
 
@@ -120,7 +139,7 @@ class PRSampler(BaseSampler):
             return {}
         while True:
             started = time.perf_counter()
-            history = _History(study, trial, space)
+            history = _History(study, trial, space, self._signal)
             maximum, source = self._choose(history)
             layout = {n: d.choices[int(c)] for (n, d), c in zip(space.items(), maximum.codes.tolist(), strict=True)}
             internal = dict(zip(space, maximum.codes.tolist(), strict=True))
@@ -189,7 +208,7 @@ def propose_batch(
 class _History:
     """A study as tensors. Values are negated where the study minimises, so that more is better."""
 
-    def __init__(self, study: Study, trial: FrozenTrial, space: Space) -> None:
+    def __init__(self, study: Study, trial: FrozenTrial, space: Space, signal: Signal) -> None:
         self.space = space
         self.choices = Choices.named({name: len(d.choices) for name, d in space.items()})
         self.fixed = {i: _code(space[n], v) for i, n in enumerate(space) for v in _just(_fixed(trial, space), n)}
@@ -197,10 +216,10 @@ class _History:
         self.known = _count(others)
         self._sign = 1.0 if study.direction is StudyDirection.MAXIMIZE else -1.0
         layouts = {t.number: found for t in others if (found := _codes(t, space)) is not None}
-        complete = [t for t in others if t.state is TrialState.COMPLETE and t.number in layouts]
-        complete = [t for t in complete if t.values and math.isfinite(t.values[0])]
-        self.codes = self._stack([layouts[t.number] for t in complete])
-        self.values = self._sign * torch.tensor([t.values[0] for t in complete], dtype=torch.float64)
+        complete = {t.number: signal(t) for t in others if t.state is TrialState.COMPLETE and t.number in layouts}
+        complete = {number: value for number, value in complete.items() if math.isfinite(value)}
+        self.codes = self._stack([layouts[number] for number in complete])
+        self.values = self._sign * torch.tensor(list(complete.values()), dtype=torch.float64)
         self.running = self._stack([layouts[t.number] for t in others if _runs(t) and t.number in layouts])
         # where trials have parameters besides, one layout may come again with others of them
         self.repeatable = any(set(t.params) - set(space) for t in others)

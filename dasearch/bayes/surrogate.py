@@ -25,7 +25,7 @@ from torch import Tensor
 from dasearch.bayes.choices import Choices
 from dasearch.bayes.features import ISOTROPIC, LINEAR, PAIRS, Dictionary, dictionary
 
-NOISES = (0.01, 0.03, 0.1, 0.3, 1.0)  # noise variance as a share of the signal's
+NOISES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # noise variance as a share of the signal's
 MIDDLE_NOISE = 0.1  # at which mixtures are compared first
 LIKELY = 40  # mixtures compared at every noise
 MIXTURES = 128  # quasi-random shares of the components, beside each component nearly alone

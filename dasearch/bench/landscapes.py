@@ -23,6 +23,7 @@ from dasearch.errors import DasearchError
 SITES = 3
 NOISE = 0.2  # standard deviation of an evaluation's noise, as a share of the landscape's own over random layouts
 SPARSE_BITS = 6
+OBJECTIVE, OUTPUTS = "MRR", ("MRR", "Recall@10", "NDCG@10", "loss")
 SCALE = 1 / 4  # length scale of smooth effects, as a share of the depth
 
 
@@ -36,8 +37,8 @@ class Landscape(Protocol):
     def truth(self, bits: tuple[int, ...]) -> float:
         """The noise-free value: 0 for the mean of random layouts, 1 for the best."""
 
-    def observe(self, bits: tuple[int, ...], generator: torch.Generator) -> float:
-        """A noisy value, of any unit."""
+    def observe(self, bits: tuple[int, ...], generator: torch.Generator) -> list[float]:
+        """A noisy value, of any unit, as the last number; before it the learning curve, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ class Planted:
     def truth(self, bits: tuple[int, ...]) -> float:
         return float(self.value(torch.tensor([bits]))[0]) / self.optimum
 
-    def observe(self, bits: tuple[int, ...], generator: torch.Generator) -> float:
+    def observe(self, bits: tuple[int, ...], generator: torch.Generator) -> list[float]:
         noise = float(torch.randn((), generator=generator, dtype=torch.float64))
-        return float(self.value(torch.tensor([bits]))[0]) + NOISE * self.spread * noise
+        return [float(self.value(torch.tensor([bits]))[0]) + NOISE * self.spread * noise]
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,17 @@ class Sparse:
         states = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=len(self.active))), dtype=torch.float64)
         return float(self._of_active(states).max())
 
+    @cached_property
+    def spread(self) -> float:
+        """Standard deviation over random layouts."""
+        return float((self.single.square().sum() + self.pairs.square().sum()).sqrt())
+
     def truth(self, bits: tuple[int, ...]) -> float:
         return float(self.value(torch.tensor([bits]))[0]) / self.optimum
 
-    def observe(self, bits: tuple[int, ...], generator: torch.Generator) -> float:
-        spread = float((self.single.square().sum() + self.pairs.square().sum()).sqrt())
+    def observe(self, bits: tuple[int, ...], generator: torch.Generator) -> list[float]:
         noise = float(torch.randn((), generator=generator, dtype=torch.float64))
-        return float(self.value(torch.tensor([bits]))[0]) + NOISE * spread * noise
+        return [float(self.value(torch.tensor([bits]))[0]) + NOISE * self.spread * noise]
 
 
 def _normal(generator: torch.Generator, *shape: int) -> Tensor:
@@ -185,16 +190,22 @@ FAMILIES: dict[str, Family] = {
 
 @dataclass(frozen=True)
 class Table:
-    """Every layout of a small space, trained with several seeds: ``outputs[name]`` is ``(layouts, seeds)``.
+    """Every layout of a small space, trained with several seeds.
 
-    A search sees one seed's values, the same seed for every layout, as in `dasearch run`; the truth is the mean over seeds.
+    A search sees each layout as one of the seeds trained it, drawn anew for every layout and race; what a seed adds to all
+    layouts alike is taken off first, as it is in `dasearch run`, where all share one seed. The truth is the mean over seeds.
+
+    Attributes:
+        outputs: by name, of the epoch kept: ``(layouts, seeds)``.
+        curves: validation MRR of every epoch, ``(layouts, seeds, epochs)``.
+        drawn: index of the seed that a search sees, ``(layouts,)``.
     """
 
     header: dict[str, Any]
     layouts: list[tuple[int, ...]]
     outputs: dict[str, Tensor]
-    objective: str = "MRR"
-    seed: int = 0
+    curves: Tensor
+    drawn: Tensor
     index: dict[tuple[int, ...], int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -206,14 +217,18 @@ class Table:
 
     @cached_property
     def means(self) -> Tensor:
-        return self.outputs[self.objective].mean(1)
+        return self.outputs[OBJECTIVE].mean(1)
 
     def truth(self, bits: tuple[int, ...]) -> float:
         mean = float(self.means.mean())
         return (float(self.means[self.index[bits]]) - mean) / (float(self.means.max()) - mean)
 
-    def observe(self, bits: tuple[int, ...], generator: torch.Generator) -> float:  # its noise is the seed
-        return float(self.outputs[self.objective][self.index[bits], self.seed])
+    def observe(self, bits: tuple[int, ...], generator: torch.Generator) -> list[float]:
+        layout = self.index[bits]
+        seen = (layout, int(self.drawn[layout]))
+        curve = self.curves - self.curves.mean(0) + self.curves.mean((0, 1))
+        values = self.outputs[OBJECTIVE]
+        return [*curve[seen].tolist(), float((values - values.mean(0) + values.mean())[seen])]
 
 
 def read_table(path: Path, *, seed: int = 0) -> Table:
@@ -230,14 +245,14 @@ def read_table(path: Path, *, seed: int = 0) -> Table:
     whole = [found for _, found in sorted(by_seed.items()) if len(found) == 2 ** len(header["names"])]
     if not whole:
         raise DasearchError(f"{path} has no seed with every layout yet; finish it with benchmarks/train_table.py")
+    kept = [[found[layout] for found in whole] for layout in layouts]
     outputs = {
-        name: torch.tensor(
-            [[found[layout][name][found[layout]["best_epoch"]] for found in whole] for layout in layouts],
-            dtype=torch.float64,
-        )
-        for name in ("MRR", "Recall@10", "NDCG@10", "loss")
+        name: torch.tensor([[row[name][row["best_epoch"]] for row in seeds] for seeds in kept], dtype=torch.float64)
+        for name in OUTPUTS
     }
-    return Table(header, [_bits(layout) for layout in layouts], outputs, seed=seed % len(whole))
+    curves = torch.tensor([[row[OBJECTIVE] for row in seeds] for seeds in kept], dtype=torch.float64)
+    drawn = torch.randint(len(whole), (len(layouts),), generator=torch.Generator().manual_seed(seed))
+    return Table(header, [_bits(layout) for layout in layouts], outputs, curves, drawn)
 
 
 def _bits(layout: str) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 
-from dasearch.bayes import PRSampler
+from dasearch.bayes import PRSampler, curve_mean
 from dasearch.bench.landscapes import FAMILIES, SITES, Landscape, read_table
 
 CHOICES = ("serial", "parallel")
@@ -61,7 +61,8 @@ class OneFlip(BaseSampler):
 
 Make = Callable[[int, Mapping[str, CategoricalDistribution]], BaseSampler]
 SAMPLERS: dict[str, Make] = {
-    PR: lambda seed, space: PRSampler(seed=seed, search_space=space),
+    PR: lambda seed, space: PRSampler(seed=seed, search_space=space, signal=curve_mean),
+    "PRSampler of values": lambda seed, space: PRSampler(seed=seed, search_space=space),
     "random": lambda seed, space: optuna.samplers.RandomSampler(seed=seed),
     "TPE": lambda seed, space: optuna.samplers.TPESampler(seed=seed),
     "TPE multivariate": lambda seed, space: optuna.samplers.TPESampler(seed=seed, multivariate=True),
@@ -79,7 +80,7 @@ class Race:
     sampler: str
     seed: int
     curve: list[float]  # best noise-free value so far, a number a trial
-    ask_seconds: float  # median of the asks after the first ten
+    ask_seconds: float  # median, the first third left out
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -113,14 +114,23 @@ def race(entry: Entry) -> Race:
     noise = torch.Generator().manual_seed(entry.seed + 10_000)
     curve: list[float] = []
     asks: list[float] = []
-    for _ in range(entry.trials):
+    for _ in range(min(entry.trials, 2 ** len(space))):
         started = time.perf_counter()
         trial = study.ask()
         bits = tuple(CHOICES.index(trial.suggest_categorical(name, CHOICES)) for name in landscape.names)
         asks.append(time.perf_counter() - started)
-        study.tell(trial, landscape.observe(bits, noise))
+        *epochs, value = landscape.observe(bits, noise)
+        for number, epoch in enumerate(epochs):
+            trial.report(epoch, number)
+        study.tell(trial, value)
         curve.append(max([landscape.truth(bits), *curve[-1:]]))
-    return Race(entry.landscape, entry.sampler, entry.seed, [round(v, 5) for v in curve], statistics.median(asks[10:]))
+    return Race(
+        entry.landscape,
+        entry.sampler,
+        entry.seed,
+        [round(v, 5) for v in curve],
+        statistics.median(asks[len(asks) // 3 :]),
+    )
 
 
 def planned(
@@ -210,7 +220,7 @@ def _ask(sampler: str, bits: int, told: int) -> float:
 
     def tell(drawn: tuple[int, ...]) -> None:
         params = dict(zip(space, (CHOICES[bit] for bit in drawn), strict=True))
-        value = landscape.observe(drawn, generator)
+        value = landscape.observe(drawn, generator)[-1]
         study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
 
     for _ in range(told):
@@ -221,5 +231,5 @@ def _ask(sampler: str, bits: int, told: int) -> float:
         trial = study.ask()
         drawn = tuple(CHOICES.index(trial.suggest_categorical(name, CHOICES)) for name in space)
         seconds.append(time.perf_counter() - started)
-        study.tell(trial, landscape.observe(drawn, generator))
+        study.tell(trial, landscape.observe(drawn, generator)[-1])
     return statistics.median(seconds[1:])  # the first warms up

@@ -55,6 +55,7 @@ def figure(races: Sequence[Race]) -> go.Figure:
     samplers = list(dict.fromkeys(race.sampler for race in races))
     rows = -(-len(landscapes) // COLUMNS)
     found = make_subplots(rows=rows, cols=COLUMNS, subplot_titles=landscapes, shared_yaxes=True)
+    named: set[str] = set()
     for panel, landscape in enumerate(landscapes):
         for colour, sampler in zip(COLOURS, samplers, strict=False):
             curves = [race.curve for race in races if (race.landscape, race.sampler) == (landscape, sampler)]
@@ -66,9 +67,10 @@ def figure(races: Sequence[Race]) -> go.Figure:
                 y=mean,
                 name=sampler,
                 legendgroup=sampler,
-                showlegend=panel == 0,
+                showlegend=sampler not in named,
                 line={"color": colour, "width": 3 if sampler == PR else 1.5},
             )
+            named.add(sampler)
             found.add_trace(trace, row=panel // COLUMNS + 1, col=panel % COLUMNS + 1)
     found.update_xaxes(title_text="trials")
     found.update_yaxes(range=[0, 1.02])

@@ -57,19 +57,19 @@ def controls(space: SearchSpace, seed: int) -> list[Contender]:
     return found
 
 
-def contenders(space: SearchSpace, scores: Mapping[Layout, float], *, candidates: int, seed: int) -> list[Contender]:
-    """The best evaluated layouts by posterior mean, then the controls that are not among them."""
-    ordered = by_posterior_mean(space, scores)[:candidates]
+def contenders(space: SearchSpace, signals: Mapping[Layout, float], *, candidates: int, seed: int) -> list[Contender]:
+    """The best evaluated layouts by posterior mean of what the search learned from, then the controls that are not among them."""
+    ordered = by_posterior_mean(space, signals)[:candidates]
     roles = {contender.layout: contender.role for contender in controls(space, seed)}
     best = [Contender(layout, roles.get(layout, CANDIDATE)) for layout in ordered]
     return [*best, *(Contender(layout, role) for layout, role in roles.items() if layout not in ordered)]
 
 
-def by_posterior_mean(space: SearchSpace, scores: Mapping[Layout, float]) -> list[Layout]:
-    """Evaluated layouts, the best posterior mean first: a neighbour's score counts too, luck less."""
-    layouts = list(scores)
+def by_posterior_mean(space: SearchSpace, signals: Mapping[Layout, float]) -> list[Layout]:
+    """Evaluated layouts, the best posterior mean first: a neighbour's value counts too, luck less."""
+    layouts = list(signals)
     codes = torch.tensor([[CHOICES.index(c) for c in space.encode(layout).values()] for layout in layouts])
-    values = torch.tensor([scores[layout] for layout in layouts], dtype=torch.float64)
+    values = torch.tensor([signals[layout] for layout in layouts], dtype=torch.float64)
     choices = Choices.named(dict.fromkeys(space.free, len(CHOICES)))
     means = Surrogate.fit(codes, values, choices).posterior(codes).mean
     return [layouts[i] for i in means.argsort(descending=True, stable=True).tolist()]

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from dasearch.bayes import PRSampler, SpaceExhausted
+from dasearch.bayes import PRSampler, SpaceExhausted, curve_mean
 from dasearch.config import Recipe, StudySettings, resolve_output
 from dasearch.data import Dataset, Development, LeaveOneOut
 from dasearch.errors import DasearchError, TrainingError
@@ -66,6 +66,7 @@ class Runner:
             seed=self.settings.seed,
             n_startup=self.settings.search.startup,
             search_space=dict.fromkeys(self.space.free, distribution),
+            signal=curve_mean,  # predicts other seeds' MRR better than the best epoch: benchmarks/further_outputs.py
             on_proposal=lambda proposal: self.store.add_proposal(self.settings.name, proposal),
         )
         return optuna.load_study(study_name=self.settings.name, storage=self.storage, sampler=sampler)
@@ -157,6 +158,10 @@ class Runner:
         """Every evaluated layout and its validation MRR, in the order of evaluation."""
         return {self.space.decode(t.params): float(t.values[0]) for t in self._finished_trials(TrialState.COMPLETE)}
 
+    def _signals(self) -> dict[Layout, float]:
+        """What the surrogate learned from every evaluated layout."""
+        return {self.space.decode(t.params): curve_mean(t) for t in self._finished_trials(TrialState.COMPLETE)}
+
     def _tried(self) -> set[Layout]:
         done = self._finished_trials(TrialState.COMPLETE, TrialState.PRUNED)
         return {self.space.decode(t.params) for t in done if set(self.space.free) <= set(t.params)}
@@ -227,7 +232,7 @@ class Runner:
 
     def _contenders(self) -> list[Contender]:
         search = self.settings.search
-        return contenders(self.space, self._scores(), candidates=search.candidates, seed=self.settings.seed)
+        return contenders(self.space, self._signals(), candidates=search.candidates, seed=self.settings.seed)
 
     def _standings(self) -> list[Standing]:
         baseline = self.space.nearest(Layout.all_serial(self.space.layers, len(self.space.sites)))
