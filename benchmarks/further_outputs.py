@@ -7,7 +7,6 @@ to plain MRR are paired by draw and seed. Targets are combined after standardisa
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable
@@ -18,10 +17,11 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from dasearch.bayes import Choices, Surrogate
+from dasearch.bench.landscapes import Table, read_table
 
 TABLES = Path(__file__).parent / "tables"
 DRAWS, SEEN = 40, (12, 24)
-Outputs = dict[str, Tensor]  # (layouts, epochs) of one seed
+Outputs = dict[str, Tensor]  # of some layouts and one seed: (layouts, epochs), and under "kept MRR" (layouts,)
 
 
 def standard(values: Tensor) -> Tensor:
@@ -33,35 +33,25 @@ def last(values: Tensor) -> Tensor:
 
 
 TARGETS: dict[str, Callable[[Outputs], Tensor]] = {
-    "MRR": lambda o: o["best MRR"].squeeze(1),
+    "MRR": lambda o: o["kept MRR"],
     "MRR, mean of epochs": lambda o: o["MRR"].mean(1),
     "MRR, Recall and NDCG": lambda o: sum(standard(last(o[k])) for k in ("MRR", "Recall@10", "NDCG@10")),
-    "MRR and loss": lambda o: standard(o["best MRR"].squeeze(1)) - standard(last(o["loss"])),
-    "MRR and a little loss": lambda o: standard(o["best MRR"].squeeze(1)) - 0.3 * standard(last(o["loss"])),
+    "MRR and loss": lambda o: standard(o["kept MRR"]) - standard(last(o["loss"])),
+    "MRR and a little loss": lambda o: standard(o["kept MRR"]) - 0.3 * standard(last(o["loss"])),
     "loss": lambda o: -last(o["loss"]),
 }
 
 
-def read(path: Path) -> tuple[Tensor, Choices, list[Outputs]]:
-    header, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    layouts = sorted({row["layout"] for row in rows})
-    codes = torch.tensor([[float(letter == "P") for letter in layout if letter != "-"] for layout in layouts])
-    seeds = []
-    for seed in sorted({row["seed"] for row in rows}):
-        found = {row["layout"]: row for row in rows if row["seed"] == seed}
-        if len(found) == len(layouts):
-            ordered = [found[layout] for layout in layouts]
-            outputs = {
-                k: torch.tensor([row[k] for row in ordered]).double() for k in ("MRR", "Recall@10", "NDCG@10", "loss")
-            }
-            best = [[row["MRR"][row["best_epoch"]]] for row in ordered]
-            seeds.append({**outputs, "best MRR": torch.tensor(best).double()})
-    return codes.double(), Choices.named(dict.fromkeys(header["names"], 2)), seeds
+def of_seed(table: Table, seed: int) -> Outputs:
+    return {**{name: curve[:, seed] for name, curve in table.curves.items()}, "kept MRR": table.outputs["MRR"][:, seed]}
 
 
 def main() -> None:
     for path in sorted(TABLES.glob("*.jsonl")):
-        codes, choices, seeds = read(path)
+        table = read_table(path)
+        codes = torch.tensor(table.layouts).double()
+        choices = Choices.named(dict.fromkeys(table.names, 2))
+        seeds = [of_seed(table, seed) for seed in range(table.outputs["MRR"].shape[1])]
         if len(seeds) < 2:
             continue
         for n in SEEN:
@@ -70,7 +60,7 @@ def main() -> None:
             for draw in range(DRAWS):
                 chosen = torch.randperm(len(codes), generator=torch.Generator().manual_seed(draw))[:n]
                 for seed, outputs in enumerate(seeds):
-                    truth = torch.stack([o["best MRR"].squeeze(1) for k, o in enumerate(seeds) if k != seed]).mean(0)
+                    truth = torch.stack([o["kept MRR"] for k, o in enumerate(seeds) if k != seed]).mean(0)
                     for name, target in TARGETS.items():
                         seen = {key: values[chosen] for key, values in outputs.items()}
                         mean = Surrogate.fit(codes[chosen], target(seen), choices).posterior(codes).mean

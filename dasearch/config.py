@@ -123,7 +123,7 @@ class CollaborativeTraining(Section):
 class SearchSettings(Section):
     budget: int = Field(30, ge=1, description="completed evaluations")
     startup: int | None = Field(
-        None, ge=1, description="evaluations before the surrogate proposes; null: a third of the free sites, 2 to 8"
+        None, ge=1, description="evaluations before the surrogate proposes; null: a third of the free sites, 2 to 10"
     )
     candidates: int = Field(3, ge=1, description="layouts with the best posterior mean that are confirmed")
     confirm_seeds: int = Field(3, ge=2, description="fresh seeds, the same for every confirmed layout")

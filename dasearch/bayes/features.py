@@ -19,6 +19,7 @@ from torch import Tensor
 from dasearch.bayes.choices import Choices
 
 LINEAR = "linear"
+PICKED = "picked pairs"
 PAIRS, ISOTROPIC = "pairs", "isotropic"  # the two kernels without features
 SMOOTH, QUICK = 1 / 4, 1 / 10  # length scales over depth, as shares of the number of layers
 REACH = 1 / 4  # length scale of the isotropic kernel, as a share of the number of variables
@@ -46,6 +47,16 @@ class Dictionary:
     def names(self) -> tuple[str, ...]:
         """The components, the two kernels last."""
         return (*dict.fromkeys(self.component), PAIRS, ISOTROPIC)
+
+    def with_pairs(self, pairs: list[tuple[int, int]]) -> Dictionary:
+        """The same and a feature for each of these column pairs, of variance one."""
+        kept, added = self.columns.shape[1], len(pairs)
+        columns = torch.cat([self.columns, self.columns.new_zeros(len(self.columns), added)], 1)
+        products = self.products.new_zeros(len(self.pairs) + added, kept + added)
+        products[: len(self.pairs), :kept] = self.products
+        products[len(self.pairs) :, kept:] = torch.eye(added, dtype=torch.float64)
+        found = torch.cat([self.pairs, torch.tensor(pairs, dtype=torch.long).reshape(added, 2)])
+        return Dictionary(self.choices, columns, found, products, (*self.component, *[PICKED] * added))
 
     def features(self, contrasts: Tensor) -> Tensor:
         """Shapes: contrasts ``(m, D)`` -> ``(m, F)``."""

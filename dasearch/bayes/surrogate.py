@@ -36,7 +36,7 @@ SCALE_SHAPE, SCALE_RATE = 2.0, 1.5  # inverse gamma prior of the output scale of
 SPARSE_SLAB = 0.25  # prior variance of a picked choice's effect
 SPARSE_REST = {LINEAR: 0.1, ISOTROPIC: 0.05}  # everything that was not picked
 SPARSE_NOISES = (0.03, 0.1, 0.3)
-SPARSE_MOST = 8  # choices picked
+SPARSE_MOST = 12  # choices and pairs of them picked
 NEGLIGIBLE = 0.03  # members whose weight is a smaller share of the largest are dropped
 MOST_MEMBERS = 10
 CONSTANT = 1e-12  # values that spread less than this, relative to their size, are all alike
@@ -89,6 +89,7 @@ class Surrogate:
     """A fitted process; `fit` makes one, and nothing changes it afterwards."""
 
     choices: Choices
+    dictionary: Dictionary
     codes: Tensor  # (n, d)
     values: Tensor  # (n,)
     members: Members
@@ -116,18 +117,16 @@ class Surrogate:
             spread = values.new_tensor(1.0)
         target = (values - centre) / spread
         grams = _Grams(dictionary(choices), choices.contrasts(codes))
-        members = _joined([_mixtures(grams, target), _sparse(grams, target)])
+        sparse, picked = _sparse(grams, target)
+        members = _joined([_mixtures(grams, target), sparse])
         weights = members.log_evidence.softmax(0)
         best = weights.topk(min(MOST_MEMBERS, len(weights))).indices
         kept = best[weights[best] > NEGLIGIBLE * weights.max()]
         members, weights = members.chosen(kept), weights[kept] / weights[kept].sum()
-        unscaled = cls(choices, codes, values, members, weights, torch.ones_like(weights), centre, spread)
+        extended = grams.dictionary.with_pairs(picked)
+        unscaled = cls(choices, extended, codes, values, members, weights, torch.ones_like(weights), centre, spread)
         quadratic = torch.einsum("n,mnk,k->m", target, unscaled.inverse, target)
         return replace(unscaled, scale=(SCALE_RATE + quadratic / 2) / (SCALE_SHAPE + len(target) / 2))
-
-    @cached_property
-    def dictionary(self) -> Dictionary:
-        return dictionary(self.choices)
 
     @cached_property
     def contrasts(self) -> Tensor:
@@ -314,33 +313,51 @@ def _mixtures(grams: _Grams, target: Tensor) -> Members:
     return grams.members(shares[mixture], torch.tensor(NOISES, dtype=torch.float64)[noise], best.values + prior)
 
 
-def _sparse(grams: _Grams, target: Tensor) -> Members:
-    """A few single choices picked one after another, each the best beside those before; one member a step and noise.
+Pick = tuple[int, ...]  # a column, or two picked columns
 
-    The prior gives every number of picks, and every set of that size, the same probability.
+
+def _sparse(grams: _Grams, target: Tensor) -> tuple[Members, list[tuple[int, int]]]:
+    """A few choices picked one after another, and pairs of those picked; one member a step and noise.
+
+    Each pick is the best beside those before. The prior gives every number of picks, and every set of that size, the same
+    probability. Also returns the pairs, in the order of their features, which come after the dictionary's own.
     """
     rest = torch.tensor([SPARSE_REST.get(name, 0.0) for name in grams.names], dtype=torch.float64)
     base = torch.einsum("k,kab->ab", rest, grams.parts) + LEVEL
-    columns = grams.contrasts
-    most = min(SPARSE_MOST, columns.shape[1])
-    covariances, priors, picks = [], [], []
-    for noise in SPARSE_NOISES:
-        covariance = _noisy(base, noise)
-        picked: list[int] = []
-        for _ in range(most):
-            best = _next_pick(covariance, columns, target, picked)
-            picked = [*picked, best]
-            covariance = covariance + SPARSE_SLAB * torch.outer(columns[:, best], columns[:, best])
-            covariances.append(covariance)
-            picks.append(picked)
-            priors.append(-_log_sets(columns.shape[1], len(picked)) - math.log(len(SPARSE_NOISES) * most))
-    evidence = _log_evidence(torch.stack(covariances), target) + torch.tensor(priors, dtype=torch.float64)
-    noises = torch.tensor([noise for noise in SPARSE_NOISES for _ in range(most)], dtype=torch.float64)
-    found = grams.members(rest.expand(len(picks), -1), noises, evidence)
-    linear = found.features.clone()
-    for member, picked in enumerate(picks):  # linear features come first, one a column, of variance 1 / D each
-        linear[member, picked] += SPARSE_SLAB * columns.shape[1]
-    return replace(found, features=linear)
+    paths = [_picks(_noisy(base, noise), grams.contrasts, target) for noise in SPARSE_NOISES]
+    covariances = torch.cat([covariances for _, covariances in paths])
+    picks = [picked[:count] for picked, _ in paths for count in range(1, len(picked) + 1)]
+    noises = [noise for noise, (picked, _) in zip(SPARSE_NOISES, paths, strict=True) for _ in picked]
+    prior = [-_log_sets_of(picked, grams.contrasts.shape[1]) - math.log(len(picks)) for picked in picks]
+    evidence = _log_evidence(covariances, target) + torch.tensor(prior, dtype=torch.float64)
+    found = grams.members(rest.expand(len(picks), -1), torch.tensor(noises, dtype=torch.float64), evidence)
+    pairs = list(dict.fromkeys((pick[0], pick[1]) for picked in picks for pick in picked if len(pick) == 2))
+    features = torch.cat([found.features, found.features.new_zeros(len(picks), len(pairs))], 1)
+    columns, own = grams.contrasts.shape[1], found.features.shape[1]
+    for member, picked in enumerate(picks):
+        for pick in picked:  # linear features come first, one a column, of variance 1 / D each
+            if len(pick) == 1:
+                features[member, pick[0]] += SPARSE_SLAB * columns
+            else:
+                features[member, own + pairs.index((pick[0], pick[1]))] = SPARSE_SLAB
+    return replace(found, features=features), pairs
+
+
+def _picks(covariance: Tensor, columns: Tensor, target: Tensor) -> tuple[list[Pick], Tensor]:
+    """The picks, and the covariance after each, ``(steps, n, n)``."""
+    names: list[Pick] = [(i,) for i in range(columns.shape[1])]
+    candidates, picked, found = columns, list[Pick](), []
+    while len(picked) < min(SPARSE_MOST, len(names)):
+        best = _next_pick(covariance, candidates, target, [names.index(pick) for pick in picked])
+        pick = names[best]
+        if len(pick) == 1:
+            partners = [other[0] for other in picked if len(other) == 1]
+            names += [(other, pick[0]) for other in partners]
+            candidates = torch.cat([candidates, columns[:, partners] * columns[:, [pick[0]]]], 1)
+        picked.append(pick)
+        covariance = covariance + SPARSE_SLAB * torch.outer(candidates[:, best], candidates[:, best])
+        found.append(covariance)
+    return picked, torch.stack(found)
 
 
 def _next_pick(covariance: Tensor, columns: Tensor, target: Tensor, picked: list[int]) -> int:
@@ -353,6 +370,13 @@ def _next_pick(covariance: Tensor, columns: Tensor, target: Tensor, picked: list
     gain = -0.5 * torch.log1p(SPARSE_SLAB * own) - shape * torch.log(SCALE_RATE + quadratic.clamp(min=0) / 2)
     gain[picked] = -torch.inf
     return int(gain.argmax())
+
+
+def _log_sets_of(picked: list[Pick], columns: int) -> float:
+    """Log of the number of sets of so many columns, and of so many pairs of them."""
+    singles = sum(len(pick) == 1 for pick in picked)
+    pairs = len(picked) - singles
+    return _log_sets(columns, singles) + _log_sets(singles * (singles - 1) // 2, pairs)
 
 
 def _noisy(gram: Tensor, noise: float) -> Tensor:
@@ -376,6 +400,13 @@ def _log_sets(n: int, k: int) -> float:
 
 
 def _joined(parts: Sequence[Members]) -> Members:
+    """Members whose features agree as far as both have them."""
+    width = max(part.features.shape[1] for part in parts)
+    padding = [(0, width - part.features.shape[1]) for part in parts]
+    parts = [
+        replace(part, features=torch.nn.functional.pad(part.features, pad))
+        for part, pad in zip(parts, padding, strict=True)
+    ]
     return Members(
         *(
             torch.cat([getattr(part, name) for part in parts])

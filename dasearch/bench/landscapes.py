@@ -197,14 +197,14 @@ class Table:
 
     Attributes:
         outputs: by name, of the epoch kept: ``(layouts, seeds)``.
-        curves: validation MRR of every epoch, ``(layouts, seeds, epochs)``.
+        curves: by name, of every epoch, ``(layouts, seeds, epochs)``.
         drawn: index of the seed that a search sees, ``(layouts,)``.
     """
 
     header: dict[str, Any]
     layouts: list[tuple[int, ...]]
     outputs: dict[str, Tensor]
-    curves: Tensor
+    curves: dict[str, Tensor]
     drawn: Tensor
     index: dict[tuple[int, ...], int] = field(init=False, repr=False)
 
@@ -226,7 +226,8 @@ class Table:
     def observe(self, bits: tuple[int, ...], generator: torch.Generator) -> list[float]:
         layout = self.index[bits]
         seen = (layout, int(self.drawn[layout]))
-        curve = self.curves - self.curves.mean(0) + self.curves.mean((0, 1))
+        curves = self.curves[OBJECTIVE]
+        curve = curves - curves.mean(0) + curves.mean((0, 1))
         values = self.outputs[OBJECTIVE]
         return [*curve[seen].tolist(), float((values - values.mean(0) + values.mean())[seen])]
 
@@ -246,11 +247,11 @@ def read_table(path: Path, *, seed: int = 0) -> Table:
     if not whole:
         raise DasearchError(f"{path} has no seed with every layout yet; finish it with benchmarks/train_table.py")
     kept = [[found[layout] for found in whole] for layout in layouts]
-    outputs = {
-        name: torch.tensor([[row[name][row["best_epoch"]] for row in seeds] for seeds in kept], dtype=torch.float64)
-        for name in OUTPUTS
+    curves = {
+        name: torch.tensor([[row[name] for row in seeds] for seeds in kept], dtype=torch.float64) for name in OUTPUTS
     }
-    curves = torch.tensor([[row[OBJECTIVE] for row in seeds] for seeds in kept], dtype=torch.float64)
+    best = torch.tensor([[[row["best_epoch"]] for row in seeds] for seeds in kept])
+    outputs = {name: curve.gather(2, best).squeeze(2) for name, curve in curves.items()}
     drawn = torch.randint(len(whole), (len(layouts),), generator=torch.Generator().manual_seed(seed))
     return Table(header, [_bits(layout) for layout in layouts], outputs, curves, drawn)
 

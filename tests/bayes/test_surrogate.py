@@ -15,7 +15,6 @@ from scipy import integrate, stats
 from dasearch.bayes import Choices, Improvement, Surrogate
 from dasearch.bayes import surrogate as module
 from dasearch.bayes.acquisition import log_expected_improvement
-from dasearch.bayes.features import dictionary
 from tests.bayes.spaces import Landscape, every, layered, seeded
 
 
@@ -32,7 +31,7 @@ def fitted(choices: Choices, n: int = 12, seed: int = 0) -> Surrogate:
 
 def kernel(found: Surrogate, member: int, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """A member's prior covariance, written out."""
-    features, members = dictionary(found.choices), found.members
+    features, members = found.dictionary, found.members
     x, z = found.choices.contrasts(a), found.choices.contrasts(b)
     parts = (features.features(x) * members.features[member]) @ features.features(z).T
     parts = parts + members.pairs[member] * features.pair_kernel(x, z)

@@ -19,8 +19,4 @@ def test_a_line_a_sampler_and_panel() -> None:
     assert lines["TPE", "x"] == [0.2, 0.2]
     assert lines["TPE", "x2"] == [0.4, 0.4]
     assert [annotation.text for annotation in found.layout.annotations] == ["a/36", "b/36"]
-    assert [trace.showlegend for trace in found.data] == [
-        True,
-        True,
-        True,
-    ]  # each sampler once; TPE's first is in panel a
+    assert [trace.showlegend for trace in found.data] == [True, True, False]  # each sampler once
