@@ -233,6 +233,40 @@ def test_an_enqueued_duplicate_is_not_trained_again(tmp_path: Path) -> None:
     assert sum(t.startswith("search") for t in ears.trainings) == 1
 
 
+def test_a_layout_that_breaks_twice_is_left_out(tmp_path: Path) -> None:
+    """An error that is no diverged loss, such as too little memory for one layout."""
+    settings = small_study(tmp_path)
+    broken: list[str] = []
+
+    class Breaks(Ears):
+        def epoch(self, training: Training, epoch: Epoch) -> None:
+            if training.phase == "search" and training.index == 2 and len(broken) < 2:
+                broken.append(str(training.layout))
+                raise MemoryError
+
+    for _ in range(2):
+        with pytest.raises(MemoryError):
+            Study(settings).run(listener=Breaks())
+    status, _ = run(settings, train=False)
+    assert broken[0] == broken[1]
+    assert broken[0] not in {str(trial.layout) for trial in status.completed}
+    assert len(status.completed) == settings.search.budget
+    assert [t.state for t in status.trials if str(t.layout) == broken[0]] == ["fail", "pruned"]
+
+
+def test_a_partly_enqueued_trial_that_is_used_up_does_not_end_the_search(tmp_path: Path) -> None:
+    settings = small_study(tmp_path)
+    run(settings, budget=2, train=False)
+    found = optuna.load_study(study_name="toy", storage=f"sqlite:///{settings.output}/dasearch.db")
+    names = list(found.trials[0].params)
+    held = dict.fromkeys(names[1:], "serial")
+    for _ in range(3):
+        found.enqueue_trial(held)
+    status, _ = run(settings, budget=5, train=False)
+    assert len(status.completed) == 5
+    assert len({t.layout for t in status.completed}) == 5
+
+
 def test_a_space_smaller_than_the_budget_ends(tmp_path: Path) -> None:
     space = tmp_path / "two.yaml"
     space.write_text(
