@@ -2,6 +2,7 @@
 
 from dasearch.bayes.acquisition import Improvement
 from dasearch.bayes.choices import Choices
+from dasearch.bayes.kernel import LayeredKernel
 from dasearch.bayes.reparameterization import Maximum, ProbabilisticReparameterization, SpaceExhausted
 from dasearch.bayes.sampler import Proposal, PRSampler, curve_mean, propose, propose_batch
 from dasearch.bayes.surrogate import Effects, LeaveOneOut, Posterior, Surrogate
@@ -10,6 +11,7 @@ __all__ = [
     "Choices",
     "Effects",
     "Improvement",
+    "LayeredKernel",
     "LeaveOneOut",
     "Maximum",
     "PRSampler",

@@ -74,11 +74,11 @@ class Choices:
         return torch.tensor([float(self.sizes[i]) for i, _ in self.columns], dtype=torch.float64)
 
     def contrasts(self, codes: Tensor) -> Tensor:
-        """Shapes: codes ``(m, d)`` -> ``(m, D)`` float64; for two choices -1 and 1."""
+        """Shapes: codes ``(..., d)`` -> ``(..., D)`` float64; for two choices -1 and 1."""
         codes = codes.double()
         if all(size == 2 for size in self.sizes):
             return 2 * codes - 1
-        value = codes[:, self.column_variable]
+        value = codes[..., self.column_variable]
         k = self.column_choice.double()
         height = ((k + 1) * k / self.column_size).rsqrt()  # Helmert: -1 below k, k at k, nothing above
         return height * torch.where(value < k, -1.0, torch.where(value == k, k, 0.0))

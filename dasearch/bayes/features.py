@@ -59,19 +59,19 @@ class Dictionary:
         return Dictionary(self.choices, columns, found, products, (*self.component, *[PICKED] * added))
 
     def features(self, contrasts: Tensor) -> Tensor:
-        """Shapes: contrasts ``(m, D)`` -> ``(m, F)``."""
+        """Shapes: contrasts ``(..., D)`` -> ``(..., F)``."""
         linear = contrasts @ self.columns
         if not len(self.pairs):
             return linear
-        return linear + (contrasts[:, self.pairs[:, 0]] * contrasts[:, self.pairs[:, 1]]) @ self.products
+        return linear + (contrasts[..., self.pairs[:, 0]] * contrasts[..., self.pairs[:, 1]]) @ self.products
 
     def pair_kernel(self, a: Tensor, b: Tensor) -> Tensor:
-        """Products of two columns of different variables, all of them; contrasts ``(m, D)``, ``(n, D)`` -> ``(m, n)``."""
-        return self._pairs(a @ b.T, (a * (self.choices.column_size - 2)) @ b.T)
+        """All products of two columns of different variables; ``(..., m, D)``, ``(..., n, D)`` -> ``(..., m, n)``."""
+        return self._pairs(a @ b.mT, (a * (self.choices.column_size - 2)) @ b.mT)
 
     def pair_variance(self, a: Tensor) -> Tensor:
-        """The diagonal of ``pair_kernel(a, a)``, ``(m,)``."""
-        return self._pairs(a.square().sum(1), a.square() @ (self.choices.column_size - 2))
+        """The diagonal of ``pair_kernel(a, a)``, ``(..., m)``."""
+        return self._pairs(a.square().sum(-1), a.square() @ (self.choices.column_size - 2))
 
     def _pairs(self, product: Tensor, within_variables: Tensor) -> Tensor:
         """All squares less those of one variable's own columns, whose products are ``C - 1 + (C - 2) x`` their product."""
@@ -87,7 +87,7 @@ class Dictionary:
     def isotropic_kernel(self, a: Tensor, b: Tensor) -> Tensor:
         """``exp(-Hamming distance / reach)``, a Gaussian kernel on bits; shapes as in `pair_kernel`."""
         sizes = self.choices.column_size
-        agreeing = (a / sizes) @ b.T + sum(1 / size for size in self.choices.sizes)
+        agreeing = (a / sizes) @ b.mT + sum(1 / size for size in self.choices.sizes)
         return torch.exp((agreeing - self.choices.d) / self.reach)
 
     @property

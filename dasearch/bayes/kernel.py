@@ -1,0 +1,64 @@
+"""The surrogate's dictionary as a GPyTorch kernel, for models of BoTorch that learn one mixture by its posterior mode.
+
+`Surrogate` averages over mixtures and needs no optimiser; take this kernel where a BoTorch model is wanted whole, for
+instance with several outputs or another acquisition.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gpytorch.constraints import Positive
+from gpytorch.kernels import Kernel
+from gpytorch.priors import GammaPrior
+from torch import Tensor
+
+from dasearch.bayes.choices import Choices
+from dasearch.bayes.features import ISOTROPIC, PAIRS, dictionary
+
+VARIANCE_PRIOR = (0.35, 2.0)  # gamma: most components near nothing, as the surrogate's own mixtures
+
+
+class LayeredKernel(Kernel):  # type: ignore[misc]  # GPyTorch is not typed for mypy
+    """A learned variance for each component of a space's dictionary.
+
+    Shapes: codes ``(..., n, d)``, ``(..., m, d)`` -> ``(..., n, m)``.
+    """
+
+    def __init__(self, choices: Choices) -> None:
+        super().__init__()
+        self.choices, self.dictionary = choices, dictionary(choices)
+        count = len(self.dictionary.names)
+        self.register_parameter("raw_variances", torch.nn.Parameter(torch.zeros(count, dtype=torch.float64)))
+        self.register_constraint("raw_variances", Positive())
+        self.register_prior(
+            "variance_prior",
+            GammaPrior(*VARIANCE_PRIOR),
+            lambda kernel: kernel.variances,
+            lambda kernel, v: kernel.set(v),
+        )
+        self.set(torch.full((count,), 1 / count, dtype=torch.float64))
+
+    @property
+    def variances(self) -> Tensor:
+        """Of each component, in the order of ``dictionary.names``."""
+        found: Tensor = self.raw_variances_constraint.transform(self.raw_variances)
+        return found
+
+    def set(self, variances: Tensor) -> None:
+        """Start from these variances."""
+        self.initialize(raw_variances=self.raw_variances_constraint.inverse_transform(variances))
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: Any) -> Tensor:
+        """GPyTorch's own signature."""
+        if diag:
+            own: Tensor = self.forward(x1[..., None, :], x2[..., None, :])[..., 0, 0]
+            return own
+        a, b = self.choices.contrasts(x1), self.choices.contrasts(x2)
+        by_name = dict(zip(self.dictionary.names, self.variances, strict=True))
+        of_features = torch.stack([by_name[component] for component in self.dictionary.component])
+        found: Tensor = (self.dictionary.features(a) * of_features) @ self.dictionary.features(b).mT
+        found = found + by_name[PAIRS] * self.dictionary.pair_kernel(a, b)
+        found = found + by_name[ISOTROPIC] * self.dictionary.isotropic_kernel(a, b)
+        return found
