@@ -47,9 +47,8 @@ def main() -> None:
             noise = variance if name == "MRR" else noise
             sds = f"sd of layouts {true**0.5:.5f}, of seeds {variance**0.5:.5f}, ratio {(true / variance) ** 0.5:.2f}"
             print(f"  {name:10s} mean {means.mean():.4f}, {sds}")
-        show_effects(walsh(codes, table.means), list(table.header["names"]), noise / max(seeds, 1) / layouts)
-        if seeds > 1:
-            show_gain(table.outputs["MRR"], table.layouts)
+        show_effects(walsh(codes, table.means), table.names, noise / seeds / layouts)
+        show_gain(table.outputs["MRR"], table.layouts)
 
 
 def show_effects(coefficients: dict[tuple[int, ...], float], names: list[str], noise: float) -> None:
@@ -61,8 +60,8 @@ def show_effects(coefficients: dict[tuple[int, ...], float], names: list[str], n
     }
     total = sum(shares.values()) or 1.0
     print("  variance by order: " + ", ".join(f"{kind} {share / total:.0%}" for kind, share in shares.items()))
-    error = 2 * noise**0.5
-    print(f"  parallel instead of serial, averaged over the rest (standard error {error:.5f}):")
+    error = f"standard error {2 * noise**0.5:.5f}" if noise else "one seed: noise is part of every share"
+    print(f"  parallel instead of serial, averaged over the rest ({error}):")
     for i, name in enumerate(names):
         print(f"    {name:24s} {2 * coefficients[i,]:+.5f}")
     pairs = sorted((s for s in coefficients if len(s) == 2), key=lambda s: -abs(coefficients[s]))[:3]
@@ -70,17 +69,18 @@ def show_effects(coefficients: dict[tuple[int, ...], float], names: list[str], n
 
 
 def show_gain(values: Tensor, layouts: list[tuple[int, ...]]) -> None:
-    gains = []
-    for seed in range(values.shape[1]):
-        others = [s for s in range(values.shape[1]) if s != seed]
-        best = int(values[:, others].mean(1).argmax())
-        gains.append(float(values[best, seed] - values[0, seed]))
     best = int(values.mean(1).argmax())
     letters = "".join("SP"[bit] for bit in layouts[best])
     serial, parallel, top = (float(values[i].mean()) for i in (0, -1, best))
     print(f"  all-serial {serial:.4f}, all-parallel {parallel:.4f}, best mean {top:.4f} ({letters})")
-    each = ", ".join(f"{gain:+.4f}" for gain in gains)
-    print(f"  gain of the best of the other seeds over all-serial: {statistics.fmean(gains):+.4f} ({each})")
+    gains = []
+    for seed in range(values.shape[1] if values.shape[1] > 1 else 0):
+        others = [s for s in range(values.shape[1]) if s != seed]
+        chosen = int(values[:, others].mean(1).argmax())
+        gains.append(float(values[chosen, seed] - values[0, seed]))
+    if gains:
+        each = ", ".join(f"{gain:+.4f}" for gain in gains)
+        print(f"  gain of the best of the other seeds over all-serial: {statistics.fmean(gains):+.4f} ({each})")
 
 
 if __name__ == "__main__":
