@@ -141,7 +141,7 @@ class Surrogate:
     @cached_property
     def inverse(self) -> Tensor:
         """Of each member's covariance of the evaluations, noise included, before the output scale: ``(M, n, n)``."""
-        gram = self._covariance(self.contrasts)
+        gram = self._covariance(self.contrasts, self.dictionary.features(self.contrasts))
         gram.diagonal(dim1=1, dim2=2).add_(self.members.noise[:, None])
         return torch.cholesky_inverse(torch.linalg.cholesky(gram))
 
@@ -150,10 +150,10 @@ class Surrogate:
         """Inverse times standardised values, ``(M, n)``."""
         return self.inverse @ ((self.values - self.centre) / self.spread)
 
-    def _covariance(self, contrasts: Tensor) -> Tensor:
-        """With the evaluations, before the output scale: contrasts ``(m, D)`` -> ``(M, m, n)``."""
-        features, m = self.dictionary.features(contrasts), len(self.weights)
-        found = (features @ self._weighted_features).view(len(contrasts), m, len(self.codes)).transpose(0, 1)
+    def _covariance(self, contrasts: Tensor, features: Tensor) -> Tensor:
+        """With the evaluations, before the output scale: contrasts ``(m, D)``, features ``(m, F)`` -> ``(M, m, n)``."""
+        shape = (len(contrasts), len(self.weights), len(self.codes))
+        found = (features @ self._weighted_features).view(shape).transpose(0, 1)
         pairs = self.dictionary.pair_kernel(contrasts, self.contrasts)
         isotropic = self.dictionary.isotropic_kernel(contrasts, self.contrasts)
         return (
@@ -163,20 +163,21 @@ class Surrogate:
             + LEVEL
         )
 
-    def _variance(self, contrasts: Tensor) -> Tensor:
+    def _variance(self, contrasts: Tensor, features: Tensor) -> Tensor:
         """Prior variance, before the output scale: ``(M, m)``."""
         own = self.dictionary.pair_variance(contrasts)
-        of_features = self.members.features @ self.dictionary.features(contrasts).square().T
+        of_features = self.members.features @ features.square().T
         return of_features + self.members.pairs[:, None] * own + self.members.isotropic[:, None] + LEVEL
 
     @torch.no_grad()
     def each(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Every member's mean and sd in the units of the values; shapes: codes ``(m, d)`` -> ``(M, m)`` twice."""
         contrasts = self.choices.contrasts(codes)
-        cross = self._covariance(contrasts)
+        features = self.dictionary.features(contrasts)
+        cross = self._covariance(contrasts, features)
         mean = torch.einsum("mbn,mn->mb", cross, self._solution)
         explained = ((cross @ self.inverse) * cross).sum(-1)
-        variance = (self._variance(contrasts) - explained).clamp(min=1e-12) * self.scale[:, None]
+        variance = (self._variance(contrasts, features) - explained).clamp(min=1e-12) * self.scale[:, None]
         return self.centre + self.spread * mean, self.spread * variance.sqrt()
 
     def posterior(self, codes: Tensor) -> Posterior:
