@@ -296,8 +296,8 @@ def _startup(history: _History, seed: int, generator: torch.Generator) -> Maximu
 def _design(choices: Choices, seed: int) -> Iterator[Tensor]:
     """All first choices, all second choices, then Sobol points, the same for each call.
 
-    Each site alone at its second choice, the other homogeneous layouts, is left to the surrogate: begun with, they keep
-    the search near them and cost a tenth of the optimum on sparse landscapes (benchmarks/README.md).
+    Each site alone at its second choice, the other homogeneous layouts, is left to the surrogate: begun with, they gained
+    nothing where layers share effects and kept the search near them elsewhere (benchmarks/README.md).
     """
     yield torch.zeros(choices.d, dtype=torch.float64)
     yield torch.ones(choices.d, dtype=torch.float64)
