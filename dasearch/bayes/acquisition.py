@@ -39,7 +39,8 @@ class Improvement(AcquisitionFunction):  # type: ignore[misc]  # BoTorch is not 
 
     def __init__(self, surrogate: Surrogate) -> None:
         super().__init__(model=surrogate)
-        self.best = surrogate.posterior(surrogate.codes).mean.max()
+        self.means = surrogate.posterior(surrogate.codes).mean  # (n,), of what is known and believed
+        self.best = self.means.max()
 
     def forward(self, X: Tensor) -> Tensor:
         """Shapes: codes ``(m, 1, d)`` -> ``(m,)``."""

@@ -101,6 +101,13 @@ class Choices:
         return (unit * sizes).floor().minimum(sizes - 1)
 
 
+def hold(codes: Tensor, fixed: Mapping[int, int]) -> Tensor:
+    """Set the variables of ``fixed`` to its codes, in place; shapes: ``(..., d)``."""
+    for variable, code in fixed.items():
+        codes[..., variable] = float(code)
+    return codes
+
+
 def among(codes: Tensor, known: Tensor) -> Tensor:
     """Which rows of ``codes`` ``(m, d)`` stand in ``known`` ``(e, d)``: ``(m,)`` bool."""
     if not len(known):

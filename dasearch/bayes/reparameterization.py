@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from botorch.acquisition import AcquisitionFunction
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from dasearch.bayes.choices import Choices, among
+from dasearch.bayes.choices import Choices, among, hold
 
 TEMPERATURE = 0.1  # tau (Daulton et al., app. D)
 LEARNING_RATE = 1 / 10  # of Adam; four times that of their released experiments, and a twelfth of their 200 steps:
@@ -74,6 +75,7 @@ class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc
         self.generator = generator
         self.temperature, self.samples, self.restarts, self.steps = temperature, samples, restarts, steps
         self.free = [i for i in range(choices.d) if i not in self.fixed]
+        self.held = torch.tensor([i in self.fixed for i, _ in choices.columns])  # (D,)
         self.count = math.prod(choices.sizes[i] for i in self.free)
 
     @property
@@ -104,18 +106,23 @@ class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc
             logits[:, variable, code] = 0.0
         return logits.softmax(-1)
 
+    @cached_property
     def vertices(self) -> Tensor:
         """Every vertex with the fixed choices held, ``(count, d)``."""
-        found = torch.zeros(self.count, self.choices.d, dtype=torch.float64)
-        left = torch.arange(self.count)
+        return self._numbered(self.count)
+
+    def _numbered(self, n: int) -> Tensor:
+        """The first n vertices, counting upwards in the free choices, the first of them fastest: ``(n, d)``."""
+        found = torch.zeros(n, self.choices.d, dtype=torch.float64)
+        left = torch.arange(n)
         for i in self.free:
             found[:, i] = (left % self.choices.sizes[i]).double()
             left = left // self.choices.sizes[i]
-        return self._hold(found)
+        return hold(found, self.fixed)
 
     def exact_gradient(self, theta: Tensor, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sum over all vertices; ``values`` are the acquisition's at `vertices`, if known. Shapes as in `estimate`."""
-        vertices = self.vertices()
+        vertices = self.vertices
         values = self.values(vertices) if values is None else values
         p = self.probabilities(theta)
         at = torch.arange(self.choices.d)
@@ -170,7 +177,7 @@ class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc
         return self._polish(z[restart, top], theta[restart, top], values[restart, top], excluded)
 
     def _maximise_exactly(self, excluded: Tensor) -> Maximum:
-        vertices = self.vertices()
+        vertices = self.vertices
         values = self.values(vertices)
         climb = _Adam(self._around(vertices[values.topk(min(self.restarts, len(values))).indices]))
         for _ in range(self.steps):
@@ -185,14 +192,8 @@ class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc
         """Gradient of ``log p(z)`` by theta; shapes: ``(r or 1, s, d)``, ``(r, d, most)`` -> ``(r, s, D)``."""
         variable, choice = self.choices.column_variable, self.choices.column_choice
         score = ((z[..., variable] == choice).double() - p[:, None, variable, choice]) / self.temperature
-        held = torch.tensor([i in self.fixed for i in variable.tolist()])
-        found: Tensor = score.masked_fill(held, 0.0)
+        found: Tensor = score.masked_fill(self.held, 0.0)
         return found
-
-    def _hold(self, codes: Tensor) -> Tensor:
-        for variable, code in self.fixed.items():
-            codes[..., variable] = float(code)
-        return codes
 
     def _inside(self, excluded: Tensor) -> Tensor:
         """The distinct excluded vertices that agree with what is fixed."""
@@ -211,7 +212,7 @@ class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc
             anew = self.choices.uniform(len(around), self.generator)
             changed = torch.rand(around.shape, generator=self.generator) < NEIGHBOURHOOD
             found.append(torch.where(changed, anew, around))
-        return self._hold(torch.cat(found))
+        return hold(torch.cat(found), self.fixed)
 
     def _around(self, codes: Tensor) -> Tensor:
         """Parameters that favour a vertex: ``(r, D)``."""
@@ -220,20 +221,10 @@ class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc
 
     def _any_other(self, excluded: Tensor) -> Tensor:
         """A random allowed vertex, or the first in order where random ones are all known: ``(d,)``."""
-        drawn = self._hold(self.choices.uniform(RAW_POINTS, self.generator))
-        allowed = drawn[~among(drawn, excluded)]
-        return allowed[0] if len(allowed) else self._first_free(excluded)
-
-    def _first_free(self, excluded: Tensor) -> Tensor:
-        """Counting upwards, one of the first ``len(excluded) + 1`` vertices is not excluded."""
-        known = {tuple(row) for row in excluded.tolist()}
-        for number in range(len(known) + 1):
-            found, left = torch.zeros(self.choices.d, dtype=torch.float64), number
-            for i in self.free:
-                found[i], left = left % self.choices.sizes[i], left // self.choices.sizes[i]
-            if tuple(self._hold(found).tolist()) not in known:
-                break
-        return found
+        drawn = hold(self.choices.uniform(RAW_POINTS, self.generator), self.fixed)
+        numbered = self._numbered(len(excluded) + 1)  # one of so many is allowed
+        candidates = torch.cat([drawn, numbered])
+        return candidates[~among(candidates, excluded)][0]
 
     def _polish(self, codes: Tensor, theta: Tensor, values: Tensor, excluded: Tensor) -> Maximum:
         """The best of steepest ascents by single changes; shapes: ``(r, d)``, ``(r, D)``, ``(r,)``."""

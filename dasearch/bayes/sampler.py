@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from dasearch.bayes.acquisition import Improvement
-from dasearch.bayes.choices import Choices
+from dasearch.bayes.choices import Choices, among, hold
 from dasearch.bayes.claims import claim, claimed
 from dasearch.bayes.reparameterization import Maximum, ProbabilisticReparameterization
 from dasearch.bayes.surrogate import Surrogate
@@ -179,12 +179,11 @@ def propose(
         SpaceExhausted: if every point is excluded.
     """
     believed = surrogate.believing(running)
+    improvement = Improvement(believed)
     generator = generator or torch.Generator().manual_seed(0)
-    reparameterized = ProbabilisticReparameterization(
-        Improvement(believed), surrogate.choices, fixed, generator=generator
-    )
-    means = believed.posterior(believed.codes).mean
-    return reparameterized.maximise(excluded, near=believed.codes[means.topk(min(PROMISING, len(means))).indices])
+    reparameterized = ProbabilisticReparameterization(improvement, surrogate.choices, fixed, generator=generator)
+    promising = improvement.means.topk(min(PROMISING, len(improvement.means))).indices
+    return reparameterized.maximise(excluded, near=believed.codes[promising])
 
 
 def propose_batch(
@@ -283,26 +282,23 @@ def _fixed(trial: FrozenTrial, space: Space) -> dict[str, Any]:
 
 def _startup(history: _History, seed: int, generator: torch.Generator) -> Maximum:
     """The first layout of the initial design that is not known yet."""
-    excluded = {tuple(row) for row in history.excluded.tolist()}
-    for codes in _design(history.choices, seed):
-        for variable, code in history.fixed.items():
-            codes[variable] = float(code)
-        if tuple(codes.tolist()) not in excluded:
-            return Maximum(codes, torch.zeros(0), 0.0)
+    design = hold(_design(history.choices, seed), history.fixed)
+    fresh = design[~among(design, history.excluded)]
+    if len(fresh):
+        return Maximum(fresh[0], torch.zeros(0), 0.0)
     nothing_known = Surrogate.fit(torch.zeros(1, history.choices.d), torch.zeros(1), history.choices)
     return propose(nothing_known, history.running, history.excluded, history.fixed, generator)
 
 
-def _design(choices: Choices, seed: int) -> Iterator[Tensor]:
-    """All first choices, all second choices, then Sobol points, the same for each call.
+def _design(choices: Choices, seed: int) -> Tensor:
+    """All first choices, all second choices, then Sobol points, the same for each call: ``(SOBOL_TRIES + 2, d)``.
 
     Each site alone at its second choice, the other homogeneous layouts, is left to the surrogate: begun with, they gained
     nothing where layers share effects and kept the search near them elsewhere (benchmarks/README.md).
     """
-    yield torch.zeros(choices.d, dtype=torch.float64)
-    yield torch.ones(choices.d, dtype=torch.float64)
+    homogeneous = torch.tensor([[0.0], [1.0]], dtype=torch.float64).expand(2, choices.d)
     engine = SobolEngine(choices.d, scramble=True, seed=_seed_of(seed, "design") % 2**31)
-    yield from choices.from_unit(engine.draw(SOBOL_TRIES, dtype=torch.float64))
+    return torch.cat([homogeneous, choices.from_unit(engine.draw(SOBOL_TRIES, dtype=torch.float64))])
 
 
 def _seed_of(*parts: object) -> int:

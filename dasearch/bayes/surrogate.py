@@ -68,8 +68,7 @@ class Effects(NamedTuple):
     sd: Tensor
 
 
-@dataclass(frozen=True)
-class Members:
+class Members(NamedTuple):
     """Kernels of the mixture: prior variances of features ``(M, F)`` and of the two kernels, noise, all ``(M,)``."""
 
     features: Tensor
@@ -79,9 +78,7 @@ class Members:
     log_evidence: Tensor
 
     def chosen(self, index: Tensor) -> Members:
-        return Members(
-            *(value[index] for value in (self.features, self.pairs, self.isotropic, self.noise, self.log_evidence))
-        )
+        return Members(*(value[index] for value in self))
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +115,7 @@ class Surrogate:
         target = (values - centre) / spread
         grams = _Grams(dictionary(choices), choices.contrasts(codes))
         sparse, picked = _sparse(grams, target)
-        members = _joined([_mixtures(grams, target), sparse])
+        members = _joined(_mixtures(grams, target), sparse)
         weights = members.log_evidence.softmax(0)
         best = weights.topk(min(MOST_MEMBERS, len(weights))).indices
         kept = best[weights[best] > NEGLIGIBLE * weights.max()]
@@ -150,14 +147,17 @@ class Surrogate:
         """Inverse times standardised values, ``(M, n)``."""
         return self.inverse @ ((self.values - self.centre) / self.spread)
 
+    def _feature_covariance(self, features: Tensor) -> Tensor:
+        """Of combinations of features ``(m, F)`` with the evaluations, before the output scale: ``(M, m, n)``."""
+        shape = (len(features), len(self.weights), len(self.codes))
+        return (features @ self._weighted_features).view(shape).transpose(0, 1)
+
     def _covariance(self, contrasts: Tensor, features: Tensor) -> Tensor:
         """With the evaluations, before the output scale: contrasts ``(m, D)``, features ``(m, F)`` -> ``(M, m, n)``."""
-        shape = (len(contrasts), len(self.weights), len(self.codes))
-        found = (features @ self._weighted_features).view(shape).transpose(0, 1)
         pairs = self.dictionary.pair_kernel(contrasts, self.contrasts)
         isotropic = self.dictionary.isotropic_kernel(contrasts, self.contrasts)
         return (
-            found
+            self._feature_covariance(features)
             + self.members.pairs[:, None, None] * pairs
             + self.members.isotropic[:, None, None] * isotropic
             + LEVEL
@@ -174,11 +174,19 @@ class Surrogate:
         """Every member's mean and sd in the units of the values; shapes: codes ``(m, d)`` -> ``(M, m)`` twice."""
         contrasts = self.choices.contrasts(codes)
         features = self.dictionary.features(contrasts)
-        cross = self._covariance(contrasts, features)
-        mean = torch.einsum("mbn,mn->mb", cross, self._solution)
+        cross, prior = self._covariance(contrasts, features), self._variance(contrasts, features)
+        mean, sd = self._conditional(cross, prior, least=1e-12)
+        return self.centre + mean, sd
+
+    def _conditional(self, cross: Tensor, prior: Tensor, *, least: float) -> tuple[Tensor, Tensor]:
+        """Every member's mean and sd of linear functionals, the centre not added: ``(M, k)`` twice.
+
+        Shapes: covariances with the evaluations ``(M, k, n)`` and prior variances ``(M, k)``, before the output scale.
+        """
+        mean = torch.einsum("mkn,mn->mk", cross, self._solution)
         explained = ((cross @ self.inverse) * cross).sum(-1)
-        variance = (self._variance(contrasts, features) - explained).clamp(min=1e-12) * self.scale[:, None]
-        return self.centre + self.spread * mean, self.spread * variance.sqrt()
+        variance = (prior - explained).clamp(min=least) * self.scale[:, None]
+        return self.spread * mean, self.spread * variance.sqrt()
 
     def posterior(self, codes: Tensor) -> Posterior:
         """Of the mixture; shapes: codes ``(m, d)`` -> mean, sd ``(m,)``."""
@@ -209,21 +217,12 @@ class Surrogate:
     def main_effects(self) -> Effects:
         """Of every choice against the first of its variable."""
         rows = self.choices.effect_rows()
-        columns = self.dictionary.columns
         level, raised = self.dictionary.isotropic_weights()
         isotropic = level * raised
-        features, none = rows @ columns, torch.zeros(len(rows), dtype=torch.float64)
-        cross = [
-            features @ (self.members.features[m] * self.dictionary.features(self.contrasts)).T
-            + self.members.isotropic[m] * (rows * isotropic) @ self.contrasts.T
-            for m in range(len(self.weights))
-        ]
-        prior = (
-            self.members.features @ features.square().T
-            + self.members.pairs[:, None] * none
-            + self.members.isotropic[:, None] * (rows.square() @ isotropic)
-        )
-        return self._effects([(column,) for column in self.choices.columns], torch.stack(cross), prior)
+        features, alike = rows @ self.dictionary.columns, self.members.isotropic
+        cross = self._feature_covariance(features) + alike[:, None, None] * ((rows * isotropic) @ self.contrasts.T)
+        prior = self.members.features @ features.square().T + alike[:, None] * (rows.square() @ isotropic)
+        return self._effects([(column,) for column in self.choices.columns], cross, prior)
 
     def pair_effects(self) -> Effects:
         """Interactions of every two choices of different variables: how much one's effect changes with the other."""
@@ -236,22 +235,23 @@ class Surrogate:
         rows = self.choices.effect_rows()
         level, raised = self.dictionary.isotropic_weights()
         features = self._pair_features(rows[first], rows[second])
-        known = (self.contrasts @ rows.T)[:, first] * (self.contrasts @ rows.T)[:, second]  # (n, k)
-        lifted = self.contrasts @ (rows * raised).T
-        isotropic = level * lifted[:, first] * lifted[:, second]
-        cross = [
-            features @ (self.members.features[m] * self.dictionary.features(self.contrasts)).T
-            + self.members.pairs[m] * self.dictionary.pair_weight * known.T
-            + self.members.isotropic[m] * isotropic.T
-            for m in range(len(self.weights))
-        ]
-        square, raised_square = rows.square().sum(1), rows.square() @ raised
+
+        def products(of_rows: Tensor) -> Tensor:
+            """Shapes: a number a row, ``(D, ...)`` -> their products in pairs ``(k, ...)``."""
+            return of_rows[first] * of_rows[second]
+
+        pairs, isotropic = self.members.pairs * self.dictionary.pair_weight, self.members.isotropic * level
+        cross = (
+            self._feature_covariance(features)
+            + pairs[:, None, None] * products(rows @ self.contrasts.T)
+            + isotropic[:, None, None] * products((rows * raised) @ self.contrasts.T)
+        )
         prior = (
             self.members.features @ features.square().T
-            + self.members.pairs[:, None] * self.dictionary.pair_weight * square[first] * square[second]
-            + self.members.isotropic[:, None] * level * raised_square[first] * raised_square[second]
+            + pairs[:, None] * products(rows.square().sum(1))
+            + isotropic[:, None] * products(rows.square() @ raised)
         )
-        return self._effects(names, torch.stack(cross), prior)
+        return self._effects(names, cross, prior)
 
     def _pair_features(self, first: Tensor, second: Tensor) -> Tensor:
         """Interactions as combinations of features; shapes: column weights ``(k, D)`` twice -> ``(k, F)``."""
@@ -261,10 +261,7 @@ class Surrogate:
 
     def _effects(self, names: Sequence[tuple[tuple[int, int], ...]], cross: Tensor, prior: Tensor) -> Effects:
         """Posterior of linear functionals; shapes: covariances with the evaluations ``(M, k, n)``, variances ``(M, k)``."""
-        mean = torch.einsum("mkn,mn->mk", cross, self._solution)
-        variance = (prior - ((cross @ self.inverse) * cross).sum(-1)).clamp(min=0) * self.scale[:, None]
-        mixed = _mixed(self.weights, self.spread * mean, self.spread * variance.sqrt())
-        return Effects(list(names), *mixed)
+        return Effects(list(names), *_mixed(self.weights, *self._conditional(cross, prior, least=0.0)))
 
 
 def _mixed(weights: Tensor, mean: Tensor, sd: Tensor) -> tuple[Tensor, Tensor]:
@@ -333,7 +330,7 @@ def _sparse(grams: _Grams, target: Tensor) -> tuple[Members, list[tuple[int, int
     evidence = _log_evidence(covariances, target) + torch.tensor(prior, dtype=torch.float64)
     found = grams.members(rest.expand(len(picks), -1), torch.tensor(noises, dtype=torch.float64), evidence)
     pairs = list(dict.fromkeys((pick[0], pick[1]) for picked in picks for pick in picked if len(pick) == 2))
-    features = torch.cat([found.features, found.features.new_zeros(len(picks), len(pairs))], 1)
+    features = torch.nn.functional.pad(found.features, (0, len(pairs)))
     columns, own = grams.contrasts.shape[1], found.features.shape[1]
     for member, picked in enumerate(picks):
         for pick in picked:  # linear features come first, one a column, of variance 1 / D each
@@ -341,7 +338,7 @@ def _sparse(grams: _Grams, target: Tensor) -> tuple[Members, list[tuple[int, int
                 features[member, pick[0]] += SPARSE_SLAB * columns
             else:
                 features[member, own + pairs.index((pick[0], pick[1]))] = SPARSE_SLAB
-    return replace(found, features=features), pairs
+    return found._replace(features=features), pairs
 
 
 def _picks(covariance: Tensor, columns: Tensor, target: Tensor) -> tuple[list[Pick], Tensor]:
@@ -400,17 +397,8 @@ def _log_sets(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
-def _joined(parts: Sequence[Members]) -> Members:
-    """Members whose features agree as far as both have them."""
-    width = max(part.features.shape[1] for part in parts)
-    padding = [(0, width - part.features.shape[1]) for part in parts]
-    parts = [
-        replace(part, features=torch.nn.functional.pad(part.features, pad))
-        for part, pad in zip(parts, padding, strict=True)
-    ]
-    return Members(
-        *(
-            torch.cat([getattr(part, name) for part in parts])
-            for name in ("features", "pairs", "isotropic", "noise", "log_evidence")
-        )
-    )
+def _joined(first: Members, wider: Members) -> Members:
+    """Both; the first has no variance in the features that only the wider has."""
+    missing = wider.features.shape[1] - first.features.shape[1]
+    first = first._replace(features=torch.nn.functional.pad(first.features, (0, missing)))
+    return Members(*(torch.cat(parts) for parts in zip(first, wider, strict=True)))
