@@ -21,7 +21,7 @@ from dasearch.layout import Layout
 from dasearch.search.runner import data_bo
 from dasearch.search.study import Study
 from dasearch.training.loop import train
-from dasearch.training.materials import build_catalogue, open_backbone, prepare
+from dasearch.training.preparation import prepare_study
 
 PACKAGES = ("dasearch", "torch", "transformers")
 OUTPUTS = ("MRR", "Recall@10", "NDCG@10", "loss")
@@ -52,9 +52,8 @@ def main() -> None:
     }
     done = begun(given.out, header)
     dataset = study.dataset()
-    catalogue = build_catalogue(settings, dataset, *open_backbone(settings, dataset))
     development = LeaveOneOut(dataset).development
-    materials = prepare(settings, catalogue, development).on(data_bo(settings, development))
+    materials = prepare_study(settings, dataset, development).on(data_bo(settings, development))
     layouts = [
         space.decode(dict(zip(space.free, bits, strict=True)))
         for bits in itertools.product(("serial", "parallel"), repeat=len(space.free))

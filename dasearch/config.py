@@ -11,15 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from dasearch.data import Ties
 from dasearch.errors import StudyError
+from dasearch.layout import ModelKind
 from dasearch.models.darec import DARecSettings
+from dasearch.models.id_encoders import EncoderSettings
+from dasearch.models.idle import IDLESettings
+from dasearch.models.prefix import Refine
+from dasearch.models.ra_rec import RARecSettings
 from dasearch.models.tiny_opt import TinyOPTSettings
 from dasearch.search_space import find_shipped, shipped, suggestion
-from dasearch.training.losses import Reduction
+from dasearch.training.losses import MMD_BATCH, Reduction
 
 
 class Section(BaseModel):
@@ -74,11 +79,28 @@ class BackboneSettings(Section):
 
 
 class SpaceSettings(Section):
-    name: str = Field("darec", description="search space by shipped name or path")
+    name: str | None = Field(None, description="search space by shipped name or path; null: the model's own")
     replace_every: int | None = Field(None, ge=1, description="replacement frequency r, over the file's own")
 
 
+class ExampleSettings(Section):
+    """Which training examples count (RA-Rec's data construction)."""
+
+    per_user: int | None = Field(None, ge=1, description="at most so many targets of a user, drawn once; null: all")
+    overlap: bool = Field(False, description="drop targets that share no title word with their history")
+    diverse: float | None = Field(
+        None, gt=0, le=1, description="this share, drawn evenly over buckets of user length and item popularity"
+    )
+
+    @property
+    def all(self) -> bool:
+        """Whether every example counts."""
+        return self.per_user is None and not self.overlap and self.diverse is None
+
+
 class LossSettings(Section):
+    """DARec's."""
+
     align: float = Field(0.1, ge=0, description="lambda_1, weight of L_align")
     contrastive: float = Field(1e-3, ge=0, description="lambda_2, weight of L_cl")
     collaborative: float = Field(0.1, ge=0, description="lambda_3, weight of L_cf")
@@ -87,6 +109,23 @@ class LossSettings(Section):
     temperature: float = Field(1.0, gt=0, description="tau of L_cl")
     align_items: int | None = Field(None, ge=1, description="at most so many of a batch's items in L_align; null: all")
     reduction: Reduction = Field(Reduction.MEAN, description="mean a term, or sums as printed")
+
+
+class IDLELosses(Section):
+    """IDLE-Adapter's: cross-entropy of the next item and lambda MMD."""
+
+    mmd: float = Field(
+        0.1, ge=0, description="lambda, weight of the MMD between prefixes and the frozen model's states"
+    )
+
+
+class RARecLosses(Section):
+    """RA-Rec's: BPR, l2, and lambda (L_ua + L_ia)."""
+
+    align: float = Field(0.1, ge=0, description="lambda, weight of the contrastive alignment of both towers")
+    temperature: float = Field(0.1, gt=0, description="of the alignment's cosines")
+    l2: float = Field(1e-6, ge=0, description="weight of the squared norm of the trained parameters")
+    negatives: int = Field(16, ge=1, description="items drawn for a batch, each against every one of its rows, in BPR")
 
 
 class Precision(StrEnum):
@@ -130,7 +169,7 @@ class SearchSettings(Section):
 
 
 class StudySettings(Section):
-    """A whole study; `load_study` reads one."""
+    """What studies of all three models have; `load_study` reads one."""
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the study in its database and its folder"
@@ -141,9 +180,8 @@ class StudySettings(Section):
     data: DataSettings = DataSettings()
     backbone: BackboneSettings = BackboneSettings()
     space: SpaceSettings = SpaceSettings()
-    model: DARecSettings = DARecSettings()
-    losses: LossSettings = LossSettings()
-    cf: CollaborativeTraining = CollaborativeTraining()
+    model: DARecSettings | IDLESettings | RARecSettings = DARecSettings()
+    examples: ExampleSettings = ExampleSettings()
     trial: Recipe = Recipe(epochs=3)
     final: Recipe = Recipe()
     search: SearchSettings = SearchSettings()
@@ -151,6 +189,76 @@ class StudySettings(Section):
     def yaml(self) -> str:
         """The resolved study as a file that `load_study` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    @property
+    def space_name(self) -> str:
+        return self.space.name or self.model.kind.value
+
+    @property
+    def inert_sites(self) -> dict[str, str]:
+        """Sites that these settings leave nothing to choose, and the setting that does so."""
+        return {}
+
+
+class DARecStudy(StudySettings):
+    """A study of DARec's layouts."""
+
+    model: DARecSettings = DARecSettings()
+    losses: LossSettings = LossSettings()
+    cf: CollaborativeTraining = CollaborativeTraining()
+
+
+class EncoderStudy(StudySettings):
+    """A study of a model that reads the vectors of an ID encoder."""
+
+    model: IDLESettings | RARecSettings
+    encoder: EncoderSettings = EncoderSettings()
+
+
+class IDLEStudy(EncoderStudy):
+    """A study of IDLE-Adapter's layouts."""
+
+    model: IDLESettings
+    losses: IDLELosses = IDLELosses()
+
+    @model_validator(mode="after")
+    def _fits(self) -> IDLEStudy:
+        if self.encoder.pool == "as_tokens" and self.model.refine not in (Refine.CONCAT, Refine.NONE):
+            raise ValueError("encoder.pool=as_tokens gives several ID vectors; set model.refine=concat or none")
+        for name, recipe in (("trial", self.trial), ("final", self.final)):
+            if self.losses.mmd and self.model.searchable and recipe.batch_size < MMD_BATCH:
+                raise ValueError(
+                    f"{name}.batch_size is {recipe.batch_size} and MMD compares samples of at least {MMD_BATCH} rows; "
+                    "raise it, or set losses.mmd=0"
+                )
+        return self
+
+    @property
+    def inert_sites(self) -> dict[str, str]:
+        found = {}
+        if self.model.refine in (Refine.NONE, Refine.CONCAT):
+            found["refinement"] = f"model.refine={self.model.refine}"
+        if not self.losses.mmd:
+            found["alignment"] = "losses.mmd=0"
+        return found
+
+
+class RARecStudy(EncoderStudy):
+    """A study of RA-Rec's layouts."""
+
+    model: RARecSettings
+    losses: RARecLosses = RARecLosses()
+
+    @property
+    def inert_sites(self) -> dict[str, str]:
+        return {} if self.model.instruction else {"instruction": "model.instruction=false"}
+
+
+STUDIES: dict[ModelKind, type[StudySettings]] = {
+    ModelKind.DAREC: DARecStudy,
+    ModelKind.IDLE: IDLEStudy,
+    ModelKind.RA_REC: RARecStudy,
+}
 
 
 def load_study(name: str, overrides: Iterable[str] = ()) -> StudySettings:
@@ -177,11 +285,18 @@ def load_study(name: str, overrides: Iterable[str] = ()) -> StudySettings:
 
 
 def parse_study(content: Mapping[str, Any], *, source: str = "the study") -> StudySettings:
-    """Check settings given as a mapping."""
+    """Check settings given as a mapping; ``model.kind`` says which study it is (DARec, where it says nothing)."""
+    model = content.get("model")
+    kind = str(model.get("kind", ModelKind.DAREC)) if isinstance(model, Mapping) else ModelKind.DAREC.value
+    if kind not in STUDIES:
+        raise StudyError(
+            f"{source}: model.kind is {kind!r}{suggestion(kind, list(ModelKind))}; choose {', '.join(ModelKind)}"
+        )
+    study = STUDIES[ModelKind(kind)]
     try:
-        return StudySettings.model_validate(content)
+        return study.model_validate(content)
     except ValidationError as error:
-        raise StudyError(f"{source}: {_sentence(error.errors()[0])}") from None
+        raise StudyError(f"{source}: {_sentence(error.errors()[0], study)}") from None
 
 
 def _set(content: dict[str, Any], override: str) -> None:
@@ -202,10 +317,12 @@ def _set(content: dict[str, Any], override: str) -> None:
         raise StudyError(f"--set {override}: {value!r} is not a YAML value; quote it") from None
 
 
-def _sentence(error: ErrorDetails) -> str:
+def _sentence(error: ErrorDetails, study: type[StudySettings]) -> str:
     where = ".".join(map(str, error["loc"]))
+    if error["type"] == "value_error":
+        return f"{where}: {error['ctx']['error']}" if where else str(error["ctx"]["error"])
     if error["type"] == "extra_forbidden":
-        known = _fields(error["loc"][:-1])
+        known = _fields(error["loc"][:-1], study)
         last = str(error["loc"][-1])
         hint = suggestion(last, known) or f"; known here: {', '.join(known)}"
         return f"unknown key {where}{hint}"
@@ -214,9 +331,9 @@ def _sentence(error: ErrorDetails) -> str:
     return f"{where}: {error['msg'][:1].lower()}{error['msg'][1:]} (got {error['input']!r})"
 
 
-def _fields(path: Iterable[int | str]) -> list[str]:
+def _fields(path: Iterable[int | str], study: type[StudySettings]) -> list[str]:
     """The keys known at a place of the study file."""
-    section: Any = StudySettings
+    section: Any = study
     for part in path:
         section = section.model_fields[str(part)].annotation
     return list(section.model_fields)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -19,6 +20,21 @@ SERIAL, PARALLEL = "S", "P"
 SEPARATOR = "-"
 LAYOUT_SCHEMA: Literal[1] = 1
 CHOICES = ("serial", "parallel")  # in the order of the bit's value
+
+
+class ModelKind(StrEnum):
+    """The recommenders whose layouts are searched."""
+
+    DAREC = "darec"
+    IDLE = "idle"
+    RA_REC = "ra-rec"
+
+
+SITES: dict[ModelKind, tuple[str, ...]] = {  # of a layer, in the order of a layout's letters
+    ModelKind.DAREC: ("causal", "context", "recommendation"),
+    ModelKind.IDLE: ("injection", "refinement", "alignment"),
+    ModelKind.RA_REC: ("user", "item", "instruction"),
+}
 
 
 class Difference(NamedTuple):
@@ -146,8 +162,10 @@ class LayoutFile(BaseModel):
     replaced: list[int] = Field(description="the layers that carry adapters, counted from 1")
     sites: list[str]
     layout: str
-    bottleneck: int
-    activation: str
+    bottleneck: int | None = Field(None, description="DARec: width between an adapter's projections")
+    activation: str | None = Field(None, description="DARec: between them")
+    prefix: int | None = Field(None, description="IDLE-Adapter and RA-Rec: learned tokens in front of every layer")
+    encoder: str | None = Field(None, description="IDLE-Adapter and RA-Rec: the ID encoder")
     parallel_reads: str = Field("sublayer input (after the frozen norm)", description="what a parallel adapter reads")
     metric: Metric | None = None
     study: str

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dasearch.errors import LayoutError, SearchSpaceError
-from dasearch.layout import CHOICES, Layout, as_record, replaced_layers, site_names
+from dasearch.layout import CHOICES, SITES, Layout, ModelKind, as_record, replaced_layers, site_names
 
 Choice = Literal["serial", "parallel"]
 
@@ -30,7 +30,7 @@ class SearchSpaceFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str
-    model: Literal["darec"]
+    model: ModelKind
     sites: list[str] = Field(min_length=1, description="adapter sites of a layer, in the order of a layout's letters")
     choices: list[Choice] = Field(default=["serial", "parallel"], min_length=2, max_length=2)
     replace_every: int = Field(
@@ -38,6 +38,14 @@ class SearchSpaceFile(BaseModel):
     )
     fixed: dict[str, Choice] = Field(default={}, description="sites held at one choice, by pattern")
     equal: list[str] = Field(default=[], description="constraints: all sites that match one pattern take one choice")
+
+    @model_validator(mode="after")
+    def _sites_of_the_model(self) -> SearchSpaceFile:
+        if tuple(self.sites) != SITES[self.model]:
+            raise ValueError(
+                f"{self.model} has the sites [{', '.join(SITES[self.model])}]; name them all, and hold one with fixed:"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,11 @@ class SearchSpace:
     def free(self) -> tuple[str, ...]:
         """The bits that a search chooses."""
         return tuple(n for n, leader in self.leaders.items() if n == leader and n not in self.fixed)
+
+    @property
+    def all_serial(self) -> Layout:
+        """The all-serial layout, as near as fixed sites allow."""
+        return self.nearest(Layout.all_serial(self.layers, len(self.sites)))
 
     @property
     def size(self) -> int:
@@ -195,7 +208,8 @@ def load_search_space(name: str, *, backbone_layers: int, replace_every: int | N
         raise SearchSpaceError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        raise SearchSpaceError(f"{path}: {'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}") from None
+        reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+        raise SearchSpaceError(f"{path}: {'.'.join(map(str, first['loc'])) or 'content'}: {reason}") from None
     if replace_every is not None:
         file = file.model_copy(update={"replace_every": replace_every})
     return SearchSpace(file, backbone_layers)

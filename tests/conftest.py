@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaModel, OPTConfig, OPTModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, OPTConfig, OPTModel, PreTrainedTokenizerFast
 
 from dasearch.data import Dataset, Item, RowFormat, Rows, Sentences
 from dasearch.models.backbone import FrozenBackbone
@@ -20,7 +20,8 @@ from dasearch.models.backbone import FrozenBackbone
 torch.set_num_threads(1)  # tensors here are tiny; more threads would only wait for each other
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 WIDTH, LAYERS, HEADS, VOCABULARY = 32, 2, 4, 50
-FAMILIES = ("opt", "llama")
+FAMILIES = ("opt", "llama")  # decoders
+ALL_FAMILIES = (*FAMILIES, "bert")
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def tiny_model(family: str, layers: int = LAYERS) -> OPTModel | LlamaModel:
+def tiny_model(family: str, layers: int = LAYERS) -> OPTModel | LlamaModel | BertModel:
     """A random model; fork_rng keeps the global stream as it was."""
     common = {
         "vocab_size": VOCABULARY,
@@ -51,6 +52,8 @@ def tiny_model(family: str, layers: int = LAYERS) -> OPTModel | LlamaModel:
         if family == "opt":
             config = OPTConfig(ffn_dim=64, word_embed_proj_dim=WIDTH, dropout=0.0, **common)
             model = OPTModel(config)
+        elif family == "bert":
+            model = BertModel(BertConfig(intermediate_size=64, **common))
         else:
             config = LlamaConfig(intermediate_size=64, num_key_value_heads=2, **common)
             model = LlamaModel(config)
@@ -64,6 +67,11 @@ def tiny_model(family: str, layers: int = LAYERS) -> OPTModel | LlamaModel:
 
 def tiny_backbone(family: str = "opt", layers: int = LAYERS) -> FrozenBackbone:
     return FrozenBackbone(tiny_model(family, layers), name=family)
+
+
+@pytest.fixture(params=ALL_FAMILIES)
+def any_family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(params=FAMILIES)

@@ -9,15 +9,16 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from dasearch.config import StudySettings, load_study, parse_study
+from dasearch.config import STUDIES, load_study, parse_study
 from dasearch.errors import StudyError
+from dasearch.layout import ModelKind
 from dasearch.models.tiny_opt import TinyOPTSettings
 from dasearch.search_space import shipped
 
-STUDIES = sorted(path.stem for path in shipped("studies").glob("*.yaml"))
+SHIPPED = sorted(path.stem for path in shipped("studies").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_studies_load_and_come_back(name: str) -> None:
     settings = load_study(name)
     assert settings.name == name
@@ -25,7 +26,7 @@ def test_shipped_studies_load_and_come_back(name: str) -> None:
 
 
 def test_quickstart_and_amazon_are_shipped() -> None:
-    assert {"quickstart", "amazon-scientific"} <= set(STUDIES)
+    assert {"quickstart", "amazon-scientific"} <= set(SHIPPED)
 
 
 def test_overrides() -> None:
@@ -91,20 +92,55 @@ def fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def test_the_dry_run_shows_every_key() -> None:
-    shown = yaml.safe_load(load_study("quickstart").yaml())
-    for key, _ in fields(StudySettings):
+@pytest.mark.parametrize(("study", "kind"), [("quickstart", "darec"), ("idle", "idle"), ("ra-rec", "ra-rec")])
+def test_the_dry_run_shows_every_key(study: str, kind: str) -> None:
+    shown = yaml.safe_load(load_study(study).yaml())
+    for key, _ in fields(STUDIES[ModelKind(kind)]):
         value = shown
         for part in key.split("."):
             assert part in value, key
             value = value[part]
 
 
-def test_keys_are_described() -> None:
-    plain = {"seed", "epochs", "batch_size", "lr", "weight_decay", "layers", "width", "heads", "ffn"}
-    bare = [key for key, field in fields(StudySettings) if not field.description and key.split(".")[-1] not in plain]
+@pytest.mark.parametrize("kind", list(STUDIES))
+def test_keys_are_described(kind: ModelKind) -> None:
+    plain = {"seed", "epochs", "batch_size", "lr", "weight_decay", "layers", "width", "heads", "ffn", "kind"}
+    bare = [key for key, field in fields(STUDIES[kind]) if not field.description and key.split(".")[-1] not in plain]
     assert not bare
 
 
 def test_tiny_settings_are_the_models_own() -> None:
     assert load_study("quickstart", ["backbone.tiny={}"]).backbone.tiny.settings() == TinyOPTSettings()
+
+
+@pytest.mark.parametrize(
+    ("study", "changes", "sentence"),
+    [
+        ("idle", ["model.prefix=0"], r"model.prefix: a prefix has at least 1 token, got 0; .* see refine=none$"),
+        ("ra-rec", ["model.prefix=0"], r"model.prefix: a prefix has at least 1 token, got 0"),
+        (
+            "idle",
+            ["trial.batch_size=8"],
+            r"trial.batch_size is 8 and MMD compares samples of at least 16 rows; raise it",
+        ),
+        ("idle", ["final.batch_size=15"], r"final.batch_size is 15 and MMD .* or set losses.mmd=0$"),
+        ("idle", ["encoder.pool=as_tokens"], r"gives several ID vectors; set model.refine=concat or none"),
+        ("idle", ["losses.align=1"], r"unknown key losses.align; known here: mmd"),
+        ("idle", ["model.bottleneck=4"], r"unknown key model.bottleneck"),
+        ("idle", ["model.kind=idel"], r"model.kind is 'idel'; did you mean idle\?; choose darec, idle, ra-rec"),
+        ("quickstart", ["encoder.name=sasrec"], r"unknown key encoder"),
+    ],
+)
+def test_wrong_settings_of_the_other_models(study: str, changes: list[str], sentence: str) -> None:
+    with pytest.raises(StudyError, match=sentence) as error:
+        load_study(study, changes)
+    assert "\n" not in str(error.value)
+
+
+def test_small_batches_without_mmd() -> None:
+    assert load_study("idle", ["trial.batch_size=8", "losses.mmd=0"]).trial.batch_size == 8
+
+
+def test_each_model_has_its_own_space() -> None:
+    assert [load_study(name).space_name for name in ("quickstart", "idle", "ra-rec")] == ["darec", "idle", "ra-rec"]
+    assert load_study("idle", ["space.name=idle-strict"]).space_name == "idle-strict"

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from dasearch.errors import LayoutError, SearchSpaceError
-from dasearch.layout import Layout
+from dasearch.layout import SITES, Layout
 from dasearch.search_space import SearchSpace, SearchSpaceFile, load_search_space, space_differences
 
 FILE = {"name": "t", "model": "darec", "sites": ["causal", "context", "recommendation"]}
@@ -77,7 +78,7 @@ def test_hash_is_stable_and_sees_every_key() -> None:
     assert space().hash == SearchSpace(SearchSpaceFile.model_validate(dict(reversed(FILE.items()))), 2).hash
     changed = [
         space(3),
-        space(sites=["causal", "context"]),
+        space(equal=["*.causal"]),
         space(fixed={"layer01.causal": "serial"}),
         space(4, replace_every=2),
     ]
@@ -101,3 +102,18 @@ def test_unknown_name_and_bad_files(tmp_path: Path) -> None:
     file.write_text("a: [")
     with pytest.raises(SearchSpaceError, match="is not YAML"):
         load_search_space(str(file), backbone_layers=2)
+
+
+def test_sites_are_the_models() -> None:
+    with pytest.raises(
+        ValidationError, match=r"darec has the sites \[causal, context, recommendation\]; name them all"
+    ):
+        space(sites=["causal", "context"])
+
+
+@pytest.mark.parametrize(("name", "free"), [("idle", 12), ("idle-strict", 8), ("ra-rec", 12), ("ra-rec-strict", 8)])
+def test_shipped_spaces_of_the_other_models(name: str, free: int) -> None:
+    found = load_search_space(name, backbone_layers=4)
+    assert len(found.free) == free
+    assert found.sites == SITES[found.file.model]
+    assert str(found.all_serial) == "SSS-SSS-SSS-SSS"

@@ -1,19 +1,21 @@
 """Data sets, splits, item sentences, hard negatives and batches. Knows nothing of models."""
 
 from dasearch.data.batches import (
-    AlignmentRows,
+    ItemRows,
     Row,
     RowFormat,
     Rows,
     SequenceBatch,
     evaluation_batches,
-    last_positions,
+    example_batches,
+    n_example_batches,
     n_training_batches,
     sequence_row,
     training_batches,
 )
 from dasearch.data.dataset import Dataset, IntArray, Item
 from dasearch.data.events import Ties
+from dasearch.data.examples import Examples, select_examples
 from dasearch.data.negatives import ContrastiveSample, HardNegatives, hard_negatives, mf_vectors, sample_contrastive
 from dasearch.data.readers import DATASETS, load_dataset, read_complete_journey, read_folder
 from dasearch.data.sentences import ITEM_TOKENS, Sentences, item_sentence, tokenise_items
@@ -23,13 +25,14 @@ from dasearch.data.statistics import Statistics, statistics
 __all__ = [
     "DATASETS",
     "ITEM_TOKENS",
-    "AlignmentRows",
     "ContrastiveSample",
     "Dataset",
     "Development",
+    "Examples",
     "HardNegatives",
     "IntArray",
     "Item",
+    "ItemRows",
     "LeaveOneOut",
     "Row",
     "RowFormat",
@@ -40,15 +43,17 @@ __all__ = [
     "TestSplit",
     "Ties",
     "evaluation_batches",
+    "example_batches",
     "hard_negatives",
     "item_sentence",
-    "last_positions",
     "load_dataset",
     "mf_vectors",
+    "n_example_batches",
     "n_training_batches",
     "read_complete_journey",
     "read_folder",
     "sample_contrastive",
+    "select_examples",
     "sequence_row",
     "statistics",
     "tokenise_items",

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from dasearch.data.dataset import IntArray
+from dasearch.data.examples import Examples
 from dasearch.data.sentences import Sentences
 from dasearch.data.splits import Development
 
 PAD_SEGMENT = -1
 NO_ITEM = -1
+HISTORY_ITEMS = 50  # newest items that an ID encoder reads
 BUCKET_BATCHES = 16  # batches whose rows are sorted by length together
 
 
@@ -31,16 +33,23 @@ class Rows:
     tokens: Tensor
     segments: Tensor
 
+    @property
+    def real(self) -> Tensor:
+        """True where a token is no padding, ``(batch, m)``."""
+        return self.segments != PAD_SEGMENT
+
     def to(self, device: torch.device | str) -> Rows:
         return Rows(self.tokens.to(device), self.segments.to(device))
 
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """Users' rows. Shapes: users ``(batch,)``; items, ends, targets ``(batch, n)``.
+    """Users' rows. Shapes: users, examples ``(batch,)``; items, ends, targets ``(batch, n)``; histories ``(batch, h)``.
 
-    ``items`` are the row's items (-1 padding), ``ends`` the token index of each one's ``[SEQ]`` (0 padding), ``targets``
-    the item to predict there (-1 none).
+    ``users`` are positions in the data set (-1 someone else), ``items`` the row's items (-1 padding), ``ends`` the token
+    index of each one's ``[SEQ]`` (0 padding), ``targets`` the item to predict there (-1 none), ``histories`` the newest
+    items before the last target, which may be more than the row holds (-1 padding), ``examples`` the row's place among
+    the study's `Examples` (-1 none).
     """
 
     rows: Rows
@@ -48,15 +57,26 @@ class SequenceBatch:
     items: Tensor
     ends: Tensor
     targets: Tensor
+    histories: Tensor
+    examples: Tensor
 
     def to(self, device: torch.device | str) -> SequenceBatch:
-        parts = (self.users, self.items, self.ends, self.targets)
+        parts = (self.users, self.items, self.ends, self.targets, self.histories, self.examples)
         return SequenceBatch(self.rows.to(device), *(part.to(device) for part in parts))
+
+    @property
+    def last(self) -> Tensor:
+        """Index of each row's last item, ``(batch,)``."""
+        return (self.items != NO_ITEM).sum(dim=1) - 1
+
+    def at_last(self, values: Tensor) -> Tensor:
+        """Of ``values`` ``(batch, n)`` those at each row's last item, ``(batch,)``."""
+        return values.gather(1, self.last[:, None]).squeeze(1)
 
 
 @dataclass(frozen=True)
 class RowFormat:
-    """How rows are laid out; token ids of ``[SEQ]``, ``[ALIGN]``, padding, and of a row's start, if any."""
+    """How rows are laid out; token ids of ``[SEQ]``, ``[ALIGN]``, padding, a row's start, if any, and a prompt after it."""
 
     seq_token: int
     align_token: int
@@ -64,10 +84,17 @@ class RowFormat:
     start_token: int | None = None
     max_items: int = 50
     max_tokens: int = 2048
+    prompt: tuple[int, ...] = ()
+    history_items: int = HISTORY_ITEMS
 
     @property
     def start(self) -> list[int]:
         return [] if self.start_token is None else [self.start_token]
+
+    @property
+    def opening(self) -> list[int]:
+        """What a user's row begins with."""
+        return [*self.start, *self.prompt]
 
 
 @dataclass(frozen=True)
@@ -84,16 +111,16 @@ def fitting(history: IntArray, sentences: Sentences, row_format: RowFormat) -> I
     """The newest items of a history that fit a row: at most ``max_items``, at most ``max_tokens`` tokens, at least one."""
     newest = history[-row_format.max_items :]
     sizes = np.cumsum((sentences.lengths[newest] + 1)[::-1])
-    room = row_format.max_tokens - len(row_format.start)
+    room = row_format.max_tokens - len(row_format.opening)
     count = max(1, int(np.searchsorted(sizes, room, side="right")))
     return newest[-count:]
 
 
 def sequence_row(history: IntArray, sentences: Sentences, row_format: RowFormat) -> Row:
-    """``[start] T_1 [SEQ] ... T_n [SEQ]`` of the newest items that fit; each is its own segment, even a repeated one."""
+    """``[start] [prompt] T_1 [SEQ] ... T_n [SEQ]`` of the newest items that fit; each is its own segment, even a repeated one."""
     items = fitting(history, sentences, row_format)
     sizes = sentences.lengths[items] + 1
-    start = row_format.start
+    start = row_format.opening
     ends = len(start) + np.cumsum(sizes) - 1
     tokens = np.full(len(start) + int(sizes.sum()), row_format.seq_token, dtype=np.int64)
     tokens[: len(start)] = start
@@ -109,7 +136,7 @@ def sequence_row(history: IntArray, sentences: Sentences, row_format: RowFormat)
     return Row(tokens, segments, items, ends)
 
 
-def _stack(arrays: Sequence[IntArray], fill: int) -> Tensor:
+def stack(arrays: Sequence[IntArray], fill: int) -> Tensor:
     """Right-padded ``(len(arrays), longest)``."""
     out = np.full((len(arrays), max(len(array) for array in arrays)), fill, dtype=np.int64)
     for line, array in zip(out, arrays, strict=True):
@@ -117,13 +144,22 @@ def _stack(arrays: Sequence[IntArray], fill: int) -> Tensor:
     return torch.from_numpy(out)
 
 
-def _batch(users: IntArray, rows: Sequence[Row], targets: Sequence[IntArray], row_format: RowFormat) -> SequenceBatch:
+def _batch(
+    users: IntArray,
+    rows: Sequence[Row],
+    targets: Sequence[IntArray],
+    histories: Sequence[IntArray],
+    row_format: RowFormat,
+    examples: IntArray | None = None,
+) -> SequenceBatch:
     return SequenceBatch(
-        Rows(_stack([r.tokens for r in rows], row_format.pad_token), _stack([r.segments for r in rows], PAD_SEGMENT)),
+        Rows(stack([r.tokens for r in rows], row_format.pad_token), stack([r.segments for r in rows], PAD_SEGMENT)),
         torch.as_tensor(users),
-        _stack([r.items for r in rows], NO_ITEM),
-        _stack([r.ends for r in rows], 0),
-        _stack(targets, NO_ITEM),
+        stack([r.items for r in rows], NO_ITEM),
+        stack([r.ends for r in rows], 0),
+        stack(targets, NO_ITEM),
+        stack([history[-row_format.history_items :] for history in histories], NO_ITEM),
+        torch.full((len(users),), -1) if examples is None else torch.as_tensor(examples),
     )
 
 
@@ -144,10 +180,12 @@ def training_batches(
     *,
     batch_size: int,
     generator: torch.Generator,
+    examples: Examples | None = None,
 ) -> Iterator[SequenceBatch]:
     """Every user with two training items or more, once: the newest items in, at each ``[SEQ]`` the item after it.
 
-    Rows of similar length share a batch, within chunks of `BUCKET_BATCHES` batches of shuffled users.
+    Rows of similar length share a batch, within chunks of `BUCKET_BATCHES` batches of shuffled users. Of ``examples``,
+    where given, only those count as targets.
     """
     users = trainable_users(development)
     inputs = {k: fitting(development.train[k][:-1], sentences, row_format) for k in users.tolist()}
@@ -155,8 +193,74 @@ def training_batches(
     for chosen in _bucketed(sizes, batch_size, generator):
         places = users[chosen].tolist()
         rows = [sequence_row(inputs[k], sentences, row_format) for k in places]
-        targets = [development.train[k][-len(inputs[k]) :] for k in places]
-        yield _batch(development.users[places], rows, targets, row_format)
+        targets = [_targets(development, k, len(inputs[k]), examples) for k in places]
+        histories = [development.train[k][:-1] for k in places]
+        yield _batch(development.users[places], rows, targets, histories, row_format)
+
+
+def _targets(development: Development, k: int, count: int, examples: Examples | None) -> IntArray:
+    """The newest ``count`` training items of the k-th user; `NO_ITEM` where the item is not among ``examples``."""
+    sequence = development.train[k]
+    if examples is None:
+        return sequence[-count:]
+    cuts = examples.cuts[examples.of(development.users[[k]])]
+    places = np.arange(len(sequence) - count, len(sequence))
+    return np.where(np.isin(places, cuts), sequence[-count:], NO_ITEM)
+
+
+def example_batches(
+    development: Development,
+    examples: Examples,
+    sentences: Sentences,
+    row_format: RowFormat,
+    *,
+    batch_size: int,
+    generator: torch.Generator,
+) -> Iterator[SequenceBatch]:
+    """Every example of ``development``'s users once: the items before its cut in, one target at the last ``[SEQ]``."""
+    places = examples.of(development.users)
+    row = {user: k for k, user in enumerate(development.users.tolist())}
+    sequences = [development.train[row[user]] for user in examples.users[places].tolist()]
+    cuts = examples.cuts[places].tolist()
+    histories = [sequence[:cut] for sequence, cut in zip(sequences, cuts, strict=True)]
+    targets = np.array([sequence[cut] for sequence, cut in zip(sequences, cuts, strict=True)], dtype=np.int64)
+    sizes = _row_sizes(histories, sentences, row_format)
+    for chosen in _bucketed(sizes, batch_size, generator):
+        yield _one_target_batch(
+            examples.users[places[chosen]],
+            [histories[k] for k in chosen.tolist()],
+            targets[chosen],
+            sentences,
+            row_format,
+            examples=places[chosen],
+        )
+
+
+def n_example_batches(development: Development, examples: Examples, batch_size: int) -> int:
+    """Number of batches that `example_batches` gives."""
+    return -(-len(examples.of(development.users)) // batch_size)
+
+
+def _row_sizes(histories: Sequence[IntArray], sentences: Sentences, row_format: RowFormat) -> IntArray:
+    inputs = (fitting(history, sentences, row_format) for history in histories)
+    return np.array([int((sentences.lengths[items] + 1).sum()) for items in inputs], dtype=np.int64)
+
+
+def _one_target_batch(
+    users: IntArray,
+    histories: Sequence[IntArray],
+    targets: IntArray | None,
+    sentences: Sentences,
+    row_format: RowFormat,
+    *,
+    examples: IntArray | None = None,
+) -> SequenceBatch:
+    rows = [sequence_row(history, sentences, row_format) for history in histories]
+    wanted = [np.full(len(row.items), NO_ITEM, dtype=np.int64) for row in rows]
+    if targets is not None:
+        for line, target in zip(wanted, targets, strict=True):
+            line[-1] = target
+    return _batch(users, rows, wanted, histories, row_format, examples)
 
 
 def _bucketed(sizes: IntArray, batch_size: int, generator: torch.Generator) -> list[IntArray]:
@@ -182,28 +286,22 @@ def evaluation_batches(
 ) -> Iterator[SequenceBatch]:
     """Every user once, rows of similar length together: the newest history in, the held-out item at the last ``[SEQ]``.
 
-    Without ``targets`` there is nothing to predict but `last_positions` still says where a prediction is read.
+    Without ``targets`` there is nothing to predict but `SequenceBatch.last` still says where a prediction is read.
     """
-    inputs = [fitting(history, sentences, row_format) for history in histories]
-    sizes = np.array([int((sentences.lengths[items] + 1).sum()) for items in inputs], dtype=np.int64)
-    order = np.argsort(sizes, kind="stable")
+    order = np.argsort(_row_sizes(histories, sentences, row_format), kind="stable")
     for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size].tolist()
-        rows = [sequence_row(inputs[k], sentences, row_format) for k in places]
-        wanted = [np.full(len(inputs[k]), NO_ITEM, dtype=np.int64) for k in places]
-        if targets is not None:
-            for k, line in zip(places, wanted, strict=True):
-                line[-1] = targets[k]
-        yield _batch(users[places], rows, wanted, row_format)
+        places = order[start : start + batch_size]
+        yield _one_target_batch(
+            users[places],
+            [histories[k] for k in places.tolist()],
+            None if targets is None else targets[places],
+            sentences,
+            row_format,
+        )
 
 
-def last_positions(batch: SequenceBatch) -> Tensor:
-    """Index of each row's last real item, ``(batch,)``."""
-    return (batch.items != NO_ITEM).sum(dim=1) - 1
-
-
-class AlignmentRows:
-    """``prompt T_i [ALIGN]`` for any item i (DARec sec. 2.2.2).
+class ItemRows:
+    """``prompt T_i [ALIGN]`` for any item i (DARec sec. 2.2.2); without ``[ALIGN]`` trained, RA-Rec's item rows.
 
     Args:
         prompt_group: the prompt and the item are one segment; else the prompt is its own.
@@ -223,7 +321,7 @@ class AlignmentRows:
             sentence = self._sentences.of(item)
             tokens.append(np.array([*self._opening, *sentence, self._format.align_token], dtype=np.int64))
             segments.append(np.array([*self._opening_segments, *[1] * (len(sentence) + 1)], dtype=np.int64))
-        return Rows(_stack(tokens, self._format.pad_token), _stack(segments, PAD_SEGMENT))
+        return Rows(stack(tokens, self._format.pad_token), stack(segments, PAD_SEGMENT))
 
     def ends(self, items: Tensor) -> Tensor:
         """Token index of each row's ``[ALIGN]``, ``(k,)``."""

@@ -1,13 +1,14 @@
-"""Frozen Hugging Face decoders, taken apart just far enough to run one attention under two masks.
+"""Frozen Hugging Face decoders and encoders, taken apart just far enough to do the attention product ourselves.
 
 A block projects queries, keys and values once; DARec attends with them under the causal and under the context mask
-(Liu et al. 2024, sec. 2.3.3 and app. C). The frozen modules themselves do all the arithmetic but the attention product.
+(Liu et al. 2024, sec. 2.3.3 and app. C), IDLE-Adapter and RA-Rec with further keys and values in front. The frozen
+modules themselves do all the rest.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from transformers import (
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from dasearch.errors import BackboneError
-from dasearch.models.attention import Projected, attend_causally
+from dasearch.models.attention import Projected, attend, attend_causally
 
 
 class AttentionScale(StrEnum):
@@ -34,8 +35,8 @@ class AttentionScale(StrEnum):
     MODEL = "model"  # 1 / sqrt(d_LLM), as the paper prints
 
 
-class DecoderBlock(nn.Module):
-    """One frozen pre-norm layer. Subclasses name the parts of their family."""
+class Block(nn.Module):
+    """One frozen layer. Subclasses name the parts of their family."""
 
     layer: Any  # a Hugging Face layer; its parts are named by the family
 
@@ -46,19 +47,18 @@ class DecoderBlock(nn.Module):
         self.head_width = int(getattr(config, "head_dim", None) or config.hidden_size // self.heads)
         self.scale = 1 / math.sqrt(self.head_width if scale is AttentionScale.HEAD else config.hidden_size)
 
-    def forward(self, hidden: Tensor, positions: Positions) -> Tensor:
-        """The layer as it was trained, for rows padded on the right."""
-        attended = attend_causally(self.project(self.norm1(hidden), positions))
-        hidden = hidden + self.output(attended)
-        return hidden + self.ffn(self.norm2(hidden))
+    def forward(self, hidden: Tensor, positions: Positions, mask: Tensor | None = None) -> Tensor:
+        """The layer as it was trained, for rows padded on the right; ``mask`` None is causal."""
+        projected = self.project(self.norm1(hidden), positions)
+        attended = attend_causally(projected) if mask is None else attend(projected, mask)
+        return self.finish(hidden, self.output(attended))
 
     def norm1(self, hidden: Tensor) -> Tensor:
+        """What the attention reads of the layer's input."""
         raise NotImplementedError
 
-    def norm2(self, hidden: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def ffn(self, hidden: Tensor) -> Tensor:
+    def finish(self, hidden: Tensor, attention: Tensor) -> Tensor:
+        """The layer's output from its input and its attention's."""
         raise NotImplementedError
 
     def output(self, attended: Tensor) -> Tensor:
@@ -72,6 +72,20 @@ class DecoderBlock(nn.Module):
     def _heads(self, projected: Tensor) -> Tensor:
         split: Tensor = projected.unflatten(-1, (-1, self.head_width))
         return split.transpose(1, 2)
+
+
+class DecoderBlock(Block):
+    """One frozen pre-norm layer."""
+
+    def norm2(self, hidden: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def ffn(self, hidden: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def finish(self, hidden: Tensor, attention: Tensor) -> Tensor:
+        hidden = hidden + attention
+        return hidden + self.ffn(self.norm2(hidden))
 
 
 class Positions(NamedTuple):
@@ -132,8 +146,31 @@ class LlamaBlock(DecoderBlock):
         return Projected(queries * self.scale, keys, values)
 
 
+class BertBlock(Block):
+    """Devlin et al. 2019 (BERT) and its relatives BGE and MiniLM: both directions, norms after the sublayers."""
+
+    def norm1(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def output(self, attended: Tensor) -> Tensor:
+        return self.layer.attention.output.dense(attended)  # type: ignore[no-any-return]
+
+    def finish(self, hidden: Tensor, attention: Tensor) -> Tensor:
+        normed = self.layer.attention.output.LayerNorm(hidden + attention)
+        out = self.layer.output.dense(self.layer.intermediate(normed))
+        return self.layer.output.LayerNorm(normed + out)  # type: ignore[no-any-return]
+
+    def project(self, normed: Tensor, positions: Positions | None) -> Projected:
+        attention = self.layer.attention.self
+        return Projected(
+            self._heads(attention.query(normed) * self.scale),
+            self._heads(attention.key(normed)),
+            self._heads(attention.value(normed)),
+        )
+
+
 class FrozenBackbone(nn.Module):
-    """A Hugging Face decoder whose parameters never change, as a list of `DecoderBlock`.
+    """A Hugging Face decoder or encoder whose parameters never change, as a list of `Block`.
 
     Raises:
         BackboneError: for a family without an entry in ``FAMILIES``, or one that norms after its sublayers.
@@ -143,16 +180,14 @@ class FrozenBackbone(nn.Module):
         super().__init__()
         family = FAMILIES.get(model.config.model_type)
         if family is None:
-            raise BackboneError(
-                f"{name or 'the backbone'} is of family {model.config.model_type!r}, which DARec cannot wrap; "
-                f"choose a decoder of one of {', '.join(FAMILIES)}"
-            )
+            raise _unknown_family(name or "the backbone", model.config.model_type)
         self.name = name
         self.model = model.eval().requires_grad_(False)
         self.config = model.config
         self.width = int(model.config.hidden_size)
         self.vocabulary = int(model.config.vocab_size)
         self.max_tokens = int(model.config.max_position_embeddings)
+        self.causal = model.config.model_type in DECODERS
         self._parts = family(model)
         self.blocks = nn.ModuleList(self._parts.block(layer, model.config, scale) for layer in self._parts.layers)
 
@@ -161,15 +196,35 @@ class FrozenBackbone(nn.Module):
         return super().train(False)
 
     @property
-    def decoder_blocks(self) -> list[DecoderBlock]:
+    def all_blocks(self) -> list[Block]:
         """The layers, bottom first."""
         return list(self.blocks)  # type: ignore[arg-type]
 
-    def embed(self, tokens: Tensor, extra_rows: Tensor) -> Tensor:
+    @property
+    def decoder_blocks(self) -> list[DecoderBlock]:
+        """The layers of a decoder, bottom first.
+
+        Raises:
+            BackboneError: for an encoder.
+        """
+        if not self.causal:
+            raise _not_a_decoder(self.name, self.config.model_type)
+        return list(self.blocks)  # type: ignore[arg-type]
+
+    def mask(self, real: Tensor) -> Tensor | None:
+        """Where the plain model may look, for `Block.forward`: None (causal), or every real token.
+
+        Shapes: real ``(batch, m)`` bool -> ``(batch, m, m)``.
+        """
+        return None if self.causal else real[:, None, :].expand(-1, real.shape[1], -1)
+
+    def embed(self, tokens: Tensor, extra_rows: Tensor | None = None) -> Tensor:
         """Token embeddings, where ids from ``vocabulary`` on take the rows of ``extra_rows`` ``(k, width)``.
 
         Shapes: tokens ``(batch, m)`` -> ``(batch, m, width)``.
         """
+        if extra_rows is None:
+            return self._parts.tokens(tokens)
         special = tokens >= self.vocabulary
         frozen = self._parts.tokens(tokens.masked_fill(special, 0))
         added = F.embedding((tokens - self.vocabulary).clamp(min=0), extra_rows)
@@ -184,19 +239,29 @@ class FrozenBackbone(nn.Module):
         norm: Tensor = self._parts.final_norm(hidden)
         return norm
 
-    def hidden_states(self, tokens: Tensor) -> Tensor:
-        """Last hidden states of the plain model for rows padded on the right, ``(batch, m, width)``."""
-        hidden, positions = self.start(self._parts.tokens(tokens))
-        for block in self.decoder_blocks:
-            hidden = block(hidden, positions)
-        return self.final_norm(hidden)
+    def hidden_states(self, tokens: Tensor, real: Tensor) -> Tensor:
+        """Last hidden states of the plain model for rows padded on the right.
+
+        Shapes: tokens, real (bool) ``(batch, m)`` -> ``(batch, m, width)``.
+        """
+        *_, last = self.layer_states(tokens, real)
+        return self.final_norm(last)
+
+    def layer_states(self, tokens: Tensor, real: Tensor) -> Iterator[Tensor]:
+        """The plain model's input of each layer, then the last layer's output, each ``(batch, m, width)``."""
+        hidden, positions = self.start(self.embed(tokens))
+        mask = self.mask(real)
+        for block in self.all_blocks:
+            yield hidden
+            hidden = block(hidden, positions, mask)
+        yield hidden
 
 
 class _Parts(NamedTuple):
     """Where a family keeps what lies outside its layers."""
 
     layers: nn.ModuleList
-    block: type[DecoderBlock]
+    block: type[Block]
     tokens: Callable[[Tensor], Tensor]
     start: Callable[[Tensor, Tensor], tuple[Tensor, Positions]]
     final_norm: Callable[[Tensor], Tensor]
@@ -223,12 +288,37 @@ def _llama(model: PreTrainedModel) -> _Parts:
     return _Parts(model.layers, LlamaBlock, model.embed_tokens, start, model.norm)
 
 
-FAMILIES: dict[str, Callable[[PreTrainedModel], _Parts]] = {
+def _bert(model: PreTrainedModel) -> _Parts:
+    embeddings = model.embeddings
+
+    def start(embedded: Tensor, places: Tensor) -> tuple[Tensor, Positions]:
+        first_kind = embeddings.token_type_embeddings.weight[0]
+        summed = embedded + first_kind + embeddings.position_embeddings(places)
+        return embeddings.LayerNorm(summed), Positions(None, None)
+
+    return _Parts(model.encoder.layer, BertBlock, embeddings.word_embeddings, start, nn.Identity())
+
+
+DECODERS: dict[str, Callable[[PreTrainedModel], _Parts]] = {
     "opt": _opt,
     "llama": _llama,
     "mistral": _llama,
     "qwen2": _llama,
 }
+FAMILIES = {**DECODERS, "bert": _bert}
+
+
+def _unknown_family(name: str, family: str) -> BackboneError:
+    return BackboneError(
+        f"{name} is of family {family!r}, which dasearch cannot wrap; choose one of {', '.join(FAMILIES)}"
+    )
+
+
+def _not_a_decoder(name: str, family: str) -> BackboneError:
+    return BackboneError(
+        f"{name or 'the backbone'} is an encoder (family {family!r}) and DARec needs a decoder; "
+        f"choose one of {', '.join(DECODERS)}, or model.kind idle or ra-rec"
+    )
 
 
 def load_pretrained(
@@ -249,21 +339,20 @@ def load_pretrained(
     return keep_layers(model, layers), tokenizer
 
 
-def pretrained_layers(name: str, *, layers: int | None = None) -> int:
+def pretrained_layers(name: str, *, layers: int | None = None, decoder: bool = False) -> int:
     """Number of layers of a saved or hub model, without loading its weights.
 
     Raises:
-        BackboneError: as `load_pretrained`.
+        BackboneError: as `load_pretrained`, and for an encoder where a ``decoder`` is needed.
     """
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise _unreachable(name, error) from None
     if config.model_type not in FAMILIES:
-        raise BackboneError(
-            f"{name} is of family {config.model_type!r}, which DARec cannot wrap; "
-            f"choose a decoder of one of {', '.join(FAMILIES)}"
-        )
+        raise _unknown_family(name, config.model_type)
+    if decoder and config.model_type not in DECODERS:
+        raise _not_a_decoder(name, config.model_type)
     have = int(config.num_hidden_layers)
     if layers is not None and layers > have:
         raise BackboneError(f"backbone.layers is {layers} and the backbone has {have}; choose 1 to {have}")
@@ -277,8 +366,11 @@ def keep_layers(model: PreTrainedModel, layers: int | None) -> PreTrainedModel:
         return model
     if not 1 <= layers < have:
         raise BackboneError(f"backbone.layers is {layers} and the backbone has {have}; choose 1 to {have}")
-    holder: Any = model.decoder if model.config.model_type == "opt" else model
-    holder.layers = holder.layers[:layers]
+    if model.config.model_type == "bert":
+        model.encoder.layer = model.encoder.layer[:layers]
+    else:
+        holder: Any = model.decoder if model.config.model_type == "opt" else model
+        holder.layers = holder.layers[:layers]
     model.config.num_hidden_layers = layers
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = model.config.layer_types[:layers]

@@ -6,14 +6,17 @@ Differs from NeuMF: one table a side serves both of its paths (``embedding="conc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 CF_WIDTH = 64  # unstated in the paper; SPEC 1.4
 INIT_SD = 0.01  # of the tables, as in He et al. 2017
+RIDGE = 1e-3  # of the fold-in regression, relative to the mean square of its inputs
 
 
 class NCFEmbedding(StrEnum):
@@ -29,6 +32,9 @@ class CollaborativeModel(Protocol):
     def user_vectors(self, users: Tensor) -> Tensor: ...
     def item_vectors(self, items: Tensor) -> Tensor: ...
     def scores(self, users: Tensor, items: Tensor) -> Tensor: ...
+    def score_all(self, vectors: Tensor) -> Tensor:
+        """Shapes: user vectors ``(batch, width)`` -> scores of every item ``(batch, items)``."""
+        ...
 
 
 class MatrixFactorization(nn.Module):
@@ -36,7 +42,7 @@ class MatrixFactorization(nn.Module):
 
     def __init__(self, n_users: int, n_items: int, *, width: int = CF_WIDTH, generator: torch.Generator) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.n_items = width, n_items
         self.users = _table(n_users, width, generator)
         self.items = _table(n_items, width, generator)
         self.bias = nn.Embedding(n_items, 1)
@@ -52,6 +58,9 @@ class MatrixFactorization(nn.Module):
         product: Tensor = self.users(users) * self.items(items)
         bias: Tensor = self.bias(items)
         return product.sum(-1) + bias.squeeze(-1)
+
+    def score_all(self, vectors: Tensor) -> Tensor:
+        return vectors @ self.items.weight.T + self.bias.weight.T
 
 
 class NeuralCollaborativeFiltering(nn.Module):
@@ -69,7 +78,7 @@ class NeuralCollaborativeFiltering(nn.Module):
         super().__init__()
         tables = 1 if embedding is NCFEmbedding.SHARED else 2
         self.path_width = width
-        self.width = tables * width
+        self.width, self.n_items = tables * width, n_items
         self.users = _table(n_users, self.width, generator)
         self.items = _table(n_items, self.width, generator)
         self.mlp = nn.Sequential(
@@ -84,10 +93,41 @@ class NeuralCollaborativeFiltering(nn.Module):
         return self.items(items)  # type: ignore[no-any-return]
 
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
-        user, item = self.users(users), self.items(items)
+        return self._score(self.users(users), self.items(items))
+
+    def score_all(self, vectors: Tensor) -> Tensor:
+        items = self.items.weight
+        shape = (len(vectors), len(items), self.width)
+        return self._score(vectors[:, None].expand(shape), items[None].expand(shape))
+
+    def _score(self, user: Tensor, item: Tensor) -> Tensor:
         product = user[..., : self.path_width] * item[..., : self.path_width]
         inner = self.mlp(torch.cat([user[..., -self.path_width :], item[..., -self.path_width :]], dim=-1))
         return self.out(torch.cat([product, inner], dim=-1)).squeeze(-1)  # type: ignore[no-any-return]
+
+
+def fold_in(model: CollaborativeModel, matrix: Tensor, histories: Tensor) -> Tensor:
+    """Vectors of users outside the training data, by `fold_in_matrix`.
+
+    Shapes: histories ``(batch, n)`` padded with -1 -> ``(batch, width)``.
+    """
+    real = (histories >= 0)[..., None]
+    mean = (model.item_vectors(histories.clamp(min=0)) * real).sum(1) / real.sum(1)
+    return F.pad(mean, (0, 1), value=1.0) @ matrix
+
+
+@torch.no_grad()
+def fold_in_matrix(model: CollaborativeModel, users: Tensor, sequences: Sequence[Tensor]) -> Tensor:
+    """Ridge regression of users' vectors on the means of their training items' vectors: ``(width + 1, width)``.
+
+    It gives a user outside the training data a vector of the same kind.
+    """
+    means = torch.stack([model.item_vectors(items).mean(0) for items in sequences])
+    known = torch.cat([means, means.new_ones(len(means), 1)], dim=1).double()
+    gram = known.T @ known
+    penalty = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    solved: Tensor = torch.linalg.solve(gram + penalty, known.T @ model.user_vectors(users).double())
+    return solved.float()
 
 
 def _table(rows: int, width: int, generator: torch.Generator) -> nn.Embedding:

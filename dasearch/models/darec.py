@@ -7,26 +7,42 @@ rows are trained; readings of SPEC 1 where the text is silent. Each such reading
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from enum import StrEnum
 from functools import cached_property
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from dasearch.data import Rows
-from dasearch.layout import Layout, replaced_layers
+from dasearch.data import ItemRows, Rows, SequenceBatch
+from dasearch.layout import ModelKind
 from dasearch.models.adapters import Activation, AdapterInit, BottleneckAdapter, MaskRouter, ParallelReduce, place
 from dasearch.models.attention import ItemBlocks, MaskMode, Projected, attend, attend_causally
 from dasearch.models.backbone import AttentionScale, DecoderBlock, FrozenBackbone, Positions
-from dasearch.models.collaborative import CF_WIDTH, MatrixFactorization, NCFEmbedding, NeuralCollaborativeFiltering
+from dasearch.models.base import (
+    HEAD_SD,
+    HeadBias,
+    HeadRows,
+    RecommenderModel,
+    Scorer,
+    gather_tokens,
+    new_linear,
+    start_head,
+)
+from dasearch.models.collaborative import (
+    CF_WIDTH,
+    MatrixFactorization,
+    NCFEmbedding,
+    NeuralCollaborativeFiltering,
+    fold_in,
+    fold_in_matrix,
+)
 from dasearch.models.masks import PAD_SEGMENT, causal_mask, context_mask
 
-SITES = ("causal", "context", "recommendation")
 SPECIAL_TOKENS = 2  # [SEQ] and [ALIGN], the ids after the backbone's vocabulary
-INIT_SD = 0.02  # of the new token rows and the head: OPT's own
+TOKEN_SD = 0.02  # of the new token rows: OPT's own
 
 
 class Variation(StrEnum):
@@ -59,22 +75,12 @@ class RecommendationSite(StrEnum):
     ROUTER_OUTPUT = "router_output"
 
 
-class HeadBias(StrEnum):
-    LOG_FREQUENCY = "log-frequency"
-    ZERO = "zero"
-
-
-class HeadRows(StrEnum):
-    TEXT = "text"
-    NORMAL = "normal"
-    ZERO = "zero"
-
-
 class DARecSettings(BaseModel):
     """Every reading of the paper that a study can choose."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    kind: Literal[ModelKind.DAREC] = ModelKind.DAREC
     variation: Variation = Field(Variation.DAREC, description="darec, or one of the paper's own variations of it")
     bottleneck: int = Field(64, ge=1, description="width between an adapter's two projections (fig. 8)")
     activation: Activation = Field(Activation.RELU, description="between them; none is the printed form")
@@ -102,6 +108,11 @@ class DARecSettings(BaseModel):
     prompt_group: bool = Field(True, description="an alignment row is one segment; else its prompt is another")
     head_bias: HeadBias = Field(HeadBias.LOG_FREQUENCY, description="start of the item head's bias")
     head_rows: HeadRows = Field(HeadRows.TEXT, description="start of its rows: frozen text vectors, normal, or zero")
+
+    @property
+    def label(self) -> str:
+        """What a report calls this model."""
+        return self.variation.value
 
     @property
     def searchable(self) -> bool:
@@ -142,10 +153,9 @@ class LayerInputs:
 class PlainLayer(nn.Module):
     """The frozen layer as it is: below the first adapted one, between them for r > 1, everywhere in LLMRec."""
 
-    def __init__(self, block: DecoderBlock, settings: DARecSettings) -> None:
+    def __init__(self, block: DecoderBlock) -> None:
         super().__init__()
         self.block = block
-        self.settings = settings
 
     def forward(self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None) -> Tensor:
         found: Tensor = self.block(hidden, inputs.positions)
@@ -240,15 +250,21 @@ def _adapter(width: int, settings: DARecSettings, generator: torch.Generator) ->
     )
 
 
-class DARec(nn.Module):
+class DARec(RecommenderModel):
     """The recommender: rows of item sentences in, hidden states and item scores out; the layout is an argument.
 
     Args:
-        backbone: the frozen decoder, shared by every recommender of a study.
+        backbone: a frozen decoder.
         n_users, n_items: sizes of the CF tables and the item head.
         replace_every: replacement frequency r (fig. 10).
         generator: draws every initial weight.
+
+    Raises:
+        BackboneError: for an encoder.
     """
+
+    kind = ModelKind.DAREC
+    fold_in: Tensor
 
     def __init__(
         self,
@@ -260,28 +276,26 @@ class DARec(nn.Module):
         replace_every: int = 1,
         generator: torch.Generator,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone, n_items=n_items, replace_every=replace_every)
         self.settings = settings
-        self.n_items = n_items
-        self.replaced = replaced_layers(len(backbone.blocks), replace_every)
         width = backbone.width
-        self.special = nn.Parameter(torch.empty(SPECIAL_TOKENS, width).normal_(std=INIT_SD, generator=generator))
+        self.special = nn.Parameter(torch.empty(SPECIAL_TOKENS, width).normal_(std=TOKEN_SD, generator=generator))
         self.layers = nn.ModuleList(
             self._layer(index, block, generator) for index, block in enumerate(backbone.decoder_blocks)
         )
         self.head = nn.Linear(width, n_items)
-        nn.init.normal_(self.head.weight, std=INIT_SD, generator=generator)
+        nn.init.normal_(self.head.weight, std=HEAD_SD, generator=generator)
         nn.init.zeros_(self.head.bias)
         self.cf = self._collaborative(n_users, n_items, generator) if settings.uses_collaborative else None
         if self.cf is not None:
             copies = len(self.replaced) if settings.collab_proj is CollabProjection.PER_LAYER else 1
             self.user_projection = _projections(copies, self.cf.width, width, generator)
             self.item_projection = _projections(copies, self.cf.width, width, generator)
+            self.register_buffer("fold_in", torch.zeros(self.cf.width + 1, self.cf.width))
 
     def _layer(self, index: int, block: DecoderBlock, generator: torch.Generator) -> nn.Module:
         if index not in self.replaced or self.settings.variation is Variation.LLMREC:
-            return PlainLayer(block, self.settings)
+            return PlainLayer(block)
         kind = BaseLayer if self.settings.variation is Variation.BASE else DALayer
         return kind(block, self.settings, self.backbone.width, generator)
 
@@ -290,10 +304,6 @@ class DARec(nn.Module):
     ) -> MatrixFactorization | NeuralCollaborativeFiltering:
         cf = build_collaborative(self.settings, n_users, n_items, generator)
         return cf.requires_grad_(self.settings.cf_mode is CFMode.JOINT)
-
-    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Adapters, routers, head, two token rows and, unless frozen, CF with its projections; a name each."""
-        return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
 
     def hidden(self, rows: Rows, layout: Tensor, collaborative: Tensor | None = None) -> Tensor:
         """Last hidden states after the final norm.
@@ -315,11 +325,25 @@ class DARec(nn.Module):
 
     def user_keys(self, users: Tensor) -> Tensor | None:
         """The collaborative key of sequence rows: ``(projections, batch, width)``."""
-        return None if self.cf is None else self.project_users(self.cf.user_vectors(users))
+        return None if self.cf is None else self._project(self.cf.user_vectors(users), self.user_projection)
 
-    def project_users(self, vectors: Tensor) -> Tensor:
-        """The collaborative key for CF user vectors ``(batch, cf width)``: ``(projections, batch, width)``."""
-        return self._project(vectors, self.user_projection)
+    def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:
+        keys = None if self.cf is None else self._project(self._user_vectors(batch), self.user_projection)
+        hidden = self.hidden(batch.rows, layout, keys)
+        return gather_tokens(hidden, batch.at_last(batch.ends)[:, None]).squeeze(1)
+
+    def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
+        return self.logits
+
+    def _user_vectors(self, batch: SequenceBatch) -> Tensor:
+        """CF vectors ``(batch, cf width)``: a user's own, or one estimated from the history (`fit_newcomers`)."""
+        assert self.cf is not None
+        own = self.cf.user_vectors(batch.users.clamp(min=0))
+        return torch.where((batch.users >= 0)[:, None], own, fold_in(self.cf, self.fold_in, batch.histories))
+
+    def fit_newcomers(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
+        if self.cf is not None:
+            self.fold_in.copy_(fold_in_matrix(self.cf, users, sequences))
 
     def item_keys(self, items: Tensor) -> Tensor | None:
         """The collaborative key of alignment rows, unless ``collab_in_align`` is off."""
@@ -345,28 +369,10 @@ class DARec(nn.Module):
         scores: Tensor = self.head(hidden)
         return scores
 
-    def layout_tensor(self, layout: Layout) -> Tensor:
-        """The layout as ``forward`` reads it, on the model's device."""
-        layout.require(len(self.replaced), len(SITES))
-        return layout.tensor(device=self.head.weight.device)
-
-    @torch.no_grad()
     def start_head(self, item_counts: Tensor, text_vectors: Tensor) -> None:
-        """Start the head where ``head_bias`` and ``head_rows`` say.
-
-        Shapes: item_counts ``(items,)`` of training events, text_vectors ``(items, width)`` of the frozen model.
-        """
-        if self.settings.head_bias is HeadBias.LOG_FREQUENCY:
-            frequency = (item_counts + 1.0) / (item_counts + 1.0).sum()  # +1: unseen items stay finite
-            self.head.bias.copy_(frequency.log())
-        if self.settings.head_rows is HeadRows.ZERO:
-            self.head.weight.zero_()
-        elif self.settings.head_rows is HeadRows.TEXT:
-            centred = text_vectors - text_vectors.mean(0)
-            scale = INIT_SD / centred.std().clamp(
-                min=1e-6
-            )  # as large as the normal start, so that only directions differ
-            self.head.weight.copy_(centred * scale)
+        """Start the head where ``head_bias`` and ``head_rows`` say; shapes as `dasearch.models.base.start_head`."""
+        bias, rows = self.settings.head_bias, self.settings.head_rows
+        start_head(self.head, item_counts, text_vectors, bias=bias, rows=rows, sd=HEAD_SD)
 
 
 def build_collaborative(
@@ -380,19 +386,5 @@ def build_collaborative(
     )
 
 
-def gather_tokens(hidden: Tensor, positions: Tensor) -> Tensor:
-    """Shapes: hidden ``(batch, m, width)``, positions ``(batch, n)`` -> ``(batch, n, width)``.
-
-    A lookup in one flat table, whose backward adds in a fixed order (bit-for-bit on CPU).
-    """
-    batch, m, width = hidden.shape
-    rows = torch.arange(batch, device=hidden.device)[:, None] * m
-    return F.embedding(positions + rows, hidden.reshape(batch * m, width))
-
-
 def _projections(copies: int, inputs: int, outputs: int, generator: torch.Generator) -> nn.ModuleList:
-    projections = nn.ModuleList(nn.Linear(inputs, outputs) for _ in range(copies))
-    for projection in projections:
-        nn.init.xavier_uniform_(projection.weight, generator=generator)  # type: ignore[arg-type]
-        nn.init.zeros_(projection.bias)  # type: ignore[arg-type]
-    return projections
+    return nn.ModuleList(new_linear(inputs, outputs, generator) for _ in range(copies))

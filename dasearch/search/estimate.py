@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dasearch.config import DARecStudy, EncoderStudy, StudySettings
 from dasearch.data import LeaveOneOut
-from dasearch.layout import Layout
 from dasearch.search.runner import CONTROLS, data_bo
 from dasearch.search.study import Study
 from dasearch.training.loop import train
-from dasearch.training.materials import build_catalogue, open_backbone, prepare
+from dasearch.training.materials import build_catalogue, open_backbone
+from dasearch.training.preparation import prepare
 from dasearch.training.seeds import generator_for
 
 SAMPLE_USERS = 96  # users of the timed epoch
@@ -33,14 +34,14 @@ class Estimate:
 
 def estimate(study: Study) -> Estimate:
     """Time one epoch on a few users and scale it up; tiny-opt's own first training is not counted."""
-    settings = study.settings.model_copy(update={"cf": study.settings.cf.model_copy(update={"epochs": 0})})
+    settings = quickly(study.settings)
     space, dataset = study.space(), study.dataset()
     development = LeaveOneOut(dataset).development
     backbone, tokenizer = open_backbone(settings, dataset, trained=False)
     share = min(1.0, SAMPLE_USERS / len(development.users))
     sample = development.sample_users(share, generator_for("estimate"))
     materials = prepare(settings, build_catalogue(settings, dataset, backbone, tokenizer), sample)
-    layout = space.nearest(Layout.all_serial(space.layers, len(space.sites)))
+    layout = space.all_serial
     recipe = settings.trial.model_copy(update={"epochs": 2})
     every = space.file.replace_every
     trained = train(settings, materials, layout, recipe, replace_every=every)
@@ -53,3 +54,11 @@ def estimate(study: Study) -> Estimate:
     return Estimate(
         space.size, trained.parameters, frozen, trial * search.budget, trial * confirmations, final * (CONTROLS + 1)
     )
+
+
+def quickly(settings: StudySettings) -> StudySettings:
+    """The study with the least pre-training of ID vectors, which an estimate does not count."""
+    if isinstance(settings, DARecStudy):
+        return settings.model_copy(update={"cf": settings.cf.model_copy(update={"epochs": 0})})
+    assert isinstance(settings, EncoderStudy)
+    return settings.model_copy(update={"encoder": settings.encoder.model_copy(update={"epochs": 1})})

@@ -29,6 +29,7 @@ def evaluate_finally(
     ranks: dict[str, IntArray] = {}
     for name, model in trained.items():
         ranks[name] = final_ranks(model.model, materials.catalogue, test, model.model.layout_tensor(model.layout))
+    ranks |= materials.method.baseline_ranks(test.users, test.history, test.target)
     ranks[POPULARITY] = popularity_ranks(development, test.target)
     ranks[MARKOV] = markov_ranks(development, test.history, test.target)
     layouts = {name: str(model.layout) for name, model in trained.items()}

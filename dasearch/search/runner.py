@@ -27,7 +27,8 @@ from dasearch.search.objective import TRIAL_SEED, Objective
 from dasearch.search.store import HEARTBEAT_SECONDS, Artifact, Confirmation, Result, Store
 from dasearch.search_space import SearchSpace
 from dasearch.training.loop import Epoch, Trained
-from dasearch.training.materials import Materials, build_catalogue, open_backbone, prepare
+from dasearch.training.materials import Materials
+from dasearch.training.preparation import prepare_study
 from dasearch.training.recommender import save_recommender, sha256
 from dasearch.training.seeds import generator_for
 
@@ -48,10 +49,13 @@ class Runner:
         self.storage = store.optuna_storage()
         self.study = self._optuna_study()
         self.pace = 0.0  # seconds a user and epoch
-        listener.says("loading the language model")
-        backbone, tokenizer = open_backbone(settings, dataset, progress=listener.language_model)
-        catalogue = build_catalogue(settings, dataset, backbone, tokenizer)
-        self.materials = prepare(settings, catalogue, self.split.development, say=listener.says)
+        self.materials = prepare_study(
+            settings,
+            dataset,
+            self.split.development,
+            say=listener.says,
+            language_model=listener.language_model,
+        )
         self.checkpoints = resolve_output(settings) / "checkpoints"
         subset = data_bo(settings, self.split.development)
         self.short = self._objective(self.materials.on(subset), settings.trial)
@@ -235,7 +239,7 @@ class Runner:
         return contenders(self.space, self._signals(), candidates=search.candidates, seed=self.settings.seed)
 
     def _standings(self) -> list[Standing]:
-        baseline = self.space.nearest(Layout.all_serial(self.space.layers, len(self.space.sites)))
+        baseline = self.space.all_serial
         current = {contender.layout for contender in self._contenders()}
         rows = [c for c in self.store.confirmations(self.settings.name) if c.layout in current]
         return standings(rows, baseline)

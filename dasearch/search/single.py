@@ -16,8 +16,9 @@ from dasearch.search.study import Study
 from dasearch.search_space import SearchSpace
 from dasearch.training.evaluation import final_ranks, validation_held
 from dasearch.training.loop import Trained
-from dasearch.training.materials import build_catalogue, open_backbone, prepare, resolve_device
+from dasearch.training.materials import resolve_device
 from dasearch.training.metrics import Metrics, summarise
+from dasearch.training.preparation import prepare_study
 from dasearch.training.recommender import Recommender, save_recommender
 
 BEST = "best"
@@ -59,15 +60,13 @@ def train_layout(
         raise ModelFolderError(f"{folder} exists and is no model folder; choose another with --out")
     dataset = study.dataset()
     require_writable(folder.parent)
-    heard.says("loading the language model")
-    backbone, tokenizer = open_backbone(settings, dataset, progress=heard.language_model)
-    catalogue = build_catalogue(settings, dataset, backbone, tokenizer)
-    materials = prepare(settings, catalogue, LeaveOneOut(dataset).development, say=heard.says)
+    development = LeaveOneOut(dataset).development
+    materials = prepare_study(settings, dataset, development, say=heard.says, language_model=heard.language_model)
     checkpoints = folder.parent / "checkpoints"
     objective = Objective(settings, materials, settings.final, space.file.replace_every, checkpoints)
-    training = Training(FINAL, 1, 1, layout, settings.model.variation.value, settings.final.epochs)
+    training = Training(FINAL, 1, 1, layout, settings.model.label, settings.final.epochs)
     heard.started(training)
-    run = f"train/{settings.model.variation}/{layout}"
+    run = f"train/{settings.model.label}/{layout}"
     trained = objective.train(layout, run=run, seed=TRIAL_SEED, on_epoch=lambda epoch: heard.epoch(training, epoch))
     metric = Metric(name=OBJECTIVE, value=trained.metrics.mrr)
     save_recommender(folder, trained, settings, materials, dataset, metric=metric)

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from dasearch.config import StudySettings, load_study, parse_study, resolve_output
 from dasearch.data import DATASETS, Dataset, load_dataset
 from dasearch.errors import SearchSpaceError, StoreError, StudyError
-from dasearch.layout import Layout
+from dasearch.layout import Layout, ModelKind
 from dasearch.models.backbone import pretrained_layers
 from dasearch.search.confirmation import Standing, standings
 from dasearch.search.events import DONE, SEARCH, Listener
@@ -89,8 +89,15 @@ class Study:
         if backbone.name == TINY_OPT:
             layers = backbone.layers or backbone.tiny.layers
         else:
-            layers = pretrained_layers(backbone.name, layers=backbone.layers)
-        return load_search_space(space.name, backbone_layers=layers, replace_every=space.replace_every)
+            decoder = self.settings.model.kind is ModelKind.DAREC
+            layers = pretrained_layers(backbone.name, layers=backbone.layers, decoder=decoder)
+        found = load_search_space(self.settings.space_name, backbone_layers=layers, replace_every=space.replace_every)
+        kind = self.settings.model.kind
+        if found.file.model is not kind:
+            raise SearchSpaceError(
+                f"search space {found.file.name} is of {found.file.model} and model.kind is {kind}; set space.name={kind}"
+            )
+        return found
 
     def dataset(self, source: str | None = None) -> Dataset:
         """The study's data, or another source read by the study's rules."""
@@ -114,10 +121,12 @@ class Study:
         settings = self.settings if budget is None else with_budget(self.settings, budget)
         if not settings.model.searchable:
             raise StudyError(
-                f"model.variation={settings.model.variation} leaves nothing to search; use `dasearch train` with this study"
+                f"model.variation={settings.model.label} leaves nothing to search; use `dasearch train` with this study"
             )
         resolve_device(settings.device)
-        space, dataset = self.space(), self.dataset()
+        space = self.space()
+        _require_choice(settings, space)
+        dataset = self.dataset()
         store = open_store(self.storage, settings.output, create=True)
         try:
             require_writable(resolve_output(settings))
@@ -137,6 +146,16 @@ class Study:
             store.close()
 
 
+def _require_choice(settings: StudySettings, space: SearchSpace) -> None:
+    """A free site that changes nothing would waste the budget."""
+    for site, cause in settings.inert_sites.items():
+        if any(name.endswith(f".{site}") for name in space.free):
+            raise SearchSpaceError(
+                f"{cause} leaves the site {site} nothing to choose; give a search space file with "
+                f'fixed: {{"*.{site}": serial}} as space.name'
+            )
+
+
 def with_budget(settings: StudySettings, budget: int) -> StudySettings:
     content = settings.model_dump(mode="json")
     content["search"]["budget"] = budget
@@ -153,7 +172,7 @@ def status(store: Store, name: str) -> Status:
     space = stored_space(stored)
     study = optuna.load_study(study_name=name, storage=store.optuna_storage(), sampler=optuna.samplers.RandomSampler())
     trials = [_view(trial, space) for trial in study.get_trials(deepcopy=False)]
-    baseline = space.nearest(Layout.all_serial(space.layers, len(space.sites)))
+    baseline = space.all_serial
     ranked = standings(store.confirmations(name), baseline)
     return Status(
         name, stored.phase, settings.search.budget, trials, ranked, store.results(name), store.artifacts(name), baseline
@@ -215,7 +234,10 @@ def _begin(store: Store, settings: StudySettings, space: SearchSpace, dataset: D
         raise StudyError(
             f"the data of study {settings.name!r} changed since it began; restore them or pass --set name=NEW"
         )
-    changed = [key for key in settings_differences(stored.settings, record) if not _may_change(key)]
+    before = parse_study(stored.settings, source=f"study {settings.name}").model_dump(
+        mode="json"
+    )  # new fields at defaults
+    changed = [key for key in settings_differences(before, record) if not _may_change(key)]
     if changed:
         raise StudyError(f"study {settings.name!r} began with another {changed[0]}; restore it or pass --set name=NEW")
     if stored.phase == DONE and record["search"]["budget"] > stored.settings["search"]["budget"]:

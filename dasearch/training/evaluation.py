@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dasearch.data import Development, IntArray, SequenceBatch, TestSplit, evaluation_batches, last_positions
-from dasearch.models.darec import DARec
+from dasearch.data import Development, IntArray, SequenceBatch, TestSplit, evaluation_batches
+from dasearch.models.base import RecommenderModel, Scorer
 from dasearch.training.materials import Catalogue
 from dasearch.training.metrics import target_ranks
 
@@ -27,55 +27,50 @@ class Held(NamedTuple):
 
 
 @torch.inference_mode()
-def last_hidden(model: DARec, batch: SequenceBatch, layout: Tensor) -> Tensor:
-    """The hidden state that predicts the item after the history: ``(batch, width)``."""
-    device = layout.device
-    ends = batch.ends.gather(1, last_positions(batch)[:, None])
-    moved = batch.to(device)
-    return model.sequence_hidden(moved.rows, moved.users, ends.to(device), layout).squeeze(1)
-
-
-@torch.inference_mode()
-def rank_batches(model: DARec, batches: Iterable[SequenceBatch], layout: Tensor, users: IntArray) -> Held:
+def rank_batches(
+    model: RecommenderModel, batches: Iterable[SequenceBatch], scorer: Scorer, layout: Tensor, users: IntArray
+) -> Held:
     """Each user's held-out item, in the order of ``users`` (increasing).
 
     Scores are computed for so many users at a time as fit `SCORES_IN_MEMORY`.
     """
-    model.eval()
     held = Held(np.zeros(len(users), dtype=np.int64), np.zeros(len(users)))
     at_once = max(1, SCORES_IN_MEMORY // model.n_items)
     for batch in batches:
-        hidden = last_hidden(model, batch, layout)
-        targets = batch.targets.gather(1, last_positions(batch)[:, None]).squeeze(1).to(layout.device)
+        states = model.states(batch.to(layout.device), layout)
+        targets = batch.at_last(batch.targets).to(layout.device)
         row = np.searchsorted(users, batch.users.numpy())
         for part, h, t in zip(
-            np.split(row, range(at_once, len(row), at_once)), hidden.split(at_once), targets.split(at_once), strict=True
+            np.split(row, range(at_once, len(row), at_once)), states.split(at_once), targets.split(at_once), strict=True
         ):
-            scores = model.logits(h).float()
+            scores = scorer(h).float()
             held.ranks[part] = target_ranks(scores, t).cpu().numpy()
             held.losses[part] = torch.nn.functional.cross_entropy(scores, t, reduction="none").cpu().numpy()
     return held
 
 
-def validation_held(model: DARec, catalogue: Catalogue, development: Development, layout: Tensor) -> Held:
+def validation_held(model: RecommenderModel, catalogue: Catalogue, development: Development, layout: Tensor) -> Held:
     """Every user's validation item after the training items."""
     return _held(model, catalogue, layout, development.users, development.train, development.valid)
 
 
-def final_ranks(model: DARec, catalogue: Catalogue, split: TestSplit, layout: Tensor) -> IntArray:
+def final_ranks(model: RecommenderModel, catalogue: Catalogue, split: TestSplit, layout: Tensor) -> IntArray:
     """Rank of every user's test item after all earlier items, ``(users,)``: for the final evaluation alone."""
     return _held(model, catalogue, layout, split.users, split.history, split.target).ranks
 
 
 def _held(
-    model: DARec,
+    model: RecommenderModel,
     catalogue: Catalogue,
     layout: Tensor,
     users: IntArray,
     histories: Sequence[IntArray],
     targets: IntArray,
 ) -> Held:
+    model.eval()
+    with torch.inference_mode():
+        scorer = model.scorer(catalogue.item_rows, layout)
     batches = evaluation_batches(
         users, histories, targets, catalogue.sentences, catalogue.row_format, batch_size=EVALUATION_BATCH
     )
-    return rank_batches(model, batches, layout, users)
+    return rank_batches(model, batches, scorer, layout, users)

@@ -17,16 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dasearch.config import LossSettings, Precision, Recipe, StudySettings
-from dasearch.data import ContrastiveSample, SequenceBatch, n_training_batches, sample_contrastive, training_batches
+from dasearch.config import Precision, Recipe, StudySettings
+from dasearch.data import SequenceBatch
 from dasearch.errors import TrainingError
 from dasearch.layout import Layout
-from dasearch.models.darec import DARec, Variation
+from dasearch.models.base import RecommenderModel
 from dasearch.training.checkpoints import load_tensors, restore_training, save_tensors, training_state
 from dasearch.training.evaluation import validation_held
-from dasearch.training.losses import bpr_loss, contrastive_loss, item_cross_entropy
-from dasearch.training.materials import Materials, build_model
+from dasearch.training.materials import Materials
+from dasearch.training.method import weighted_total
 from dasearch.training.metrics import TOP_K, Metrics, summarise
+from dasearch.training.preparation import build_model
 from dasearch.training.seeds import generator_for
 
 SELECTION = f"NDCG@{TOP_K}"  # the validation metric of early stopping and of the epoch kept; the paper names none
@@ -77,7 +78,7 @@ class Progress:
 class Trained:
     """A finished training: the model holds the weights of its best epoch."""
 
-    model: DARec
+    model: RecommenderModel
     layout: Layout
     progress: Progress
     parameters: int
@@ -147,10 +148,10 @@ class _Run:
         self.bits = self.model.layout_tensor(layout)
         self.trainable = dict(self.model.trainable())
         self.optimizer = torch.optim.AdamW(
-            self.trainable.values(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
+            self.trainable.values() or [torch.zeros(())], lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
         )
         self.generator = generator_for(settings.seed, "order", seed)
-        batches = n_training_batches(materials.development, recipe.batch_size)
+        batches = materials.method.n_batches(materials.development, recipe.batch_size)
         self.steps_per_epoch = math.ceil(batches / recipe.accumulate)
         self.identity = {"layout": str(layout), "seed": seed, "recipe": recipe.model_dump(mode="json")}
         self.best: dict[str, Tensor] = {}
@@ -166,6 +167,8 @@ class _Run:
 
     def _optimise(self, number: int) -> dict[str, float]:
         """One pass over the training rows; the mean of each loss term."""
+        if not self.trainable:  # the frozen model alone
+            return {}
         self.model.train()
         sums: dict[str, float] = {}
         step, batches = number * self.steps_per_epoch, 0
@@ -174,7 +177,7 @@ class _Run:
             self.optimizer.zero_grad(set_to_none=True)
             for batch in group:
                 terms = self._terms(batch)
-                total = weighted_total(terms, self.settings.losses)
+                total = weighted_total(terms, self.materials.method.weights)
                 (total / len(group)).backward()
                 for name, value in {**terms, "total": total}.items():
                     sums[name] = sums.get(name, 0.0) + value.item()
@@ -189,18 +192,11 @@ class _Run:
         return {name: value / max(batches, 1) for name, value in sums.items()}
 
     def _batches(self) -> Iterator[SequenceBatch]:
-        catalogue = self.materials.catalogue
-        return training_batches(
-            self.materials.development,
-            catalogue.sentences,
-            catalogue.row_format,
-            batch_size=self.recipe.batch_size,
-            generator=self.generator,
-        )
+        return self.materials.method.batches(self.materials, self.recipe.batch_size, self.generator)
 
     def _terms(self, batch: SequenceBatch) -> dict[str, Tensor]:
         with self._autocast():
-            return loss_terms(self.model, batch, self.bits, self.materials, self.settings, self.generator)
+            return self.materials.method.terms(self.model, batch, self.bits, self.materials, self.generator)
 
     def _autocast(self) -> torch.autocast:
         wanted = self.recipe.precision
@@ -243,111 +239,6 @@ class _Run:
         device = self.materials.device
         self.best = {k.removeprefix("best/"): v.to(device) for k, v in tensors.items() if k.startswith("best/")}
         return progress
-
-
-def loss_terms(
-    model: DARec,
-    batch: SequenceBatch,
-    bits: Tensor,
-    materials: Materials,
-    settings: StudySettings,
-    generator: torch.Generator,
-) -> dict[str, Tensor]:
-    """The terms of L whose weight is not zero, by name: sequence, align, contrastive, collaborative (sec. 2.4)."""
-    losses = settings.losses
-    moved = batch.to(bits.device)
-    hidden = model.sequence_hidden(moved.rows, moved.users, moved.ends, bits)
-    terms = {"sequence": item_cross_entropy(model.logits(hidden), moved.targets, losses.reduction)}
-    if settings.model.variation is Variation.LLMREC:
-        return terms
-    sample = _contrastive_sample(batch, materials, losses, generator)
-    items = _alignment_items(batch, sample, losses, generator)
-    if len(items):
-        aligned = _align(model, materials, items, bits)
-        if losses.align:
-            terms["align"] = item_cross_entropy(model.logits(aligned), items.to(bits.device), losses.reduction)
-        if sample is not None:
-            terms["contrastive"] = _contrastive(hidden, aligned, items, sample, losses)
-    if model.cf is not None and losses.collaborative and any(p.requires_grad for p in model.cf.parameters()):
-        terms["collaborative"] = _collaborative(model, batch, materials, losses, generator)
-    return terms
-
-
-def weighted_total(terms: dict[str, Tensor], losses: LossSettings) -> Tensor:
-    """``L_seq + lambda_1 L_align + lambda_2 L_cl + lambda_3 L_cf`` over the terms there are (sec. 2.4)."""
-    weights = {
-        "sequence": 1.0,
-        "align": losses.align,
-        "contrastive": losses.contrastive,
-        "collaborative": losses.collaborative,
-    }
-    return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
-
-
-def _contrastive_sample(
-    batch: SequenceBatch, materials: Materials, losses: LossSettings, generator: torch.Generator
-) -> ContrastiveSample | None:
-    if not losses.contrastive:
-        return None
-    return sample_contrastive(
-        batch,
-        materials.negatives,
-        anchors_per_row=losses.anchors,
-        negatives_per_anchor=losses.negatives,
-        generator=generator,
-    )
-
-
-def _alignment_items(
-    batch: SequenceBatch, sample: ContrastiveSample | None, losses: LossSettings, generator: torch.Generator
-) -> Tensor:
-    """The distinct items whose alignment rows are run: the batch's own (at most ``align_items``) and the contrastive ones."""
-    parts = [torch.empty(0, dtype=torch.long)]
-    if losses.align:
-        own = batch.items[batch.items >= 0].unique()
-        if losses.align_items is not None:
-            own = own[torch.randperm(len(own), generator=generator)[: losses.align_items]]
-        parts.append(own)
-    if sample is not None:
-        parts += [sample.positive, sample.negatives.flatten()]
-    items: Tensor = torch.cat(parts).unique()
-    return items
-
-
-def _align(model: DARec, materials: Materials, items: Tensor, bits: Tensor) -> Tensor:
-    alignment = materials.catalogue.alignment
-    rows, ends = alignment.select(items).to(bits.device), alignment.ends(items).to(bits.device)
-    return model.alignment_hidden(rows, items.to(bits.device), ends, bits)
-
-
-def _contrastive(
-    hidden: Tensor, aligned: Tensor, items: Tensor, sample: ContrastiveSample, losses: LossSettings
-) -> Tensor:
-    """L_cl; ``aligned`` holds a row for each of the sorted ``items``."""
-    anchor = (sample.row * hidden.shape[1] + sample.position).to(hidden.device)
-    positive = torch.searchsorted(items, sample.positive).to(hidden.device)
-    negative = torch.searchsorted(items, sample.negatives).to(hidden.device)
-    embedding = torch.nn.functional.embedding  # its backward adds in a fixed order, where indexing's need not
-    return contrastive_loss(
-        embedding(anchor, hidden.flatten(0, 1)),
-        embedding(positive, aligned),
-        embedding(negative, aligned),
-        temperature=losses.temperature,
-        reduction=losses.reduction,
-    )
-
-
-def _collaborative(
-    model: DARec, batch: SequenceBatch, materials: Materials, losses: LossSettings, generator: torch.Generator
-) -> Tensor:
-    """L_cf on the batch's own purchases, each against an item the user did not buy."""
-    assert model.cf is not None
-    real = batch.targets >= 0
-    users = batch.users[:, None].expand_as(batch.targets)[real]
-    negatives = materials.purchases.sample_negatives(users, generator)
-    device = model.head.weight.device
-    users, bought, negatives = users.to(device), batch.targets[real].to(device), negatives.to(device)
-    return bpr_loss(model.cf.scores(users, bought), model.cf.scores(users, negatives), losses.reduction)
 
 
 def schedule(step: int, total: int, warmup: float) -> float:

@@ -1,41 +1,46 @@
 """What no layout changes, computed once a study and shared by all its trainings.
 
-The frozen backbone, the tokenised catalogue, hard negatives, pre-trained CF vectors. Made from training and validation
-data alone: `Development` carries no test item.
+The frozen backbone, the tokenised catalogue, the items' text vectors, purchases. Made from training and validation data
+alone: `Development` carries no test item.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import hashlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dasearch.config import StudySettings
-from dasearch.data import (
-    AlignmentRows,
-    Dataset,
-    Development,
-    HardNegatives,
-    RowFormat,
-    Sentences,
-    hard_negatives,
-    item_sentence,
-    mf_vectors,
-    tokenise_items,
-)
+from dasearch.config import EncoderStudy, StudySettings
+from dasearch.data import Dataset, Development, Item, ItemRows, RowFormat, Sentences, item_sentence, tokenise_items
+from dasearch.data.batches import HISTORY_ITEMS
 from dasearch.errors import BackboneError
+from dasearch.layout import ModelKind
 from dasearch.models.backbone import FrozenBackbone, load_pretrained
-from dasearch.models.darec import DARec, build_collaborative
+from dasearch.models.darec import DARecSettings
 from dasearch.models.tiny_opt import Progress, default_cache, tiny_opt, untrained_tiny_opt
-from dasearch.training.losses import bpr_loss
-from dasearch.training.seeds import generator_for
+from dasearch.training.method import Method
 
-PROMPT = "Give the ID of the item described by:"  # DARec sec. 2.2.2
+
+class Prompts(NamedTuple):
+    """The fixed text in front of a user's row and of an item's."""
+
+    user: str
+    item: str
+
+
+PURCHASES = "Your task is to recommend the next product. The purchase history is"  # after SPEC 3 and 4
+PROMPTS = {
+    ModelKind.DAREC: Prompts("", "Give the ID of the item described by:"),  # DARec sec. 2.2.2
+    ModelKind.IDLE: Prompts(PURCHASES, ""),
+    ModelKind.RA_REC: Prompts(PURCHASES, "The product is"),
+}
+SEPARATOR = ","  # between the items of a hard prompt
 TINY_OPT = "tiny-opt"
 VECTOR_BATCH = 256  # item sentences of one frozen forward pass
 
@@ -45,25 +50,32 @@ class Catalogue:
     """The items as a backbone reads them; enough to score histories, without any interaction."""
 
     dataset_name: str
+    items_hash: str  # of the item identifiers, in order
     backbone: FrozenBackbone
     tokenizer: PreTrainedTokenizerBase
     sentences: Sentences
     row_format: RowFormat
-    alignment: AlignmentRows
+    item_rows: ItemRows
+    items: tuple[Item, ...]
 
 
 @dataclass(frozen=True)
-class Materials:
-    """All that a training reads besides its layout, its recipe and its seed."""
+class Shared:
+    """What trainings of every model read besides their layout, recipe and seed."""
 
     catalogue: Catalogue
     development: Development
     purchases: PurchaseIndex
-    negatives: HardNegatives
     item_counts: Tensor  # (items,) of training events
     text_vectors: Tensor  # (items, width) of the frozen model
-    cf_state: dict[str, Tensor] | None
     device: torch.device
+
+
+@dataclass(frozen=True)
+class Materials(Shared):
+    """And what the study's own model adds."""
+
+    method: Method
 
     def on(self, development: Development) -> Materials:
         """The same study on other users, such as Data_BO."""
@@ -124,10 +136,11 @@ def open_backbone(
         tiny = backbone.tiny.settings()
         tiny = dataclasses.replace(tiny, layers=backbone.layers or tiny.layers)
         texts = [item_sentence(item) for item in dataset.items]
+        prompt = " ".join(text for text in PROMPTS[settings.model.kind] if text)
         if trained:
-            model, tokenizer = tiny_opt(texts, tiny, cache=default_cache() / TINY_OPT, prompt=PROMPT, progress=progress)
+            model, tokenizer = tiny_opt(texts, tiny, cache=default_cache() / TINY_OPT, prompt=prompt, progress=progress)
         else:
-            model, tokenizer = untrained_tiny_opt(texts, tiny, prompt=PROMPT)
+            model, tokenizer = untrained_tiny_opt(texts, tiny, prompt=prompt)
     return FrozenBackbone(model, name=backbone.name, scale=settings.model.attn_scale), tokenizer
 
 
@@ -135,43 +148,39 @@ def build_catalogue(
     settings: StudySettings, dataset: Dataset, backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase
 ) -> Catalogue:
     """Tokenise the catalogue and lay out its rows."""
+    prompts = PROMPTS[settings.model.kind]
+    opening, item_opening = (tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in prompts)
     row_format = RowFormat(
-        seq_token=backbone.vocabulary,
-        align_token=backbone.vocabulary + 1,
+        *_closing_tokens(settings.model.kind, backbone, tokenizer),
         pad_token=tokenizer.pad_token_id or 0,
-        start_token=tokenizer.bos_token_id,
+        start_token=tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id,
         max_items=settings.data.max_items,
         max_tokens=backbone.max_tokens,
+        prompt=tuple(opening),
+        history_items=settings.encoder.history if isinstance(settings, EncoderStudy) else HISTORY_ITEMS,
     )
     sentences = Sentences(tokenise_items(dataset.items, tokenizer, max_tokens=settings.data.item_tokens))
-    prompt = tokenizer(PROMPT, add_special_tokens=False)["input_ids"]
-    alignment = AlignmentRows(prompt, sentences, row_format, prompt_group=settings.model.prompt_group)
-    return Catalogue(dataset.name, backbone, tokenizer, sentences, row_format, alignment)
+    one_segment = not isinstance(settings.model, DARecSettings) or settings.model.prompt_group
+    item_rows = ItemRows(item_opening, sentences, row_format, prompt_group=one_segment)
+    identifiers = "\n".join(item.identifier for item in dataset.items)
+    return Catalogue(
+        dataset.name,
+        hashlib.sha256(identifiers.encode()).hexdigest()[:24],
+        backbone,
+        tokenizer,
+        sentences,
+        row_format,
+        item_rows,
+        dataset.items,
+    )
 
 
-def prepare(
-    settings: StudySettings,
-    catalogue: Catalogue,
-    development: Development,
-    *,
-    say: Callable[[str], None] = lambda _: None,
-) -> Materials:
-    """Everything that trainings share; ``say`` is told each step as it begins."""
-    device = resolve_device(settings.device)
-    catalogue.backbone.to(device)
-    say("reading the catalogue with the frozen model")
-    texts = text_vectors(catalogue, device)
-    say("finding hard negatives")
-    rank = min(settings.data.mf_rank, development.n_users, development.n_items)
-    factors = torch.as_tensor(mf_vectors(development.train, development.n_items, rank=rank))
-    negatives = hard_negatives(texts.cpu(), factors, development.train, fraction=settings.data.hard_negative_fraction)
-    purchases = PurchaseIndex(development)
-    cf_state = None
-    if settings.model.uses_collaborative and settings.cf.epochs:
-        say("training collaborative vectors")
-        cf_state = pretrain_collaborative(settings, development, purchases)
-    counts = torch.as_tensor(development.item_counts(), dtype=torch.float32)
-    return Materials(catalogue, development, purchases, negatives, counts, texts, cf_state, device)
+def _closing_tokens(kind: ModelKind, backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """What closes each item of a user's row, and an item's row: DARec's two trained tokens, or a comma."""
+    if kind is ModelKind.DAREC:
+        return backbone.vocabulary, backbone.vocabulary + 1
+    comma = tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"][-1]
+    return comma, comma
 
 
 @torch.inference_mode()
@@ -184,41 +193,6 @@ def text_vectors(catalogue: Catalogue, device: torch.device) -> Tensor:
     for items in torch.arange(len(catalogue.sentences)).split(VECTOR_BATCH):
         tokens, real = catalogue.sentences.padded(items, pad_token=catalogue.row_format.pad_token)
         tokens, real = tokens.to(device), real.to(device)
-        hidden = catalogue.backbone.hidden_states(tokens)
+        hidden = catalogue.backbone.hidden_states(tokens, real)
         found.append((hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True))
     return torch.cat(found).clone()
-
-
-def pretrain_collaborative(
-    settings: StudySettings, development: Development, purchases: PurchaseIndex
-) -> dict[str, Tensor]:
-    """CF vectors from training purchases alone, by BPR with one uniform negative (DARec sec. 2.3.2)."""
-    generator = generator_for(settings.seed, "collaborative")
-    model = build_collaborative(settings.model, development.n_users, development.n_items, generator)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.cf.lr, weight_decay=settings.cf.weight_decay)
-    users, items = purchases.pairs()
-    for _ in range(settings.cf.epochs):
-        for batch in torch.randperm(len(users), generator=generator).split(settings.cf.batch_size):
-            negatives = purchases.sample_negatives(users[batch], generator)
-            loss = bpr_loss(model.scores(users[batch], items[batch]), model.scores(users[batch], negatives))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def build_model(settings: StudySettings, materials: Materials, *, replace_every: int, seed: int) -> DARec:
-    """A recommender at its start; the same seed gives every layout the same initial weights."""
-    generator = generator_for(settings.seed, "weights", seed)
-    model = DARec(
-        materials.catalogue.backbone,
-        settings.model,
-        n_users=materials.development.n_users,
-        n_items=materials.development.n_items,
-        replace_every=replace_every,
-        generator=generator,
-    ).to(materials.device)
-    model.start_head(materials.item_counts.to(materials.device), materials.text_vectors.to(materials.device))
-    if model.cf is not None and materials.cf_state is not None:
-        model.cf.load_state_dict(materials.cf_state)
-    return model

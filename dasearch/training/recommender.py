@@ -22,20 +22,27 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from dasearch.config import StudySettings, parse_study
-from dasearch.data import Dataset, Item, evaluation_batches, last_positions
+from dasearch.config import EncoderStudy, StudySettings, parse_study
+from dasearch.data import Dataset, Item, evaluation_batches
 from dasearch.errors import DasearchError, ModelFolderError
-from dasearch.layout import Layout, LayoutFile, Metric
+from dasearch.layout import SITES, Layout, LayoutFile, Metric, ModelKind
 from dasearch.models.backbone import FrozenBackbone
-from dasearch.models.darec import SITES, DARec, gather_tokens
+from dasearch.models.base import RecommenderModel, Scorer
+from dasearch.models.darec import DARecSettings
+from dasearch.models.idle import PrefixSettings
 from dasearch.search_space import suggestion
 from dasearch.training.checkpoints import load_tensors, save_tensors
 from dasearch.training.loop import Trained
 from dasearch.training.materials import Catalogue, Materials, build_catalogue, resolve_device
+from dasearch.training.preparation import untrained_model
 from dasearch.training.seeds import generator_for
 
 FORMAT = 1
-RIDGE = 1e-3  # of the fold-in regression, relative to the mean square of its inputs
+PARALLEL_READS = {
+    ModelKind.DAREC: "sublayer input (after the frozen norm)",
+    ModelKind.IDLE: "the prefix alone, by attention beside the layer's own",
+    ModelKind.RA_REC: "the prefix alone, by attention beside the layer's own",
+}
 
 
 class Recommendation(NamedTuple):
@@ -48,19 +55,19 @@ class Recommendation(NamedTuple):
 
 @dataclass
 class Recommender:
-    """A trained DARec with its catalogue; `load` opens one."""
+    """A trained model with its catalogue; `load` opens one."""
 
-    model: DARec
+    model: RecommenderModel
     layout: Layout
     catalogue: Catalogue
     items: tuple[Item, ...]
     users: dict[str, int]
-    fold_in: Tensor | None  # (cf width + 1, cf width): user vector from the mean of the history's item vectors
     settings: StudySettings
     layout_file: LayoutFile
 
     def __post_init__(self) -> None:
         self._index = {item.identifier: position for position, item in enumerate(self.items)}
+        self._scorer: Scorer | None = None  # made at the first question
 
     def recommend(
         self, history: Sequence[str], k: int = 10, *, user: str | None = None, exclude_seen: bool = False
@@ -69,8 +76,8 @@ class Recommender:
 
         Args:
             history: item ids, oldest first; the newest ``data.max_items`` count.
-            user: a user of the training data, whose own collaborative vector is then used; without one it is
-                estimated from the history.
+            user: a user of the training data, whose own collaborative vector is then used; without one, or for a
+                model that reads histories alone, it comes from the history.
             exclude_seen: leave out items of the history.
 
         Raises:
@@ -104,62 +111,36 @@ class Recommender:
     @torch.inference_mode()
     def _scores(self, positions: list[int], user: str | None) -> Tensor:
         """Scores of all items, ``(items,)``."""
-        device = self.model.head.weight.device
-        history = np.array(positions, dtype=np.int64)
         (batch,) = evaluation_batches(
-            np.zeros(1, dtype=np.int64),
-            [history],
+            np.array([-1 if user is None else self.users[user]], dtype=np.int64),
+            [np.array(positions, dtype=np.int64)],
             None,
             self.catalogue.sentences,
             self.catalogue.row_format,
             batch_size=1,
         )
-        ends = batch.ends.gather(1, last_positions(batch)[:, None]).to(device)
-        moved = batch.to(device)
-        hidden = self.model.hidden(moved.rows, self.model.layout_tensor(self.layout), self._user_key(positions, user))
-        return self.model.logits(gather_tokens(hidden, ends)).flatten().float().cpu()
-
-    def _user_key(self, positions: list[int], user: str | None) -> Tensor | None:
-        if self.model.cf is None or self.fold_in is None:
-            return None
-        device = self.model.head.weight.device
-        if user is not None:
-            return self.model.user_keys(torch.tensor([self.users[user]], device=device))
-        items = self.model.cf.item_vectors(torch.tensor(positions, device=device)).mean(0)
-        estimated = torch.cat([items, items.new_ones(1)]) @ self.fold_in.to(device)
-        return self.model.project_users(estimated[None])
-
-
-@torch.no_grad()
-def fold_in_matrix(model: DARec, materials: Materials) -> Tensor | None:
-    """Ridge regression of users' CF vectors on the means of their training items' vectors: ``(width + 1, width)``.
-
-    It gives a user outside the training data a vector of the same kind.
-    """
-    if model.cf is None:
-        return None
-    device = model.head.weight.device
-    development = materials.development
-    means = torch.stack([model.cf.item_vectors(torch.as_tensor(s, device=device)).mean(0) for s in development.train])
-    known = torch.cat([means, means.new_ones(len(means), 1)], dim=1).double()
-    wanted = model.cf.user_vectors(torch.as_tensor(development.users, device=device)).double()
-    gram = known.T @ known
-    penalty = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=device)
-    solved: Tensor = torch.linalg.solve(gram + penalty, known.T @ wanted)
-    return solved.float().cpu()
+        layout = self.model.layout_tensor(self.layout)
+        if self._scorer is None:
+            self._scorer = self.model.scorer(self.catalogue.item_rows, layout)
+        states = self.model.states(batch.to(layout.device), layout)
+        return self._scorer(states).flatten().float().cpu()
 
 
 def layout_file(settings: StudySettings, trained: Trained, metric: Metric | None) -> LayoutFile:
     """What ``layout.json`` says of a trained layout."""
+    adapters = settings.model if isinstance(settings.model, DARecSettings) else None
     return LayoutFile(
-        model=settings.model.variation.value,
+        model=settings.model.label,
         backbone=settings.backbone.name,
         layers=len(trained.model.backbone.blocks),
         replaced=[layer + 1 for layer in trained.model.replaced],
-        sites=list(SITES),
+        sites=list(SITES[settings.model.kind]),
         layout=str(trained.layout),
-        bottleneck=settings.model.bottleneck,
-        activation=settings.model.activation.value,
+        bottleneck=adapters.bottleneck if adapters else None,
+        activation=adapters.activation.value if adapters else None,
+        prefix=settings.model.prefix if isinstance(settings.model, PrefixSettings) else None,
+        encoder=settings.encoder.name if isinstance(settings, EncoderStudy) else None,
+        parallel_reads=PARALLEL_READS[settings.model.kind],
         metric=metric,
         study=settings.name,
         seed=settings.seed,
@@ -200,14 +181,11 @@ def _write(
     results: Mapping[str, Any],
 ) -> None:
     model, catalogue = trained.model, materials.catalogue
-    names = {name for name, _ in model.trainable()} | {n for n, _ in model.named_parameters() if n.startswith("cf.")}
-    tensors = {name: parameter for name, parameter in model.named_parameters() if name in names}
-    fold_in = fold_in_matrix(model, materials)
-    save_tensors(
-        folder / "model.safetensors",
-        {**tensors, **({} if fold_in is None else {"fold_in": fold_in})},
-        {"format": FORMAT, "layout": str(trained.layout)},
-    )
+    development = materials.development
+    users = torch.as_tensor(development.users, device=model.device)
+    model.fit_newcomers(users, [torch.as_tensor(s, device=model.device) for s in development.train])
+    record = {"format": FORMAT, "layout": str(trained.layout)}
+    save_tensors(folder / "model.safetensors", model.own_tensors(), record)
     catalogue.backbone.model.save_pretrained(folder / "backbone")
     catalogue.tokenizer.save_pretrained(folder / "backbone")
     lines = [
@@ -264,31 +242,29 @@ def _open(folder: Path, config: Mapping[str, Any], device: str) -> Recommender:
     backbone = FrozenBackbone(model, name=settings.backbone.name, scale=settings.model.attn_scale)
     tokenizer = AutoTokenizer.from_pretrained(folder / "backbone")
     catalogue = build_catalogue(settings, catalogue_dataset(config["dataset"]["name"], items), backbone, tokenizer)
-    recommender = DARec(
+    recommender = untrained_model(
+        settings,
         backbone,
-        settings.model,
         n_users=len(users),
         n_items=len(items),
         replace_every=config["replaced"][0],
         generator=generator_for("loading"),
     )
     tensors, record = load_tensors(folder / "model.safetensors")
-    fold_in = tensors.pop("fold_in", None)
     _load_parameters(recommender, tensors)
     file = LayoutFile.model_validate_json((folder / "layout.json").read_text(encoding="utf-8"))
     recommender.to(resolve_device(device)).eval()
     layout = Layout.parse(record["layout"])
-    return Recommender(recommender, layout, catalogue, items, users, fold_in, settings, file)
+    return Recommender(recommender, layout, catalogue, items, users, settings, file)
 
 
 @torch.no_grad()
-def _load_parameters(model: DARec, tensors: Mapping[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    wanted = {name for name in parameters if not name.startswith("backbone.") and ".block." not in name}
-    if wanted != set(tensors):
-        raise ValueError(f"model.safetensors lacks or adds {sorted(wanted ^ set(tensors))[0]}")
+def _load_parameters(model: RecommenderModel, tensors: Mapping[str, Tensor]) -> None:
+    own = model.own_tensors()
+    if set(own) != set(tensors):
+        raise ValueError(f"model.safetensors lacks or adds {sorted(set(own) ^ set(tensors))[0]}")
     for name, tensor in tensors.items():
-        parameters[name].copy_(tensor)
+        own[name].copy_(tensor)
 
 
 def catalogue_dataset(name: str, items: tuple[Item, ...]) -> Dataset:

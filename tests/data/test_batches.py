@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from dasearch.data import (
-    AlignmentRows,
     Item,
+    ItemRows,
     LeaveOneOut,
     RowFormat,
     evaluation_batches,
     item_sentence,
-    last_positions,
     n_training_batches,
     tokenise_items,
     training_batches,
@@ -70,7 +69,7 @@ def test_evaluation_rows_hold_the_newest_history_and_one_target() -> None:
     users = DEVELOPMENT.users
     seen = []
     for batch in evaluation_batches(users, DEVELOPMENT.train, DEVELOPMENT.valid, SENTENCES, FORMAT, batch_size=7):
-        last = last_positions(batch)
+        last = batch.last
         for row, user in enumerate(batch.users.tolist()):
             seen.append(user)
             history = DEVELOPMENT.train[user][-FORMAT.max_items :].tolist()
@@ -95,7 +94,7 @@ def test_a_row_that_is_too_long_drops_its_oldest_items() -> None:
 
 @pytest.mark.parametrize("group", [True, False])
 def test_alignment_rows(group: bool) -> None:
-    rows = AlignmentRows([9, 8], SENTENCES, FORMAT, prompt_group=group)
+    rows = ItemRows([9, 8], SENTENCES, FORMAT, prompt_group=group)
     items = torch.tensor([3, 0])
     found, ends = rows.select(items), rows.ends(items)
     for k, item in enumerate(items.tolist()):

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, OPTConfig, OPTModel
+from transformers import GPT2Config, GPT2Model, OPTConfig, OPTModel
 
 from dasearch.errors import BackboneError
 from dasearch.models.backbone import AttentionScale, FrozenBackbone, load_pretrained, pretrained_layers
+from dasearch.models.darec import DARec, DARecSettings
 from tests.conftest import LAYERS, VOCABULARY, seeded, tiny_backbone, tiny_model, word_tokenizer
 
 
@@ -16,14 +17,14 @@ def test_equals_hugging_face(family: str) -> None:
     tokens = torch.randint(3, VOCABULARY, (3, 9), generator=seeded())
     with torch.no_grad():
         expected = model(input_ids=tokens, use_cache=False).last_hidden_state
-        found = FrozenBackbone(model).hidden_states(tokens)
+        found = FrozenBackbone(model).hidden_states(tokens, tokens > 0)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_printed_scale_differs(family: str) -> None:
     tokens = torch.randint(3, VOCABULARY, (1, 5), generator=seeded())
-    head = FrozenBackbone(tiny_model(family)).hidden_states(tokens)
-    printed = FrozenBackbone(tiny_model(family), scale=AttentionScale.MODEL).hidden_states(tokens)
+    head = FrozenBackbone(tiny_model(family)).hidden_states(tokens, tokens > 0)
+    printed = FrozenBackbone(tiny_model(family), scale=AttentionScale.MODEL).hidden_states(tokens, tokens > 0)
     assert not torch.allclose(head, printed, atol=1e-3)
 
 
@@ -57,10 +58,38 @@ def test_saved_folder_loads_with_its_first_layers(family: str, tmp_path: Path) -
             torch.testing.assert_close(hidden, states[layer + 1], atol=1e-5, rtol=1e-5)
 
 
-def test_an_encoder_is_refused() -> None:
-    config = BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    with pytest.raises(BackboneError, match=r"family 'bert'.*choose a decoder of one of opt, llama"):
-        FrozenBackbone(BertModel(config))
+def test_an_encoder_equals_hugging_face_with_padding() -> None:
+    model = tiny_model("bert")
+    tokens = torch.randint(3, VOCABULARY, (3, 9), generator=seeded())
+    real = torch.arange(9) < torch.tensor([9, 5, 1])[:, None]
+    with torch.no_grad():
+        expected = model(input_ids=tokens, attention_mask=real.long(), output_hidden_states=True)
+        states = list(FrozenBackbone(model).layer_states(tokens, real))
+    for found, wanted in zip(states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(found[real], wanted[real], atol=1e-5, rtol=1e-5)
+
+
+def test_encoder_layers_are_cut(tmp_path: Path) -> None:
+    tiny_model("bert", layers=3).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    loaded, _ = load_pretrained(str(tmp_path), layers=1)
+    assert len(FrozenBackbone(loaded).blocks) == 1
+
+
+def test_darec_refuses_an_encoder(tmp_path: Path) -> None:
+    tiny_model("bert").save_pretrained(tmp_path)
+    reason = r"is an encoder \(family 'bert'\) and DARec needs a decoder; choose one of opt.*model.kind idle or ra-rec"
+    with pytest.raises(BackboneError, match=reason):
+        pretrained_layers(str(tmp_path), decoder=True)
+    with pytest.raises(BackboneError, match=reason):
+        DARec(tiny_backbone("bert"), DARecSettings(), n_users=2, n_items=3, generator=seeded())
+    assert pretrained_layers(str(tmp_path)) == LAYERS
+
+
+def test_an_unknown_family_is_refused() -> None:
+    config = GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2)
+    with pytest.raises(BackboneError, match=r"family 'gpt2', which dasearch cannot wrap; choose one of opt, .*bert"):
+        FrozenBackbone(GPT2Model(config))
 
 
 def test_post_norm_opt_is_refused() -> None:

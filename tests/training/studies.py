@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from dasearch.config import StudySettings, parse_study
 from dasearch.data import LeaveOneOut
-from dasearch.training.materials import Materials, build_catalogue, open_backbone, prepare
+from dasearch.training.materials import Materials
+from dasearch.training.preparation import prepare_study
 from tests.conftest import toy_dataset, write_folder
 
 SMALL: dict[str, Any] = {
@@ -36,6 +38,23 @@ SMALL: dict[str, Any] = {
 }
 
 
+ENCODER: dict[str, Any] = {"name": "sasrec", "width": 8, "epochs": 2, "history": 6, "interests": 2}
+
+
+def kind_changes(kind: str) -> dict[str, Any]:
+    """What makes `SMALL` a study of another model."""
+    if kind == "darec":
+        return {}
+    recipe = {"batch_size": 16}
+    return {
+        "model": {"kind": kind, "prefix": 3},
+        "encoder": ENCODER,
+        "examples": {"per_user": 2},
+        "trial": recipe,
+        "final": recipe,
+    }
+
+
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """``changes`` over ``base``, section by section."""
     found = dict(base)
@@ -45,7 +64,14 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def small_settings(**changes: Any) -> StudySettings:
-    return parse_study(merged(SMALL, changes))
+    """`SMALL` with changes; ``model={"kind": ...}`` makes it a study of another model."""
+    kind = changes.get("model", {}).get("kind", "darec")
+    base = (
+        SMALL
+        if kind == "darec"
+        else merged({k: v for k, v in SMALL.items() if k not in ("model", "cf")}, kind_changes(kind))
+    )
+    return parse_study(merged(base, changes))
 
 
 def small_study(folder: Path, **changes: Any) -> StudySettings:
@@ -63,7 +89,6 @@ def materials(settings: StudySettings) -> Materials:
 
 @lru_cache(maxsize=32)
 def _materials(record: str) -> Materials:
-    settings = StudySettings.model_validate_json(record)
+    settings = parse_study(json.loads(record))
     dataset = toy_dataset(60, 40)
-    backbone, tokenizer = open_backbone(settings, dataset)
-    return prepare(settings, build_catalogue(settings, dataset, backbone, tokenizer), LeaveOneOut(dataset).development)
+    return prepare_study(settings, dataset, LeaveOneOut(dataset).development)

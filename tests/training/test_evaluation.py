@@ -13,8 +13,10 @@ from dasearch.layout import Layout
 from dasearch.models.tiny_opt import TinyOPTSettings, content_hash, tiny_opt
 from dasearch.training import evaluation
 from dasearch.training.baselines import markov_ranks, popularity_ranks
+from dasearch.training.darec import pretrain_collaborative
 from dasearch.training.evaluation import final_ranks, validation_held
-from dasearch.training.materials import PurchaseIndex, build_model, pretrain_collaborative
+from dasearch.training.materials import PurchaseIndex
+from dasearch.training.preparation import build_model
 from tests.conftest import seeded, toy_dataset
 from tests.training.studies import materials, small_settings
 

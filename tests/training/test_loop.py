@@ -14,9 +14,10 @@ from dasearch.layout import Layout
 from dasearch.models.darec import Variation
 from dasearch.training.baselines import popularity_ranks
 from dasearch.training.checkpoints import load_tensors, save_tensors
-from dasearch.training.loop import Epoch, Trained, _Run, loss_terms, train, weighted_total
-from dasearch.training.materials import build_model
+from dasearch.training.loop import Epoch, Trained, _Run, train
+from dasearch.training.method import weighted_total
 from dasearch.training.metrics import summarise
+from dasearch.training.preparation import build_model
 from tests.conftest import seeded
 from tests.training.studies import materials, small_settings
 
@@ -146,8 +147,8 @@ def terms(**changes: Any) -> dict[str, float]:
     ready = materials(settings)
     model = build_model(settings, ready, replace_every=1, seed=0)
     batch = next(_Run(settings, ready, LAYOUT, settings.trial, 1, 0)._batches())
-    found = loss_terms(model, batch, model.layout_tensor(LAYOUT), ready, settings, seeded())
-    return {**{k: v.item() for k, v in found.items()}, "total": weighted_total(found, settings.losses).item()}
+    found = ready.method.terms(model, batch, model.layout_tensor(LAYOUT), ready, seeded())
+    return {**{k: v.item() for k, v in found.items()}, "total": weighted_total(found, ready.method.weights).item()}
 
 
 def test_total_is_the_weighted_sum() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dasearch.training.loop import schedule
-from dasearch.training.losses import Reduction, bpr_loss, contrastive_loss, item_cross_entropy
+from dasearch.training.losses import Reduction, bpr_loss, contrastive_loss, info_nce, item_cross_entropy, mmd
 from dasearch.training.metrics import Metrics, bootstrap_interval, per_user, summarise, target_ranks
 from tests.conftest import seeded
 
@@ -104,3 +104,47 @@ def test_schedule() -> None:
     assert all(a > b for a, b in itertools.pairwise(rates[6:]))
     assert rates[53] == pytest.approx(0.5)
     assert rates[100] == pytest.approx(0.0)
+
+
+def mmd_by_loops(first: np.ndarray, second: np.ndarray) -> float:
+    """The biased estimate, one pair at a time."""
+    pooled = np.concatenate([first, second])
+    distances = [float(((x - y) ** 2).sum()) for x in pooled for y in pooled]
+    width = float(np.mean(distances))
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> float:
+        square = float(((x - y) ** 2).sum())
+        return float(np.mean([np.exp(-square / (2 * scale * width)) for scale in (0.25, 0.5, 1, 2, 4)]))
+
+    def mean(some: np.ndarray, others: np.ndarray) -> float:
+        return float(np.mean([kernel(x, y) for x in some for y in others]))
+
+    return mean(first, first) + mean(second, second) - 2 * mean(first, second)
+
+
+def test_mmd_by_loops() -> None:
+    first, second = torch.randn(7, 3, generator=seeded()), torch.randn(5, 3, generator=seeded(1)) + 0.5
+    assert mmd(first, second).item() == pytest.approx(mmd_by_loops(first.numpy(), second.numpy()), abs=1e-5)
+    assert mmd(second, first).item() == pytest.approx(mmd(first, second).item(), abs=1e-6)
+
+
+def test_mmd_is_zero_for_equal_samples_and_grows_with_a_shift() -> None:
+    first = torch.randn(32, 4, generator=seeded())
+    assert mmd(first, first[torch.randperm(32, generator=seeded(2))]).item() == pytest.approx(0, abs=1e-6)
+    shifted = [mmd(first, first + shift).item() for shift in (0.0, 0.3, 1.0, 3.0)]
+    assert shifted == sorted(shifted)
+    assert all(value >= -1e-7 for value in shifted)
+    assert mmd(torch.ones(16, 4), torch.ones(16, 4)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_info_nce_by_hand() -> None:
+    first, second = torch.randn(4, 3, generator=seeded()), torch.randn(4, 3, generator=seeded(1))
+    total = 0.0
+    for j in range(4):
+        similar = [float(torch.cosine_similarity(first[j], second[k], dim=0)) / 0.5 for k in range(4)]
+        total += float(np.log(np.exp(similar).sum()) - similar[j])
+    assert info_nce(first, second, 0.5).item() == pytest.approx(total / 4, abs=1e-5)
+
+
+def test_info_nce_of_identical_rows_is_log_n() -> None:
+    assert info_nce(torch.ones(6, 3), torch.ones(6, 3)).item() == pytest.approx(np.log(6), abs=1e-6)

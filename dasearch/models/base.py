@@ -1,0 +1,117 @@
+"""What training, evaluation and saving ask of every recommender, and the item head that DARec and IDLE-Adapter share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dasearch.data import ItemRows, SequenceBatch
+from dasearch.layout import SITES, Layout, ModelKind, replaced_layers
+from dasearch.models.backbone import FrozenBackbone
+
+HEAD_SD = 0.02  # of a head's rows at the start: OPT's own
+Scorer = Callable[[Tensor], Tensor]  # states (batch, width) -> scores (batch, items)
+
+
+class HeadBias(StrEnum):
+    LOG_FREQUENCY = "log-frequency"
+    ZERO = "zero"
+
+
+class HeadRows(StrEnum):
+    TEXT = "text"
+    NORMAL = "normal"
+    ZERO = "zero"
+
+
+class RecommenderModel(nn.Module):
+    """A frozen backbone, trained parts, and a layout that is an argument of every forward pass.
+
+    Args:
+        backbone: shared by every recommender of a study.
+        n_items: size of the catalogue.
+        replace_every: replacement frequency r (DARec fig. 10).
+    """
+
+    kind: ModelKind
+
+    def __init__(self, backbone: FrozenBackbone, *, n_items: int, replace_every: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.n_items = n_items
+        self.replaced = replaced_layers(len(backbone.blocks), replace_every)
+
+    def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:
+        """The state that predicts the item after each row's history: ``(batch, width)``."""
+        raise NotImplementedError
+
+    def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
+        """Scores of every item for states; what is the same for all users is computed here, once."""
+        raise NotImplementedError
+
+    def fit_newcomers(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
+        """Learn what is needed to score users outside the training data (users -1 of a batch), if anything is."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the trained parts are."""
+        return next(iter(self.own_tensors().values())).device
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every trained parameter with its name."""
+        return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """All parameters and buffers but the frozen backbone's: what a saved model consists of."""
+        frozen = {id(tensor) for tensor in (*self.backbone.parameters(), *self.backbone.buffers())}
+        return {n: t for n, t in (*self.named_parameters(), *self.named_buffers()) if id(t) not in frozen}
+
+    def layout_tensor(self, layout: Layout) -> Tensor:
+        """The layout as ``forward`` reads it, on the model's device."""
+        layout.require(len(self.replaced), len(SITES[self.kind]))
+        return layout.tensor(device=self.device)
+
+
+@torch.no_grad()
+def start_head(
+    head: nn.Linear, item_counts: Tensor, text_vectors: Tensor, *, bias: HeadBias, rows: HeadRows, sd: float
+) -> None:
+    """Start an item head where ``bias`` and ``rows`` say; ``sd`` is that of its normal start.
+
+    Shapes: item_counts ``(items,)`` of training events, text_vectors ``(items, width)`` of the frozen model.
+    """
+    if bias is HeadBias.LOG_FREQUENCY:
+        head.bias.copy_(log_frequency(item_counts))
+    if rows is HeadRows.ZERO:
+        head.weight.zero_()
+    elif rows is HeadRows.TEXT:
+        centred = text_vectors - text_vectors.mean(0)
+        scale = sd / centred.std().clamp(min=1e-6)  # as large as the normal start, so that only directions differ
+        head.weight.copy_(centred * scale)
+
+
+def log_frequency(item_counts: Tensor) -> Tensor:
+    """Log share of each item among training events; one event more each, so that an unseen item stays finite."""
+    return ((item_counts + 1.0) / (item_counts + 1.0).sum()).log()
+
+
+def gather_tokens(hidden: Tensor, positions: Tensor) -> Tensor:
+    """Shapes: hidden ``(batch, m, width)``, positions ``(batch, n)`` -> ``(batch, n, width)``.
+
+    A lookup in one flat table, whose backward adds in a fixed order (bit-for-bit on CPU).
+    """
+    batch, m, width = hidden.shape
+    rows = torch.arange(batch, device=hidden.device)[:, None] * m
+    return F.embedding(positions + rows, hidden.reshape(batch * m, width))
+
+
+def new_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """A linear map with Glorot's uniform start and no offset."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.xavier_uniform_(layer.weight, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,124 @@
+"""What every ID encoder answers: a user's vectors, an item's vector, scores of all items, and its own training loss.
+
+Shapes, here and in the encoders: users ``(batch,)`` int64, -1 for someone outside the training data; histories
+``(batch, n)`` item positions, oldest first, padded with -1 on the right, at least one real item in each.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dasearch.data.batches import NO_ITEM
+
+WIDTH = 64  # ComiRec's own; SPEC 3
+
+
+class EncoderSettings(BaseModel):
+    """Which ID encoder a study uses, its sizes and its training; only what its kind reads matters."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field("comirec-sa", description="comirec-dr, comirec-sa, sasrec, gru4rec, mf or neumf")
+    file: str | None = Field(None, description="a trained encoder to read instead of training one")
+    width: int = Field(WIDTH, ge=2, description="width of user and item vectors")
+    history: int = Field(50, ge=1, description="newest items that the encoder reads")
+    interests: int = Field(4, ge=1, description="K of ComiRec")
+    pool: str = Field(
+        "mean", pattern="^(mean|last_item|as_tokens)$", description="from K interests to the user's vectors"
+    )
+    layers: int = Field(2, ge=1, description="of SASRec and GRU4Rec")
+    heads: int = Field(2, ge=1, description="of SASRec")
+    dropout: float = Field(0.2, ge=0, lt=1, description="of SASRec and GRU4Rec")
+    epochs: int = Field(30, ge=1)
+    patience: int = Field(5, ge=1, description="stop after so many epochs without a better validation NDCG@10")
+    batch_size: int = Field(128, ge=1)
+    lr: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(1e-6, ge=0)
+    targets: int = Field(8, ge=1, description="targets of a user and epoch, for ComiRec, which learns one at a time")
+    negatives: int | None = Field(None, ge=1, description="items of the softmax beside the target; null: all items")
+
+
+class Reads(StrEnum):
+    """What an encoder learns from."""
+
+    PAIRS = "pairs"  # distinct purchases
+    PLACES = "places"  # rows with a target at every place
+    NEWEST = "newest"  # rows with one target, after the newest item
+
+
+class EncoderBatch(NamedTuple):
+    """Training rows. Shapes: users ``(batch,)``; histories, targets ``(batch, n)``; unbought as targets; sampled ``(k,)``.
+
+    ``targets`` holds the item after each place of the history, -1 where there is nothing to predict; ``unbought`` an
+    item that the user did not buy; ``sampled`` the items of a sampled softmax (None: all items).
+    """
+
+    users: Tensor
+    histories: Tensor
+    targets: Tensor
+    unbought: Tensor
+    sampled: Tensor | None = None
+
+
+class IDEncoder(nn.Module):
+    """Base of all ID encoders.
+
+    Attributes:
+        width: of every vector.
+        n_items: of the catalogue.
+        history: newest items that a user's vector is made from; what comes before them is left out.
+        vectors: how many vectors stand for a user.
+        reads: what ``loss`` is given.
+    """
+
+    width: int
+    n_items: int
+    history: int
+    vectors: int = 1
+    reads: Reads = Reads.PLACES
+
+    def user_embedding(self, users: Tensor, histories: Tensor) -> Tensor:
+        """Shape ``(batch, vectors, width)``."""
+        raise NotImplementedError
+
+    def item_embedding(self, items: Tensor) -> Tensor:
+        """Shapes: items ``(...)`` -> ``(..., width)``."""
+        raise NotImplementedError
+
+    def scores(self, users: Tensor, histories: Tensor) -> Tensor:
+        """Shape ``(batch, items)``; more is better."""
+        raise NotImplementedError
+
+    def loss(self, batch: EncoderBatch) -> Tensor:
+        """Shape ``()``."""
+        raise NotImplementedError
+
+
+def real_items(histories: Tensor) -> Tensor:
+    """True where an item stands, ``(batch, n)``."""
+    return histories != NO_ITEM
+
+
+def last_of(states: Tensor, histories: Tensor) -> Tensor:
+    """Shapes: states ``(batch, n, width)`` -> those at each history's newest item, ``(batch, width)``."""
+    newest = real_items(histories).sum(1) - 1
+    return states.gather(1, newest[:, None, None].expand(-1, 1, states.shape[-1])).squeeze(1)
+
+
+def softmax_loss(states: Tensor, targets: Tensor, items: nn.Embedding, sampled: Tensor | None) -> Tensor:
+    """Cross-entropy of the targets among all items, or among themselves and the sampled ones.
+
+    Shapes: states ``(k, width)``, targets ``(k,)``, sampled ``(s,)`` -> ``()``. A sampled item that is the target does
+    not count against it.
+    """
+    if sampled is None:
+        return F.cross_entropy(states @ items.weight.T, targets)
+    own = (states * items(targets)).sum(-1, keepdim=True)
+    others = (states @ items(sampled).T).masked_fill(sampled == targets[:, None], -torch.inf)
+    return F.cross_entropy(torch.cat([own, others], dim=1), torch.zeros_like(targets))

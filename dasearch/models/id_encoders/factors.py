@@ -1,0 +1,65 @@
+"""MF and NeuMF as ID encoders: a user's own vector, estimated from the history for someone outside the training data.
+
+Rendle et al. 2009 (BPR); He et al. 2017 (NeuMF). The models themselves are DARec's: `dasearch.models.collaborative`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dasearch.models.collaborative import MatrixFactorization, NeuralCollaborativeFiltering, fold_in, fold_in_matrix
+from dasearch.models.id_encoders.base import EncoderBatch, EncoderSettings, IDEncoder, Reads
+
+
+class FactorEncoder(IDEncoder):
+    """A collaborative-filtering model behind the encoders' protocol."""
+
+    reads = Reads.PAIRS
+    fold_in: Tensor
+
+    def __init__(self, model: MatrixFactorization | NeuralCollaborativeFiltering, history: int) -> None:
+        super().__init__()
+        self.model = model
+        self.width, self.n_items, self.history = model.width, model.n_items, history
+        self.register_buffer("fold_in", torch.zeros(self.width + 1, self.width))
+
+    def user_embedding(self, users: Tensor, histories: Tensor) -> Tensor:
+        return self._vectors(users, histories)[:, None]
+
+    def _vectors(self, users: Tensor, histories: Tensor) -> Tensor:
+        own = self.model.user_vectors(users.clamp(min=0))
+        return torch.where((users >= 0)[:, None], own, fold_in(self.model, self.fold_in, histories))
+
+    def item_embedding(self, items: Tensor) -> Tensor:
+        return self.model.item_vectors(items.clamp(min=0))
+
+    def scores(self, users: Tensor, histories: Tensor) -> Tensor:
+        return self.model.score_all(self._vectors(users, histories))
+
+    def loss(self, batch: EncoderBatch) -> Tensor:
+        """BPR: each target against an item that the user did not buy."""
+        wanted = batch.targets >= 0
+        users = batch.users[:, None].expand_as(batch.targets)[wanted]
+        bought = self.model.scores(users, batch.targets[wanted])
+        return -F.logsigmoid(bought - self.model.scores(users, batch.unbought[wanted])).mean()
+
+    @torch.no_grad()
+    def fit_fold_in(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
+        """Learn to estimate a user's vector from the items of their training sequence."""
+        self.fold_in.copy_(fold_in_matrix(self.model, users, sequences))
+
+
+def matrix_factorization(
+    n_users: int, n_items: int, settings: EncoderSettings, generator: torch.Generator
+) -> IDEncoder:
+    model = MatrixFactorization(n_users, n_items, width=settings.width, generator=generator)
+    return FactorEncoder(model, settings.history)
+
+
+def neumf(n_users: int, n_items: int, settings: EncoderSettings, generator: torch.Generator) -> IDEncoder:
+    model = NeuralCollaborativeFiltering(n_users, n_items, width=settings.width, generator=generator)
+    return FactorEncoder(model, settings.history)

@@ -1,0 +1,77 @@
+"""SASRec and GRU4Rec: one state a place, scored against the table of items.
+
+Kang & McAuley 2018, https://arxiv.org/abs/1808.09781; Hidasi et al. 2016, https://arxiv.org/abs/1511.06939.
+Differs from both: cross-entropy over the catalogue (or sampled items) at every place instead of one negative an item,
+which later comparisons found stronger; GRU4Rec reads a user's whole history as one session.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dasearch.models.id_encoders.base import EncoderBatch, EncoderSettings, IDEncoder, last_of, softmax_loss
+
+TABLE_SD = 0.05
+
+
+class SequentialEncoder(IDEncoder):
+    """A table of items, a network over it, states scored by product."""
+
+    def __init__(self, n_items: int, settings: EncoderSettings) -> None:
+        super().__init__()
+        self.width, self.n_items, self.history = settings.width, n_items, settings.history
+        self.items = nn.Embedding(n_items, self.width)
+        nn.init.normal_(self.items.weight, std=TABLE_SD)
+        self.dropout = nn.Dropout(settings.dropout)
+
+    def states(self, histories: Tensor) -> Tensor:
+        """Shape ``(batch, n, width)``; a state knows the items up to its own."""
+        raise NotImplementedError
+
+    def user_embedding(self, users: Tensor, histories: Tensor) -> Tensor:
+        return last_of(self.states(histories), histories)[:, None]
+
+    def item_embedding(self, items: Tensor) -> Tensor:
+        return self.items(items.clamp(min=0))  # type: ignore[no-any-return]
+
+    def scores(self, users: Tensor, histories: Tensor) -> Tensor:
+        return self.user_embedding(users, histories).squeeze(1) @ self.items.weight.T
+
+    def loss(self, batch: EncoderBatch) -> Tensor:
+        wanted = batch.targets >= 0
+        return softmax_loss(self.states(batch.histories)[wanted], batch.targets[wanted], self.items, batch.sampled)
+
+
+class SASRec(SequentialEncoder):
+    """A causal transformer over the items, pre-norm."""
+
+    def __init__(self, n_items: int, settings: EncoderSettings) -> None:
+        super().__init__(n_items, settings)
+        self.places = nn.Embedding(settings.history, self.width)
+        nn.init.normal_(self.places.weight, std=TABLE_SD)
+        layer = nn.TransformerEncoderLayer(
+            self.width, settings.heads, self.width, settings.dropout, batch_first=True, norm_first=True
+        )
+        self.network = nn.TransformerEncoder(
+            layer, settings.layers, norm=nn.LayerNorm(self.width), enable_nested_tensor=False
+        )
+
+    def states(self, histories: Tensor) -> Tensor:
+        n = histories.shape[1]
+        future = torch.ones(n, n, dtype=torch.bool, device=histories.device).triu(1)
+        places = torch.arange(n, device=histories.device)
+        embedded = self.dropout(self.item_embedding(histories) * self.width**0.5 + self.places(places))
+        return self.network(embedded, mask=future)  # type: ignore[no-any-return]
+
+
+class GRU4Rec(SequentialEncoder):
+    """A gated recurrent network over the items."""
+
+    def __init__(self, n_items: int, settings: EncoderSettings) -> None:
+        super().__init__(n_items, settings)
+        self.network = nn.GRU(self.width, self.width, settings.layers, batch_first=True)
+
+    def states(self, histories: Tensor) -> Tensor:
+        states: Tensor = self.network(self.dropout(self.item_embedding(histories)))[0]
+        return states

@@ -1,0 +1,199 @@
+"""IDLE-Adapter: the user vector of an ID model as extra keys and values in every layer of a frozen language model.
+
+SPEC 3. The sources print ``p = W u + b`` a layer, the injected attention, and a cross-entropy plus MMD loss; the gate and
+the MMD kernel are not printed where we could read them, so both are options whose default is a reconstruction.
+Sites of a layer: ``injection`` (serial: D inside the frozen softmax, parallel: beside it), ``refinement`` (serial: gate,
+parallel: plain average), ``alignment`` (serial: the layer counts in the MMD loss, parallel: it does not).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor, nn
+
+from dasearch.data import ItemRows, SequenceBatch
+from dasearch.layout import ModelKind
+from dasearch.models.adapters import ParallelReduce
+from dasearch.models.backbone import AttentionScale, FrozenBackbone
+from dasearch.models.base import (
+    HEAD_SD,
+    HeadBias,
+    HeadRows,
+    RecommenderModel,
+    Scorer,
+    log_frequency,
+    new_linear,
+    start_head,
+)
+from dasearch.models.id_encoders import IDEncoder
+from dasearch.models.prefix import (
+    PREFIX_TOKENS,
+    Injection,
+    Pool,
+    ProjectionSharing,
+    Refine,
+    build_prefixes,
+    pooled,
+    run_layers,
+)
+
+INJECTION, REFINEMENT, ALIGNMENT = range(3)
+
+
+class Variation(StrEnum):
+    IDLE = "idle"
+    FROZEN = "frozen"  # nothing is injected: the frozen model and a trained head
+
+
+class Head(StrEnum):
+    ITEM_LINEAR = "item_linear"  # a trained row an item
+    DOT_ITEM_TEXT = "dot_item_text"  # a trained map to the frozen text vectors
+
+
+class PrefixSettings(BaseModel):
+    """What IDLE-Adapter and RA-Rec can both choose."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prefix: int = Field(PREFIX_TOKENS, description="T, learned tokens in front of every adapted layer")
+    projection: ProjectionSharing = Field(
+        ProjectionSharing.PER_LAYER, description="a projection of ID vectors for each layer, or one for all"
+    )
+    parallel_reduce: ParallelReduce = Field(
+        ParallelReduce.MEAN, description="how attention beside the frozen one joins it"
+    )
+    pool: Pool = Field(Pool.AUTO, description="the state of a row: auto is last for decoders, mean for encoders")
+    attn_scale: AttentionScale = Field(AttentionScale.HEAD, description="attention scale of the frozen model")
+
+    @field_validator("prefix")
+    @classmethod
+    def _some_tokens(cls, prefix: int) -> int:
+        if prefix < 1:
+            raise ValueError(
+                f"a prefix has at least 1 token, got {prefix}; to inject the ID vector alone see refine=none"
+            )
+        return prefix
+
+
+class IDLESettings(PrefixSettings):
+    """Every reading of the sources that a study can choose."""
+
+    kind: Literal[ModelKind.IDLE]
+    variation: Variation = Field(Variation.IDLE, description="idle, or the frozen model with a trained head alone")
+    refine: Refine = Field(Refine.GATE, description="how ID vector and learned tokens become a prefix")
+    head: Head = Field(Head.ITEM_LINEAR, description="a trained row an item, or a map to the items' text vectors")
+    head_bias: HeadBias = Field(HeadBias.LOG_FREQUENCY, description="start of the item head's bias")
+    head_rows: HeadRows = Field(HeadRows.TEXT, description="start of its rows: frozen text vectors, normal, or zero")
+
+    @property
+    def label(self) -> str:
+        """What a report calls this model."""
+        return self.variation.value
+
+    @property
+    def searchable(self) -> bool:
+        """Whether a layout changes anything."""
+        return self.variation is Variation.IDLE
+
+
+class TextHead(nn.Module):
+    """Scores by product with the frozen text vectors: ``(W h) . t_i + b_i``."""
+
+    texts: Tensor
+
+    def __init__(self, width: int, n_items: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.map = new_linear(width, width, generator)
+        self.bias = nn.Parameter(torch.zeros(n_items))
+        self.register_buffer("texts", torch.zeros(n_items, width))
+
+    def forward(self, states: Tensor) -> Tensor:
+        scores: Tensor = self.map(states) @ self.texts.T + self.bias
+        return scores
+
+
+class IDLEAdapter(RecommenderModel):
+    """A hard prompt with the history in, item scores out; the layout is an argument.
+
+    Args:
+        backbone: a frozen decoder or encoder.
+        encoder: a trained ID encoder, which stays as it is.
+        generator: draws every initial weight.
+    """
+
+    kind = ModelKind.IDLE
+
+    def __init__(
+        self,
+        backbone: FrozenBackbone,
+        settings: IDLESettings,
+        *,
+        encoder: IDEncoder,
+        n_items: int,
+        replace_every: int = 1,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(backbone, n_items=n_items, replace_every=replace_every)
+        self.settings = settings
+        self.encoder = encoder.eval().requires_grad_(False)
+        self.prefixes = build_prefixes(
+            len(self.replaced) if settings.searchable else 0,
+            id_width=encoder.width,
+            width=backbone.width,
+            tokens=settings.prefix,
+            refine=settings.refine,
+            sharing=settings.projection,
+            generator=generator,
+        )
+        self.head: nn.Linear | TextHead
+        if settings.head is Head.DOT_ITEM_TEXT:
+            self.head = TextHead(backbone.width, n_items, generator)
+        else:
+            self.head = nn.Linear(backbone.width, n_items)
+            nn.init.normal_(self.head.weight, std=HEAD_SD, generator=generator)
+            nn.init.zeros_(self.head.bias)
+
+    def train(self, mode: bool = True) -> IDLEAdapter:
+        """The encoder stays in evaluation mode."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def layer_prefixes(self, batch: SequenceBatch, layout: Tensor) -> list[Tensor]:
+        """D of every adapted layer, each ``(batch, tokens, width)``."""
+        with torch.no_grad():
+            ids = self.encoder.user_embedding(batch.users, batch.histories)
+        return [prefix(ids, layout[k, REFINEMENT]) for k, prefix in enumerate(self.prefixes)]
+
+    def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:
+        return self.states_with(batch, self.layer_prefixes(batch, layout), layout)
+
+    def states_with(self, batch: SequenceBatch, prefixes: list[Tensor], layout: Tensor) -> Tensor:
+        """As `states`, with prefixes already made."""
+        injections = {
+            layer: Injection(
+                tokens, torch.ones(tokens.shape[1], dtype=torch.bool, device=tokens.device), layout[k, INJECTION]
+            )
+            for k, (layer, tokens) in enumerate(zip(self.replaced, prefixes, strict=False))
+        }
+        hidden = run_layers(self.backbone, batch.rows, injections, self.settings.parallel_reduce)
+        return pooled(hidden, batch.rows, self.settings.pool, causal=self.backbone.causal)
+
+    def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
+        return self.head
+
+    @torch.no_grad()
+    def start_head(self, item_counts: Tensor, text_vectors: Tensor) -> None:
+        """Start the head; shapes as `dasearch.models.base.start_head`."""
+        bias, rows = self.settings.head_bias, self.settings.head_rows
+        if isinstance(self.head, nn.Linear):
+            start_head(self.head, item_counts, text_vectors, bias=bias, rows=rows, sd=HEAD_SD)
+            return
+        centred = text_vectors - text_vectors.mean(0)
+        self.head.texts.copy_(centred / centred.norm(dim=1, keepdim=True).clamp(min=1e-6))
+        if bias is HeadBias.LOG_FREQUENCY:
+            self.head.bias.copy_(log_frequency(item_counts))

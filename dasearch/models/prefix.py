@@ -1,0 +1,193 @@
+"""Prefixes made of an ID vector and learned tokens, read by a frozen attention: what IDLE-Adapter and RA-Rec share.
+
+SPEC 3 and 4: ``p = W u + b`` a layer; learned tokens C; keys and values of ``[D; h]`` through the frozen projections,
+D visible to every query. Where the sources print no formula (the gate), the form here is a reconstruction.
+Placement is a tensor: 0 puts D inside the frozen softmax, 1 beside it, ``(SA(h) + XA(h, D)) / 2``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+
+from dasearch.data import Rows
+from dasearch.models.adapters import ParallelReduce
+from dasearch.models.attention import Projected, attend, attend_causally
+from dasearch.models.backbone import Block, FrozenBackbone, Positions
+from dasearch.models.base import new_linear
+
+PREFIX_TOKENS = 10  # no length is printed with the formulas; RA-Rec's figures run from 30 to 70
+PREFIX_SD = 0.02
+
+
+class Refine(StrEnum):
+    """How the projected ID vector and the learned tokens become a layer's prefix D."""
+
+    GATE = "gate"  # D_t = g_t p + (1 - g_t) c_t with g_t = sigmoid(w [c_t; p] + b): a reconstruction
+    SCALAR_GATE = "scalar_gate"  # the same with one g a layer
+    CONCAT = "concat"  # D = [C; p], RA-Rec's
+    NONE = "none"  # D = p: alignment of dimensions only
+
+
+class ProjectionSharing(StrEnum):
+    PER_LAYER = "per_layer"
+    SHARED = "shared"  # without RA-Rec's reparameterization
+
+
+class Pool(StrEnum):
+    """The state that stands for a row."""
+
+    AUTO = "auto"  # the last token of a decoder, the mean of an encoder
+    LAST = "last"
+    MEAN = "mean"
+    FIRST = "first"
+
+
+class Prefix(nn.Module):
+    """The prefix D of one layer.
+
+    Shapes: ids ``(batch, vectors, id width)``, average ``()`` of 0 (the gate) and 1 (``(p + c_t) / 2``)
+    -> ``(batch, tokens, width)``.
+    """
+
+    def __init__(
+        self, projection: nn.Linear, *, tokens: int, refine: Refine, width: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.projection = projection
+        self.refine = refine
+        if refine is not Refine.NONE:
+            self.learned = nn.Parameter(torch.empty(tokens, width).normal_(std=PREFIX_SD, generator=generator))
+        if refine is Refine.GATE:
+            self.gate = nn.Linear(2 * width, 1)
+            nn.init.zeros_(self.gate.weight)
+            nn.init.zeros_(self.gate.bias)
+        elif refine is Refine.SCALAR_GATE:
+            self.gate_logit = nn.Parameter(torch.zeros(()))
+
+    def forward(self, ids: Tensor, average: Tensor) -> Tensor:
+        projected: Tensor = self.projection(ids)
+        if self.refine is Refine.NONE:
+            return projected
+        learned = self.learned.expand(len(ids), -1, -1)
+        if self.refine is Refine.CONCAT:
+            return torch.cat([learned, projected], dim=1)
+        share = torch.lerp(self._gate(learned, projected), ids.new_tensor(0.5), average)
+        return share * projected + (1 - share) * learned
+
+    def _gate(self, learned: Tensor, projected: Tensor) -> Tensor:
+        if self.refine is Refine.SCALAR_GATE:
+            return torch.sigmoid(self.gate_logit)
+        return torch.sigmoid(self.gate(torch.cat([learned, projected.expand_as(learned)], dim=-1)))
+
+
+def build_prefixes(
+    layers: int,
+    *,
+    id_width: int,
+    width: int,
+    tokens: int,
+    refine: Refine,
+    sharing: ProjectionSharing,
+    generator: torch.Generator,
+) -> nn.ModuleList:
+    """A `Prefix` for each adapted layer, with a projection each or one for all."""
+    shared = new_linear(id_width, width, generator) if sharing is ProjectionSharing.SHARED else None
+    return nn.ModuleList(
+        Prefix(
+            shared or new_linear(id_width, width, generator),
+            tokens=tokens,
+            refine=refine,
+            width=width,
+            generator=generator,
+        )
+        for _ in range(layers)
+    )
+
+
+@dataclass(frozen=True)
+class Injection:
+    """One layer's prefix. Shapes: tokens ``(batch, t, width)``, visible ``(t,)`` bool, beside ``()`` of 0 and 1."""
+
+    tokens: Tensor
+    visible: Tensor
+    beside: Tensor
+
+
+def inject(
+    block: Block,
+    hidden: Tensor,
+    positions: Positions,
+    mask: Tensor | None,
+    injection: Injection,
+    reduce: ParallelReduce = ParallelReduce.MEAN,
+) -> Tensor:
+    """A frozen layer whose attention also reads a prefix; where nothing of it is visible, the frozen layer itself.
+
+    Shapes: hidden ``(batch, m, width)``, mask as `FrozenBackbone.mask` -> ``(batch, m, width)``.
+    """
+    projected = block.project(block.norm1(hidden), positions)
+    extra = block.project(block.norm1(injection.tokens), None)
+    own = attend_causally(projected) if mask is None else attend(projected, mask)
+    inside = attend(projected.with_key(extra), joint_mask(hidden, mask, injection.visible))
+    any_visible = injection.visible.any()
+    seen = (injection.visible | ~any_visible).expand(1, hidden.shape[1], -1)
+    side = own + attend(Projected(projected.queries, extra.keys, extra.values), seen)
+    if reduce is ParallelReduce.MEAN:
+        side = side / 2
+    return block.finish(hidden, block.output(torch.lerp(inside, torch.where(any_visible, side, own), injection.beside)))
+
+
+def joint_mask(hidden: Tensor, mask: Tensor | None, visible: Tensor) -> Tensor:
+    """The row's own mask with the prefix's columns in front: ``(batch or 1, m, t + m)``.
+
+    ``mask`` None is causal, the same for every row; a row is padded on the right, so that no real token sees padding.
+    """
+    m = hidden.shape[1]
+    own = mask if mask is not None else hidden.new_ones(1, m, m, dtype=torch.bool).tril()
+    return torch.cat([visible.expand(len(own), m, -1), own], dim=2)
+
+
+def run_layers(
+    backbone: FrozenBackbone,
+    rows: Rows,
+    injections: dict[int, Injection],
+    reduce: ParallelReduce = ParallelReduce.MEAN,
+) -> Tensor:
+    """Last hidden states of the frozen model with prefixes in the layers of ``injections``: ``(batch, m, width)``."""
+    hidden, positions = backbone.start(backbone.embed(rows.tokens))
+    mask = backbone.mask(rows.real)
+    for index, block in enumerate(backbone.all_blocks):
+        if index in injections:
+            hidden = inject(block, hidden, positions, mask, injections[index], reduce)
+        else:
+            hidden = block(hidden, positions, mask)
+    return backbone.final_norm(hidden)
+
+
+def pooled(hidden: Tensor, rows: Rows, pool: Pool, *, causal: bool) -> Tensor:
+    """One state a row: ``(batch, width)``."""
+    if pool is Pool.AUTO:
+        pool = Pool.LAST if causal else Pool.MEAN
+    if pool is Pool.FIRST:
+        return hidden[:, 0]
+    if pool is Pool.MEAN:
+        return token_mean(hidden, rows.real)
+    last = rows.real.sum(1) - 1
+    return hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1])).squeeze(1)
+
+
+def token_mean(hidden: Tensor, real: Tensor) -> Tensor:
+    """Mean over the real tokens. Shapes: hidden ``(batch, m, width)``, real ``(batch, m)`` -> ``(batch, width)``."""
+    return (hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+
+
+@torch.no_grad()
+def frozen_layer_means(backbone: FrozenBackbone, rows: Rows, layers: Sequence[int]) -> Tensor:
+    """What the given layers of the plain model read, averaged over tokens: ``(batch, layers, width)``."""
+    states = [state for k, state in enumerate(backbone.layer_states(rows.tokens, rows.real)) if k in layers]
+    return torch.stack([token_mean(state, rows.real) for state in states], dim=1)

@@ -1,0 +1,184 @@
+"""RA-Rec: two towers over one frozen language model, each reading ID vectors and instruction tokens in every layer.
+
+SPEC 4. A user's row is the hard prompt with the history, an item's row its text; the prefix of a layer is
+``[c || p]``, instruction tokens and the projected ID vector; the score is the product of the two pooled last states.
+Sites of a layer: ``user`` and ``item`` (serial: the prefix inside the frozen softmax, parallel: beside it) and
+``instruction`` (serial: instruction tokens are read, parallel: they are not).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dasearch.data import ItemRows, Rows, SequenceBatch
+from dasearch.layout import ModelKind
+from dasearch.models.backbone import FrozenBackbone
+from dasearch.models.base import RecommenderModel, Scorer, log_frequency
+from dasearch.models.id_encoders import IDEncoder
+from dasearch.models.idle import PrefixSettings
+from dasearch.models.prefix import Injection, Refine, build_prefixes, pooled, run_layers
+
+USER, ITEM, INSTRUCTION = range(3)
+ITEM_BATCH = 256  # item rows of one forward pass when all are scored
+
+
+class Variation(StrEnum):
+    RA_REC = "ra-rec"
+    FROZEN = "frozen"  # nothing is injected: the frozen model's own states
+
+
+class ItemBias(StrEnum):
+    NONE = "none"
+    LOG_FREQUENCY = "log-frequency"
+
+
+class RARecSettings(PrefixSettings):
+    """Every reading of the source that a study can choose."""
+
+    kind: Literal[ModelKind.RA_REC]
+    variation: Variation = Field(Variation.RA_REC, description="ra-rec, or the frozen model's own states")
+    instruction: bool = Field(True, description="learned instruction tokens; without them the ID vector alone is read")
+    item_bias: ItemBias = Field(
+        ItemBias.NONE, description="a trained offset an item (not in the source), from log training frequency"
+    )
+
+    @property
+    def label(self) -> str:
+        """What a report calls this model."""
+        return self.variation.value
+
+    @property
+    def searchable(self) -> bool:
+        """Whether a layout changes anything."""
+        return self.variation is Variation.RA_REC
+
+
+class Tower(nn.Module):
+    """One side: its prefixes, and how they are read under a layout.
+
+    Args:
+        site: the column of the layout that places this side's prefix.
+    """
+
+    def __init__(
+        self,
+        backbone: FrozenBackbone,
+        settings: RARecSettings,
+        *,
+        layers: int,
+        id_width: int,
+        site: int,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.settings, self.site = settings, site
+        self.prefixes = build_prefixes(
+            layers,
+            id_width=id_width,
+            width=backbone.width,
+            tokens=settings.prefix,
+            refine=Refine.CONCAT if settings.instruction else Refine.NONE,
+            sharing=settings.projection,
+            generator=generator,
+        )
+
+    def layer_prefixes(self, ids: Tensor) -> list[Tensor]:
+        """``[c || p]`` of every adapted layer, each ``(batch, tokens, width)``; ids ``(batch, vectors, id width)``."""
+        return [prefix(ids, ids.new_zeros(())) for prefix in self.prefixes]
+
+    def injections(self, prefixes: list[Tensor], layers: tuple[int, ...], layout: Tensor) -> dict[int, Injection]:
+        instructions = self.settings.prefix if self.settings.instruction else 0
+        return {
+            layer: Injection(
+                tokens,
+                (torch.arange(tokens.shape[1], device=tokens.device) >= instructions) | (layout[k, INSTRUCTION] < 0.5),
+                layout[k, self.site],
+            )
+            for k, (layer, tokens) in enumerate(zip(layers, prefixes, strict=False))
+        }
+
+
+class RARec(RecommenderModel):
+    """Rows in, states of users and items out; the layout is an argument.
+
+    Args:
+        backbone: a frozen decoder or encoder.
+        encoder: a trained ID encoder, which stays as it is.
+        generator: draws every initial weight.
+    """
+
+    kind = ModelKind.RA_REC
+
+    def __init__(
+        self,
+        backbone: FrozenBackbone,
+        settings: RARecSettings,
+        *,
+        encoder: IDEncoder,
+        n_items: int,
+        replace_every: int = 1,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(backbone, n_items=n_items, replace_every=replace_every)
+        self.settings = settings
+        self.encoder = encoder.eval().requires_grad_(False)
+        layers = len(self.replaced) if settings.searchable else 0
+        common = {"layers": layers, "id_width": encoder.width}
+        self.user_tower = Tower(backbone, settings, site=USER, generator=generator, **common)
+        self.item_tower = Tower(backbone, settings, site=ITEM, generator=generator, **common)
+        self.item_bias = nn.Parameter(torch.zeros(n_items), requires_grad=settings.item_bias is not ItemBias.NONE)
+
+    def train(self, mode: bool = True) -> RARec:
+        """The encoder stays in evaluation mode."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def user_prefixes(self, batch: SequenceBatch) -> list[Tensor]:
+        with torch.no_grad():
+            ids = self.encoder.user_embedding(batch.users, batch.histories)
+        return self.user_tower.layer_prefixes(ids)
+
+    def item_prefixes(self, items: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            ids = self.encoder.item_embedding(items)[:, None]
+        return self.item_tower.layer_prefixes(ids)
+
+    def tower_states(self, tower: Tower, rows: Rows, prefixes: list[Tensor], layout: Tensor) -> Tensor:
+        """Pooled last states of a side's rows: ``(batch, width)``."""
+        injections = tower.injections(prefixes, self.replaced, layout)
+        hidden = run_layers(self.backbone, rows, injections, self.settings.parallel_reduce)
+        return pooled(hidden, rows, self.settings.pool, causal=self.backbone.causal)
+
+    def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:
+        return self.tower_states(self.user_tower, batch.rows, self.user_prefixes(batch), layout)
+
+    def item_states(self, rows: Rows, items: Tensor, layout: Tensor) -> Tensor:
+        """Shapes: rows of items ``(k,)`` -> ``(k, width)``."""
+        return self.tower_states(self.item_tower, rows, self.item_prefixes(items), layout)
+
+    def product(self, users: Tensor, items: Tensor, biases: Tensor) -> Tensor:
+        """``h_u . h_i / sqrt(width) + b_i``; the scale, which the source does not print, keeps products of normed states small.
+
+        Shapes: users ``(batch, width)``, items ``(k, width)``, biases ``(k,)`` -> ``(batch, k)``.
+        """
+        scores: Tensor = users @ items.T / self.backbone.width**0.5 + biases
+        return scores
+
+    def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
+        found = []
+        for items in torch.arange(self.n_items).split(ITEM_BATCH):
+            found.append(self.item_states(item_rows.select(items).to(layout.device), items.to(layout.device), layout))
+        states = torch.cat(found)
+        return lambda users: self.product(users, states, self.item_bias)
+
+    @torch.no_grad()
+    def start_bias(self, item_counts: Tensor) -> None:
+        """Start the items' offsets. Shape: item_counts ``(items,)`` of training events."""
+        if self.settings.item_bias is ItemBias.LOG_FREQUENCY:
+            self.item_bias.copy_(log_frequency(item_counts))

@@ -1,0 +1,232 @@
+"""ID encoders: trained on the training split once a study, kept in the cache, read from a file, ranked by themselves.
+
+A trained encoder is one safetensors file with a record of what it was trained on; the cache's key covers the data, the
+settings and the seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dasearch.data import Development, IntArray
+from dasearch.data.batches import stack
+from dasearch.errors import StudyError
+from dasearch.models.id_encoders import EncoderBatch, EncoderSettings, FactorEncoder, IDEncoder, Reads, build_encoder
+from dasearch.models.tiny_opt import default_cache
+from dasearch.training.checkpoints import load_tensors, save_tensors
+from dasearch.training.materials import PurchaseIndex, Shared
+from dasearch.training.method import Say
+from dasearch.training.metrics import summarise, target_ranks
+from dasearch.training.seeds import derive_seed, generator_for
+
+RECIPE_VERSION = 1  # part of the cache key: raise it when the training below changes
+SCORED = 2**19  # users x items whose scores are held at once
+DISPLAY = {
+    "comirec-dr": "ComiRec-DR",
+    "comirec-sa": "ComiRec-SA",
+    "sasrec": "SASRec",
+    "gru4rec": "GRU4Rec",
+    "mf": "MF",
+    "neumf": "NeuMF",
+}
+
+
+def study_encoder(settings: EncoderSettings, materials: Shared, seed: int, say: Say) -> IDEncoder:
+    """The study's encoder: from its file, from the cache, or trained now.
+
+    Raises:
+        StudyError: for a file that cannot be read, or that another catalogue, other users or other settings made.
+    """
+    if settings.file is not None:
+        return read_encoder(Path(settings.file), settings, materials)
+    path = default_cache() / "encoders" / f"{_key(settings, materials, seed)}.safetensors"
+    if not path.is_file():
+        say(f"training the ID encoder {settings.name}")
+        encoder, validation = train_encoder(settings, materials.development, materials.purchases, seed, say)
+        write_encoder(path, encoder, settings, materials, validation)
+    return read_encoder(path, settings, materials)
+
+
+def _key(settings: EncoderSettings, materials: Shared, seed: int) -> str:
+    digest = hashlib.sha256(json.dumps([RECIPE_VERSION, seed, settings.model_dump()], sort_keys=True).encode())
+    digest.update(json.dumps(_made_from(materials), sort_keys=True).encode())
+    for sequence in (*materials.development.train, materials.development.valid):
+        digest.update(sequence.astype("<i8").tobytes() + b"\n")
+    return digest.hexdigest()[:24]
+
+
+def _made_from(materials: Shared) -> dict[str, str | int]:
+    catalogue, development = materials.catalogue, materials.development
+    return {
+        "dataset": catalogue.dataset_name,
+        "catalogue": catalogue.items_hash,
+        "items": development.n_items,
+        "users": development.n_users,
+    }
+
+
+def write_encoder(
+    path: Path, encoder: IDEncoder, settings: EncoderSettings, materials: Shared, validation: dict[str, float]
+) -> None:
+    """Write an encoder with what it was trained on."""
+    record = {"encoder": settings.model_dump(), "made_from": _made_from(materials), "validation": validation}
+    save_tensors(path, encoder.state_dict(), record)
+
+
+def read_encoder(path: Path, settings: EncoderSettings, materials: Shared) -> IDEncoder:
+    """An encoder that `write_encoder` wrote, for the same catalogue.
+
+    Raises:
+        StudyError: if it is missing, damaged, of another kind or size, or made from another catalogue or other users.
+    """
+    if not path.is_file():
+        raise StudyError(f"there is no ID encoder file {path}; leave encoder.file out to train one")
+    try:
+        tensors, record = load_tensors(path)
+        made, stored = record["made_from"], record["encoder"]
+    except (ValueError, KeyError) as error:
+        raise StudyError(f"the ID encoder file cannot be read: {error}") from None
+    here = _made_from(materials)
+    if made["catalogue"] != here["catalogue"]:
+        raise StudyError(
+            f"the ID encoder {path} was trained on another catalogue ({made['dataset']}, {made['items']} items) than "
+            f"the study's ({here['dataset']}, {here['items']} items); leave encoder.file out to train one"
+        )
+    if made["users"] != here["users"]:
+        raise StudyError(
+            f"the ID encoder {path} was trained on {made['users']} users and the study has {here['users']}; "
+            "leave encoder.file out to train one"
+        )
+    for name in ("name", "width", "history", "interests", "layers", "heads"):
+        if stored[name] != getattr(settings, name):
+            raise StudyError(
+                f"the ID encoder {path} has {name} {stored[name]} and encoder.{name} is {getattr(settings, name)}; "
+                "set them alike"
+            )
+    development = materials.development
+    encoder = build_encoder(settings, development.n_users, development.n_items, generator_for("loading"))
+    try:
+        encoder.load_state_dict(tensors)
+    except RuntimeError:
+        raise StudyError(
+            f"the ID encoder {path} does not fit its own settings; leave encoder.file out to train one"
+        ) from None
+    return encoder.to(materials.device).eval()
+
+
+def train_encoder(
+    settings: EncoderSettings,
+    development: Development,
+    purchases: PurchaseIndex,
+    seed: int,
+    say: Say = lambda _: None,
+) -> tuple[IDEncoder, dict[str, float]]:
+    """Train on the training split until validation NDCG@10 stops rising; the best epoch and its validation metrics.
+
+    Runs on CPU, so that it repeats bit for bit; dropout draws from a stream that is put back afterwards.
+    """
+    generator = generator_for(seed, "encoder", settings.name)
+    encoder = build_encoder(settings, development.n_users, development.n_items, generator)
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    best: dict[str, Tensor] = {}
+    reached, score, stale = {}, -1.0, 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "encoder dropout"))
+        for epoch in range(settings.epochs):
+            encoder.train()
+            for batch in encoder_batches(encoder, settings, development, purchases, generator):
+                loss = encoder.loss(batch)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+            _fit_newcomers(encoder, development)
+            ranks = encoder_ranks(encoder, development.users, development.train, development.valid)
+            metrics = summarise(ranks)
+            say(f"ID encoder {settings.name}, epoch {epoch + 1}: validation NDCG@10 {metrics.ndcg:.4f}")
+            stale += 1
+            if metrics.ndcg > score:
+                score, stale, reached = metrics.ndcg, 0, metrics.record()
+                best = {name: tensor.detach().clone() for name, tensor in encoder.state_dict().items()}
+            if stale >= settings.patience:
+                break
+    encoder.load_state_dict(best)
+    return encoder.eval(), reached
+
+
+def _fit_newcomers(encoder: IDEncoder, development: Development) -> None:
+    if isinstance(encoder, FactorEncoder):
+        encoder.fit_fold_in(torch.from_numpy(development.users), [torch.from_numpy(s) for s in development.train])
+
+
+def encoder_batches(
+    encoder: IDEncoder,
+    settings: EncoderSettings,
+    development: Development,
+    purchases: PurchaseIndex,
+    generator: torch.Generator,
+) -> Iterator[EncoderBatch]:
+    """One epoch of what an encoder reads: distinct purchases, whole rows, or single targets."""
+    if encoder.reads is Reads.PAIRS:
+        users, items = purchases.pairs()
+        rows = [(int(user), item[None], item[None]) for user, item in zip(users, items.numpy(), strict=True)]
+    elif encoder.reads is Reads.PLACES:
+        rows = _whole_rows(settings, development)
+    else:
+        rows = _single_targets(settings, development, generator)
+    for chosen in torch.randperm(len(rows), generator=generator).split(settings.batch_size):
+        picked = [rows[k] for k in chosen.tolist()]
+        owners = torch.tensor([user for user, _, _ in picked])
+        targets = stack([target for _, _, target in picked], -1)
+        sampled = None
+        if settings.negatives is not None:
+            sampled = torch.randint(development.n_items, (settings.negatives,), generator=generator)
+        unbought = purchases.sample_negatives(owners[:, None].expand_as(targets).flatten(), generator)
+        yield EncoderBatch(owners, stack([h for _, h, _ in picked], -1), targets, unbought.view_as(targets), sampled)
+
+
+Line = tuple[int, IntArray, IntArray]  # user, history, target after each place
+
+
+def _whole_rows(settings: EncoderSettings, development: Development) -> list[Line]:
+    n = settings.history
+    return [
+        (user, sequence[:-1][-n:], sequence[1:][-n:])
+        for user, sequence in zip(development.users.tolist(), development.train, strict=True)
+        if len(sequence) > 1
+    ]
+
+
+def _single_targets(settings: EncoderSettings, development: Development, generator: torch.Generator) -> list[Line]:
+    """``settings.targets`` random places of each user, each with the history before it."""
+    rows: list[Line] = []
+    for user, sequence in zip(development.users.tolist(), development.train, strict=True):
+        cuts = torch.randperm(max(0, len(sequence) - 1), generator=generator)[: settings.targets] + 1
+        for cut in cuts.tolist():
+            history = sequence[:cut][-settings.history :]
+            targets = np.full(len(history), -1, dtype=np.int64)
+            targets[-1] = sequence[cut]
+            rows.append((user, history, targets))
+    return rows
+
+
+@torch.inference_mode()
+def encoder_ranks(encoder: IDEncoder, users: IntArray, histories: Sequence[IntArray], targets: IntArray) -> IntArray:
+    """Rank of each target by the encoder's own scores among all items, ``(users,)``."""
+    encoder.eval()
+    device = next(encoder.parameters()).device
+    found = []
+    wanted = torch.from_numpy(targets)
+    at_once = max(1, SCORED // encoder.n_items)
+    for start in range(0, len(users), at_once):
+        part = slice(start, start + at_once)
+        rows = stack([h[-encoder.history :] for h in histories[part]], -1).to(device)
+        scores = encoder.scores(torch.from_numpy(users[part]).to(device), rows)
+        found.append(target_ranks(scores.float(), wanted[part].to(device)).cpu())
+    return torch.cat(found).numpy()

@@ -1,0 +1,59 @@
+"""What the training loop asks of each model: how to build it, what it trains on, which losses, which baselines."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dasearch.data import Development, IntArray, SequenceBatch
+from dasearch.models.base import RecommenderModel
+
+if TYPE_CHECKING:
+    from dasearch.training.materials import Shared
+
+Say = Callable[[str], None]
+
+
+class Method(ABC):
+    """One of the models with all that a study prepared for it; no layout, recipe or seed changes it."""
+
+    @abstractmethod
+    def build(self, materials: Shared, *, replace_every: int, generator: torch.Generator) -> RecommenderModel:
+        """A recommender at its start."""
+
+    @abstractmethod
+    def n_batches(self, development: Development, batch_size: int) -> int:
+        """Batches of an epoch."""
+
+    @abstractmethod
+    def batches(self, materials: Shared, batch_size: int, generator: torch.Generator) -> Iterator[SequenceBatch]:
+        """One epoch."""
+
+    @abstractmethod
+    def terms(
+        self,
+        model: RecommenderModel,
+        batch: SequenceBatch,
+        layout: Tensor,
+        materials: Shared,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """The terms of the loss whose weight is not zero, by name."""
+
+    @property
+    @abstractmethod
+    def weights(self) -> dict[str, float]:
+        """The weight of every term."""
+
+    def baseline_ranks(self, users: IntArray, histories: Sequence[IntArray], targets: IntArray) -> dict[str, IntArray]:
+        """Ranks of the targets by the ID model alone, under its name; empty where there is none."""
+        return {}
+
+
+def weighted_total(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    """The loss: each term times its weight, summed."""
+    return torch.stack([weights[name] * value for name, value in terms.items()]).sum()

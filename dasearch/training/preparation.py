@@ -1,0 +1,111 @@
+"""From a study and its data to everything its trainings share."""
+
+from __future__ import annotations
+
+import torch
+
+from dasearch.config import DARecStudy, IDLEStudy, RARecStudy, StudySettings
+from dasearch.data import Dataset, Development, Examples, select_examples
+from dasearch.models.backbone import FrozenBackbone
+from dasearch.models.base import RecommenderModel
+from dasearch.models.darec import DARec
+from dasearch.models.id_encoders import build_encoder
+from dasearch.models.idle import IDLEAdapter
+from dasearch.models.ra_rec import RARec
+from dasearch.models.tiny_opt import Progress
+from dasearch.training.darec import DARecMethod
+from dasearch.training.idle import IDLEMethod
+from dasearch.training.materials import (
+    Catalogue,
+    Materials,
+    PurchaseIndex,
+    Shared,
+    build_catalogue,
+    open_backbone,
+    resolve_device,
+    text_vectors,
+)
+from dasearch.training.method import Method, Say
+from dasearch.training.ra_rec import RARecMethod
+from dasearch.training.seeds import generator_for
+
+
+def prepare_study(
+    settings: StudySettings,
+    dataset: Dataset,
+    development: Development,
+    *,
+    say: Say = lambda _: None,
+    language_model: Progress | None = None,
+) -> Materials:
+    """Load the language model, read the catalogue, prepare the study's method; ``say`` is told each step as it begins."""
+    say("loading the language model")
+    opened = open_backbone(settings, dataset, progress=language_model)
+    return prepare(settings, build_catalogue(settings, dataset, *opened), development, say=say)
+
+
+def prepare(
+    settings: StudySettings, catalogue: Catalogue, development: Development, *, say: Say = lambda _: None
+) -> Materials:
+    """Everything that trainings share, from training and validation data alone."""
+    device = resolve_device(settings.device)
+    catalogue.backbone.to(device)
+    say("reading the catalogue with the frozen model")
+    shared = Shared(
+        catalogue,
+        development,
+        PurchaseIndex(development),
+        torch.as_tensor(development.item_counts(), dtype=torch.float32),
+        text_vectors(catalogue, device),
+        device,
+    )
+    return Materials(**vars(shared), method=_method(settings, shared, say))
+
+
+def untrained_model(
+    settings: StudySettings,
+    backbone: FrozenBackbone,
+    *,
+    n_users: int,
+    n_items: int,
+    replace_every: int,
+    generator: torch.Generator,
+) -> RecommenderModel:
+    """A recommender of the study's kind with random weights, to be filled from a file."""
+    sizes = {"n_items": n_items, "replace_every": replace_every}
+    if isinstance(settings, IDLEStudy):
+        encoder = build_encoder(settings.encoder, n_users, n_items, generator)
+        return IDLEAdapter(backbone, settings.model, encoder=encoder, generator=generator, **sizes)
+    if isinstance(settings, RARecStudy):
+        encoder = build_encoder(settings.encoder, n_users, n_items, generator)
+        return RARec(backbone, settings.model, encoder=encoder, generator=generator, **sizes)
+    assert isinstance(settings, DARecStudy)
+    return DARec(backbone, settings.model, n_users=n_users, generator=generator, **sizes)
+
+
+def _method(settings: StudySettings, shared: Shared, say: Say) -> Method:
+    examples = _examples(settings, shared)
+    if isinstance(settings, IDLEStudy):
+        return IDLEMethod.prepare(settings, shared, examples, say)
+    if isinstance(settings, RARecStudy):
+        return RARecMethod.prepare(settings, shared, examples, say)
+    assert isinstance(settings, DARecStudy)
+    return DARecMethod.prepare(settings, shared, None if settings.examples.all else examples, say)
+
+
+def _examples(settings: StudySettings, shared: Shared) -> Examples:
+    wanted = settings.examples
+    return select_examples(
+        shared.development,
+        shared.catalogue.items,
+        per_user=wanted.per_user,
+        overlap=wanted.overlap,
+        diverse=wanted.diverse,
+        generator=generator_for(settings.seed, "examples"),
+    )
+
+
+def build_model(settings: StudySettings, materials: Materials, *, replace_every: int, seed: int) -> RecommenderModel:
+    """A recommender at its start; the same seed gives every layout the same initial weights."""
+    generator = generator_for(settings.seed, "weights", seed)
+    return materials.method.build(materials, replace_every=replace_every, generator=generator)

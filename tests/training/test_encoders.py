@@ -1,0 +1,141 @@
+"""Pre-training of ID encoders: it learns, repeats, is kept and read back, and says what does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dasearch.data import LeaveOneOut
+from dasearch.errors import StudyError
+from dasearch.models.id_encoders import ENCODERS, EncoderSettings, build_encoder
+from dasearch.training.encoders import (
+    encoder_batches,
+    encoder_ranks,
+    read_encoder,
+    study_encoder,
+    train_encoder,
+    write_encoder,
+)
+from dasearch.training.materials import Materials, PurchaseIndex
+from dasearch.training.metrics import summarise
+from dasearch.training.preparation import prepare_study
+from tests.conftest import seeded, toy_dataset
+from tests.training.studies import materials, small_settings
+
+DEVELOPMENT = LeaveOneOut(toy_dataset(120, 12)).development
+PURCHASES = PurchaseIndex(DEVELOPMENT)
+
+
+def settings(name: str, **changes: object) -> EncoderSettings:
+    values = {"name": name, "width": 16, "history": 8, "epochs": 12, "lr": 1e-2, "batch_size": 32, **changes}
+    return EncoderSettings.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("comirec-sa", 0.33), ("comirec-dr", 0.33), ("sasrec", 0.5), ("gru4rec", 0.5)]
+)
+def test_sequence_encoders_learn_the_ring(name: str, least: float) -> None:
+    """The next item is one or two further on; a random order of twelve items has an MRR of .26, and popularity no more.
+
+    ComiRec averages over the history and knows order from places alone.
+    """
+    encoder, validation = train_encoder(settings(name, epochs=25, dropout=0.0), DEVELOPMENT, PURCHASES, 0)
+    assert validation["MRR"] > least
+    ranks = encoder_ranks(encoder, DEVELOPMENT.users, DEVELOPMENT.train, DEVELOPMENT.valid)
+    assert summarise(ranks).record() == validation
+
+
+@pytest.mark.parametrize("name", ["mf", "neumf"])
+def test_factors_learn_who_bought_what(name: str) -> None:
+    wanted, users = settings(name), torch.arange(len(DEVELOPMENT.users))
+    encoder = build_encoder(wanted, len(users), 12, seeded())
+    optimizer = torch.optim.Adam(encoder.parameters(), lr=wanted.lr)
+    for _ in range(20):
+        for batch in encoder_batches(encoder, wanted, DEVELOPMENT, PURCHASES, seeded(1)):
+            optimizer.zero_grad()
+            encoder.loss(batch).backward()
+            optimizer.step()
+    scores = encoder.scores(users, torch.zeros(len(users), 1, dtype=torch.long)).detach()
+    bought = PURCHASES.bought(users.repeat_interleave(12), torch.arange(12).repeat(len(users))).view(-1, 12)
+    assert (scores[bought][:, None] > scores[~bought]).float().mean() > 0.7
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_repeats_bit_for_bit_whatever_the_global_seed(name: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        first, _ = train_encoder(settings(name, epochs=2), DEVELOPMENT, PURCHASES, 0)
+        torch.manual_seed(2)
+        second, _ = train_encoder(settings(name, epochs=2), DEVELOPMENT, PURCHASES, 0)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+    other, _ = train_encoder(settings(name, epochs=2), DEVELOPMENT, PURCHASES, 1)
+    assert any(
+        not torch.equal(a, b) for a, b in zip(first.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+
+
+def test_a_sampled_softmax_learns_too() -> None:
+    _, validation = train_encoder(settings("sasrec", negatives=4, epochs=25, dropout=0.0), DEVELOPMENT, PURCHASES, 0)
+    assert validation["MRR"] > 0.5
+
+
+def study(**encoder: object) -> tuple[EncoderSettings, Materials]:
+    whole = small_settings(model={"kind": "idle"}, encoder=encoder)
+    return whole.encoder, materials(whole)  # type: ignore[attr-defined]
+
+
+def test_trained_once_then_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DASEARCH_CACHE", str(tmp_path))
+    wanted, ready = study()
+    heard: list[str] = []
+    first = study_encoder(wanted, ready, 5, heard.append)
+    assert "training the ID encoder sasrec" in heard
+    heard.clear()
+    second = study_encoder(wanted, ready, 5, heard.append)
+    assert heard == []
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    study_encoder(wanted, ready, 6, heard.append)
+    assert heard
+
+
+def written(tmp_path: Path) -> tuple[Path, EncoderSettings, Materials]:
+    wanted, ready = study()
+    path = tmp_path / "sasrec.safetensors"
+    encoder, validation = train_encoder(wanted, ready.development, ready.purchases, 0)
+    write_encoder(path, encoder, wanted, ready, validation)
+    return path, wanted, ready
+
+
+def test_an_encoder_of_another_catalogue(tmp_path: Path) -> None:
+    path, _, _ = written(tmp_path)
+    other = toy_dataset(60, 25, name="elsewhere")
+    whole = small_settings(model={"kind": "idle"}, encoder={"file": str(path)})
+    reason = r"another catalogue \(toy, 40 items\) than the study's \(elsewhere, 25 items\); leave encoder.file out"
+    with pytest.raises(StudyError, match=reason):
+        prepare_study(whole, other, LeaveOneOut(other).development)
+
+
+def test_an_encoder_of_other_users(tmp_path: Path) -> None:
+    path, wanted, _ = written(tmp_path)
+    fewer = toy_dataset(50, 40)
+    whole = small_settings(model={"kind": "idle"})
+    ready = prepare_study(whole, fewer, LeaveOneOut(fewer).development)
+    with pytest.raises(StudyError, match="was trained on 60 users and the study has 50"):
+        read_encoder(path, wanted, ready)
+
+
+def test_an_encoder_of_another_kind_or_none(tmp_path: Path) -> None:
+    path, wanted, ready = written(tmp_path)
+    with pytest.raises(StudyError, match=r"has name sasrec and encoder.name is gru4rec; set them alike"):
+        read_encoder(path, wanted.model_copy(update={"name": "gru4rec"}), ready)
+    with pytest.raises(StudyError, match=r"has width 8 and encoder.width is 16"):
+        read_encoder(path, wanted.model_copy(update={"width": 16}), ready)
+    with pytest.raises(StudyError, match=r"there is no ID encoder file nothing; leave encoder.file out"):
+        read_encoder(Path("nothing"), wanted, ready)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(StudyError, match="cannot be read"):
+        read_encoder(path, wanted, ready)
