@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from dasearch.data import Ties
-from dasearch.errors import StudyError
+from dasearch.errors import StudyError, suggestion
 from dasearch.layout import ModelKind
 from dasearch.models.darec import DARecSettings
 from dasearch.models.id_encoders import EncoderSettings
@@ -23,7 +23,7 @@ from dasearch.models.idle import IDLESettings
 from dasearch.models.prefix import Refine
 from dasearch.models.ra_rec import RARecSettings
 from dasearch.models.tiny_opt import TinyOPTSettings
-from dasearch.search_space import find_shipped, shipped, suggestion
+from dasearch.search_space import find_shipped, shipped
 from dasearch.training.losses import MMD_BATCH, Reduction
 
 

@@ -3,6 +3,8 @@
 The command line exits with 2 on `WrongUse` and with 1 on any other `DasearchError`.
 """
 
+import difflib
+
 
 class DasearchError(Exception):
     """Something failed that was not the user's doing."""
@@ -48,3 +50,9 @@ class TestSplitError(DasearchError):
 
 class TrainingError(DasearchError):
     """Training produced a loss or score that is not a finite number."""
+
+
+def suggestion(name: str, known: list[str]) -> str:
+    """``; did you mean X?`` where something known is near, else nothing."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -5,7 +5,6 @@ A space file names no optimiser setting; a study refuses to go on with a space o
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import hashlib
 import json
@@ -18,7 +17,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dasearch.errors import LayoutError, SearchSpaceError
+from dasearch.errors import LayoutError, SearchSpaceError, suggestion
 from dasearch.layout import CHOICES, SITES, Layout, ModelKind, as_record, replaced_layers, site_names
 
 Choice = Literal["serial", "parallel"]
@@ -181,12 +180,6 @@ def find_shipped(name: str, folder: str) -> Path | None:
         if candidate.is_file() and (path.parent in (Path(), Path(folder))):
             return candidate
     return None
-
-
-def suggestion(name: str, known: list[str]) -> str:
-    """`` (did you mean X?)`` where something known is near, else nothing."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def load_search_space(name: str, *, backbone_layers: int, replace_every: int | None = None) -> SearchSpace:

@@ -14,8 +14,8 @@ from typing import Any
 
 from dasearch.bench.landscapes import FAMILIES, SITES, read_table
 from dasearch.bench.samplers import PR, SAMPLERS, Race, Score, ask_seconds, planned, read_races, run, scores
-from dasearch.errors import WrongUse
-from dasearch.search_space import shipped, suggestion
+from dasearch.errors import WrongUse, suggestion
+from dasearch.search_space import shipped
 
 RACES, SCORES = "races.jsonl", "scores.json"
 

@@ -12,18 +12,16 @@ from enum import StrEnum
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from dasearch.data import ItemRows, SequenceBatch
 from dasearch.layout import ModelKind
-from dasearch.models.adapters import ParallelReduce
-from dasearch.models.backbone import AttentionScale, FrozenBackbone
+from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.base import (
     HEAD_SD,
     HeadBias,
     HeadRows,
-    RecommenderModel,
     Scorer,
     log_frequency,
     new_linear,
@@ -31,22 +29,13 @@ from dasearch.models.base import (
 )
 from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.prefix import (
-    PREFIX_TOKENS,
     Injection,
-    Pool,
-    ProjectionSharing,
+    PrefixModel,
+    PrefixSettings,
     Refine,
-    build_prefixes,
-    pooled,
-    run_layers,
 )
 
 INJECTION, REFINEMENT, ALIGNMENT = range(3)
-
-
-class Variation(StrEnum):
-    IDLE = "idle"
-    FROZEN = "frozen"  # nothing is injected: the frozen model and a trained head
 
 
 class Head(StrEnum):
@@ -54,50 +43,14 @@ class Head(StrEnum):
     DOT_ITEM_TEXT = "dot_item_text"  # a trained map to the frozen text vectors
 
 
-class PrefixSettings(BaseModel):
-    """What IDLE-Adapter and RA-Rec can both choose."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    prefix: int = Field(PREFIX_TOKENS, description="T, learned tokens in front of every adapted layer")
-    projection: ProjectionSharing = Field(
-        ProjectionSharing.PER_LAYER, description="a projection of ID vectors for each layer, or one for all"
-    )
-    parallel_reduce: ParallelReduce = Field(
-        ParallelReduce.MEAN, description="how attention beside the frozen one joins it"
-    )
-    pool: Pool = Field(Pool.AUTO, description="the state of a row: auto is last for decoders, mean for encoders")
-    attn_scale: AttentionScale = Field(AttentionScale.HEAD, description="attention scale of the frozen model")
-
-    @field_validator("prefix")
-    @classmethod
-    def _some_tokens(cls, prefix: int) -> int:
-        if prefix < 1:
-            raise ValueError(
-                f"a prefix has at least 1 token, got {prefix}; to inject the ID vector alone see refine=none"
-            )
-        return prefix
-
-
 class IDLESettings(PrefixSettings):
     """Every reading of the sources that a study can choose."""
 
     kind: Literal[ModelKind.IDLE]
-    variation: Variation = Field(Variation.IDLE, description="idle, or the frozen model with a trained head alone")
     refine: Refine = Field(Refine.GATE, description="how ID vector and learned tokens become a prefix")
     head: Head = Field(Head.ITEM_LINEAR, description="a trained row an item, or a map to the items' text vectors")
     head_bias: HeadBias = Field(HeadBias.LOG_FREQUENCY, description="start of the item head's bias")
     head_rows: HeadRows = Field(HeadRows.TEXT, description="start of its rows: frozen text vectors, normal, or zero")
-
-    @property
-    def label(self) -> str:
-        """What a report calls this model."""
-        return self.variation.value
-
-    @property
-    def searchable(self) -> bool:
-        """Whether a layout changes anything."""
-        return self.variation is Variation.IDLE
 
 
 class TextHead(nn.Module):
@@ -116,7 +69,7 @@ class TextHead(nn.Module):
         return scores
 
 
-class IDLEAdapter(RecommenderModel):
+class IDLEAdapter(PrefixModel):
     """A hard prompt with the history in, item scores out; the layout is an argument.
 
     Args:
@@ -137,18 +90,9 @@ class IDLEAdapter(RecommenderModel):
         replace_every: int = 1,
         generator: torch.Generator,
     ) -> None:
-        super().__init__(backbone, n_items=n_items, replace_every=replace_every)
+        super().__init__(backbone, encoder, n_items=n_items, replace_every=replace_every)
         self.settings = settings
-        self.encoder = encoder.eval().requires_grad_(False)
-        self.prefixes = build_prefixes(
-            len(self.replaced) if settings.searchable else 0,
-            id_width=encoder.width,
-            width=backbone.width,
-            tokens=settings.prefix,
-            refine=settings.refine,
-            sharing=settings.projection,
-            generator=generator,
-        )
+        self.prefixes = self.build_prefixes(settings, settings.refine, generator)
         self.head: nn.Linear | TextHead
         if settings.head is Head.DOT_ITEM_TEXT:
             self.head = TextHead(backbone.width, n_items, generator)
@@ -157,16 +101,9 @@ class IDLEAdapter(RecommenderModel):
             nn.init.normal_(self.head.weight, std=HEAD_SD, generator=generator)
             nn.init.zeros_(self.head.bias)
 
-    def train(self, mode: bool = True) -> IDLEAdapter:
-        """The encoder stays in evaluation mode."""
-        super().train(mode)
-        self.encoder.eval()
-        return self
-
     def layer_prefixes(self, batch: SequenceBatch, layout: Tensor) -> list[Tensor]:
         """D of every adapted layer, each ``(batch, tokens, width)``."""
-        with torch.no_grad():
-            ids = self.encoder.user_embedding(batch.users, batch.histories)
+        ids = self.user_ids(batch)
         return [prefix(ids, layout[k, REFINEMENT]) for k, prefix in enumerate(self.prefixes)]
 
     def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:
@@ -180,8 +117,7 @@ class IDLEAdapter(RecommenderModel):
             )
             for k, (layer, tokens) in enumerate(zip(self.replaced, prefixes, strict=False))
         }
-        hidden = run_layers(self.backbone, batch.rows, injections, self.settings.parallel_reduce)
-        return pooled(hidden, batch.rows, self.settings.pool, causal=self.backbone.causal)
+        return self.pooled_states(batch.rows, injections, self.settings)
 
     def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
         return self.head

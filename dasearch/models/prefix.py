@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
-from dasearch.data import Rows
+from dasearch.data import Rows, SequenceBatch
+from dasearch.layout import ModelKind
 from dasearch.models.adapters import ParallelReduce
 from dasearch.models.attention import Projected, attend, attend_causally
-from dasearch.models.backbone import Block, FrozenBackbone, Positions
-from dasearch.models.base import new_linear
+from dasearch.models.backbone import AttentionScale, Block, FrozenBackbone, Positions
+from dasearch.models.base import RecommenderModel, new_linear
+from dasearch.models.id_encoders import IDEncoder
 
 PREFIX_TOKENS = 10  # no length is printed with the formulas; RA-Rec's figures run from 30 to 70
 PREFIX_SD = 0.02
@@ -45,6 +48,50 @@ class Pool(StrEnum):
     LAST = "last"
     MEAN = "mean"
     FIRST = "first"
+
+
+class Variation(StrEnum):
+    """The whole model, or what is left of it without the ID model."""
+
+    WHOLE = "whole"
+    FROZEN = "frozen"  # nothing is injected: the frozen backbone alone
+
+
+class PrefixSettings(BaseModel):
+    """What IDLE-Adapter and RA-Rec can both choose."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: ModelKind
+    variation: Variation = Field(Variation.WHOLE, description="whole, or frozen: nothing is injected")
+    prefix: int = Field(PREFIX_TOKENS, description="T, learned tokens in front of every adapted layer")
+    projection: ProjectionSharing = Field(
+        ProjectionSharing.PER_LAYER, description="a projection of ID vectors for each layer, or one for all"
+    )
+    parallel_reduce: ParallelReduce = Field(
+        ParallelReduce.MEAN, description="how attention beside the frozen one joins it"
+    )
+    pool: Pool = Field(Pool.AUTO, description="the state of a row: auto is last for decoders, mean for encoders")
+    attn_scale: AttentionScale = Field(AttentionScale.HEAD, description="attention scale of the frozen model")
+
+    @field_validator("prefix")
+    @classmethod
+    def _some_tokens(cls, prefix: int) -> int:
+        if prefix < 1:
+            raise ValueError(
+                f"a prefix has at least 1 token, got {prefix}; to inject the ID vector alone see refine=none"
+            )
+        return prefix
+
+    @property
+    def label(self) -> str:
+        """What a report calls this model."""
+        return self.kind.value if self.searchable else f"{self.kind}, {self.variation}"
+
+    @property
+    def searchable(self) -> bool:
+        """Whether a layout changes anything."""
+        return self.variation is Variation.WHOLE
 
 
 class Prefix(nn.Module):
@@ -191,3 +238,48 @@ def frozen_layer_means(backbone: FrozenBackbone, rows: Rows, layers: Sequence[in
     """What the given layers of the plain model read, averaged over tokens: ``(batch, layers, width)``."""
     states = [state for k, state in enumerate(backbone.layer_states(rows.tokens, rows.real)) if k in layers]
     return torch.stack([token_mean(state, rows.real) for state in states], dim=1)
+
+
+class PrefixModel(RecommenderModel):
+    """A recommender whose frozen layers read prefixes made of a trained ID encoder's vectors.
+
+    Args:
+        encoder: stays as it is, in evaluation mode.
+    """
+
+    def __init__(self, backbone: FrozenBackbone, encoder: IDEncoder, *, n_items: int, replace_every: int) -> None:
+        super().__init__(backbone, n_items=n_items, replace_every=replace_every)
+        self.encoder = encoder.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> PrefixModel:
+        """The encoder stays in evaluation mode."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def build_prefixes(self, settings: PrefixSettings, refine: Refine, generator: torch.Generator) -> nn.ModuleList:
+        """A `Prefix` for each adapted layer; none where nothing is injected."""
+        return build_prefixes(
+            len(self.replaced) if settings.searchable else 0,
+            id_width=self.encoder.width,
+            width=self.backbone.width,
+            tokens=settings.prefix,
+            refine=refine,
+            sharing=settings.projection,
+            generator=generator,
+        )
+
+    @torch.no_grad()
+    def user_ids(self, batch: SequenceBatch) -> Tensor:
+        """The encoder's vectors of a batch's users: ``(batch, vectors, id width)``."""
+        return self.encoder.user_embedding(batch.users, batch.histories)
+
+    @torch.no_grad()
+    def item_ids(self, items: Tensor) -> Tensor:
+        """The encoder's vectors of items ``(k,)``: ``(k, 1, id width)``."""
+        return self.encoder.item_embedding(items)[:, None]
+
+    def pooled_states(self, rows: Rows, injections: dict[int, Injection], settings: PrefixSettings) -> Tensor:
+        """One last state a row: ``(batch, width)``."""
+        hidden = run_layers(self.backbone, rows, injections, settings.parallel_reduce)
+        return pooled(hidden, rows, settings.pool, causal=self.backbone.causal)

@@ -18,18 +18,12 @@ from torch import Tensor, nn
 from dasearch.data import ItemRows, Rows, SequenceBatch
 from dasearch.layout import ModelKind
 from dasearch.models.backbone import FrozenBackbone
-from dasearch.models.base import RecommenderModel, Scorer, log_frequency
+from dasearch.models.base import Scorer, log_frequency
 from dasearch.models.id_encoders import IDEncoder
-from dasearch.models.idle import PrefixSettings
-from dasearch.models.prefix import Injection, Refine, build_prefixes, pooled, run_layers
+from dasearch.models.prefix import Injection, PrefixModel, PrefixSettings, Refine
 
 USER, ITEM, INSTRUCTION = range(3)
 ITEM_BATCH = 256  # item rows of one forward pass when all are scored
-
-
-class Variation(StrEnum):
-    RA_REC = "ra-rec"
-    FROZEN = "frozen"  # nothing is injected: the frozen model's own states
 
 
 class ItemBias(StrEnum):
@@ -41,21 +35,10 @@ class RARecSettings(PrefixSettings):
     """Every reading of the source that a study can choose."""
 
     kind: Literal[ModelKind.RA_REC]
-    variation: Variation = Field(Variation.RA_REC, description="ra-rec, or the frozen model's own states")
     instruction: bool = Field(True, description="learned instruction tokens; without them the ID vector alone is read")
     item_bias: ItemBias = Field(
         ItemBias.NONE, description="a trained offset an item (not in the source), from log training frequency"
     )
-
-    @property
-    def label(self) -> str:
-        """What a report calls this model."""
-        return self.variation.value
-
-    @property
-    def searchable(self) -> bool:
-        """Whether a layout changes anything."""
-        return self.variation is Variation.RA_REC
 
 
 class Tower(nn.Module):
@@ -65,27 +48,9 @@ class Tower(nn.Module):
         site: the column of the layout that places this side's prefix.
     """
 
-    def __init__(
-        self,
-        backbone: FrozenBackbone,
-        settings: RARecSettings,
-        *,
-        layers: int,
-        id_width: int,
-        site: int,
-        generator: torch.Generator,
-    ) -> None:
+    def __init__(self, prefixes: nn.ModuleList, settings: RARecSettings, *, site: int) -> None:
         super().__init__()
-        self.settings, self.site = settings, site
-        self.prefixes = build_prefixes(
-            layers,
-            id_width=id_width,
-            width=backbone.width,
-            tokens=settings.prefix,
-            refine=Refine.CONCAT if settings.instruction else Refine.NONE,
-            sharing=settings.projection,
-            generator=generator,
-        )
+        self.prefixes, self.settings, self.site = prefixes, settings, site
 
     def layer_prefixes(self, ids: Tensor) -> list[Tensor]:
         """``[c || p]`` of every adapted layer, each ``(batch, tokens, width)``; ids ``(batch, vectors, id width)``."""
@@ -103,7 +68,7 @@ class Tower(nn.Module):
         }
 
 
-class RARec(RecommenderModel):
+class RARec(PrefixModel):
     """Rows in, states of users and items out; the layout is an argument.
 
     Args:
@@ -124,36 +89,24 @@ class RARec(RecommenderModel):
         replace_every: int = 1,
         generator: torch.Generator,
     ) -> None:
-        super().__init__(backbone, n_items=n_items, replace_every=replace_every)
+        super().__init__(backbone, encoder, n_items=n_items, replace_every=replace_every)
         self.settings = settings
-        self.encoder = encoder.eval().requires_grad_(False)
-        layers = len(self.replaced) if settings.searchable else 0
-        common = {"layers": layers, "id_width": encoder.width}
-        self.user_tower = Tower(backbone, settings, site=USER, generator=generator, **common)
-        self.item_tower = Tower(backbone, settings, site=ITEM, generator=generator, **common)
+        refine = Refine.CONCAT if settings.instruction else Refine.NONE
+        self.user_tower = Tower(self.build_prefixes(settings, refine, generator), settings, site=USER)
+        self.item_tower = Tower(self.build_prefixes(settings, refine, generator), settings, site=ITEM)
         self.item_bias = nn.Parameter(torch.zeros(n_items), requires_grad=settings.item_bias is not ItemBias.NONE)
 
-    def train(self, mode: bool = True) -> RARec:
-        """The encoder stays in evaluation mode."""
-        super().train(mode)
-        self.encoder.eval()
-        return self
-
     def user_prefixes(self, batch: SequenceBatch) -> list[Tensor]:
-        with torch.no_grad():
-            ids = self.encoder.user_embedding(batch.users, batch.histories)
-        return self.user_tower.layer_prefixes(ids)
+        """D of the user tower's adapted layers."""
+        return self.user_tower.layer_prefixes(self.user_ids(batch))
 
     def item_prefixes(self, items: Tensor) -> list[Tensor]:
-        with torch.no_grad():
-            ids = self.encoder.item_embedding(items)[:, None]
-        return self.item_tower.layer_prefixes(ids)
+        """D of the item tower's adapted layers; items ``(k,)``."""
+        return self.item_tower.layer_prefixes(self.item_ids(items))
 
     def tower_states(self, tower: Tower, rows: Rows, prefixes: list[Tensor], layout: Tensor) -> Tensor:
         """Pooled last states of a side's rows: ``(batch, width)``."""
-        injections = tower.injections(prefixes, self.replaced, layout)
-        hidden = run_layers(self.backbone, rows, injections, self.settings.parallel_reduce)
-        return pooled(hidden, rows, self.settings.pool, causal=self.backbone.causal)
+        return self.pooled_states(rows, tower.injections(prefixes, self.replaced, layout), self.settings)
 
     def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:
         return self.tower_states(self.user_tower, batch.rows, self.user_prefixes(batch), layout)

@@ -13,7 +13,6 @@ from rich.text import Text
 from dasearch.search.confirmation import OBJECTIVE, Standing
 from dasearch.search.estimate import Estimate
 from dasearch.search.events import CONFIRMATION, DONE, FINAL, SEARCH, Finished, Listener, Training
-from dasearch.search.final import MARKOV, POPULARITY
 from dasearch.search.runner import WINNER
 from dasearch.search.store import Result
 from dasearch.search.study import Status
@@ -169,13 +168,13 @@ def results_table(results: Sequence[Result]) -> Table:
 
 
 def against_baselines(results: Sequence[Result], metric: str = "NDCG@10") -> str:
-    """One sentence: where the winner stands against popularity and the Markov chain."""
+    """One sentence: where the winner stands against the ID model, popularity and the Markov chain."""
     values = {result.name: result.value for result in results if result.metric == metric}
     parts = []
-    for name in (POPULARITY, MARKOV):
+    for name in dict.fromkeys(result.name for result in results if result.layout is None):
         ratio = values[WINNER] / values[name] if values[name] else float("inf")
         parts.append(f"{'above' if ratio > 1 else 'below'} {name} ({ratio:.2f} times its {metric})")
-    return f"The winner is {' and '.join(parts)}."
+    return f"The winner is {', '.join(parts)}."
 
 
 def next_steps(status: Status, command: str) -> list[str]:

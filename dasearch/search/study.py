@@ -121,7 +121,7 @@ class Study:
         settings = self.settings if budget is None else with_budget(self.settings, budget)
         if not settings.model.searchable:
             raise StudyError(
-                f"model.variation={settings.model.label} leaves nothing to search; use `dasearch train` with this study"
+                f"model.variation={settings.model.variation} leaves nothing to search; use `dasearch train` with this study"
             )
         resolve_device(settings.device)
         space = self.space()

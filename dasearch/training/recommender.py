@@ -24,13 +24,12 @@ from transformers import AutoModel, AutoTokenizer
 
 from dasearch.config import EncoderStudy, StudySettings, parse_study
 from dasearch.data import Dataset, Item, evaluation_batches
-from dasearch.errors import DasearchError, ModelFolderError
+from dasearch.errors import DasearchError, ModelFolderError, suggestion
 from dasearch.layout import SITES, Layout, LayoutFile, Metric, ModelKind
 from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.base import RecommenderModel, Scorer
 from dasearch.models.darec import DARecSettings
-from dasearch.models.idle import PrefixSettings
-from dasearch.search_space import suggestion
+from dasearch.models.prefix import PrefixSettings
 from dasearch.training.checkpoints import load_tensors, save_tensors
 from dasearch.training.loop import Trained
 from dasearch.training.materials import Catalogue, Materials, build_catalogue, resolve_device

@@ -12,6 +12,7 @@ from dasearch.config import parse_study
 from dasearch.errors import SearchSpaceError, StudyError
 from dasearch.layout import Layout
 from dasearch.search.estimate import estimate
+from dasearch.search.single import evaluate_saved, train_layout
 from dasearch.search.study import Study
 from dasearch.training.loop import Epoch
 from dasearch.training.recommender import load
@@ -103,6 +104,11 @@ def test_the_frozen_model_alone_is_trained_without_a_search(tmp_path: Path, kind
     settings = small_study(tmp_path, model={"kind": kind, "variation": "frozen"})
     with pytest.raises(StudyError, match=r"model.variation=frozen leaves nothing to search; use `dasearch train`"):
         Study(settings).run()
+    folder, trained = train_layout(Study(settings), "all-serial")
+    assert trained.parameters == (0 if kind == "ra-rec" else 40 * 17)
+    opened = load(folder)
+    assert opened.layout_file.model == f"{kind}, frozen"
+    assert evaluate_saved(opened) == trained.metrics
 
 
 def test_a_study_begun_before_a_setting_existed_goes_on(tmp_path: Path) -> None:

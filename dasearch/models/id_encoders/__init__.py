@@ -6,12 +6,11 @@ from collections.abc import Callable
 
 import torch
 
-from dasearch.errors import StudyError
+from dasearch.errors import StudyError, suggestion
 from dasearch.models.id_encoders.base import EncoderBatch, EncoderSettings, IDEncoder, Reads
 from dasearch.models.id_encoders.comirec import ComiRecDR, ComiRecSA
 from dasearch.models.id_encoders.factors import FactorEncoder, matrix_factorization, neumf
 from dasearch.models.id_encoders.sequential import GRU4Rec, SASRec
-from dasearch.search_space import suggestion
 
 Build = Callable[[int, int, EncoderSettings, torch.Generator], IDEncoder]
 
