@@ -77,7 +77,7 @@ class RARecMethod(EncoderMethod):
         unbought = ~materials.purchases.bought(
             batch.users[:, None].expand(-1, len(drawn)).flatten(), drawn.repeat(len(batch.users))
         ).view(-1, len(drawn))
-        terms = {"bpr": _bpr(scores, items, positive, drawn, unbought)}
+        terms = {"bpr": bpr_of_drawn(scores, items, positive, drawn, unbought)}
         trained = [parameter for _, parameter in model.trainable()]
         if self.settings.losses.l2 and trained:
             terms["l2"] = torch.stack([parameter.square().sum() for parameter in trained]).sum()
@@ -110,7 +110,7 @@ class RARecMethod(EncoderMethod):
         return {"bpr": 1.0, "l2": losses.l2, **({"align": losses.align} if wanted else {})}
 
 
-def _bpr(scores: Tensor, items: Tensor, positive: Tensor, drawn: Tensor, unbought: Tensor) -> Tensor:
+def bpr_of_drawn(scores: Tensor, items: Tensor, positive: Tensor, drawn: Tensor, unbought: Tensor) -> Tensor:
     """Mean of ``-log sigmoid(y_u,pos - y_u,neg)`` over each row's own positive and the drawn items the user did not buy.
 
     Shapes: scores ``(batch, items)`` of the sorted ``items``, positive ``(batch,)``, drawn ``(n,)``, unbought ``(batch, n)``.
