@@ -57,8 +57,8 @@ def estimate(study: Study) -> Estimate:
 
 
 def quickly(settings: StudySettings) -> StudySettings:
-    """The study with the least pre-training of ID vectors, which an estimate does not count."""
+    """The study without pre-training of ID vectors, which an estimate does not count."""
     if isinstance(settings, DARecStudy):
         return settings.model_copy(update={"cf": settings.cf.model_copy(update={"epochs": 0})})
     assert isinstance(settings, EncoderStudy)
-    return settings.model_copy(update={"encoder": settings.encoder.model_copy(update={"epochs": 1})})
+    return settings.model_copy(update={"encoder": settings.encoder.model_copy(update={"epochs": 0, "file": None})})

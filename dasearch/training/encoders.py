@@ -39,13 +39,17 @@ DISPLAY = {
 
 
 def study_encoder(settings: EncoderSettings, materials: Shared, seed: int, say: Say) -> IDEncoder:
-    """The study's encoder: from its file, from the cache, or trained now.
+    """The study's encoder: from its file, from the cache, or trained now and kept there; untrained for 0 epochs.
 
     Raises:
         StudyError: for a file that cannot be read, or that another catalogue, other users or other settings made.
     """
     if settings.file is not None:
         return read_encoder(Path(settings.file), settings, materials)
+    if settings.epochs == 0:
+        development = materials.development
+        generator = generator_for(seed, "encoder", settings.name)
+        return build_encoder(settings, development.n_users, development.n_items, generator).to(materials.device).eval()
     path = default_cache() / "encoders" / f"{_key(settings, materials, seed)}.safetensors"
     if not path.is_file():
         say(f"training the ID encoder {settings.name}")

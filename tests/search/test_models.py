@@ -64,11 +64,13 @@ def test_interrupted_in_any_phase_it_ends_the_same(tmp_path: Path, kind: str, af
     assert outcome(resumed) == outcome(whole)
 
 
-def test_an_estimate(tmp_path: Path, kind: str) -> None:
+def test_an_estimate_writes_nothing(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DASEARCH_CACHE", str(tmp_path / "cache"))
     found = estimate(Study(small_study(tmp_path, model={"kind": kind})))
     assert found.layouts == 64
     assert found.trained_parameters > 0
     assert found.seconds > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["toy"]
 
 
 def test_a_space_of_another_model(tmp_path: Path, kind: str) -> None:

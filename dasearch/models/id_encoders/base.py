@@ -35,7 +35,7 @@ class EncoderSettings(BaseModel):
     layers: int = Field(2, ge=1, description="of SASRec and GRU4Rec")
     heads: int = Field(2, ge=1, description="of SASRec")
     dropout: float = Field(0.2, ge=0, lt=1, description="of SASRec and GRU4Rec")
-    epochs: int = Field(30, ge=1)
+    epochs: int = Field(30, ge=0, description="at most; 0 leaves it untrained")
     patience: int = Field(5, ge=1, description="stop after so many epochs without a better validation NDCG@10")
     batch_size: int = Field(128, ge=1)
     lr: float = Field(3e-3, gt=0)
