@@ -18,7 +18,7 @@ from dasearch.data import Ties
 from dasearch.errors import StudyError, suggestion
 from dasearch.layout import ModelKind
 from dasearch.models.darec import DARecSettings
-from dasearch.models.id_encoders import EncoderSettings
+from dasearch.models.id_encoders import EncoderSettings, InterestPool
 from dasearch.models.idle import IDLESettings
 from dasearch.models.prefix import Refine
 from dasearch.models.ra_rec import RARecSettings
@@ -223,7 +223,7 @@ class IDLEStudy(EncoderStudy):
 
     @model_validator(mode="after")
     def _fits(self) -> IDLEStudy:
-        if self.encoder.pool == "as_tokens" and self.model.refine not in (Refine.CONCAT, Refine.NONE):
+        if self.encoder.pool is InterestPool.AS_TOKENS and self.model.refine not in (Refine.CONCAT, Refine.NONE):
             raise ValueError("encoder.pool=as_tokens gives several ID vectors; set model.refine=concat or none")
         for name, recipe in (("trial", self.trial), ("final", self.final)):
             if self.losses.mmd and self.model.searchable and recipe.batch_size < MMD_BATCH:

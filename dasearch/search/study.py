@@ -26,7 +26,13 @@ from dasearch.search_space import SearchSpace, SearchSpaceFile, find_shipped, lo
 from dasearch.training.materials import TINY_OPT, resolve_device
 from dasearch.training.seeds import derive_seed
 
-MAY_CHANGE = {"output", "device", "search.budget", "final"}  # of a study that has begun; the rest would mix objectives
+MAY_CHANGE = {
+    "output",
+    "device",
+    "search.budget",
+    "final",
+    "space.name",
+}  # of a study that has begun; a space has its hash
 
 
 @dataclass(frozen=True)

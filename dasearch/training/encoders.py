@@ -28,14 +28,6 @@ from dasearch.training.seeds import derive_seed, generator_for
 
 RECIPE_VERSION = 1  # part of the cache key: raise it when the training below changes
 SCORED = 2**19  # users x items whose scores are held at once
-DISPLAY = {
-    "comirec-dr": "ComiRec-DR",
-    "comirec-sa": "ComiRec-SA",
-    "sasrec": "SASRec",
-    "gru4rec": "GRU4Rec",
-    "mf": "MF",
-    "neumf": "NeuMF",
-}
 
 
 def study_encoder(settings: EncoderSettings, materials: Shared, seed: int, say: Say) -> IDEncoder:
@@ -59,7 +51,9 @@ def study_encoder(settings: EncoderSettings, materials: Shared, seed: int, say: 
 
 
 def _key(settings: EncoderSettings, materials: Shared, seed: int) -> str:
-    digest = hashlib.sha256(json.dumps([RECIPE_VERSION, seed, settings.model_dump()], sort_keys=True).encode())
+    digest = hashlib.sha256(
+        json.dumps([RECIPE_VERSION, seed, settings.model_dump(mode="json")], sort_keys=True).encode()
+    )
     digest.update(json.dumps(_made_from(materials), sort_keys=True).encode())
     for sequence in (*materials.development.train, materials.development.valid):
         digest.update(sequence.astype("<i8").tobytes() + b"\n")
@@ -80,7 +74,7 @@ def write_encoder(
     path: Path, encoder: IDEncoder, settings: EncoderSettings, materials: Shared, validation: dict[str, float]
 ) -> None:
     """Write an encoder with what it was trained on."""
-    record = {"encoder": settings.model_dump(), "made_from": _made_from(materials), "validation": validation}
+    record = {"encoder": settings.model_dump(mode="json"), "made_from": _made_from(materials), "validation": validation}
     save_tensors(path, encoder.state_dict(), record)
 
 

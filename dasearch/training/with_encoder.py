@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from dasearch.data import Development, Examples, IntArray, SequenceBatch, example_batches, n_example_batches
-from dasearch.models.id_encoders import IDEncoder
+from dasearch.models.id_encoders import ENCODERS, IDEncoder
 from dasearch.models.prefix import frozen_layer_means
-from dasearch.training.encoders import DISPLAY, encoder_ranks
+from dasearch.training.encoders import encoder_ranks
 from dasearch.training.materials import Shared
 from dasearch.training.method import Method
 from dasearch.training.seeds import generator_for
@@ -54,7 +54,7 @@ class EncoderMethod(Method):
         return frozen_layer_means(materials.catalogue.backbone, batch.rows.to(materials.device), layers)
 
     def baseline_ranks(self, users: IntArray, histories: Sequence[IntArray], targets: IntArray) -> dict[str, IntArray]:
-        return {DISPLAY[self.encoder_name]: encoder_ranks(self.encoder, users, histories, targets)}
+        return {ENCODERS[self.encoder_name].title: encoder_ranks(self.encoder, users, histories, targets)}
 
 
 def frozen_examples(materials: Shared, examples: Examples) -> Tensor | None:

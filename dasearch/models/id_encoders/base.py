@@ -19,6 +19,14 @@ from dasearch.data.batches import NO_ITEM
 WIDTH = 64  # ComiRec's own; SPEC 3
 
 
+class InterestPool(StrEnum):
+    """From K interests to what stands for a user; training picks the one nearest the target, which a user row cannot know."""
+
+    MEAN = "mean"
+    LAST_ITEM = "last_item"  # the interest nearest the newest item
+    AS_TOKENS = "as_tokens"  # all of them
+
+
 class EncoderSettings(BaseModel):
     """Which ID encoder a study uses, its sizes and its training; only what its kind reads matters."""
 
@@ -29,9 +37,7 @@ class EncoderSettings(BaseModel):
     width: int = Field(WIDTH, ge=2, description="width of user and item vectors")
     history: int = Field(50, ge=1, description="newest items that the encoder reads")
     interests: int = Field(4, ge=1, description="K of ComiRec")
-    pool: str = Field(
-        "mean", pattern="^(mean|last_item|as_tokens)$", description="from K interests to the user's vectors"
-    )
+    pool: InterestPool = Field(InterestPool.MEAN, description="from K interests to the user's vectors")
     layers: int = Field(2, ge=1, description="of SASRec and GRU4Rec")
     heads: int = Field(2, ge=1, description="of SASRec")
     dropout: float = Field(0.2, ge=0, lt=1, description="of SASRec and GRU4Rec")
@@ -73,14 +79,12 @@ class IDEncoder(nn.Module):
         width: of every vector.
         n_items: of the catalogue.
         history: newest items that a user's vector is made from; what comes before them is left out.
-        vectors: how many vectors stand for a user.
         reads: what ``loss`` is given.
     """
 
     width: int
     n_items: int
     history: int
-    vectors: int = 1
     reads: Reads = Reads.PLACES
 
     def user_embedding(self, users: Tensor, histories: Tensor) -> Tensor:

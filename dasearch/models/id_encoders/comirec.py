@@ -15,6 +15,7 @@ from dasearch.models.id_encoders.base import (
     EncoderBatch,
     EncoderSettings,
     IDEncoder,
+    InterestPool,
     Reads,
     last_of,
     real_items,
@@ -57,7 +58,6 @@ class ComiRec(IDEncoder):
         super().__init__()
         self.width, self.count, self.pool = settings.width, settings.interests, settings.pool
         self.n_items, self.history = n_items, settings.history
-        self.vectors = self.count if settings.pool == "as_tokens" else 1
         self.items = nn.Embedding(n_items, self.width)
         nn.init.normal_(self.items.weight, std=TABLE_SD)
 
@@ -67,9 +67,9 @@ class ComiRec(IDEncoder):
 
     def user_embedding(self, users: Tensor, histories: Tensor) -> Tensor:
         found = self.interests(histories)
-        if self.pool == "as_tokens":
+        if self.pool is InterestPool.AS_TOKENS:
             return found
-        if self.pool == "mean":
+        if self.pool is InterestPool.MEAN:
             return found.mean(1, keepdim=True)
         newest = last_of(self.item_embedding(histories), histories)
         return _nearest(found, newest)[:, None]
