@@ -203,9 +203,9 @@ def _targets(development: Development, k: int, count: int, examples: Examples | 
     sequence = development.train[k]
     if examples is None:
         return sequence[-count:]
-    cuts = examples.cuts[examples.of(development.users[[k]])]
     places = np.arange(len(sequence) - count, len(sequence))
-    return np.where(np.isin(places, cuts), sequence[-count:], NO_ITEM)
+    chosen = np.isin(places, examples.cuts_of(int(development.users[k])))
+    return np.where(chosen, sequence[-count:], NO_ITEM)
 
 
 def example_batches(

@@ -36,6 +36,11 @@ class Examples:
     def take(self, places: IntArray) -> Examples:
         return Examples(self.users[places], self.cuts[places])
 
+    def cuts_of(self, user: int) -> IntArray:
+        """The cuts of one user's examples."""
+        first, end = np.searchsorted(self.users, [user, user + 1])
+        return self.cuts[first:end]
+
     def of(self, users: IntArray) -> IntArray:
         """Places of the examples of these users, ``(found,)``."""
         return np.flatnonzero(np.isin(self.users, users))

@@ -6,6 +6,8 @@ killed training goes on to the same result. Liu et al. 2024, sec. 2.4 and 3.1.4.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import resource
 import time
@@ -153,7 +155,12 @@ class _Run:
         self.generator = generator_for(settings.seed, "order", seed)
         batches = materials.method.n_batches(materials.development, recipe.batch_size)
         self.steps_per_epoch = math.ceil(batches / recipe.accumulate)
-        self.identity = {"layout": str(layout), "seed": seed, "recipe": recipe.model_dump(mode="json")}
+        self.identity = {
+            "layout": str(layout),
+            "seed": seed,
+            "recipe": recipe.model_dump(mode="json"),
+            "study": objective_hash(settings),
+        }
         self.best: dict[str, Tensor] = {}
 
     def epoch(self, number: int) -> Epoch:
@@ -239,6 +246,13 @@ class _Run:
         device = self.materials.device
         self.best = {k.removeprefix("best/"): v.to(device) for k, v in tensors.items() if k.startswith("best/")}
         return progress
+
+
+def objective_hash(settings: StudySettings) -> str:
+    """What of a study decides a training's result, beside its recipe: 16 hexadecimal digits."""
+    free = {"name", "device", "output", "search", "trial", "final"}
+    content = json.dumps(settings.model_dump(mode="json", exclude=free), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def schedule(step: int, total: int, warmup: float) -> float:

@@ -84,13 +84,13 @@ def untrained_model(
 
 
 def _method(settings: StudySettings, shared: Shared, say: Say) -> Method:
-    examples = _examples(settings, shared)
     if isinstance(settings, IDLEStudy):
-        return IDLEMethod.prepare(settings, shared, examples, say)
+        return IDLEMethod.prepare(settings, shared, _examples(settings, shared), say)
     if isinstance(settings, RARecStudy):
-        return RARecMethod.prepare(settings, shared, examples, say)
+        return RARecMethod.prepare(settings, shared, _examples(settings, shared), say)
     assert isinstance(settings, DARecStudy)
-    return DARecMethod.prepare(settings, shared, None if settings.examples.all else examples, say)
+    examples = None if settings.examples.all else _examples(settings, shared)  # None: every place of a row
+    return DARecMethod.prepare(settings, shared, examples, say)
 
 
 def _examples(settings: StudySettings, shared: Shared) -> Examples:

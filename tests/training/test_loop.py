@@ -108,6 +108,14 @@ def test_another_trainings_checkpoint_is_not_used(tmp_path: Path) -> None:
     assert same_weights(train(settings, materials(settings), LAYOUT, settings.trial, checkpoint=path), run())
 
 
+def test_a_checkpoint_of_other_settings_is_not_used(tmp_path: Path) -> None:
+    """As after an interrupted `dasearch train` that is begun again with another --set."""
+    path, changes = tmp_path / "c.safetensors", {"losses": {"align": 1.0}}
+    settings, other = small_settings(), small_settings(**changes)
+    train(settings, materials(settings), LAYOUT, settings.trial, checkpoint=path)
+    assert same_weights(train(other, materials(other), LAYOUT, other.trial, checkpoint=path), run(**changes))
+
+
 def test_damaged_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     save_tensors(path, {"a": torch.ones(2)}, {"x": 1})
