@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dasearch.models.masks import PAD_SEGMENT
+from dasearch.data.batches import PAD_SEGMENT
 
 
 class MaskMode(StrEnum):

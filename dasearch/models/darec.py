@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from dasearch.data import ItemRows, Rows, SequenceBatch
+from dasearch.data.batches import PAD_SEGMENT
 from dasearch.layout import ModelKind
 from dasearch.models.adapters import Activation, AdapterInit, BottleneckAdapter, MaskRouter, ParallelReduce, place
 from dasearch.models.attention import ItemBlocks, MaskMode, Projected, attend, attend_causally
@@ -39,7 +40,7 @@ from dasearch.models.collaborative import (
     fold_in,
     fold_in_matrix,
 )
-from dasearch.models.masks import PAD_SEGMENT, causal_mask, context_mask
+from dasearch.models.masks import causal_mask, context_mask
 
 SPECIAL_TOKENS = 2  # [SEQ] and [ALIGN], the ids after the backbone's vocabulary
 TOKEN_SD = 0.02  # of the new token rows: OPT's own

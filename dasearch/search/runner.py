@@ -24,7 +24,7 @@ from dasearch.search.confirmation import OBJECTIVE, Contender, Standing, contend
 from dasearch.search.events import CONFIRMATION, FINAL, SEARCH, Finished, Listener, Training
 from dasearch.search.final import evaluate_finally
 from dasearch.search.objective import TRIAL_SEED, Objective
-from dasearch.search.store import HEARTBEAT_SECONDS, Artifact, Confirmation, Result, Store
+from dasearch.search.store import HEARTBEAT_SECONDS, RETRY, Artifact, Confirmation, Result, Store
 from dasearch.search_space import SearchSpace
 from dasearch.training.loop import Epoch, Trained
 from dasearch.training.materials import Materials
@@ -182,11 +182,10 @@ class Runner:
         without a heartbeat is.
         """
         if self.storage.url.startswith("sqlite"):
-            retry = optuna.storages.RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
             for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
                 self.study.tell(trial.number, state=TrialState.FAIL)
                 if set(self.space.free) <= set(trial.params):
-                    retry(self.study, trial)
+                    RETRY(self.study, trial)
         else:
             optuna.storages.fail_stale_trials(self.study)
 
@@ -197,7 +196,6 @@ class Runner:
             yield
         except BaseException as error:
             frozen = self.storage.get_trial(trial._trial_id)
-            retry = optuna.storages.RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
             if not frozen.state.is_finished():
                 if isinstance(error, Exception) and frozen.user_attrs.get(BROKEN):
                     trial.set_user_attr("reason", f"{type(error).__name__}: {error}")
@@ -206,7 +204,7 @@ class Runner:
                 if isinstance(error, Exception):
                     trial.set_user_attr(BROKEN, True)
                 self.study.tell(trial, state=TrialState.FAIL)
-                retry(self.study, self.storage.get_trial(trial._trial_id))
+                RETRY(self.study, self.storage.get_trial(trial._trial_id))
             raise
 
     # --- confirmation ---------------------------------------------------------------------------------------------

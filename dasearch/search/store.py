@@ -28,6 +28,7 @@ from dasearch.training.loop import Epoch
 DATABASE = "dasearch.db"
 HEARTBEAT_SECONDS = 10  # a worker says that it lives so often
 GRACE_SECONDS = 60  # without a word for so long, a trial counts as lost
+RETRY = optuna.storages.RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)  # queues a lost trial again
 
 
 class Base(DeclarativeBase):
@@ -183,9 +184,7 @@ class Store:
             engine_kwargs=_engine_options(self.url),
             heartbeat_interval=HEARTBEAT_SECONDS,
             grace_period=GRACE_SECONDS,
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(
-                inherit_intermediate_values=True
-            ),
+            heartbeat_stale_trial_callback=RETRY,
         )
 
     def close(self) -> None:
