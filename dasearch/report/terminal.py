@@ -174,7 +174,7 @@ def against_baselines(results: Sequence[Result], metric: str = "NDCG@10") -> str
     for name in dict.fromkeys(result.name for result in results if result.layout is None):
         ratio = values[WINNER] / values[name] if values[name] else float("inf")
         parts.append(f"{'above' if ratio > 1 else 'below'} {name} ({ratio:.2f} times its {metric})")
-    return f"The winner is {', '.join(parts)}."
+    return f"The winner is {', '.join(parts[:-1])} and {parts[-1]}."
 
 
 def next_steps(status: Status, command: str) -> list[str]:

@@ -135,7 +135,7 @@ def test_ra_recs_score_is_the_product_of_two_towers() -> None:
 
 def test_l2_is_the_squared_norm() -> None:
     _, _, model, _ = ready("ra-rec")
-    expected = sum(float((p**2).sum()) for _, p in model.trainable())
+    expected = sum(float((p.detach() ** 2).sum()) for _, p in model.trainable())
     assert terms("ra-rec")["l2"] == pytest.approx(expected, rel=1e-5)
 
 
