@@ -136,14 +136,22 @@ class Runner:
     ) -> Trained:
         self.listener.started(training)
 
-        def heard(epoch: Epoch) -> None:
+        reported = set(self.storage.get_trial(trial._trial_id).intermediate_values) if trial is not None else set()
+
+        def record(epoch: Epoch) -> None:
             self.store.add_epoch(self.settings.name, run, epoch)
-            if trial is not None:
+            if trial is not None and epoch.number not in reported:
+                reported.add(epoch.number)
                 trial.report(epoch.metrics[OBJECTIVE], epoch.number)
+
+        def heard(epoch: Epoch) -> None:
+            record(epoch)
             self.listener.epoch(training, epoch)
 
         started = time.perf_counter()
         trained = objective.train(training.layout, run=run, seed=seed, on_epoch=heard)
+        for epoch in trained.progress.epochs:  # one that was checkpointed in the moment of a kill was not recorded then
+            record(epoch)
         elapsed = time.perf_counter() - started
         pace = max(elapsed, trained.seconds) / objective.work
         self.pace = pace if not self.pace else 0.7 * self.pace + 0.3 * pace

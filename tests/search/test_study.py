@@ -25,7 +25,7 @@ from dasearch.layout import Layout
 from dasearch.search import study as study_module
 from dasearch.search.confirmation import contenders, controls, standings, t_interval
 from dasearch.search.events import Finished, Listener, Training
-from dasearch.search.store import Confirmation, open_store
+from dasearch.search.store import Confirmation, Store, open_store
 from dasearch.search.study import Status, Study
 from dasearch.search_space import SearchSpace, SearchSpaceFile
 from dasearch.training.loop import Epoch
@@ -148,6 +148,34 @@ def test_interrupted_anywhere_it_ends_the_same(tmp_path: Path, phase: str) -> No
     resumed, ears = run(settings)
     assert outcome(resumed) == outcome(whole)
     assert len(ears.trainings) == len(set(ears.trainings))
+
+
+@pytest.mark.parametrize("call", [2, 3, 4])
+def test_interrupted_between_checkpoint_and_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """The epoch is in the checkpoint and nowhere else; the surrogate learns from every epoch, so it must be made good."""
+    whole, _ = run(small_study(tmp_path, output=str(tmp_path / "whole")))
+    settings, add, calls = small_study(tmp_path), Store.add_epoch, iter(range(1, 1000))
+
+    def interrupted(self: Store, name: str, run: str, epoch: Epoch) -> None:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        add(self, name, run, epoch)
+
+    monkeypatch.setattr(Store, "add_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Study(settings).run()
+    resumed, _ = run(settings)
+    assert outcome(resumed) == outcome(whole)
+    store, reference = (open_store(None, str(tmp_path / f), create=False) for f in ("runs", "whole"))
+    for trial in whole.completed:
+        lines = [[(e.number, e.metrics) for e in s.epochs("toy", f"trial/{trial.layout}")] for s in (store, reference)]
+        assert lines[0] == lines[1]
+        assert len(lines[0]) == 2
+    store.close()
+    reference.close()
+    study = optuna.load_study(study_name="toy", storage=f"sqlite:///{settings.output}/dasearch.db")
+    done = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    assert all(set(trial.intermediate_values) == {0, 1} for trial in done)
 
 
 def test_killed_in_the_middle_of_a_trial(tmp_path: Path) -> None:
