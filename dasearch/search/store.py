@@ -15,7 +15,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
-from sqlalchemy import Engine, Float, ForeignKey, String, Text, UniqueConstraint, create_engine, event, inspect, select
+from sqlalchemy import (
+    Engine,
+    Float,
+    ForeignKey,
+    String,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    delete,
+    event,
+    inspect,
+    select,
+)
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -234,6 +246,15 @@ class Store:
                     created=time.time(),
                 )
             )
+
+    def withdraw(self, name: str) -> None:
+        """Take back a study that `begin` recorded, with all that is known of it."""
+        with Session(self._engine) as session, session.begin():
+            row = self._row(session, name)
+            for table in (EpochRow, ProposalRow):
+                session.execute(delete(table).where(table.study_id == row.id))
+            session.delete(row)
+        optuna.delete_study(study_name=name, storage=self.optuna_storage())
 
     def update_settings(self, name: str, settings: Mapping[str, Any]) -> None:
         """Record a change that a study may make after it began, such as a larger budget."""

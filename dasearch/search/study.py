@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dasearch.config import StudySettings, load_study, parse_study, resolve_output
 from dasearch.data import DATASETS, Dataset, load_dataset
-from dasearch.errors import SearchSpaceError, StoreError, StudyError
+from dasearch.errors import SearchSpaceError, StoreError, StudyError, WrongUse
 from dasearch.layout import Layout, ModelKind
 from dasearch.models.backbone import pretrained_layers
 from dasearch.search.confirmation import Standing, standings
@@ -137,8 +137,10 @@ class Study:
         try:
             require_writable(resolve_output(settings))
             with only_runner(resolve_output(settings)):
+                fresh = store.study(settings.name) is None
                 if _begin(store, settings, space, dataset) != DONE:
-                    Runner(settings, space, dataset, store, listener or Listener()).run(train=train)
+                    with _withdrawn_if_refused(store, settings.name, fresh=fresh):
+                        Runner(settings, space, dataset, store, listener or Listener()).run(train=train)
                 return status(store, settings.name)
         finally:
             store.close()
@@ -213,6 +215,17 @@ def only_runner(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def _withdrawn_if_refused(store: Store, name: str, *, fresh: bool) -> Iterator[None]:
+    """Settings that only preparation can judge leave no study behind, so that the corrected ones may begin it."""
+    try:
+        yield
+    except WrongUse:
+        if fresh and not status(store, name).completed:
+            store.withdraw(name)
+        raise
 
 
 def _begin(store: Store, settings: StudySettings, space: SearchSpace, dataset: Dataset) -> str:

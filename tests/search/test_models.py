@@ -17,7 +17,7 @@ from dasearch.search.study import Study
 from dasearch.training.loop import Epoch
 from dasearch.training.recommender import load
 from tests.search.test_study import Ears, outcome, run
-from tests.training.studies import small_study
+from tests.training.studies import merged, small_study
 
 KINDS = ("idle", "ra-rec")
 
@@ -135,6 +135,30 @@ def test_too_few_examples_for_mmd(tmp_path: Path) -> None:
         StudyError, match=r"have 6 training examples and MMD compares samples of at least 16; raise data.bo"
     ):
         Study(settings).run()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"encoder": {"file": "nowhere"}}, "there is no ID encoder file nowhere"),
+        ({"encoder": {"name": "sasrek"}}, "did you mean sasrec"),
+        ({"examples": {"per_user": 1}, "data": {"bo_fraction": 0.1}}, "have 6 training examples"),
+    ],
+)
+def test_a_refused_study_leaves_nothing_behind(tmp_path: Path, wrong: dict, sentence: str) -> None:
+    """What only preparation can judge is refused too, and the corrected settings may begin the study."""
+    with pytest.raises(StudyError, match=sentence):
+        Study(small_study(tmp_path, **merged({"model": {"kind": "idle"}}, wrong))).run()
+    status, _ = run(small_study(tmp_path, model={"kind": "idle"}), train=False)
+    assert len(status.trials) == 4
+
+
+def test_a_study_with_trials_is_never_withdrawn(tmp_path: Path) -> None:
+    settings = small_study(tmp_path, model={"kind": "idle"})
+    run(settings, budget=2, train=False)
+    with pytest.raises(StudyError, match=r"began with another encoder.file"):
+        Study(small_study(tmp_path, model={"kind": "idle"}, encoder={"file": "nowhere"})).run()
+    assert len(Study(settings).status().completed) == 2
 
 
 def test_examples_reach_training(tmp_path: Path) -> None:
