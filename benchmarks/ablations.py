@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dasearch.search.confirmation import t_interval
 from dasearch.search.single import named_layout
 from dasearch.search.study import Study
 from dasearch.training.loop import train
+from dasearch.training.materials import Materials
 from dasearch.training.metrics import summarise
 from dasearch.training.preparation import prepare_study
 
@@ -61,12 +63,18 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@cache
+def prepared(name: str, changes: tuple[str, ...]) -> tuple[Study, Materials]:
+    """A variant's study and what its trainings share, whatever their seed."""
+    study = Study.load(name, changes)
+    dataset = study.dataset()
+    return study, prepare_study(study.settings, dataset, LeaveOneOut(dataset).development)
+
+
 def trained(plan: dict[str, Any], changes: list[str], seed: int) -> dict[str, Any]:
     """Validation metrics of one training, and of the ID encoder by itself."""
-    study = Study.load(plan["study"], changes)
-    space, dataset = study.space(), study.dataset()
-    development = LeaveOneOut(dataset).development
-    materials = prepare_study(study.settings, dataset, development)
+    study, materials = prepared(plan["study"], tuple(changes))
+    space, development = study.space(), materials.development
     layout = named_layout(plan["layout"], study, space)
     every = space.file.replace_every
     found = train(study.settings, materials, layout, study.settings.final, replace_every=every, seed=seed)

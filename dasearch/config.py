@@ -221,12 +221,17 @@ class IDLEStudy(EncoderStudy):
     model: IDLESettings
     losses: IDLELosses = IDLELosses()
 
+    @property
+    def aligns(self) -> bool:
+        """Whether prefixes are drawn to the frozen model's own states."""
+        return self.model.searchable and self.losses.mmd > 0
+
     @model_validator(mode="after")
     def _fits(self) -> IDLEStudy:
         if self.encoder.pool is InterestPool.AS_TOKENS and self.model.refine not in (Refine.CONCAT, Refine.NONE):
             raise ValueError("encoder.pool=as_tokens gives several ID vectors; set model.refine=concat or none")
         for name, recipe in (("trial", self.trial), ("final", self.final)):
-            if self.losses.mmd and self.model.searchable and recipe.batch_size < MMD_BATCH:
+            if self.aligns and recipe.batch_size < MMD_BATCH:
                 raise ValueError(
                     f"{name}.batch_size is {recipe.batch_size} and MMD compares samples of at least {MMD_BATCH} rows; "
                     "raise it, or set losses.mmd=0"
@@ -248,6 +253,11 @@ class RARecStudy(EncoderStudy):
 
     model: RARecSettings
     losses: RARecLosses = RARecLosses()
+
+    @property
+    def aligns(self) -> bool:
+        """Whether prefixes are drawn to the frozen model's own states."""
+        return self.model.searchable and self.losses.align > 0
 
     @property
     def inert_sites(self) -> dict[str, str]:

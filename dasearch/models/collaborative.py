@@ -106,14 +106,15 @@ class NeuralCollaborativeFiltering(nn.Module):
         return self.out(torch.cat([product, inner], dim=-1)).squeeze(-1)  # type: ignore[no-any-return]
 
 
-def fold_in(model: CollaborativeModel, matrix: Tensor, histories: Tensor) -> Tensor:
-    """Vectors of users outside the training data, by `fold_in_matrix`.
+def own_or_estimated(model: CollaborativeModel, matrix: Tensor, users: Tensor, histories: Tensor) -> Tensor:
+    """Users' own vectors; of those outside the training data (-1) an estimate from the history, by `fold_in_matrix`.
 
-    Shapes: histories ``(batch, n)`` padded with -1 -> ``(batch, width)``.
+    Shapes: users ``(batch,)``, histories ``(batch, n)`` padded with -1 -> ``(batch, width)``.
     """
+    own = model.user_vectors(users.clamp(min=0))
     real = (histories >= 0)[..., None]
     mean = (model.item_vectors(histories.clamp(min=0)) * real).sum(1) / real.sum(1)
-    return F.pad(mean, (0, 1), value=1.0) @ matrix
+    return torch.where((users >= 0)[:, None], own, F.pad(mean, (0, 1), value=1.0) @ matrix)
 
 
 @torch.no_grad()

@@ -37,8 +37,8 @@ from dasearch.models.collaborative import (
     MatrixFactorization,
     NCFEmbedding,
     NeuralCollaborativeFiltering,
-    fold_in,
     fold_in_matrix,
+    own_or_estimated,
 )
 from dasearch.models.masks import causal_mask, context_mask
 
@@ -339,8 +339,7 @@ class DARec(RecommenderModel):
     def _user_vectors(self, batch: SequenceBatch) -> Tensor:
         """CF vectors ``(batch, cf width)``: a user's own, or one estimated from the history (`fit_newcomers`)."""
         assert self.cf is not None
-        own = self.cf.user_vectors(batch.users.clamp(min=0))
-        return torch.where((batch.users >= 0)[:, None], own, fold_in(self.cf, self.fold_in, batch.histories))
+        return own_or_estimated(self.cf, self.fold_in, batch.users, batch.histories)
 
     def fit_newcomers(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
         if self.cf is not None:

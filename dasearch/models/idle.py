@@ -79,6 +79,7 @@ class IDLEAdapter(PrefixModel):
     """
 
     kind = ModelKind.IDLE
+    settings: IDLESettings
 
     def __init__(
         self,
@@ -90,9 +91,8 @@ class IDLEAdapter(PrefixModel):
         replace_every: int = 1,
         generator: torch.Generator,
     ) -> None:
-        super().__init__(backbone, encoder, n_items=n_items, replace_every=replace_every)
-        self.settings = settings
-        self.prefixes = self.build_prefixes(settings, settings.refine, generator)
+        super().__init__(backbone, settings, encoder=encoder, n_items=n_items, replace_every=replace_every)
+        self.prefixes = self.build_prefixes(settings.refine, generator)
         self.head: nn.Linear | TextHead
         if settings.head is Head.DOT_ITEM_TEXT:
             self.head = TextHead(backbone.width, n_items, generator)
@@ -117,7 +117,7 @@ class IDLEAdapter(PrefixModel):
             )
             for k, (layer, tokens) in enumerate(zip(self.replaced, prefixes, strict=False))
         }
-        return self.pooled_states(batch.rows, injections, self.settings)
+        return self.pooled_states(batch.rows, injections)
 
     def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
         return self.head

@@ -20,7 +20,7 @@ from dasearch.layout import ModelKind
 from dasearch.models.adapters import ParallelReduce
 from dasearch.models.attention import Projected, attend, attend_causally
 from dasearch.models.backbone import AttentionScale, Block, FrozenBackbone, Positions
-from dasearch.models.base import RecommenderModel, new_linear
+from dasearch.models.base import RecommenderModel, gather_tokens, new_linear
 from dasearch.models.id_encoders import IDEncoder
 
 PREFIX_TOKENS = 10  # no length is printed with the formulas; RA-Rec's figures run from 30 to 70
@@ -225,7 +225,7 @@ def pooled(hidden: Tensor, rows: Rows, pool: Pool, *, causal: bool) -> Tensor:
     if pool is Pool.MEAN:
         return token_mean(hidden, rows.real)
     last = rows.real.sum(1) - 1
-    return hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1])).squeeze(1)
+    return gather_tokens(hidden, last[:, None]).squeeze(1)
 
 
 def token_mean(hidden: Tensor, real: Tensor) -> Tensor:
@@ -247,8 +247,19 @@ class PrefixModel(RecommenderModel):
         encoder: stays as it is, in evaluation mode.
     """
 
-    def __init__(self, backbone: FrozenBackbone, encoder: IDEncoder, *, n_items: int, replace_every: int) -> None:
+    settings: PrefixSettings
+
+    def __init__(
+        self,
+        backbone: FrozenBackbone,
+        settings: PrefixSettings,
+        *,
+        encoder: IDEncoder,
+        n_items: int,
+        replace_every: int,
+    ) -> None:
         super().__init__(backbone, n_items=n_items, replace_every=replace_every)
+        self.settings = settings
         self.encoder = encoder.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> PrefixModel:
@@ -257,15 +268,15 @@ class PrefixModel(RecommenderModel):
         self.encoder.eval()
         return self
 
-    def build_prefixes(self, settings: PrefixSettings, refine: Refine, generator: torch.Generator) -> nn.ModuleList:
+    def build_prefixes(self, refine: Refine, generator: torch.Generator) -> nn.ModuleList:
         """A `Prefix` for each adapted layer; none where nothing is injected."""
         return build_prefixes(
-            len(self.replaced) if settings.searchable else 0,
+            len(self.replaced) if self.settings.searchable else 0,
             id_width=self.encoder.width,
             width=self.backbone.width,
-            tokens=settings.prefix,
+            tokens=self.settings.prefix,
             refine=refine,
-            sharing=settings.projection,
+            sharing=self.settings.projection,
             generator=generator,
         )
 
@@ -279,7 +290,7 @@ class PrefixModel(RecommenderModel):
         """The encoder's vectors of items ``(k,)``: ``(k, 1, id width)``."""
         return self.encoder.item_embedding(items)[:, None]
 
-    def pooled_states(self, rows: Rows, injections: dict[int, Injection], settings: PrefixSettings) -> Tensor:
+    def pooled_states(self, rows: Rows, injections: dict[int, Injection]) -> Tensor:
         """One last state a row: ``(batch, width)``."""
-        hidden = run_layers(self.backbone, rows, injections, settings.parallel_reduce)
-        return pooled(hidden, rows, settings.pool, causal=self.backbone.causal)
+        hidden = run_layers(self.backbone, rows, injections, self.settings.parallel_reduce)
+        return pooled(hidden, rows, self.settings.pool, causal=self.backbone.causal)

@@ -78,6 +78,7 @@ class RARec(PrefixModel):
     """
 
     kind = ModelKind.RA_REC
+    settings: RARecSettings
 
     def __init__(
         self,
@@ -89,11 +90,10 @@ class RARec(PrefixModel):
         replace_every: int = 1,
         generator: torch.Generator,
     ) -> None:
-        super().__init__(backbone, encoder, n_items=n_items, replace_every=replace_every)
-        self.settings = settings
+        super().__init__(backbone, settings, encoder=encoder, n_items=n_items, replace_every=replace_every)
         refine = Refine.CONCAT if settings.instruction else Refine.NONE
-        self.user_tower = Tower(self.build_prefixes(settings, refine, generator), settings, site=USER)
-        self.item_tower = Tower(self.build_prefixes(settings, refine, generator), settings, site=ITEM)
+        self.user_tower = Tower(self.build_prefixes(refine, generator), settings, site=USER)
+        self.item_tower = Tower(self.build_prefixes(refine, generator), settings, site=ITEM)
         self.item_bias = nn.Parameter(torch.zeros(n_items), requires_grad=settings.item_bias is not ItemBias.NONE)
 
     def user_prefixes(self, batch: SequenceBatch) -> list[Tensor]:
@@ -106,7 +106,7 @@ class RARec(PrefixModel):
 
     def tower_states(self, tower: Tower, rows: Rows, prefixes: list[Tensor], layout: Tensor) -> Tensor:
         """Pooled last states of a side's rows: ``(batch, width)``."""
-        return self.pooled_states(rows, tower.injections(prefixes, self.replaced, layout), self.settings)
+        return self.pooled_states(rows, tower.injections(prefixes, self.replaced, layout))
 
     def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:
         return self.tower_states(self.user_tower, batch.rows, self.user_prefixes(batch), layout)

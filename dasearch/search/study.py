@@ -26,13 +26,8 @@ from dasearch.search_space import SearchSpace, SearchSpaceFile, find_shipped, lo
 from dasearch.training.materials import TINY_OPT, resolve_device
 from dasearch.training.seeds import derive_seed
 
-MAY_CHANGE = {
-    "output",
-    "device",
-    "search.budget",
-    "final",
-    "space.name",
-}  # of a study that has begun; a space has its hash
+# what may change of a study that has begun; a space is known by its hash, not its name
+MAY_CHANGE = {"output", "device", "search.budget", "final", "space.name"}
 
 
 @dataclass(frozen=True)
@@ -253,10 +248,9 @@ def _begin(store: Store, settings: StudySettings, space: SearchSpace, dataset: D
         raise StudyError(
             f"the data of study {settings.name!r} changed since it began; restore them or pass --set name=NEW"
         )
-    before = parse_study(stored.settings, source=f"study {settings.name}").model_dump(
-        mode="json"
-    )  # new fields at defaults
-    changed = [key for key in settings_differences(before, record) if not _may_change(key)]
+    before = parse_study(stored.settings, source=f"study {settings.name}")  # settings it does not know are at defaults
+    differences = settings_differences(before.model_dump(mode="json"), record)
+    changed = [key for key in differences if not _may_change(key)]
     if changed:
         raise StudyError(f"study {settings.name!r} began with another {changed[0]}; restore it or pass --set name=NEW")
     if stored.phase == DONE and record["search"]["budget"] > stored.settings["search"]["budget"]:

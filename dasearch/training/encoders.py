@@ -18,7 +18,7 @@ from torch import Tensor
 from dasearch.data import Development, IntArray
 from dasearch.data.batches import stack
 from dasearch.errors import StudyError
-from dasearch.models.id_encoders import EncoderBatch, EncoderSettings, FactorEncoder, IDEncoder, Reads, build_encoder
+from dasearch.models.id_encoders import EncoderBatch, EncoderSettings, IDEncoder, Reads, build_encoder
 from dasearch.models.tiny_opt import default_cache
 from dasearch.training.checkpoints import load_tensors, save_tensors
 from dasearch.training.materials import PurchaseIndex, Shared
@@ -133,6 +133,7 @@ def train_encoder(
     generator = generator_for(seed, "encoder", settings.name)
     encoder = build_encoder(settings, development.n_users, development.n_items, generator)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    users, sequences = torch.from_numpy(development.users), [torch.from_numpy(s) for s in development.train]
     best: dict[str, Tensor] = {}
     reached, score, stale = {}, -1.0, 0
     with torch.random.fork_rng(devices=[]):
@@ -144,7 +145,7 @@ def train_encoder(
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
-            _fit_newcomers(encoder, development)
+            encoder.fit_newcomers(users, sequences)
             ranks = encoder_ranks(encoder, development.users, development.train, development.valid)
             metrics = summarise(ranks)
             say(f"ID encoder {settings.name}, epoch {epoch + 1}: validation NDCG@10 {metrics.ndcg:.4f}")
@@ -156,11 +157,6 @@ def train_encoder(
                 break
     encoder.load_state_dict(best)
     return encoder.eval(), reached
-
-
-def _fit_newcomers(encoder: IDEncoder, development: Development) -> None:
-    if isinstance(encoder, FactorEncoder):
-        encoder.fit_fold_in(torch.from_numpy(development.users), [torch.from_numpy(s) for s in development.train])
 
 
 def encoder_batches(

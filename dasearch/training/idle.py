@@ -30,10 +30,10 @@ class IDLEMethod(EncoderMethod):
         """Train or read the ID encoder, run the frozen model over the examples."""
         encoder = study_encoder(settings.encoder, materials, settings.seed, say)
         frozen = None
-        if settings.model.searchable and settings.losses.mmd:
+        if settings.aligns:
             say("reading the examples with the frozen model")
             frozen = frozen_examples(materials, examples)
-        return cls(settings.encoder.name, encoder, examples, frozen, settings)
+        return cls(settings, encoder, examples, frozen)
 
     def build(self, materials: Shared, *, replace_every: int, generator: torch.Generator) -> IDLEAdapter:
         model = IDLEAdapter(
@@ -49,7 +49,7 @@ class IDLEMethod(EncoderMethod):
 
     def n_batches(self, development: Development, batch_size: int) -> int:
         found = len(self.examples.of(development.users))
-        if found < MMD_BATCH and "mmd" in self.weights:
+        if found < MMD_BATCH and self.settings.aligns:
             raise StudyError(
                 f"these users have {found} training examples and MMD compares samples of at least {MMD_BATCH}; "
                 "raise data.bo_fraction or examples.per_user, or set losses.mmd=0"
@@ -70,7 +70,7 @@ class IDLEMethod(EncoderMethod):
         prefixes = model.layer_prefixes(moved, layout)
         states = model.states_with(moved, prefixes, layout)
         terms = {"next": item_cross_entropy(model.head(states), moved.at_last(moved.targets))}
-        if "mmd" in self.weights and len(batch.users) >= MMD_BATCH:
+        if self.settings.aligns and len(batch.users) >= MMD_BATCH:
             frozen = self.frozen_means(batch, materials, model.replaced)
             aligned = 1 - layout[:, ALIGNMENT]
             each = torch.stack([mmd(prefix.mean(1), frozen[:, k]) for k, prefix in enumerate(prefixes)])
@@ -80,5 +80,4 @@ class IDLEMethod(EncoderMethod):
     @property
     def weights(self) -> dict[str, float]:
         """1 and lambda."""
-        wanted = self.settings.model.searchable and self.settings.losses.mmd
-        return {"next": 1.0, **({"mmd": self.settings.losses.mmd} if wanted else {})}
+        return {"next": 1.0, "mmd": self.settings.losses.mmd}

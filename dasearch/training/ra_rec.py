@@ -18,7 +18,7 @@ from dasearch.training.encoders import study_encoder
 from dasearch.training.losses import bpr_loss, info_nce
 from dasearch.training.materials import Shared
 from dasearch.training.method import Say
-from dasearch.training.with_encoder import EncoderMethod, frozen_examples
+from dasearch.training.with_encoder import EncoderMethod, frozen_examples, kept_or_computed
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class RARecMethod(EncoderMethod):
         """Train or read the ID encoder, run the frozen model over examples and items."""
         encoder = study_encoder(settings.encoder, materials, settings.seed, say)
         frozen = frozen_of_items = None
-        if settings.model.searchable and settings.losses.align:
+        if settings.aligns:
             say("reading examples and items with the frozen model")
             frozen, frozen_of_items = frozen_examples(materials, examples), frozen_items(materials)
-        return cls(settings.encoder.name, encoder, examples, frozen, settings, frozen_of_items)
+        return cls(settings, encoder, examples, frozen, frozen_of_items)
 
     def build(self, materials: Shared, *, replace_every: int, generator: torch.Generator) -> RARec:
         model = RARec(
@@ -81,9 +81,9 @@ class RARecMethod(EncoderMethod):
         trained = [parameter for _, parameter in model.trainable()]
         if self.settings.losses.l2 and trained:
             terms["l2"] = torch.stack([parameter.square().sum() for parameter in trained]).sum()
-        if "align" in self.weights:
+        if self.settings.aligns:
             frozen_users = self.frozen_means(batch, materials, model.replaced)
-            frozen_rows = self._frozen_items(items, materials, model.replaced)
+            frozen_rows = kept_or_computed(self.frozen_items, items, rows, materials, model.replaced)
             on_users = model.user_tower.injections(user_prefixes, model.replaced, layout)
             on_items = model.item_tower.injections(item_prefixes, model.replaced, layout)
             terms["align"] = self._align(on_users, frozen_users) + self._align(on_items, frozen_rows)
@@ -96,18 +96,11 @@ class RARecMethod(EncoderMethod):
             [info_nce(_visible_mean(one), frozen[:, k], temperature) for k, one in enumerate(injections.values())]
         ).mean()
 
-    def _frozen_items(self, items: Tensor, materials: Shared, layers: tuple[int, ...]) -> Tensor:
-        if self.frozen_items is not None:
-            return self.frozen_items[items][:, list(layers)].to(materials.device)
-        rows = materials.catalogue.item_rows.select(items).to(materials.device)
-        return frozen_layer_means(materials.catalogue.backbone, rows, layers)
-
     @property
     def weights(self) -> dict[str, float]:
         """1, the l2 weight, and lambda."""
         losses = self.settings.losses
-        wanted = self.settings.model.searchable and losses.align
-        return {"bpr": 1.0, "l2": losses.l2, **({"align": losses.align} if wanted else {})}
+        return {"bpr": 1.0, "l2": losses.l2, "align": losses.align}
 
 
 def bpr_of_drawn(scores: Tensor, items: Tensor, positive: Tensor, drawn: Tensor, unbought: Tensor) -> Tensor:

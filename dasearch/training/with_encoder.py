@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dasearch.data import Development, Examples, IntArray, SequenceBatch, example_batches, n_example_batches
+from dasearch.config import EncoderStudy
+from dasearch.data import Development, Examples, IntArray, Rows, SequenceBatch, example_batches, n_example_batches
 from dasearch.models.id_encoders import ENCODERS, IDEncoder
 from dasearch.models.prefix import frozen_layer_means
 from dasearch.training.encoders import encoder_ranks
@@ -28,7 +29,7 @@ class EncoderMethod(Method):
         frozen: what each layer of the plain model reads for each example, token means: ``(examples, layers, width)``.
     """
 
-    encoder_name: str
+    settings: EncoderStudy
     encoder: IDEncoder
     examples: Examples
     frozen: Tensor | None
@@ -49,12 +50,19 @@ class EncoderMethod(Method):
 
     def frozen_means(self, batch: SequenceBatch, materials: Shared, layers: tuple[int, ...]) -> Tensor:
         """Token means of what the given layers of the plain model read, ``(batch, layers, width)``, on the device."""
-        if self.frozen is not None:
-            return self.frozen[batch.examples][:, list(layers)].to(materials.device)
-        return frozen_layer_means(materials.catalogue.backbone, batch.rows.to(materials.device), layers)
+        return kept_or_computed(self.frozen, batch.examples, batch.rows, materials, layers)
 
     def baseline_ranks(self, users: IntArray, histories: Sequence[IntArray], targets: IntArray) -> dict[str, IntArray]:
-        return {ENCODERS[self.encoder_name].title: encoder_ranks(self.encoder, users, histories, targets)}
+        return {ENCODERS[self.settings.encoder.name].title: encoder_ranks(self.encoder, users, histories, targets)}
+
+
+def kept_or_computed(
+    kept: Tensor | None, places: Tensor, rows: Rows, materials: Shared, layers: tuple[int, ...]
+) -> Tensor:
+    """Frozen means of ``rows``, on the device: ``kept`` at their places, or computed anew where none are kept."""
+    if kept is not None:
+        return kept[places][:, list(layers)].to(materials.device)
+    return frozen_layer_means(materials.catalogue.backbone, rows.to(materials.device), layers)
 
 
 def frozen_examples(materials: Shared, examples: Examples) -> Tensor | None:

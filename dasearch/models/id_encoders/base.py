@@ -6,6 +6,7 @@ Shapes, here and in the encoders: users ``(batch,)`` int64, -1 for someone outsi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -102,6 +103,9 @@ class IDEncoder(nn.Module):
     def loss(self, batch: EncoderBatch) -> Tensor:
         """Shape ``()``."""
         raise NotImplementedError
+
+    def fit_newcomers(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
+        """Learn to estimate vectors of users outside the training data, where they do not come from histories anyway."""
 
 
 def real_items(histories: Tensor) -> Tensor:

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dasearch.models.collaborative import MatrixFactorization, NeuralCollaborativeFiltering, fold_in, fold_in_matrix
+from dasearch.models.collaborative import (
+    MatrixFactorization,
+    NeuralCollaborativeFiltering,
+    fold_in_matrix,
+    own_or_estimated,
+)
 from dasearch.models.id_encoders.base import EncoderBatch, EncoderSettings, IDEncoder, Reads
 
 
@@ -31,8 +36,7 @@ class FactorEncoder(IDEncoder):
         return self._vectors(users, histories)[:, None]
 
     def _vectors(self, users: Tensor, histories: Tensor) -> Tensor:
-        own = self.model.user_vectors(users.clamp(min=0))
-        return torch.where((users >= 0)[:, None], own, fold_in(self.model, self.fold_in, histories))
+        return own_or_estimated(self.model, self.fold_in, users, histories)
 
     def item_embedding(self, items: Tensor) -> Tensor:
         return self.model.item_vectors(items.clamp(min=0))
@@ -48,8 +52,7 @@ class FactorEncoder(IDEncoder):
         return -F.logsigmoid(bought - self.model.scores(users, batch.unbought[wanted])).mean()
 
     @torch.no_grad()
-    def fit_fold_in(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
-        """Learn to estimate a user's vector from the items of their training sequence."""
+    def fit_newcomers(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
         self.fold_in.copy_(fold_in_matrix(self.model, users, sequences))
 
 
