@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from dasearch.data import Ties
 from dasearch.errors import StudyError, suggestion
 from dasearch.layout import ModelKind
 from dasearch.models.darec import DARecSettings
-from dasearch.models.id_encoders import EncoderSettings, InterestPool
+from dasearch.models.id_encoders import ENCODERS, EncoderSettings, InterestPool, unknown_encoder
 from dasearch.models.idle import IDLESettings
 from dasearch.models.prefix import Refine
 from dasearch.models.ra_rec import RARecSettings
@@ -41,6 +41,9 @@ class DataSettings(Section):
         Ties.SHUFFLE, description="events with one timestamp: shuffle them, keep one, or keep file order"
     )
     min_item_interactions: int = Field(0, ge=0, description="drop items with fewer events (the paper: 4)")
+    max_users: int | None = Field(
+        None, ge=1, description="only so many users, drawn by a seeded hash, and the items they met; null: all"
+    )
     bo_fraction: float = Field(
         0.2, gt=0, le=1, description="share of users in Data_BO, on which trials train (table 3: b)"
     )
@@ -168,6 +171,28 @@ class SearchSettings(Section):
     confirm_seeds: int = Field(3, ge=2, description="fresh seeds, the same for every confirmed layout")
 
 
+class ComparisonSettings(Section):
+    """What stands beside the winner in the final table."""
+
+    seeds: int = Field(3, ge=1, description="final trainings of every row, the seeds alike for all")
+    random: bool = Field(False, description="train the random control in full as well")
+    variations: tuple[str, ...] | None = Field(
+        None, description="the model's own variations to train, by name; null: those that its paper compares with"
+    )
+    encoders: tuple[str, ...] = Field(
+        ("sasrec", "gru4rec", "bert4rec", "fdsa"), description="ID models that are ranked by themselves"
+    )
+    encoder: EncoderSettings = Field(EncoderSettings(), description="how they are trained; name and file are not read")
+
+    @field_validator("encoders")
+    @classmethod
+    def _known_encoders(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in ENCODERS:
+                raise ValueError(unknown_encoder(name))
+        return names
+
+
 class StudySettings(Section):
     """What studies of all three models have; `load_study` reads one."""
 
@@ -185,6 +210,28 @@ class StudySettings(Section):
     trial: Recipe = Recipe(epochs=3)
     final: Recipe = Recipe()
     search: SearchSettings = SearchSettings()
+    comparison: ComparisonSettings = ComparisonSettings()
+
+    @model_validator(mode="after")
+    def _known_variations(self) -> Self:
+        known = [variation.value for variation in type(self.model.variation)]
+        for name in self.compared_variations:
+            if name not in known:
+                raise ValueError(
+                    f"comparison.variations: {self.model.kind} has no variation {name!r}; choose among {', '.join(known)}"
+                )
+        return self
+
+    @property
+    def compared_variations(self) -> tuple[str, ...]:
+        """The variations in the final table; all-serial DARec is the paper's variation 2 and stands there anyway."""
+        named = self.comparison.variations
+        return self.model.compared if named is None else named
+
+    def varied(self, variation: str) -> Self:
+        """The same study of one of its model's variations."""
+        model = self.model.model_copy(update={"variation": type(self.model.variation)(variation)})
+        return self.model_copy(update={"model": model})
 
     def yaml(self) -> str:
         """The resolved study as a file that `load_study` reads back."""

@@ -14,7 +14,7 @@ from dasearch.data.batches import (
     training_batches,
 )
 from dasearch.data.dataset import Dataset, IntArray, Item
-from dasearch.data.events import Ties
+from dasearch.data.events import Ties, sample_users
 from dasearch.data.examples import Examples, select_examples
 from dasearch.data.negatives import ContrastiveSample, HardNegatives, hard_negatives, mf_vectors, sample_contrastive
 from dasearch.data.readers import DATASETS, load_dataset, read_complete_journey, read_folder
@@ -53,6 +53,7 @@ __all__ = [
     "read_complete_journey",
     "read_folder",
     "sample_contrastive",
+    "sample_users",
     "select_examples",
     "sequence_row",
     "statistics",

@@ -6,6 +6,7 @@ tests easy for the wrong reason. `Ties` says what happens to them.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dasearch.data.dataset import IntArray
+from dasearch.data.dataset import Dataset, IntArray
 from dasearch.errors import DataError
 
 Keys = npt.NDArray[np.uint64]
@@ -87,6 +88,22 @@ def ordered(
         first[1:] = (np.diff(result.users) != 0) | (np.diff(result.timestamps) != 0)
         result = result.where(first)
     return result
+
+
+def sample_users(dataset: Dataset, count: int, *, seed: int) -> Dataset:
+    """So many users, drawn by a hash of who they are, and the items they met; the data set itself where it is smaller."""
+    if count >= len(dataset.users):
+        return dataset
+    drawn = np.argsort(seeded_hash(identity_keys(dataset.users), seed=seed), kind="stable")[:count]
+    kept = np.sort(drawn).tolist()
+    met = np.unique(np.concatenate([dataset.sequences[user] for user in kept]))
+    return dataclasses.replace(
+        dataset,
+        users=tuple(dataset.users[user] for user in kept),
+        items=tuple(dataset.items[item] for item in met.tolist()),
+        sequences=tuple(np.searchsorted(met, dataset.sequences[user]) for user in kept),
+        timestamps=tuple(dataset.timestamps[user] for user in kept),
+    )
 
 
 def _occurrence(events: Events) -> IntArray:

@@ -121,6 +121,11 @@ class DARecSettings(BaseModel):
         return self.variation in (Variation.DAREC, Variation.BOTH_CAUSAL)
 
     @property
+    def compared(self) -> tuple[str, ...]:
+        """The variations that a final table sets beside the search's winner (sec. 3.1.3, 3.3)."""
+        return Variation.LLMREC, Variation.BASE
+
+    @property
     def uses_collaborative(self) -> bool:
         return self.variation not in (Variation.BASE, Variation.LLMREC)
 

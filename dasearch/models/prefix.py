@@ -93,6 +93,11 @@ class PrefixSettings(BaseModel):
         """Whether a layout changes anything."""
         return self.variation is Variation.WHOLE
 
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The variations that a final table sets beside the search's winner."""
+        return (Variation.FROZEN,)
+
 
 class Prefix(nn.Module):
     """The prefix D of one layer.

@@ -13,7 +13,7 @@ from rich.text import Text
 from dasearch.search.confirmation import OBJECTIVE, Standing
 from dasearch.search.estimate import Estimate
 from dasearch.search.events import CONFIRMATION, DONE, FINAL, SEARCH, Finished, Listener, Training
-from dasearch.search.runner import WINNER
+from dasearch.search.final import WINNER
 from dasearch.search.store import Result
 from dasearch.search.study import Status
 from dasearch.training.loop import Epoch
@@ -153,28 +153,44 @@ def verdict(standings: Sequence[Standing]) -> str:
 
 
 def results_table(results: Sequence[Result]) -> Table:
-    """Test metrics of the trained models and the baselines, with an interval over users."""
+    """Test metrics of the trained models and the baselines: means and sd over seeds, intervals, the winner's lead."""
     metrics = list(dict.fromkeys(result.metric for result in results))
-    table = _table(f"Test split, read once ({metrics[-1]} with its bootstrap interval over users)")
-    for heading in ("", "layout", *metrics, "95% interval"):
+    seeds = max(result.seeds for result in results)
+    table = _table(
+        f"Test split, read once; mean ± sd over {seeds} seed{'s' * (seeds > 1)}, {metrics[-1]} with its 95% interval over users"
+    )
+    for heading in ("", "layout", *metrics, "95% interval", "winner's lead", "p"):
         table.add_column(heading, no_wrap=True)
     for name in dict.fromkeys(result.name for result in results):
         rows = {result.metric: result for result in results if result.name == name}
         last = rows[metrics[-1]]
-        cells = [f"{rows[metric].value:.4f}" for metric in metrics]
+        cells = [spread(rows[metric]) for metric in metrics]
+        lead = "" if last.lead is None else f"{last.lead.mean:+.4f} [{last.lead.low:+.4f}, {last.lead.high:+.4f}]"
+        p = "" if last.p is None else f"{last.p:.3f}" if last.p >= 0.001 else "<.001"
         style = "bold" if name == WINNER else None
-        table.add_row(name, last.layout or "", *cells, f"[{last.low:.4f}, {last.high:.4f}]", style=style)
+        table.add_row(name, last.layout or "", *cells, f"[{last.low:.4f}, {last.high:.4f}]", lead, p, style=style)
     return table
 
 
+def spread(result: Result) -> str:
+    """``mean ± sd`` over seeds."""
+    return f"{result.value:.4f}" if result.sd is None else f"{result.value:.4f} ±{result.sd:.4f}"
+
+
 def against_baselines(results: Sequence[Result], metric: str = "NDCG@10") -> str:
-    """One sentence: where the winner stands against the ID model, popularity and the Markov chain."""
-    values = {result.name: result.value for result in results if result.metric == metric}
-    parts = []
-    for name in dict.fromkeys(result.name for result in results if result.layout is None):
-        ratio = values[WINNER] / values[name] if values[name] else float("inf")
-        parts.append(f"{'above' if ratio > 1 else 'below'} {name} ({ratio:.2f} times its {metric})")
-    return f"The winner is {', '.join(parts[:-1])} and {parts[-1]}."
+    """One sentence: which rows the winner stands above and below, and of which no one can say."""
+    found: dict[str, list[str]] = {"above": [], "below": [], "level (within its interval) with": []}
+    for result in results:
+        if result.metric == metric and result.lead is not None:
+            found[_standing(result.lead)].append(result.name)
+    parts = [f"{words} {', '.join(names)}" for words, names in found.items() if names]
+    return f"In {metric} the winner stands {'; '.join(parts)}."
+
+
+def _standing(lead: Interval) -> str:
+    if lead.low > 0:
+        return "above"
+    return "below" if lead.high < 0 else "level (within its interval) with"
 
 
 def next_steps(status: Status, command: str) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dasearch.config import DARecStudy, EncoderStudy, StudySettings
 from dasearch.data import LeaveOneOut
-from dasearch.search.runner import CONTROLS, data_bo
+from dasearch.search.runner import CONTROLS, data_bo, final_trainings
 from dasearch.search.study import Study
 from dasearch.training.loop import train
 from dasearch.training.materials import build_catalogue, open_backbone
@@ -52,7 +52,12 @@ def estimate(study: Study) -> Estimate:
     frozen = sum(parameter.numel() for parameter in backbone.model.parameters())
     confirmations = (search.candidates + CONTROLS) * search.confirm_seeds
     return Estimate(
-        space.size, trained.parameters, frozen, trial * search.budget, trial * confirmations, final * (CONTROLS + 1)
+        space.size,
+        trained.parameters,
+        frozen,
+        trial * search.budget,
+        trial * confirmations,
+        final * final_trainings(settings),
     )
 
 

@@ -1,44 +1,154 @@
-"""The final evaluation: the one place that reads the test split."""
+"""The final table: which rows it has, and the one place that reads the test split."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from dasearch.data import IntArray, LeaveOneOut
-from dasearch.search.store import Result
+import numpy as np
+
+from dasearch.config import StudySettings
+from dasearch.data import IntArray, LeaveOneOut, TestSplit
+from dasearch.layout import Layout
+from dasearch.models.id_encoders import ENCODERS, IDEncoder
+from dasearch.search.confirmation import RANDOM, controls
+from dasearch.search.store import FinalTraining, Result
+from dasearch.search_space import SearchSpace
 from dasearch.training.baselines import markov_ranks, popularity_ranks
+from dasearch.training.encoders import encoder_ranks, study_encoder
 from dasearch.training.evaluation import final_ranks
 from dasearch.training.loop import Trained
 from dasearch.training.materials import Materials
-from dasearch.training.metrics import bootstrap_interval, per_user
-from dasearch.training.seeds import generator_for
+from dasearch.training.method import Say
+from dasearch.training.metrics import bootstrap_interval, per_user, summarise
+from dasearch.training.seeds import derive_seed, generator_for
+from dasearch.training.significance import FloatArray, holm, paired_lead, paired_p
 
-POPULARITY, MARKOV = "popularity", "Markov"
+WINNER, POPULARITY, MARKOV = "winner", "popularity", "Markov"
+
+
+class Model(NamedTuple):
+    """What is trained for the final table: a layout, under the study's own model or one of its variations."""
+
+    layout: Layout
+    variation: str | None = None
+
+
+@dataclass(frozen=True)
+class Finalists:
+    """Everything that the test split is read for.
+
+    Attributes:
+        rows: the model behind each name; one model may stand behind several.
+        trained: its trainings, one a seed.
+        encoders: trained ID encoders by title, one a seed.
+    """
+
+    rows: Mapping[str, Model]
+    trained: Mapping[Model, list[Trained]]
+    encoders: Mapping[str, list[IDEncoder]]
+
+
+def final_rows(settings: StudySettings, space: SearchSpace, winner: Layout) -> dict[str, Model]:
+    """The winner, the controls, and the study's variations, by their names in the table."""
+    rows = {WINNER: Model(winner)}
+    for control in controls(space, settings.seed):
+        if control.role != RANDOM or settings.comparison.random:
+            rows[control.role] = Model(control.layout)
+    return rows | {name: Model(space.all_serial, name) for name in settings.compared_variations}
+
+
+def train_encoders(settings: StudySettings, materials: Materials, say: Say) -> dict[str, list[IDEncoder]]:
+    """The ID encoders of the final table, one a seed, from the cache where they were trained before."""
+    found: dict[str, list[IDEncoder]] = {}
+    for name in settings.comparison.encoders:
+        recipe = settings.comparison.encoder.model_copy(update={"name": name, "file": None})
+        seeds = [derive_seed(settings.seed, "comparison", seed) for seed in range(settings.comparison.seeds)]
+        found[ENCODERS[name].title] = [study_encoder(recipe, materials, seed, say) for seed in seeds]
+    return found
 
 
 def evaluate_finally(
-    trained: Mapping[str, Trained], materials: Materials, split: LeaveOneOut, *, seed: int
-) -> list[Result]:
-    """Test metrics with 95% bootstrap intervals over users, for trained models and the two baselines.
+    finalists: Finalists, materials: Materials, split: LeaveOneOut, *, seed: int
+) -> tuple[list[Result], list[FinalTraining]]:
+    """Test metrics of every row, with intervals over users, standard deviations over seeds, and the winner's lead.
 
     Raises:
         TestSplitError: if this split was opened before.
     """
     test = split.open_test()
-    development = materials.development
-    ranks: dict[str, IntArray] = {}
-    for name, model in trained.items():
-        ranks[name] = final_ranks(model.model, materials.catalogue, test, model.model.layout_tensor(model.layout))
-    ranks |= materials.method.baseline_ranks(test.users, test.history, test.target)
-    ranks[POPULARITY] = popularity_ranks(development, test.target)
-    ranks[MARKOV] = markov_ranks(development, test.history, test.target)
-    layouts = {name: str(model.layout) for name, model in trained.items()}
-    return [row for name, found in ranks.items() for row in _rows(name, layouts.get(name), found, seed)]
+    ranks = _model_ranks(finalists, materials, test) | _baseline_ranks(finalists, materials, test)
+    layouts = {name: str(model.layout) for name, model in finalists.rows.items() if model.variation is None}
+    metrics = {name: _by_metric(found) for name, found in ranks.items()}
+    results = [
+        result
+        for metric in metrics[WINNER]
+        for result in _results(metric, {name: found[metric] for name, found in metrics.items()}, layouts, seed)
+    ]
+    order = list(ranks)
+    return sorted(results, key=lambda result: order.index(result.name)), _trainings(finalists, ranks, layouts)
 
 
-def _rows(name: str, layout: str | None, ranks: IntArray, seed: int) -> list[Result]:
+def _model_ranks(finalists: Finalists, materials: Materials, test: TestSplit) -> dict[str, list[IntArray]]:
+    found = {
+        model: [
+            final_ranks(t.model, materials.catalogue, test, t.model.layout_tensor(t.layout))
+            for t in finalists.trained[model]
+        ]
+        for model in dict.fromkeys(finalists.rows.values())
+    }
+    return {name: found[model] for name, model in finalists.rows.items()}
+
+
+def _baseline_ranks(finalists: Finalists, materials: Materials, test: TestSplit) -> dict[str, list[IntArray]]:
+    found = {
+        title: [encoder_ranks(encoder, test.users, test.history, test.target) for encoder in encoders]
+        for title, encoders in finalists.encoders.items()
+    }
+    own = materials.method.baseline_ranks(test.users, test.history, test.target)
+    found |= {f"{title} of the study" if title in found else title: [ranks] for title, ranks in own.items()}
+    found[POPULARITY] = [popularity_ranks(materials.development, test.target)]
+    found[MARKOV] = [markov_ranks(materials.development, test.history, test.target)]
+    return found
+
+
+def _by_metric(ranks: list[IntArray]) -> dict[str, FloatArray]:
+    """Each metric's share of every user, ``(seeds, users)``."""
+    each = [per_user(found) for found in ranks]
+    return {metric: np.stack([values[metric] for values in each]) for metric in each[0]}
+
+
+def _results(metric: str, values: Mapping[str, FloatArray], layouts: Mapping[str, str], seed: int) -> list[Result]:
+    """One metric of every row; p values are corrected for the number of rows that the winner is compared with."""
+    winner = values[WINNER]
+    others = [name for name in values if name != WINNER]
+    corrected = dict(zip(others, holm([paired_p(winner, values[name]) for name in others]), strict=True))
     rows = []
-    for metric, values in per_user(ranks).items():
-        interval = bootstrap_interval(values, generator=generator_for(seed, "bootstrap"))
-        rows.append(Result(name, layout, metric, interval.mean, interval.low, interval.high))
+    for name, found in values.items():
+        users = bootstrap_interval(found.mean(0), generator=generator_for(seed, "bootstrap"))
+        lead = None if name == WINNER else paired_lead(winner, found, generator=generator_for(seed, "lead"))
+        sd = float(found.mean(1).std(ddof=1)) if len(found) > 1 else None
+        rows.append(
+            Result(name, layouts.get(name), metric, *users, seeds=len(found), sd=sd, lead=lead, p=corrected.get(name))
+        )
     return rows
+
+
+def _trainings(
+    finalists: Finalists, ranks: Mapping[str, list[IntArray]], layouts: Mapping[str, str]
+) -> list[FinalTraining]:
+    """Every training behind the table, by name and seed."""
+    return [
+        FinalTraining(
+            name,
+            layouts.get(name),
+            seed,
+            summarise(found).record(),
+            trained.parameters,
+            trained.seconds,
+            trained.peak_memory,
+        )
+        for name, model in finalists.rows.items()
+        for seed, (found, trained) in enumerate(zip(ranks[name], finalists.trained[model], strict=True))
+    ]

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -20,11 +21,11 @@ from dasearch.config import Recipe, StudySettings, resolve_output
 from dasearch.data import Dataset, Development, LeaveOneOut
 from dasearch.errors import DasearchError, TrainingError
 from dasearch.layout import CHOICES, Layout, Metric
-from dasearch.search.confirmation import OBJECTIVE, Contender, Standing, contenders, controls, standings
+from dasearch.search.confirmation import OBJECTIVE, Contender, Standing, contenders, standings
 from dasearch.search.events import CONFIRMATION, FINAL, SEARCH, Finished, Listener, Training
-from dasearch.search.final import evaluate_finally
+from dasearch.search.final import WINNER, Finalists, Model, evaluate_finally, final_rows, train_encoders
 from dasearch.search.objective import TRIAL_SEED, Objective
-from dasearch.search.store import HEARTBEAT_SECONDS, RETRY, Artifact, Confirmation, Result, Store
+from dasearch.search.store import HEARTBEAT_SECONDS, RETRY, Artifact, Confirmation, FinalTraining, Result, Store
 from dasearch.search_space import SearchSpace
 from dasearch.training.loop import Epoch, Trained
 from dasearch.training.materials import Materials
@@ -32,7 +33,6 @@ from dasearch.training.preparation import prepare_study
 from dasearch.training.recommender import save_recommender, sha256
 from dasearch.training.seeds import generator_for
 
-WINNER = "winner"
 BROKEN = "broken"  # attribute of a trial whose training raised an error
 CONTROLS = 3  # all serial, all parallel, random
 
@@ -253,31 +253,40 @@ class Runner:
     # --- final training -------------------------------------------------------------------------------------------
 
     def train_finally(self, ranked: list[Standing]) -> None:
-        """Train the winner and the controls on everyone, then read the test split, once, for all of them."""
-        names = {WINNER: ranked[0].layout, **{c.role: c.layout for c in controls(self.space, self.settings.seed)}}
-        layouts = list(dict.fromkeys(names.values()))
-        trained: dict[Layout, Trained] = {}
-        for index, layout in enumerate(layouts, start=1):
-            label = " = ".join(name for name, named in names.items() if named == layout)
-            training = Training(FINAL, index, len(layouts), layout, label, self.settings.final.epochs)
-            trained[layout] = self._train(self.full, training, f"final/{layout}", TRIAL_SEED)
-            left = self.seconds_left(0, len(layouts) - index)
-            self.listener.finished(
-                Finished(training, trained[layout].metrics.mrr, None, None, trained[layout].seconds, left)
-            )
+        """Train every row of the final table on everyone, then read the test split, once, for all of them."""
+        rows = final_rows(self.settings, self.space, ranked[0].layout)
+        models = list(dict.fromkeys(rows.values()))
+        planned = [(seed, model) for seed in range(self.settings.comparison.seeds) for model in models]
+        trained: dict[Model, list[Trained]] = {model: [] for model in models}
+        for index, (seed, model) in enumerate(planned, start=1):
+            names = " = ".join(name for name, named in rows.items() if named == model)
+            left = len(planned) - index
+            trained[model].append(self._train_model(model, seed, index, len(planned), f"{names}, seed {seed}", left))
+        encoders = train_encoders(self.settings, self.materials, self.listener.says)
         self.listener.says("reading the test split, once")
-        results = evaluate_finally(
-            {name: trained[layout] for name, layout in names.items()},
-            self.materials,
-            self.split,
-            seed=self.settings.seed,
-        )
-        self.store.finish(self.settings.name, results, [self._save(trained[ranked[0].layout], results)])
+        finalists = Finalists(rows, trained, encoders)
+        results, trainings = evaluate_finally(finalists, self.materials, self.split, seed=self.settings.seed)
+        saved = self._save(trained[rows[WINNER]][0], results, trainings)
+        self.store.finish(self.settings.name, results, [saved], trainings)
 
-    def _save(self, winner: Trained, results: list[Result]) -> Artifact:
-        own = {result.metric: result for result in results if result.name == WINNER}
-        metrics = {metric: [result.value, result.low, result.high] for metric, result in own.items()}
-        mrr = own[OBJECTIVE]
+    def _train_model(self, model: Model, seed: int, index: int, total: int, label: str, left: int) -> Trained:
+        objective, run = self.full, f"final/{model.layout}"
+        if model.variation is not None:
+            varied = self.settings.varied(model.variation)
+            objective = replace(self.full, settings=varied, materials=self.materials.under(varied))
+            run = f"final/{model.variation}"
+        if seed != TRIAL_SEED:
+            run = f"{run}/{seed}"
+        training = Training(FINAL, index, total, model.layout, label, self.settings.final.epochs)
+        trained = self._train(objective, training, run, seed)
+        seconds_left = self.seconds_left(0, left)
+        self.listener.finished(Finished(training, trained.metrics.mrr, None, None, trained.seconds, seconds_left))
+        return trained
+
+    def _save(self, winner: Trained, results: list[Result], trainings: list[FinalTraining]) -> Artifact:
+        """Save the winner of the first seed: ``layout.json`` tells the layout's mean, the model's own metrics stand beside."""
+        (mrr,) = (result for result in results if (result.name, result.metric) == (WINNER, OBJECTIVE))
+        (own,) = (training for training in trainings if (training.name, training.seed) == (WINNER, 0))
         folder = save_recommender(
             resolve_output(self.settings) / "model",
             winner,
@@ -285,20 +294,28 @@ class Runner:
             self.materials,
             self.dataset,
             metric=Metric(name=OBJECTIVE, value=mrr.value, low=mrr.low, high=mrr.high, split="test"),
-            results={"test": metrics},
+            results={"test": own.metrics},
         )
         return Artifact("model", str(folder), sha256(folder))
 
-    def seconds_left(self, confirmations: int | None = None, finals: int = CONTROLS + 1) -> float:
+    def seconds_left(self, confirmations: int | None = None, finals: int | None = None) -> float:
         """A guess from the pace so far; ``confirmations`` and ``finals`` are what is still to come of each.
 
-        Without ``confirmations`` the search still runs, and all of them are to come.
+        Without ``confirmations`` the search still runs, and all of them are to come. ID models are not counted.
         """
         search, trials = self.settings.search, 0
+        if finals is None:
+            finals = final_trainings(self.settings)
         if confirmations is None:
             trials = max(0, search.budget - len(self._scores()))
             confirmations = (search.candidates + CONTROLS) * search.confirm_seeds
         return self.pace * ((trials + confirmations) * self.short.work + finals * self.full.work)
+
+
+def final_trainings(settings: StudySettings) -> int:
+    """How many trainings the final table needs at most: the winner, the controls and the variations, with every seed."""
+    controls = CONTROLS if settings.comparison.random else CONTROLS - 1
+    return (1 + controls + len(settings.compared_variations)) * settings.comparison.seeds
 
 
 @contextmanager

@@ -10,12 +10,13 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
 from sqlalchemy import (
+    BigInteger,
     Engine,
     Float,
     ForeignKey,
@@ -36,6 +37,7 @@ from dasearch.bayes import Proposal
 from dasearch.errors import StoreError
 from dasearch.layout import Layout
 from dasearch.training.loop import Epoch
+from dasearch.training.metrics import Interval
 
 DATABASE = "dasearch.db"
 HEARTBEAT_SECONDS = 10  # a worker says that it lives so often
@@ -121,6 +123,39 @@ class ResultRow(Base):
     high: Mapped[float | None] = mapped_column(Float)
 
 
+class ComparisonRow(Base):
+    """What `ResultRow` does not hold of the same row: its spread over seeds, and the winner's lead over it."""
+
+    __tablename__ = "dasearch_comparison"
+    __table_args__ = (UniqueConstraint("study_id", "name", "metric"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("dasearch_study.id"), index=True)
+    name: Mapped[str] = mapped_column(String(40))
+    metric: Mapped[str] = mapped_column(String(40))
+    seeds: Mapped[int]
+    sd: Mapped[float | None] = mapped_column(Float)
+    lead: Mapped[float | None] = mapped_column(Float)
+    lead_low: Mapped[float | None] = mapped_column(Float)
+    lead_high: Mapped[float | None] = mapped_column(Float)
+    p: Mapped[float | None] = mapped_column(Float)
+
+
+class FinalTrainingRow(Base):
+    """One training of the final phase with its own test metrics."""
+
+    __tablename__ = "dasearch_final"
+    __table_args__ = (UniqueConstraint("study_id", "name", "seed"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("dasearch_study.id"), index=True)
+    name: Mapped[str] = mapped_column(String(40))
+    layout: Mapped[str | None] = mapped_column(Text)
+    seed: Mapped[int]
+    metrics: Mapped[str] = mapped_column(Text)
+    parameters: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float] = mapped_column(Float)
+    peak_memory: Mapped[int] = mapped_column(BigInteger)
+
+
 class ArtifactRow(Base):
     """A file or folder that the study made."""
 
@@ -153,12 +188,36 @@ class Confirmation(NamedTuple):
 
 
 class Result(NamedTuple):
+    """A metric of one row of the closing table: mean over seeds and users, its 95% interval over users.
+
+    Attributes:
+        sd: over seeds; None for a single one.
+        lead: the winner's mean lead over this row, with its 95% interval; None for the winner itself.
+        p: of the paired t test over users against the winner, after Holm's correction.
+    """
+
     name: str
     layout: str | None
     metric: str
     value: float
     low: float | None
     high: float | None
+    seeds: int = 1
+    sd: float | None = None
+    lead: Interval | None = None
+    p: float | None = None
+
+
+class FinalTraining(NamedTuple):
+    """One training of the final phase; ``metrics`` on the test split, ``peak_memory`` in bytes."""
+
+    name: str
+    layout: str | None
+    seed: int
+    metrics: dict[str, float]
+    parameters: int
+    seconds: float
+    peak_memory: int
 
 
 class Artifact(NamedTuple):
@@ -340,20 +399,40 @@ class Store:
                 for row in rows
             ]
 
-    def finish(self, name: str, results: list[Result], artifacts: list[Artifact]) -> None:
+    def finish(
+        self, name: str, results: list[Result], artifacts: list[Artifact], trainings: Sequence[FinalTraining] = ()
+    ) -> None:
         """Record the test results and artifacts and end the study, in one transaction."""
         with Session(self._engine) as session, session.begin():
             row = self._row(session, name)
-            session.add_all(ResultRow(study_id=row.id, **result._asdict()) for result in results)
+            for result in results:
+                session.add_all(_result_rows(row.id, result))
+            for training in trainings:
+                record = {**training._asdict(), "metrics": json.dumps(training.metrics)}
+                session.add(FinalTrainingRow(study_id=row.id, **record))
             session.add_all(ArtifactRow(study_id=row.id, **artifact._asdict()) for artifact in artifacts)
             row.phase = "done"
 
     def results(self, name: str) -> list[Result]:
         with Session(self._engine) as session:
+            study = self._row(session, name).id
+            compared: dict[tuple[str, str], ComparisonRow] = {}
+            if inspect(self._engine).has_table(ComparisonRow.__tablename__):  # databases of 0.1's first weeks lack it
+                rows = session.scalars(select(ComparisonRow).filter_by(study_id=study))
+                compared = {(row.name, row.metric): row for row in rows}
+            found = session.scalars(select(ResultRow).filter_by(study_id=study).order_by(ResultRow.id))
+            return [_result(row, compared.get((row.name, row.metric))) for row in found]
+
+    def final_trainings(self, name: str) -> list[FinalTraining]:
+        """Every training behind the closing table."""
+        with Session(self._engine) as session:
             rows = session.scalars(
-                select(ResultRow).filter_by(study_id=self._row(session, name).id).order_by(ResultRow.id)
+                select(FinalTrainingRow).filter_by(study_id=self._row(session, name).id).order_by(FinalTrainingRow.id)
             )
-            return [Result(row.name, row.layout, row.metric, row.value, row.low, row.high) for row in rows]
+            return [
+                FinalTraining(r.name, r.layout, r.seed, json.loads(r.metrics), r.parameters, r.seconds, r.peak_memory)
+                for r in rows
+            ]
 
     def artifacts(self, name: str) -> list[Artifact]:
         with Session(self._engine) as session:
@@ -368,6 +447,27 @@ class Store:
             known = ", ".join(self.study_names()) or "none"
             raise StoreError(f"there is no study {name!r} in {_shown(self.url)}; studies there: {known}")
         return row
+
+
+def _result_rows(study: int, result: Result) -> list[Base]:
+    lead = result.lead or (None, None, None)
+    key = {"study_id": study, "name": result.name, "metric": result.metric}
+    return [
+        ResultRow(**key, layout=result.layout, value=result.value, low=result.low, high=result.high),
+        ComparisonRow(
+            **key, seeds=result.seeds, sd=result.sd, lead=lead[0], lead_low=lead[1], lead_high=lead[2], p=result.p
+        ),
+    ]
+
+
+def _result(row: ResultRow, compared: ComparisonRow | None) -> Result:
+    found = Result(row.name, row.layout, row.metric, row.value, row.low, row.high)
+    if compared is None:
+        return found
+    lead = None
+    if compared.lead is not None and compared.lead_low is not None and compared.lead_high is not None:
+        lead = Interval(compared.lead, compared.lead_low, compared.lead_high)
+    return found._replace(seeds=compared.seeds, sd=compared.sd, lead=lead, p=compared.p)
 
 
 def open_store(url: str | None, output: str, *, create: bool) -> Store:

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from dasearch.config import StudySettings, load_study, parse_study, resolve_output
-from dasearch.data import DATASETS, Dataset, load_dataset
+from dasearch.data import DATASETS, Dataset, load_dataset, sample_users
 from dasearch.errors import SearchSpaceError, StoreError, StudyError, WrongUse
 from dasearch.layout import Layout, ModelKind
 from dasearch.models.backbone import pretrained_layers
@@ -27,7 +27,7 @@ from dasearch.training.materials import TINY_OPT, resolve_device
 from dasearch.training.seeds import derive_seed
 
 # what may change of a study that has begun; a space is known by its hash, not its name
-MAY_CHANGE = {"output", "device", "search.budget", "final", "space.name"}
+MAY_CHANGE = {"output", "device", "search.budget", "final", "comparison", "space.name"}
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,15 @@ class Study:
     def dataset(self, source: str | None = None) -> Dataset:
         """The study's data, or another source read by the study's rules."""
         data = self.settings.data
-        return load_dataset(
+        dataset = load_dataset(
             source or data.source,
             ties=data.ties,
             seed=derive_seed(self.settings.seed, "ties") % 2**31,
             min_item_interactions=data.min_item_interactions,
         )
+        if data.max_users is None:
+            return dataset
+        return sample_users(dataset, data.max_users, seed=derive_seed(self.settings.seed, "users") % 2**31)
 
     def run(self, budget: int | None = None, *, train: bool = True, listener: Listener | None = None) -> Status:
         """Search until ``budget`` evaluations are complete, confirm, and (``train``) train and test the winner.

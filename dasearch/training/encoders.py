@@ -18,7 +18,7 @@ from torch import Tensor
 from dasearch.data import Development, IntArray
 from dasearch.data.batches import stack
 from dasearch.errors import StudyError
-from dasearch.models.id_encoders import EncoderBatch, EncoderSettings, IDEncoder, Reads, build_encoder
+from dasearch.models.id_encoders import EncoderBatch, EncoderSettings, IDEncoder, Reads, build_encoder, encoder_entry
 from dasearch.models.tiny_opt import default_cache
 from dasearch.training.checkpoints import load_tensors, save_tensors
 from dasearch.training.materials import PurchaseIndex, Shared
@@ -40,12 +40,14 @@ def study_encoder(settings: EncoderSettings, materials: Shared, seed: int, say: 
         return read_encoder(Path(settings.file), settings, materials)
     if settings.epochs == 0:
         development = materials.development
-        generator = generator_for(seed, "encoder", settings.name)
-        return build_encoder(settings, development.n_users, development.n_items, generator).to(materials.device).eval()
+        generator, texts = generator_for(seed, "encoder", settings.name), materials.text_vectors.cpu()
+        encoder = build_encoder(settings, development.n_users, development.n_items, texts, generator)
+        return encoder.to(materials.device).eval()
     path = default_cache() / "encoders" / f"{_key(settings, materials, seed)}.safetensors"
     if not path.is_file():
         say(f"training the ID encoder {settings.name}")
-        encoder, validation = train_encoder(settings, materials.development, materials.purchases, seed, say)
+        texts = materials.text_vectors.cpu()
+        encoder, validation = train_encoder(settings, materials.development, materials.purchases, texts, seed, say)
         write_encoder(path, encoder, settings, materials, validation)
     return read_encoder(path, settings, materials)
 
@@ -57,6 +59,8 @@ def _key(settings: EncoderSettings, materials: Shared, seed: int) -> str:
     digest.update(json.dumps(_made_from(materials), sort_keys=True).encode())
     for sequence in (*materials.development.train, materials.development.valid):
         digest.update(sequence.astype("<i8").tobytes() + b"\n")
+    if encoder_entry(settings.name).reads_texts:
+        digest.update(materials.text_vectors.cpu().numpy().tobytes())
     return digest.hexdigest()[:24]
 
 
@@ -109,7 +113,8 @@ def read_encoder(path: Path, settings: EncoderSettings, materials: Shared) -> ID
                 "set them alike"
             )
     development = materials.development
-    encoder = build_encoder(settings, development.n_users, development.n_items, generator_for("loading"))
+    texts = torch.zeros_like(materials.text_vectors, device="cpu")  # the file has its own
+    encoder = build_encoder(settings, development.n_users, development.n_items, texts, generator_for("loading"))
     try:
         encoder.load_state_dict(tensors)
     except RuntimeError:
@@ -123,6 +128,7 @@ def train_encoder(
     settings: EncoderSettings,
     development: Development,
     purchases: PurchaseIndex,
+    texts: Tensor,
     seed: int,
     say: Say = lambda _: None,
 ) -> tuple[IDEncoder, dict[str, float]]:
@@ -131,7 +137,7 @@ def train_encoder(
     Runs on CPU, so that it repeats bit for bit; dropout draws from a stream that is put back afterwards.
     """
     generator = generator_for(seed, "encoder", settings.name)
-    encoder = build_encoder(settings, development.n_users, development.n_items, generator)
+    encoder = build_encoder(settings, development.n_users, development.n_items, texts, generator)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     users, sequences = torch.from_numpy(development.users), [torch.from_numpy(s) for s in development.train]
     best: dict[str, Tensor] = {}

@@ -81,6 +81,10 @@ class Materials(Shared):
         """The same study on other users, such as Data_BO."""
         return dataclasses.replace(self, development=development)
 
+    def under(self, settings: StudySettings) -> Materials:
+        """The same study with a variation of its model."""
+        return dataclasses.replace(self, method=self.method.under(settings))
+
 
 class PurchaseIndex:
     """Which user bought which item in training: uniform negatives for BPR that were not bought.

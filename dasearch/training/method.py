@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
+from dasearch.config import StudySettings
 from dasearch.data import Development, IntArray, SequenceBatch
 from dasearch.models.base import RecommenderModel
 
@@ -18,8 +21,15 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
+@dataclass(frozen=True)
 class Method(ABC):
     """One of the models with all that a study prepared for it; no layout, recipe or seed changes it."""
+
+    settings: StudySettings
+
+    def under(self, settings: StudySettings) -> Self:
+        """The same preparation for a variation of the study's model."""
+        return dataclasses.replace(self, settings=settings)
 
     @abstractmethod
     def build(self, materials: Shared, *, replace_every: int, generator: torch.Generator) -> RecommenderModel:

@@ -73,11 +73,12 @@ def untrained_model(
 ) -> RecommenderModel:
     """A recommender of the study's kind with random weights, to be filled from a file."""
     sizes = {"n_items": n_items, "replace_every": replace_every}
+    texts = torch.zeros(n_items, backbone.width)
     if isinstance(settings, IDLEStudy):
-        encoder = build_encoder(settings.encoder, n_users, n_items, generator)
+        encoder = build_encoder(settings.encoder, n_users, n_items, texts, generator)
         return IDLEAdapter(backbone, settings.model, encoder=encoder, generator=generator, **sizes)
     if isinstance(settings, RARecStudy):
-        encoder = build_encoder(settings.encoder, n_users, n_items, generator)
+        encoder = build_encoder(settings.encoder, n_users, n_items, texts, generator)
         return RARec(backbone, settings.model, encoder=encoder, generator=generator, **sizes)
     assert isinstance(settings, DARecStudy)
     return DARec(backbone, settings.model, n_users=n_users, generator=generator, **sizes)

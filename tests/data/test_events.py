@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dasearch.data.events import Events, Ties, ordered
+from dasearch.data.events import Events, Ties, ordered, sample_users
+from tests.conftest import toy_dataset
 
 tables = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 4)), min_size=1, max_size=40)
 
@@ -51,3 +52,17 @@ def test_shuffle_depends_on_the_seed_and_is_fair() -> None:
     second = ordered(events(rows), Ties.SHUFFLE, seed=2).items.reshape(-1, 2)[:, 0]
     assert 140 < first.sum() < 260  # 200 expected, sd 10
     assert 120 < (first == second).sum() < 280
+
+
+def test_a_sample_of_users_is_theirs_alone() -> None:
+    """Who is drawn depends on who they are; their items keep identity and order."""
+    dataset = toy_dataset(60, 40)
+    found = sample_users(dataset, 10, seed=3)
+    assert len(found.users) == 10
+    for user, sequence in zip(found.users, found.sequences, strict=True):
+        original = dataset.sequences[dataset.users.index(user)]
+        assert [found.items[i].identifier for i in sequence] == [dataset.items[i].identifier for i in original]
+    assert {i for s in found.sequences for i in s.tolist()} == set(range(len(found.items)))
+    assert sample_users(dataset, 10, seed=4).users != found.users
+    assert set(sample_users(dataset, 5, seed=3).users) < set(found.users)
+    assert sample_users(dataset, 60, seed=3) is dataset

@@ -1,4 +1,4 @@
-"""ID encoders: routing and losses against oracles written out, and one contract that all six keep."""
+"""ID encoders: routing and losses against oracles written out, and one contract that all keep."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from torch import Tensor
 from dasearch.errors import StudyError
 from dasearch.models.id_encoders import ENCODERS, EncoderBatch, EncoderSettings, FactorEncoder, IDEncoder, build_encoder
 from dasearch.models.id_encoders.base import softmax_loss
+from dasearch.models.id_encoders.bidirectional import BERT4Rec
 from dasearch.models.id_encoders.comirec import ComiRecDR, ComiRecSA, route, squash
+from dasearch.models.id_encoders.features import FDSA, standardised
 from dasearch.models.id_encoders.sequential import SASRec
 from tests.conftest import seeded
 
 USERS, ITEMS, WIDTH, HISTORY = 5, 9, 6, 7
 HISTORIES = torch.tensor([[3, 1, 4, 1, 5], [2, 6, -1, -1, -1], [8, -1, -1, -1, -1]])
+TEXTS = torch.randn(ITEMS, 4, generator=torch.Generator().manual_seed(5))
 PEOPLE = torch.tensor([0, 3, 4])
 
 
 def make(name: str, **changes: object) -> IDEncoder:
     settings = EncoderSettings(name=name, width=WIDTH, history=HISTORY, heads=2, **changes)  # type: ignore[arg-type]
-    return build_encoder(settings, USERS, ITEMS, seeded()).eval()
+    return build_encoder(settings, USERS, ITEMS, TEXTS, seeded()).eval()
 
 
 @pytest.fixture(params=sorted(ENCODERS))
@@ -173,7 +176,7 @@ def test_pools_of_interests(name: str) -> None:
     torch.testing.assert_close(tokens.scores(PEOPLE, HISTORIES), scores)
 
 
-@pytest.mark.parametrize("name", ["sasrec", "gru4rec"])
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec", "fdsa"])
 def test_no_state_knows_the_future(name: str) -> None:
     encoder = make(name)
     changed = HISTORIES.clone()
@@ -229,3 +232,42 @@ def test_a_newcomer_gets_the_vector_that_history_suggests(name: str) -> None:
     torch.testing.assert_close(stranger[0, 0], encoder.model.users.weight[2], atol=0.02, rtol=0.02)
     known = encoder.user_embedding(torch.tensor([2]), sequences[0][None])
     assert torch.equal(known[0, 0], encoder.model.users.weight[2])
+
+
+def test_bert4rec_sees_both_sides_but_no_masked_item() -> None:
+    encoder = make("bert4rec")
+    assert isinstance(encoder, BERT4Rec)
+    rows, masked = torch.tensor([[3, 1, 4, 1]]), torch.tensor([[False, True, False, False]])
+    before = encoder.states(rows, masked)
+    hidden = encoder.states(torch.tensor([[3, 7, 4, 1]]), masked)
+    later = encoder.states(torch.tensor([[3, 1, 4, 7]]), masked)
+    assert torch.equal(before, hidden)
+    assert not torch.allclose(before[0, 1], later[0, 1])
+
+
+def test_bert4rec_is_asked_where_it_was_trained() -> None:
+    """Its state for a history is the state at a masked item right after it."""
+    encoder = make("bert4rec")
+    assert isinstance(encoder, BERT4Rec)
+    asked = encoder.user_embedding(torch.tensor([0]), torch.tensor([[3, 1, -1]]))
+    trained = encoder.states(torch.tensor([[3, 1, 6]]), torch.tensor([[False, False, True]]))
+    torch.testing.assert_close(asked[0, 0], trained[0, 2])
+
+
+def test_fdsa_reads_texts() -> None:
+    """With its item stream cut off, only the text says which item was bought; alike texts give alike states."""
+    encoder = make("fdsa")
+    assert isinstance(encoder, FDSA)
+    with torch.no_grad():
+        encoder.join.weight[:, :WIDTH] = 0.0
+        encoder.texts[4] = encoder.texts[5]
+    states = encoder.states(torch.tensor([[3, 4], [3, 5], [3, 6]]))
+    torch.testing.assert_close(states[0], states[1])
+    assert not torch.allclose(states[0, 1], states[2, 1])
+
+
+def test_text_vectors_are_standardised() -> None:
+    texts = torch.randn(50, 3, generator=seeded()) * torch.tensor([5.0, 0.1, 0.0]) + 7
+    found = standardised(texts)
+    torch.testing.assert_close(found.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.std(0, correction=0)[:2], torch.ones(2), atol=1e-3, rtol=0)

@@ -45,7 +45,7 @@ def test_the_whole_loop(tmp_path: Path, kind: str) -> None:
     assert status.phase == "done"
     assert len({t.layout for t in status.completed}) == 4
     names = list(dict.fromkeys(r.name for r in status.results))
-    assert names == ["winner", "all-serial", "all-parallel", "random", "SASRec", "popularity", "Markov"]
+    assert names == ["winner", "all-serial", "all-parallel", "frozen", "GRU4Rec", "SASRec", "popularity", "Markov"]
     (folder,) = [a.path for a in status.artifacts]
     opened = load(folder)
     assert opened.layout == status.standings[0].layout

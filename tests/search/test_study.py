@@ -66,7 +66,8 @@ def test_the_whole_loop(tmp_path: Path) -> None:
     assert {"all-serial", "all-parallel"} <= {s.role for s in status.standings}
     assert all(s.seeds == 2 for s in status.standings)
     names = list(dict.fromkeys(r.name for r in status.results))
-    assert names == ["winner", "all-serial", "all-parallel", "random", "NCF", "popularity", "Markov"]
+    trained = ["winner", "all-serial", "all-parallel", "llmrec", "darec-base"]
+    assert names == [*trained, "GRU4Rec", "NCF", "popularity", "Markov"]
     assert all(r.low <= r.value <= r.high for r in status.results)
     first = [f for f in ears.finished_ones if f.training.phase == "search"]
     assert [f.training.index for f in first] == [1, 2, 3, 4]

@@ -26,6 +26,7 @@ from tests.training.studies import materials, small_settings
 
 DEVELOPMENT = LeaveOneOut(toy_dataset(120, 12)).development
 PURCHASES = PurchaseIndex(DEVELOPMENT)
+TEXTS = torch.randn(12, 4, generator=torch.Generator().manual_seed(5))
 
 
 def settings(name: str, **changes: object) -> EncoderSettings:
@@ -34,14 +35,15 @@ def settings(name: str, **changes: object) -> EncoderSettings:
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("comirec-sa", 0.33), ("comirec-dr", 0.33), ("sasrec", 0.5), ("gru4rec", 0.5)]
+    ("name", "least"),
+    [("comirec-sa", 0.33), ("comirec-dr", 0.33), ("sasrec", 0.5), ("gru4rec", 0.5), ("bert4rec", 0.4), ("fdsa", 0.5)],
 )
 def test_sequence_encoders_learn_the_ring(name: str, least: float) -> None:
     """The next item is one or two further on; a random order of twelve items has an MRR of .26, and popularity no more.
 
     ComiRec averages over the history and knows order from places alone.
     """
-    encoder, validation = train_encoder(settings(name, epochs=25, dropout=0.0), DEVELOPMENT, PURCHASES, 0)
+    encoder, validation = train_encoder(settings(name, epochs=25, dropout=0.0), DEVELOPMENT, PURCHASES, TEXTS, 0)
     assert validation["MRR"] > least
     ranks = encoder_ranks(encoder, DEVELOPMENT.users, DEVELOPMENT.train, DEVELOPMENT.valid)
     assert summarise(ranks).record() == validation
@@ -50,7 +52,7 @@ def test_sequence_encoders_learn_the_ring(name: str, least: float) -> None:
 @pytest.mark.parametrize("name", ["mf", "neumf"])
 def test_factors_learn_who_bought_what(name: str) -> None:
     wanted, users = settings(name), torch.arange(len(DEVELOPMENT.users))
-    encoder = build_encoder(wanted, len(users), 12, seeded())
+    encoder = build_encoder(wanted, len(users), 12, TEXTS, seeded())
     optimizer = torch.optim.Adam(encoder.parameters(), lr=wanted.lr)
     for _ in range(20):
         for batch in encoder_batches(encoder, wanted, DEVELOPMENT, PURCHASES, seeded(1)):
@@ -66,20 +68,22 @@ def test_factors_learn_who_bought_what(name: str) -> None:
 def test_repeats_bit_for_bit_whatever_the_global_seed(name: str) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        first, _ = train_encoder(settings(name, epochs=2), DEVELOPMENT, PURCHASES, 0)
+        first, _ = train_encoder(settings(name, epochs=2), DEVELOPMENT, PURCHASES, TEXTS, 0)
         torch.manual_seed(2)
-        second, _ = train_encoder(settings(name, epochs=2), DEVELOPMENT, PURCHASES, 0)
+        second, _ = train_encoder(settings(name, epochs=2), DEVELOPMENT, PURCHASES, TEXTS, 0)
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
-    other, _ = train_encoder(settings(name, epochs=2), DEVELOPMENT, PURCHASES, 1)
+    other, _ = train_encoder(settings(name, epochs=2), DEVELOPMENT, PURCHASES, TEXTS, 1)
     assert any(
         not torch.equal(a, b) for a, b in zip(first.state_dict().values(), other.state_dict().values(), strict=True)
     )
 
 
 def test_a_sampled_softmax_learns_too() -> None:
-    _, validation = train_encoder(settings("sasrec", negatives=4, epochs=25, dropout=0.0), DEVELOPMENT, PURCHASES, 0)
+    _, validation = train_encoder(
+        settings("sasrec", negatives=4, epochs=25, dropout=0.0), DEVELOPMENT, PURCHASES, TEXTS, 0
+    )
     assert validation["MRR"] > 0.5
 
 
@@ -105,7 +109,7 @@ def test_trained_once_then_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def written(tmp_path: Path) -> tuple[Path, EncoderSettings, Materials]:
     wanted, ready = study()
     path = tmp_path / "sasrec.safetensors"
-    encoder, validation = train_encoder(wanted, ready.development, ready.purchases, 0)
+    encoder, validation = train_encoder(wanted, ready.development, ready.purchases, ready.text_vectors, 0)
     write_encoder(path, encoder, wanted, ready, validation)
     return path, wanted, ready
 

@@ -1,4 +1,4 @@
-"""ID encoders behind one protocol: ComiRec, SASRec, GRU4Rec, MF, NeuMF."""
+"""ID encoders behind one protocol: ComiRec, SASRec, GRU4Rec, BERT4Rec, FDSA, MF, NeuMF."""
 
 from __future__ import annotations
 
@@ -6,45 +6,80 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from dasearch.errors import StudyError, suggestion
 from dasearch.models.id_encoders.base import EncoderBatch, EncoderSettings, IDEncoder, InterestPool, Reads
+from dasearch.models.id_encoders.bidirectional import BERT4Rec
 from dasearch.models.id_encoders.comirec import ComiRecDR, ComiRecSA
 from dasearch.models.id_encoders.factors import FactorEncoder, matrix_factorization, neumf
+from dasearch.models.id_encoders.features import FDSA
 from dasearch.models.id_encoders.sequential import GRU4Rec, SASRec
 
 
+class Knowledge(NamedTuple):
+    """What an encoder is built for: counts, text vectors of the items ``(items, any width)``, and its generator."""
+
+    n_users: int
+    n_items: int
+    texts: Tensor
+    generator: torch.Generator
+
+
 class Entry(NamedTuple):
-    """An encoder's name in tables, and how to build it from users, items, settings and a generator."""
+    """An encoder's name in tables, how to build it, and whether it reads the items' texts."""
 
     title: str
-    build: Callable[[int, int, EncoderSettings, torch.Generator], IDEncoder]
+    build: Callable[[EncoderSettings, Knowledge], IDEncoder]
+    reads_texts: bool = False
 
 
 ENCODERS: dict[str, Entry] = {
-    "comirec-dr": Entry("ComiRec-DR", lambda users, items, settings, generator: ComiRecDR(items, settings)),
-    "comirec-sa": Entry("ComiRec-SA", lambda users, items, settings, generator: ComiRecSA(items, settings)),
-    "sasrec": Entry("SASRec", lambda users, items, settings, generator: SASRec(items, settings)),
-    "gru4rec": Entry("GRU4Rec", lambda users, items, settings, generator: GRU4Rec(items, settings)),
-    "mf": Entry("MF", matrix_factorization),
-    "neumf": Entry("NeuMF", neumf),
+    "comirec-dr": Entry("ComiRec-DR", lambda settings, known: ComiRecDR(known.n_items, settings)),
+    "comirec-sa": Entry("ComiRec-SA", lambda settings, known: ComiRecSA(known.n_items, settings)),
+    "sasrec": Entry("SASRec", lambda settings, known: SASRec(known.n_items, settings)),
+    "gru4rec": Entry("GRU4Rec", lambda settings, known: GRU4Rec(known.n_items, settings)),
+    "bert4rec": Entry("BERT4Rec", lambda settings, known: BERT4Rec(known.n_items, settings)),
+    "fdsa": Entry("FDSA", lambda settings, known: FDSA(known.n_items, settings, known.texts), reads_texts=True),
+    "mf": Entry(
+        "MF", lambda settings, known: matrix_factorization(known.n_users, known.n_items, settings, known.generator)
+    ),
+    "neumf": Entry("NeuMF", lambda settings, known: neumf(known.n_users, known.n_items, settings, known.generator)),
 }
 
 
-def build_encoder(settings: EncoderSettings, n_users: int, n_items: int, generator: torch.Generator) -> IDEncoder:
-    """An untrained encoder; ``generator`` decides its weights, the global stream stays as it was.
+def unknown_encoder(name: str) -> str:
+    """What to say of a name that is not in `ENCODERS`."""
+    known = sorted(ENCODERS)
+    return f"there is no ID encoder {name!r}{suggestion(name, known)}; choose {', '.join(known)}"
+
+
+def encoder_entry(name: str) -> Entry:
+    """The encoder of that name.
 
     Raises:
         StudyError: for an unknown name.
     """
-    if settings.name not in ENCODERS:
-        known = sorted(ENCODERS)
-        raise StudyError(
-            f"there is no ID encoder {settings.name!r}{suggestion(settings.name, known)}; choose {', '.join(known)}"
-        )
+    if name not in ENCODERS:
+        raise StudyError(unknown_encoder(name))
+    return ENCODERS[name]
+
+
+def build_encoder(
+    settings: EncoderSettings, n_users: int, n_items: int, texts: Tensor, generator: torch.Generator
+) -> IDEncoder:
+    """An untrained encoder; ``generator`` decides its weights, the global stream stays as it was.
+
+    Args:
+        texts: text vectors of the items, ``(items, any width)``, for the encoders that read them.
+
+    Raises:
+        StudyError: for an unknown name.
+    """
+    entry = encoder_entry(settings.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # library modules draw from here
-        return ENCODERS[settings.name].build(n_users, n_items, settings, generator)
+        return entry.build(settings, Knowledge(n_users, n_items, texts, generator))
 
 
 __all__ = [
@@ -56,4 +91,6 @@ __all__ = [
     "InterestPool",
     "Reads",
     "build_encoder",
+    "encoder_entry",
+    "unknown_encoder",
 ]

@@ -43,6 +43,22 @@ class SequentialEncoder(IDEncoder):
         return softmax_loss(self.states(batch.histories)[wanted], batch.targets[wanted], self.items, batch.sampled)
 
 
+def transformer(width: int, settings: EncoderSettings) -> nn.TransformerEncoder:
+    """Pre-norm layers with feed-forward parts as wide as the vectors."""
+    layer = nn.TransformerEncoderLayer(
+        width, settings.heads, width, settings.dropout, batch_first=True, norm_first=True
+    )
+    return nn.TransformerEncoder(layer, settings.layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+
+
+def causal_states(network: nn.TransformerEncoder, embedded: Tensor) -> Tensor:
+    """Shape ``(batch, n, width)`` in and out; a state knows the places up to its own."""
+    n = embedded.shape[1]
+    future = torch.ones(n, n, dtype=torch.bool, device=embedded.device).triu(1)
+    states: Tensor = network(embedded, mask=future)
+    return states
+
+
 class SASRec(SequentialEncoder):
     """A causal transformer over the items, pre-norm."""
 
@@ -50,19 +66,12 @@ class SASRec(SequentialEncoder):
         super().__init__(n_items, settings)
         self.places = nn.Embedding(settings.history, self.width)
         nn.init.normal_(self.places.weight, std=TABLE_SD)
-        layer = nn.TransformerEncoderLayer(
-            self.width, settings.heads, self.width, settings.dropout, batch_first=True, norm_first=True
-        )
-        self.network = nn.TransformerEncoder(
-            layer, settings.layers, norm=nn.LayerNorm(self.width), enable_nested_tensor=False
-        )
+        self.network = transformer(self.width, settings)
 
     def states(self, histories: Tensor) -> Tensor:
-        n = histories.shape[1]
-        future = torch.ones(n, n, dtype=torch.bool, device=histories.device).triu(1)
-        places = torch.arange(n, device=histories.device)
-        embedded = self.dropout(self.item_embedding(histories) * self.width**0.5 + self.places(places))
-        return self.network(embedded, mask=future)  # type: ignore[no-any-return]
+        places = self.places(torch.arange(histories.shape[1], device=histories.device))
+        embedded = self.dropout(self.item_embedding(histories) * self.width**0.5 + places)
+        return causal_states(self.network, embedded)
 
 
 class GRU4Rec(SequentialEncoder):

@@ -1,0 +1,106 @@
+"""The final table: its rows, its means and spreads, and what stands in the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dasearch.errors import StudyError
+from dasearch.layout import Layout
+from dasearch.search.final import Model, final_rows
+from dasearch.search.store import open_store
+from dasearch.search.study import Study
+from tests.training.studies import small_settings, small_study
+
+SERIAL, PARALLEL = Layout.parse("SSS-SSS"), Layout.parse("PPP-PPP")
+
+
+def test_rows_of_a_table(tmp_path: Path) -> None:
+    settings = small_study(tmp_path)
+    space = Study(settings).space()
+    winner = Layout.parse("SPS-SSS")
+    assert final_rows(settings, space, winner) == {
+        "winner": Model(winner),
+        "all-serial": Model(SERIAL),
+        "all-parallel": Model(PARALLEL),
+        "llmrec": Model(SERIAL, "llmrec"),
+        "darec-base": Model(SERIAL, "darec-base"),
+    }
+    more = small_study(tmp_path, comparison={"random": True, "variations": ["both-causal"]})
+    assert list(final_rows(more, space, winner)) == ["winner", "all-serial", "all-parallel", "random", "both-causal"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"comparison": {"variations": ["frozen"]}},
+            "darec has no variation 'frozen'; choose among darec, variation-2",
+        ),
+        ({"model": {"kind": "idle"}, "comparison": {"variations": ["llmrec"]}}, "idle has no variation 'llmrec'"),
+        ({"comparison": {"encoders": ["sasrek"]}}, "there is no ID encoder 'sasrek'; did you mean sasrec"),
+    ],
+)
+def test_unknown_rows_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        small_settings(**changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    study = Study(small_study(tmp_path_factory.mktemp("final")))
+    study.run()
+    return study
+
+
+def test_means_and_spreads_are_those_of_the_trainings(finished: Study) -> None:
+    store = open_store(None, finished.settings.output, create=False)
+    results, trainings = store.results("toy"), store.final_trainings("toy")
+    store.close()
+    assert {training.seed for training in trainings} == {0, 1}
+    for result in results:
+        own = [training.metrics[result.metric] for training in trainings if training.name == result.name]
+        if own:
+            assert result.value == pytest.approx(np.mean(own))
+            assert result.sd == pytest.approx(np.std(own, ddof=1))
+            assert result.seeds == 2
+    winner = {result.metric: result for result in results if result.name == "winner"}
+    for result in results:
+        if result.name == "winner":
+            assert result.lead is None
+            continue
+        assert result.lead is not None
+        assert result.lead.mean == pytest.approx(winner[result.metric].value - result.value)
+        assert result.lead.low <= result.lead.mean <= result.lead.high
+        assert 0 <= result.p <= 1
+    seeds = {result.name: result.seeds for result in results}
+    assert (seeds["GRU4Rec"], seeds["NCF"], seeds["Markov"]) == (2, 1, 1)
+
+
+def test_seeds_differ_and_variations_are_smaller(finished: Study) -> None:
+    store = open_store(None, finished.settings.output, create=False)
+    trainings = {(training.name, training.seed): training for training in store.final_trainings("toy")}
+    store.close()
+    assert trainings["all-serial", 0].metrics != trainings["all-serial", 1].metrics
+    assert trainings["llmrec", 0].parameters < trainings["darec-base", 0].parameters
+    assert trainings["darec-base", 0].parameters < trainings["all-serial", 0].parameters
+    assert trainings["llmrec", 0].layout is None
+
+
+def test_a_database_without_the_comparison_is_still_read(finished: Study) -> None:
+    from sqlalchemy import create_engine, text
+
+    store = open_store(None, finished.settings.output, create=False)
+    before = store.results("toy")
+    with create_engine(store.url).begin() as connection:
+        connection.execute(text("ALTER TABLE dasearch_comparison RENAME TO hidden"))
+    try:
+        found = store.results("toy")
+    finally:
+        with create_engine(store.url).begin() as connection:
+            connection.execute(text("ALTER TABLE hidden RENAME TO dasearch_comparison"))
+    store.close()
+    assert [result[:6] for result in found] == [result[:6] for result in before]
+    assert all(result.lead is None for result in found)
