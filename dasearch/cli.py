@@ -166,6 +166,55 @@ def train(
 
 
 @app.command()
+def ablate(
+    study: StudyArgument = "quickstart",
+    file: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="An ablation file, or a shipped one. Default: that of the study's model."),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="GROUP", help="A group, by the beginning of its name; may be repeated.")
+    ] = None,
+    layout: Annotated[
+        str, typer.Option(metavar="LAYOUT", help="all-serial, all-parallel, best (of the study so far), or SPS-PPS-...")
+    ] = "all-serial",
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Trainings of every variant.")] = 3,
+    short: Annotated[
+        bool, typer.Option("--short", help="Train as trials do, on Data_BO, rather than as the final training.")
+    ] = False,
+    storage: StorageOption = None,
+    changes: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the paper's ablations of a study: one thing changed at a time, on validation data.
+
+    Run the same command again to go on where it stopped.
+    """
+    from dasearch.report.ablation import ablation_figure, ablation_record, ablation_table
+    from dasearch.report.terminal import Terminal
+    from dasearch.search.ablation import Ablation, load_variants
+    from dasearch.search.events import Listener
+    from dasearch.search.study import Study
+
+    loaded = Study.load(study, changes or (), storage=storage)
+    variants = load_variants(loaded, file, layout=layout, only=only or ())
+    console = _console()
+    terminal = Terminal(console)
+    try:
+        scored = Ablation(loaded, variants, seeds, short=short, listener=Listener() if as_json else terminal).run()
+    finally:
+        terminal.close()
+    path = loaded.folder / "ablation.html"
+    ablation_figure(scored, title=f"Ablations of {loaded.settings.name}").write_html(path, include_plotlyjs=True)
+    if as_json:
+        _print_json(ablation_record(scored))
+        return
+    console.print()
+    console.print(ablation_table(scored))
+    console.print(f"figure: {path}", soft_wrap=True, markup=False)
+
+
+@app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a trained model.")],
     data: Annotated[

@@ -356,6 +356,22 @@ def parse_study(content: Mapping[str, Any], *, source: str = "the study") -> Stu
         raise StudyError(f"{source}: {_sentence(error.errors()[0], study)}") from None
 
 
+def changed(settings: StudySettings, changes: Mapping[str, Any], *, source: str) -> StudySettings:
+    """The study with ``{"section.key": value}`` changed.
+
+    Raises:
+        StudyError: for an unknown key or a value out of range.
+    """
+    content = settings.model_dump(mode="json")
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        holder = content
+        for part in path:
+            holder = holder.setdefault(part, {})
+        holder[last] = value
+    return parse_study(content, source=source)
+
+
 def _set(content: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key.strip():

@@ -173,6 +173,20 @@ def test_recommend(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert sentence in refused(capsys, "recommend", model, *arguments)
 
 
+def test_ablate_prints_a_table_and_draws_a_figure(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["ablate", "toy.yaml", "--seeds", "2", "--short", "--only", "lambda_1"]
+    assert run_command(arguments) == 0
+    out = capsys.readouterr().out
+    assert "1/6  SSS-SSS  the study itself, seed 1" in out
+    assert "gain in MRR" in out
+    page = (here / "runs" / "toy" / "ablation.html").read_text()
+    assert "lambda_1, alignment (fig. 7)" in page
+    assert run_command([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["variant"] for row in found] == ["the study itself", "0", "1"]
+    assert "there is no group 'lamda'" in refused(capsys, "ablate", "toy.yaml", "--only", "lamda")
+
+
 def test_evaluate_repeats_the_studys_test_metrics(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = trained / "runs" / "toy" / "model"
     assert run_command(["evaluate", str(model), "--split", "test", "--json"]) == 0

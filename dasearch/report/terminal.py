@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich import box
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from dasearch.search.confirmation import OBJECTIVE, Standing
 from dasearch.search.estimate import Estimate
-from dasearch.search.events import CONFIRMATION, DONE, FINAL, SEARCH, Finished, Listener, Training
+from dasearch.search.events import ABLATION, CONFIRMATION, DONE, FINAL, SEARCH, Finished, Listener, Training
 from dasearch.search.final import WINNER
 from dasearch.search.store import Result
 from dasearch.search.study import Status
@@ -23,6 +24,7 @@ HEADINGS = {
     SEARCH: "Search: validation MRR on Data_BO",
     CONFIRMATION: "Confirmation: the best and the controls again, with fresh seeds",
     FINAL: "Final training on all users",
+    ABLATION: "Ablation: one thing changed at a time, the same seeds for all",
 }
 LM_EVERY = 25  # steps of tiny-opt's training between two updates of the live line
 
@@ -128,14 +130,14 @@ def summary(console: Console, status: Status, *, command: str) -> None:
 def standings_table(status: Status) -> Table:
     """Confirmed layouts, best first, with intervals over seeds."""
     seeds = status.standings[0].seeds
-    table = _table(f"Confirmed on validation data with {seeds} fresh seeds (95% t interval)")
+    table = plain_table(f"Confirmed on validation data with {seeds} fresh seeds (95% t interval)")
     for heading in ("layout", "role", OBJECTIVE, "gain over all-serial"):
         table.add_column(heading, no_wrap=True)
     for index, standing in enumerate(status.standings):
-        gain = "" if standing.gain is None else _symmetric(standing.gain, "+")
+        gain = "" if standing.gain is None else symmetric(standing.gain, "+")
         role = standing.role if index else f"{standing.role} (winner)"
         style = None if index else "bold"
-        table.add_row(str(standing.layout), role, _symmetric(standing.score), gain, style=style)
+        table.add_row(str(standing.layout), role, symmetric(standing.score), gain, style=style)
     return table
 
 
@@ -145,9 +147,9 @@ def verdict(standings: Sequence[Standing]) -> str:
     if winner.gain is None:
         return f"All-serial itself ({winner.layout}) came out best; the search found nothing better."
     if winner.gain.low > 0:
-        return f"{winner.layout} beats all-serial beyond seed noise: {_symmetric(winner.gain, '+')} {OBJECTIVE}."
+        return f"{winner.layout} beats all-serial beyond seed noise: {symmetric(winner.gain, '+')} {OBJECTIVE}."
     return (
-        f"{winner.layout} came out best, but its gain over all-serial, {_symmetric(winner.gain, '+')} {OBJECTIVE}, "
+        f"{winner.layout} came out best, but its gain over all-serial, {symmetric(winner.gain, '+')} {OBJECTIVE}, "
         "is within seed noise; more seeds (search.confirm_seeds) or longer trials (trial.epochs) would tell."
     )
 
@@ -156,7 +158,7 @@ def results_table(results: Sequence[Result]) -> Table:
     """Test metrics of the trained models and the baselines: means and sd over seeds, intervals, the winner's lead."""
     metrics = list(dict.fromkeys(result.metric for result in results))
     seeds = max(result.seeds for result in results)
-    table = _table(
+    table = plain_table(
         f"Test split, read once; mean ± sd over {seeds} seed{'s' * (seeds > 1)}, {metrics[-1]} with its 95% interval over users"
     )
     for heading in ("", "layout", *metrics, "95% interval", "winner's lead", "p"):
@@ -212,7 +214,7 @@ def show_status(console: Console, status: Status) -> None:
     )
     if best is not None:
         console.print(Text(f"best so far: {best.layout}  {OBJECTIVE} {best.score:.4f}  (trial {best.number})"))
-    table = _table("Trials")
+    table = plain_table("Trials")
     for heading in ("trial", "layout", "state", OBJECTIVE, "seconds"):
         table.add_column(heading, no_wrap=True)
     for trial in status.trials:
@@ -238,11 +240,14 @@ def show_estimate(console: Console, yaml: str, estimate: Estimate) -> None:
     console.print("  early stopping shortens it; tiny-opt's own first training adds to it")
 
 
-def _symmetric(interval: Interval, sign: str = "") -> str:
-    return f"{interval.mean:{sign}.4f} ±{interval.high - interval.mean:.4f}"
+def symmetric(interval: Interval, sign: str = "") -> str:
+    """``0.1234 ±0.0056``; a single seed has no width to show."""
+    half = interval.high - interval.mean
+    return f"{interval.mean:{sign}.4f}" if math.isinf(half) else f"{interval.mean:{sign}.4f} ±{half:.4f}"
 
 
-def _table(title: str) -> Table:
+def plain_table(title: str) -> Table:
+    """A table with a title and little else."""
     return Table(
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False
     )

@@ -8,6 +8,7 @@ from dasearch.layout import Layout
 from dasearch.training.loop import Epoch
 
 SEARCH, CONFIRMATION, FINAL, DONE = "search", "confirmation", "final", "done"
+ABLATION = "ablation"
 
 
 @dataclass(frozen=True)

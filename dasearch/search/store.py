@@ -156,6 +156,20 @@ class FinalTrainingRow(Base):
     peak_memory: Mapped[int] = mapped_column(BigInteger)
 
 
+class AblationRow(Base):
+    """One training of an ablation; ``run`` and ``variant`` are hashes of what decides its result beside the seed."""
+
+    __tablename__ = "dasearch_ablation"
+    __table_args__ = (UniqueConstraint("run", "variant", "seed"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run: Mapped[str] = mapped_column(String(16), index=True)
+    variant: Mapped[str] = mapped_column(String(16))
+    seed: Mapped[int]
+    metrics: Mapped[str] = mapped_column(Text)
+    parameters: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float] = mapped_column(Float)
+
+
 class ArtifactRow(Base):
     """A file or folder that the study made."""
 
@@ -218,6 +232,17 @@ class FinalTraining(NamedTuple):
     parameters: int
     seconds: float
     peak_memory: int
+
+
+class AblationTraining(NamedTuple):
+    """One training of an ablation; ``metrics`` on the validation split."""
+
+    run: str
+    variant: str
+    seed: int
+    metrics: dict[str, float]
+    parameters: int
+    seconds: float
 
 
 class Artifact(NamedTuple):
@@ -432,6 +457,18 @@ class Store:
             return [
                 FinalTraining(r.name, r.layout, r.seed, json.loads(r.metrics), r.parameters, r.seconds, r.peak_memory)
                 for r in rows
+            ]
+
+    def add_ablation(self, training: AblationTraining) -> None:
+        with Session(self._engine) as session, session.begin():
+            session.add(AblationRow(**{**training._asdict(), "metrics": json.dumps(training.metrics)}))
+
+    def ablations(self, run: str) -> list[AblationTraining]:
+        """The trainings of one ablation."""
+        with Session(self._engine) as session:
+            rows = session.scalars(select(AblationRow).filter_by(run=run).order_by(AblationRow.id))
+            return [
+                AblationTraining(r.run, r.variant, r.seed, json.loads(r.metrics), r.parameters, r.seconds) for r in rows
             ]
 
     def artifacts(self, name: str) -> list[Artifact]:

@@ -29,7 +29,7 @@ from dasearch.models.id_encoders import FactorEncoder
 from dasearch.training.encoders import encoder_ranks
 from dasearch.training.losses import bpr_loss, contrastive_loss, item_cross_entropy
 from dasearch.training.materials import PurchaseIndex, Shared
-from dasearch.training.method import Method, Say
+from dasearch.training.method import SHARED_READS, Method, Say
 from dasearch.training.seeds import generator_for
 
 
@@ -41,6 +41,7 @@ class DARecMethod(Method):
     negatives: HardNegatives
     cf_state: dict[str, Tensor] | None
     examples: Examples | None
+    reads = (*SHARED_READS, "cf", "model.collaborative", "model.ncf_embedding", "model.cf_width", "model.prompt_group")
 
     @classmethod
     def prepare(cls, settings: DARecStudy, materials: Shared, examples: Examples | None, say: Say) -> DARecMethod:

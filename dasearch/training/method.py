@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dasearch.training.materials import Shared
 
 Say = Callable[[str], None]
+SHARED_READS = ("seed", "device", "data", "backbone", "examples", "model.kind", "model.attn_scale")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,12 @@ class Method(ABC):
     """One of the models with all that a study prepared for it; no layout, recipe or seed changes it."""
 
     settings: StudySettings
+    reads: ClassVar[tuple[str, ...]]  # the settings that preparation reads, sections or keys
+
+    @classmethod
+    def prepared_by(cls, key: str) -> bool:
+        """Whether preparation reads this dotted setting, so that another value needs another preparation."""
+        return any(key == read or key.startswith(f"{read}.") for read in cls.reads)
 
     def under(self, settings: StudySettings) -> Self:
         """The same preparation for a variation of the study's model."""

@@ -14,7 +14,7 @@ from dasearch.models.id_encoders import ENCODERS, IDEncoder
 from dasearch.models.prefix import frozen_layer_means
 from dasearch.training.encoders import encoder_ranks
 from dasearch.training.materials import Shared
-from dasearch.training.method import Method
+from dasearch.training.method import SHARED_READS, Method
 from dasearch.training.seeds import generator_for
 
 FROZEN_BATCH = 128  # rows of one forward pass of the plain model
@@ -33,6 +33,7 @@ class EncoderMethod(Method):
     encoder: IDEncoder
     examples: Examples
     frozen: Tensor | None
+    reads = (*SHARED_READS, "encoder")
 
     def n_batches(self, development: Development, batch_size: int) -> int:
         return n_example_batches(development, self.examples, batch_size)

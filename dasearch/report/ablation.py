@@ -1,0 +1,94 @@
+"""An ablation as a table and as a figure: what each variant scores, and what the study gains over it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+from rich.table import Table
+
+from dasearch.report.terminal import plain_table, symmetric
+from dasearch.search.ablation import Scored
+from dasearch.search.confirmation import OBJECTIVE
+from dasearch.training.metrics import Interval
+
+BLUE, GREY = "#0072B2", "#999999"  # Okabe & Ito 2008
+ROW_HEIGHT, PANEL_MARGIN, FRAME = 26, 34, 120  # pixels
+
+
+def ablation_table(scored: Sequence[Scored]) -> Table:
+    """A row a variant; the last column is the study's gain over it in MRR, paired by seed."""
+    seeds = max(score.seeds for score in scored)
+    table = plain_table(f"Validation data, {seeds} seeds (95% t interval); gain: the study over the variant, paired")
+    metrics = list(scored[0].metrics)
+    for heading in ("", "variant", *metrics, "parameters", f"gain in {OBJECTIVE}"):
+        table.add_column(heading, no_wrap=True)
+    group = ""
+    for score in scored:
+        shown = score.variant.group if score.variant.group != group else ""
+        group = score.variant.group
+        cells = [symmetric(score.metrics[metric]) for metric in metrics]
+        gain = "" if score.gain is None else symmetric(score.gain, "+")
+        style = "bold" if score.gain is None else None
+        table.add_row(shown, score.variant.name, *cells, f"{score.parameters:,}", gain, style=style)
+    return table
+
+
+def ablation_figure(scored: Sequence[Scored], *, title: str) -> go.Figure:
+    """MRR of every variant with its 95% interval over seeds, a panel a group; the line is the study itself."""
+    whole, *others = scored
+    groups = list(dict.fromkeys(score.variant.group for score in others))
+    heights = [1 + sum(score.variant.group == group for score in others) for group in groups]
+    found = make_subplots(
+        rows=len(groups),
+        cols=1,
+        shared_xaxes=True,
+        subplot_titles=groups,
+        row_heights=heights,
+        vertical_spacing=min(0.08, 0.35 / max(1, len(groups))),
+    )
+    for row, group in enumerate(groups, start=1):
+        named = [whole, *(score for score in others if score.variant.group == group)]
+        found.add_trace(_points(named), row=row, col=1)
+        found.add_vline(whole.metrics[OBJECTIVE].mean, line={"color": GREY, "dash": "dot"}, row=row, col=1)
+        found.update_yaxes(autorange="reversed", row=row, col=1)
+    found.update_xaxes(title_text=f"validation {OBJECTIVE}", row=len(groups), col=1)
+    height = FRAME + ROW_HEIGHT * sum(heights) + PANEL_MARGIN * len(groups)
+    found.update_layout(title=title, height=height, showlegend=False, template="plotly_white", margin={"l": 260})
+    return found
+
+
+def _points(scored: Sequence[Scored]) -> go.Scatter:
+    values = [score.metrics[OBJECTIVE] for score in scored]
+    halves = [0.0 if math.isinf(value.high) else value.high - value.mean for value in values]
+    return go.Scatter(
+        x=[value.mean for value in values],
+        y=[score.variant.name for score in scored],
+        error_x={"type": "data", "array": halves},
+        mode="markers",
+        marker={"size": 9, "color": [GREY if score.gain is None else BLUE for score in scored]},
+        hovertemplate="%{y}: %{x:.4f}<extra></extra>",
+    )
+
+
+def ablation_record(scored: Sequence[Scored]) -> list[dict[str, Any]]:
+    """The same as JSON values."""
+    return [
+        {
+            "group": score.variant.group,
+            "variant": score.variant.name,
+            "layout": str(score.variant.layout),
+            "seeds": score.seeds,
+            "parameters": score.parameters,
+            "metrics": {name: _finite(interval) for name, interval in score.metrics.items()},
+            "gain": None if score.gain is None else _finite(score.gain),
+        }
+        for score in scored
+    ]
+
+
+def _finite(interval: Interval) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in interval._asdict().items()}

@@ -1,0 +1,275 @@
+"""Ablations: the study's model with one thing changed at a time, trained with the same seeds, compared by seed.
+
+Liu et al. 2024, sec. 3.3 to 3.7. Validation data only; the test split stays closed. Every training is in the store when it
+ends, so that the same command goes on where an interrupted one stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dasearch.config import Recipe, StudySettings, changed, resolve_output
+from dasearch.data import Development, LeaveOneOut
+from dasearch.errors import StudyError, suggestion
+from dasearch.layout import Layout, ModelKind
+from dasearch.search.confirmation import ALL_SERIAL, OBJECTIVE, t_interval
+from dasearch.search.events import ABLATION, Finished, Listener, Training
+from dasearch.search.objective import Objective
+from dasearch.search.runner import data_bo
+from dasearch.search.single import named_layout
+from dasearch.search.store import AblationTraining, Store, open_store
+from dasearch.search.study import Study, only_runner, settings_differences
+from dasearch.search_space import find_shipped, shipped
+from dasearch.training.loop import Trained, objective_hash
+from dasearch.training.materials import Materials, resolve_device
+from dasearch.training.metrics import Interval
+from dasearch.training.preparation import prepare_study
+
+FOLDER = "studies/ablations"
+WHOLE = "the study itself"
+LAYOUT = "layout"  # a variant may name the layout it trains, beside settings
+
+
+class AblationFile(BaseModel):
+    """``studies/ablations/NAME.yaml``: groups of named changes to a study."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: ModelKind
+    groups: dict[str, dict[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A study with one thing changed; ``group`` is empty for the study itself."""
+
+    group: str
+    name: str
+    settings: StudySettings
+    layout: Layout
+    replace_every: int
+
+    @property
+    def title(self) -> str:
+        return f"{self.group}: {self.name}" if self.group else self.name
+
+    @property
+    def key(self) -> str:
+        """What decides its result beside the seed: 16 hexadecimal digits."""
+        content = [objective_hash(self.settings), str(self.layout), self.replace_every]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A variant's validation metrics over seeds, and the study's gain over it in MRR, paired by seed."""
+
+    variant: Variant
+    metrics: dict[str, Interval]
+    gain: Interval | None
+    parameters: int
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What is trained: the variants, by which recipe, on whom.
+
+    Args:
+        short: trials on Data_BO by the trial recipe, instead of final trainings on everyone.
+    """
+
+    study: Study
+    variants: Sequence[Variant]
+    seeds: int
+    short: bool = False
+    listener: Listener = field(default_factory=Listener)
+
+    def run(self) -> list[Scored]:
+        """Train what the store does not hold yet; the scores of all variants in their order."""
+        settings = self.study.settings
+        resolve_device(settings.device)
+        store = open_store(self.study.storage, settings.output, create=True)
+        try:
+            with only_runner(resolve_output(settings)):
+                self._train_missing(store)
+            trainings = store.ablations(self._run_key())
+            return scores(self.variants, [training for training in trainings if training.seed <= self.seeds])
+        finally:
+            store.close()
+
+    def _run_key(self) -> str:
+        """Which trainings may be compared: the same study, recipe and users."""
+        recipe = self._recipe(self.study.settings).model_dump(mode="json")
+        content = [objective_hash(self.study.settings), recipe, self.short]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _recipe(self, settings: StudySettings) -> Recipe:
+        return settings.trial if self.short else settings.final
+
+    def _train_missing(self, store: Store) -> None:
+        distinct: dict[str, Variant] = {}
+        for variant in self.variants:
+            distinct.setdefault(variant.key, variant)
+        planned = [(seed, variant) for seed in range(1, self.seeds + 1) for variant in distinct.values()]
+        done = {(training.variant, training.seed) for training in store.ablations(self._run_key())}
+        missing = [(seed, variant) for seed, variant in planned if (variant.key, seed) not in done]
+        materials = Prepared(self.study, self.listener)
+        spent = 0.0
+        for index, (seed, variant) in enumerate(missing, start=1):
+            place = len(planned) - len(missing) + index
+            label = f"{variant.title}, seed {seed}"
+            epochs = self._recipe(variant.settings).epochs
+            training = Training(ABLATION, place, len(planned), variant.layout, label, epochs)
+            self.listener.started(training)
+            trained = self._train(self._objective(materials, variant), variant, seed, training)
+            store.add_ablation(
+                AblationTraining(
+                    self._run_key(), variant.key, seed, trained.metrics.record(), trained.parameters, trained.seconds
+                )
+            )
+            spent += trained.seconds
+            left = spent / index * (len(missing) - index)
+            self.listener.finished(Finished(training, trained.metrics.mrr, None, None, trained.seconds, left))
+        shutil.rmtree(self._checkpoints, ignore_errors=True)
+
+    @property
+    def _checkpoints(self) -> Path:
+        return resolve_output(self.study.settings) / "ablation-checkpoints"
+
+    def _objective(self, prepared: Prepared, variant: Variant) -> Objective:
+        materials = prepared.of(variant.settings)
+        if self.short:
+            materials = materials.on(data_bo(variant.settings, materials.development))
+        recipe = self._recipe(variant.settings)
+        return Objective(variant.settings, materials, recipe, variant.replace_every, self._checkpoints)
+
+    def _train(self, objective: Objective, variant: Variant, seed: int, training: Training) -> Trained:
+        run = f"{self._run_key()}/{variant.key}/{seed}"
+        heard = self.listener
+        trained = objective.train(
+            variant.layout, run=run, seed=seed, on_epoch=lambda epoch: heard.epoch(training, epoch)
+        )
+        objective.forget(run)
+        return trained
+
+
+class Prepared:
+    """What trainings share, prepared once for all variants that leave it as it is."""
+
+    def __init__(self, study: Study, listener: Listener) -> None:
+        self.listener = listener
+        self.variation = study.settings.model.variation.value
+        self.dataset = study.dataset()
+        self.development: Development = LeaveOneOut(self.dataset).development
+        self._ready: list[tuple[StudySettings, Materials]] = []
+
+    def of(self, settings: StudySettings) -> Materials:
+        """Materials for these settings; an earlier variant's, where none of what preparation reads differs."""
+        for earlier, materials in self._ready:
+            before, after = earlier.model_dump(mode="json"), settings.model_dump(mode="json")
+            if not any(materials.method.prepared_by(key) for key in settings_differences(before, after)):
+                return materials.under(settings)
+        said, whole = self.listener, settings.varied(self.variation)  # a part prepares less than others need
+        materials = prepare_study(
+            whole, self.dataset, self.development, say=said.says, language_model=said.language_model
+        )
+        self._ready.append((whole, materials))
+        return materials.under(settings)
+
+
+def load_variants(
+    study: Study, file: str | None = None, *, layout: str = ALL_SERIAL, only: Iterable[str] = ()
+) -> list[Variant]:
+    """The study itself and the variants of an ablation file, by path or shipped name (its model's own by default).
+
+    Args:
+        layout: as `named_layout` reads it; a variant that adapts fewer layers takes its layers' groups.
+        only: groups to keep, by the beginning of their names.
+
+    Raises:
+        StudyError: for a file that is missing, malformed or of another model, or a group that it does not have.
+    """
+    found = _read(file or study.settings.model.kind.value)
+    if found.model is not study.settings.model.kind:
+        raise StudyError(
+            f"the ablations are of {found.model} and the study of {study.settings.model.kind}; name others"
+        )
+    if not study.settings.model.searchable:
+        raise StudyError(f"model.variation={study.settings.model.variation} is a part already; ablate the whole model")
+    space = study.space()
+    whole = Variant("", WHOLE, study.settings, named_layout(layout, study, space), space.file.replace_every)
+    groups = _chosen(found.groups, list(only))
+    return [
+        whole,
+        *(_variant(study, whole, group, name, groups[group][name]) for group in groups for name in groups[group]),
+    ]
+
+
+def _variant(study: Study, whole: Variant, group: str, name: str, changes: Mapping[str, Any]) -> Variant:
+    settings = changed(study.settings, {key: value for key, value in changes.items() if key != LAYOUT}, source=name)
+    own = Study(settings, storage=study.storage)
+    space = own.space()
+    there = space.file.replace_every
+    layout = _on_layers(whole, there, space.layers)
+    if LAYOUT in changes:
+        layout = named_layout(str(changes[LAYOUT]), own, space)
+    return Variant(group, name, settings, layout, there)
+
+
+def _on_layers(whole: Variant, replace_every: int, layers: int) -> Layout:
+    """The study's layout on the layers that a variant adapts; those that the study leaves plain are serial."""
+    groups = {whole.replace_every * (index + 1): group for index, group in enumerate(whole.layout.bits)}
+    plain = (0,) * whole.layout.sites
+    return Layout(tuple(groups.get(replace_every * (index + 1), plain) for index in range(layers)))
+
+
+def _read(name: str) -> AblationFile:
+    path = find_shipped(name, FOLDER)
+    if path is None:
+        known = sorted(p.stem for p in shipped(FOLDER).glob("*.yaml"))
+        raise StudyError(
+            f"there is no ablation file {name!r}{suggestion(name, known)}; shipped ones: {', '.join(known)}"
+        )
+    try:
+        return AblationFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise StudyError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise StudyError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+
+
+def _chosen(groups: Mapping[str, Any], only: list[str]) -> dict[str, Any]:
+    for wanted in only:
+        if not any(group.startswith(wanted) for group in groups):
+            raise StudyError(f"there is no group {wanted!r} of ablations; choose among {'; '.join(groups)}")
+    return {group: named for group, named in groups.items() if not only or group.startswith(tuple(only))}
+
+
+def scores(variants: Sequence[Variant], trainings: Iterable[AblationTraining]) -> list[Scored]:
+    """Means over seeds with 95% t intervals; the first variant is the one that the others are set against."""
+    by_variant: dict[str, dict[int, AblationTraining]] = {}
+    for training in trainings:
+        by_variant.setdefault(training.variant, {})[training.seed] = training
+    whole = by_variant[variants[0].key]
+    return [_score(variant, by_variant[variant.key], whole) for variant in variants]
+
+
+def _score(variant: Variant, own: Mapping[int, AblationTraining], whole: Mapping[int, AblationTraining]) -> Scored:
+    names = next(iter(own.values())).metrics
+    metrics = {name: t_interval([training.metrics[name] for training in own.values()]) for name in names}
+    shared = sorted(set(own) & set(whole))
+    gain = None
+    if variant.group:
+        gain = t_interval([whole[seed].metrics[OBJECTIVE] - own[seed].metrics[OBJECTIVE] for seed in shared])
+    return Scored(variant, metrics, gain, next(iter(own.values())).parameters, len(own))
