@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.console import Console
@@ -118,7 +118,7 @@ def summary(console: Console, status: Status, *, command: str) -> None:
         console.print(Text(verdict(status.standings)), soft_wrap=True)
         console.print()
     if status.results:
-        console.print(results_table(status.results))
+        console.print(results_table(status.results, console.width))
         console.print(Text(against_baselines(status.results)), soft_wrap=True)
         console.print()
     for artifact in status.artifacts:
@@ -154,24 +154,59 @@ def verdict(standings: Sequence[Standing]) -> str:
     )
 
 
-def results_table(results: Sequence[Result]) -> Table:
-    """Test metrics of the trained models and the baselines: means and sd over seeds, intervals, the winner's lead."""
+def results_table(results: Sequence[Result], width: int) -> Table:
+    """Test metrics of the trained models and the baselines: means and sd over seeds, intervals, the winner's lead.
+
+    Args:
+        width: of the console; what a narrow one has no room for is left out, the other metrics first.
+    """
     metrics = list(dict.fromkeys(result.metric for result in results))
-    seeds = max(result.seeds for result in results)
-    table = plain_table(
-        f"Test split, read once; mean ± sd over {seeds} seed{'s' * (seeds > 1)}, {metrics[-1]} with its 95% interval over users"
-    )
-    for heading in ("", "layout", *metrics, "95% interval", "winner's lead", "p"):
+    last, seeds = metrics[-1], max(result.seeds for result in results)
+    columns: dict[str, Callable[[dict[str, Result]], str]] = {"layout": lambda rows: rows[last].layout or ""}
+    columns |= {metric: _spread_of(metric) for metric in metrics}
+    columns |= {
+        "95% interval": lambda rows: f"[{rows[last].low:.4f}, {rows[last].high:.4f}]",
+        "winner's lead": lambda rows: _lead(rows[last]),
+        "p": lambda rows: _p(rows[last]),
+    }
+    names = list(dict.fromkeys(result.name for result in results))
+    by_name = {name: {result.metric: result for result in results if result.name == name} for name in names}
+    cells = {heading: [cell(by_name[name]) for name in names] for heading, cell in columns.items()}
+    kept = _fitting(cells, width - max(map(len, names)))
+    over = f"mean ± sd over {seeds} seeds" if seeds > 1 else "one seed"
+    table = plain_table(f"Test split, read once; {over}; {last}: interval over users, lead over users and seeds")
+    for heading in ("", *kept):
         table.add_column(heading, no_wrap=True)
-    for name in dict.fromkeys(result.name for result in results):
-        rows = {result.metric: result for result in results if result.name == name}
-        last = rows[metrics[-1]]
-        cells = [spread(rows[metric]) for metric in metrics]
-        lead = "" if last.lead is None else f"{last.lead.mean:+.4f} [{last.lead.low:+.4f}, {last.lead.high:+.4f}]"
-        p = "" if last.p is None else f"{last.p:.3f}" if last.p >= 0.001 else "<.001"
+    for index, name in enumerate(names):
         style = "bold" if name == WINNER else None
-        table.add_row(name, last.layout or "", *cells, f"[{last.low:.4f}, {last.high:.4f}]", lead, p, style=style)
+        table.add_row(name, *(cells[heading][index] for heading in kept), style=style)
     return table
+
+
+def _fitting(cells: dict[str, list[str]], width: int) -> list[str]:
+    """The headings that fit; the ones that say most are dropped last."""
+    kept = list(cells)
+    least_first = [kept[1], kept[2], kept[0], kept[-3]]  # MRR, Recall, layout, interval
+    widths = {heading: 3 + max(map(len, (heading, *column))) for heading, column in cells.items()}
+    for heading in least_first:
+        if sum(widths[one] for one in kept) > width:
+            kept.remove(heading)
+    return kept
+
+
+def _lead(result: Result) -> str:
+    lead = result.lead
+    return "" if lead is None else f"{lead.mean:+.4f} [{lead.low:+.4f}, {lead.high:+.4f}]"
+
+
+def _p(result: Result) -> str:
+    if result.p is None:
+        return ""
+    return f"{result.p:.3f}" if result.p >= 0.001 else "<.001"
+
+
+def _spread_of(metric: str) -> Callable[[dict[str, Result]], str]:
+    return lambda rows: spread(rows[metric])
 
 
 def spread(result: Result) -> str:
@@ -225,7 +260,7 @@ def show_status(console: Console, status: Status) -> None:
     if status.standings:
         console.print(standings_table(status))
     if status.phase == DONE:
-        console.print(results_table(status.results))
+        console.print(results_table(status.results, console.width))
 
 
 def show_estimate(console: Console, yaml: str, estimate: Estimate) -> None:
