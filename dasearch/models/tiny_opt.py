@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +18,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM, OPTModel, PreTrainedModel, PreTrainedTokenizerFast
 
+from dasearch.models.cache import written_beside
+
+TINY_OPT = "tiny-opt"
 PAD, START, UNKNOWN = "<pad>", "</s>", "<unk>"  # OPT opens every row with </s>
 RECIPE_VERSION = 1  # part of the cache key: raise it when the training below changes
 Progress = Callable[[int, int, float], None]  # step, steps, loss
@@ -81,12 +81,6 @@ def content_hash(sentences: Sequence[str], settings: TinyOPTSettings, prompt: st
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
-def default_cache() -> Path:
-    """``$DASEARCH_CACHE``, else ``dasearch`` in the user's cache folder."""
-    named = os.environ.get("DASEARCH_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dasearch"
-
-
 def train_tokenizer(sentences: Sequence[str], vocabulary: int, prompt: str = "") -> PreTrainedTokenizerFast:
     """A byte-pair tokenizer of the catalogue; every byte is known, so no text is refused."""
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
@@ -107,20 +101,12 @@ def train_tokenizer(sentences: Sequence[str], vocabulary: int, prompt: str = "")
 def _train_into(
     folder: Path, sentences: Sequence[str], settings: TinyOPTSettings, prompt: str, progress: Progress | None
 ) -> None:
-    """Train beside the cache entry and rename, so that an interrupted training leaves none."""
     tokenizer = train_tokenizer(sentences, settings.vocabulary, prompt)
     encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in sentences]
     model = _train_model(encoded, len(tokenizer), settings, progress)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
-    try:
+    with written_beside(folder) as unfinished:
         model.model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
-        if folder.is_dir():  # another process was faster
-            return
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _train_model(

@@ -17,13 +17,14 @@ from dasearch.config import StudySettings, load_study, parse_study, resolve_outp
 from dasearch.data import DATASETS, Dataset, load_dataset, sample_users
 from dasearch.errors import SearchSpaceError, StoreError, StudyError, WrongUse
 from dasearch.layout import Layout, ModelKind
-from dasearch.models.backbone import pretrained_layers
+from dasearch.models.pretrained import pretrained_layers
+from dasearch.models.tiny_opt import TINY_OPT
 from dasearch.search.confirmation import Standing, standings
 from dasearch.search.events import DONE, SEARCH, Listener
 from dasearch.search.runner import Runner
 from dasearch.search.store import Artifact, Result, Store, Stored, open_store, require_writable
 from dasearch.search_space import SearchSpace, SearchSpaceFile, find_shipped, load_search_space, space_differences
-from dasearch.training.materials import TINY_OPT, resolve_device
+from dasearch.training.materials import resolve_device
 from dasearch.training.seeds import derive_seed
 
 # what may change of a study that has begun; a space is known by its hash, not its name

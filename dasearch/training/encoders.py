@@ -18,8 +18,8 @@ from torch import Tensor
 from dasearch.data import Development, IntArray
 from dasearch.data.batches import stack
 from dasearch.errors import StudyError
+from dasearch.models.cache import default_cache
 from dasearch.models.id_encoders import EncoderBatch, EncoderSettings, IDEncoder, Reads, build_encoder, encoder_entry
-from dasearch.models.tiny_opt import default_cache
 from dasearch.training.checkpoints import load_tensors, save_tensors
 from dasearch.training.materials import PurchaseIndex, Shared
 from dasearch.training.method import Say

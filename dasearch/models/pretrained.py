@@ -1,0 +1,158 @@
+"""Opening a model that others trained: a folder, a package's weights, or a name on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants, get_session
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from dasearch.errors import BackboneError, suggestion
+from dasearch.models.backbone import DECODERS, FAMILIES, not_a_decoder, unknown_family
+from dasearch.models.named import NAMED, available, locate
+
+PROBE_SECONDS = 5.0  # the hub's own client asks six times over 23 seconds before it gives up, a file
+UNUSED = "pooler."  # of BERT, which no model here reads and some checkpoints lack
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+
+
+def load_pretrained(
+    name: str, *, layers: int | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer: from a local folder, by its name from an installed package or the Hugging Face hub.
+
+    ``layers`` keeps the first so many layers; the others' weights are not read.
+
+    Raises:
+        BackboneError: if it can be neither found nor downloaded, is damaged, or has fewer layers.
+    """
+    config = _config(name, layers)
+    place = _place(name)
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(**place)
+            model, read = AutoModel.from_pretrained(
+                **place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
+    except UNREADABLE as error:
+        raise _unreadable(name, error) from None
+    lacking = sorted(key for key in read["missing_keys"] if not key.startswith(UNUSED))
+    if lacking:
+        raise _unreadable(name, ValueError(f"it lacks {lacking[0]}"))
+    return model, tokenizer
+
+
+def pretrained_layers(name: str, *, layers: int | None = None, decoder: bool = False) -> int:
+    """Number of layers of a saved or hub model, without loading its weights.
+
+    Raises:
+        BackboneError: as `load_pretrained`, and for an encoder where a ``decoder`` is needed.
+    """
+    config = _config(name, layers)
+    if config.model_type not in FAMILIES:
+        raise unknown_family(name, config.model_type)
+    if decoder and config.model_type not in DECODERS:
+        raise not_a_decoder(name, config.model_type)
+    return int(config.num_hidden_layers)
+
+
+def _config(name: str, layers: int | None) -> PretrainedConfig:
+    """The configuration, cut to the first ``layers`` layers (all, where None)."""
+    place = _place(name)
+    try:
+        config = AutoConfig.from_pretrained(**place)
+    except UNREADABLE as error:
+        raise _unreadable(name, error) from None
+    if layers is None:
+        return config
+    have = int(config.num_hidden_layers)
+    if not 1 <= layers <= have:
+        raise BackboneError(f"backbone.layers is {layers} and the backbone has {have}; choose 1 to {have}")
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    return config
+
+
+def _place(name: str) -> dict[str, Any]:
+    """Where ``from_pretrained`` shall look; on this machine alone, if the hub is not needed or does not answer."""
+    folder = locate(name)
+    local = folder != name or Path(folder).is_dir() or _why_offline() is not None
+    return {"pretrained_model_name_or_path": folder, "local_files_only": local}
+
+
+def _why_offline() -> str | None:
+    """Why the hub cannot be asked, if so."""
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    return None if _answers(constants.ENDPOINT) else f"no answer from {constants.ENDPOINT}"
+
+
+@cache
+def _answers(endpoint: str) -> bool:
+    """Asked once a process, by the hub's own client, so that its proxies and mirrors hold."""
+    try:
+        get_session().head(endpoint, timeout=PROBE_SECONDS)
+    except Exception:  # which client it is, and so which errors it has, differs between versions of huggingface_hub
+        return False
+    return True
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' report of weights that a cut model leaves unread; lacking ones are refused here."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _unreadable(name: str, error: Exception) -> BackboneError:
+    """What to say of a folder that cannot be read, or a name that leads nowhere."""
+    folder = locate(name)
+    if folder != name:
+        return BackboneError(
+            f"the backbone {name} cannot be read from {folder} ({_first_line(error)}); "
+            "delete that folder and install the package again"
+        )
+    if Path(folder).is_dir():
+        return BackboneError(
+            f"the backbone {name!r} cannot be read as a Hugging Face model ({_first_line(error)}); "
+            "save it again with save_pretrained, or choose another"
+        )
+    near = suggestion(name, [known for known in NAMED if known != name])
+    offline = _why_offline()
+    if offline is None:
+        return BackboneError(
+            f"the backbone {name!r} is neither a folder nor could be downloaded ({_first_line(error)}){near or _choice()}"
+        )
+    return BackboneError(
+        f"the backbone {name!r} is not on this machine and the Hugging Face hub cannot be reached ({offline})"
+        f"{near or _choice()}"
+    )
+
+
+def _choice() -> str:
+    ready = [name for name in NAMED if available(name)]
+    return f"; use {', '.join(ready)} or the folder of a saved model (`dasearch doctor` lists what else there is)"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().strip("'\"").splitlines()
+    return lines[0][:160] if lines else type(error).__name__
