@@ -26,7 +26,10 @@ def written_beside(folder: Path) -> Iterator[Path]:
     unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
     try:
         yield unfinished
-        if not folder.is_dir():
+        try:
             unfinished.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from functools import lru_cache
 from pathlib import Path
 
@@ -183,6 +184,18 @@ def test_a_damaged_file_is_one_sentence_and_leaves_nothing(
     ):
         saved_smollm2(tmp_path)
     assert not (tmp_path / "cache").exists()
+
+
+@installed
+def test_a_damaged_cache_says_what_to_delete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Path(locate(SMOLLM2))
+    damaged = tmp_path / SMOLLM2 / whole.name
+    shutil.copytree(whole, damaged, ignore=shutil.ignore_patterns("*.safetensors"))
+    with (whole / "model.safetensors").open("rb") as file:
+        (damaged / "model.safetensors").write_bytes(file.read(100_000))
+    monkeypatch.setenv("DASEARCH_CACHE", str(tmp_path))
+    with pytest.raises(BackboneError, match=rf"{SMOLLM2} cannot be read from {damaged} \(.+\); delete that folder"):
+        load_pretrained(SMOLLM2)
 
 
 def test_a_package_without_its_file(tmp_path: Path) -> None:
