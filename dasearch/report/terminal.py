@@ -144,13 +144,14 @@ def standings_table(status: Status) -> Table:
 def verdict(standings: Sequence[Standing]) -> str:
     """One sentence: does the winner beat all-serial beyond seed noise?"""
     winner = standings[0]
-    if winner.gain is None:
+    if winner.together is None:
         return f"All-serial itself ({winner.layout}) came out best; the search found nothing better."
-    if winner.gain.low > 0:
-        return f"{winner.layout} beats all-serial beyond seed noise: {symmetric(winner.gain, '+')} {OBJECTIVE}."
+    gain = f"{symmetric(winner.together, '+')} {OBJECTIVE}, corrected for {len(standings) - 1} comparisons"
+    if winner.together.low > 0:
+        return f"{winner.layout} beats all-serial beyond seed noise: {gain}."
     return (
-        f"{winner.layout} came out best, but its gain over all-serial, {symmetric(winner.gain, '+')} {OBJECTIVE}, "
-        "is within seed noise; more seeds (search.confirm_seeds) or longer trials (trial.epochs) would tell."
+        f"{winner.layout} came out best, but its gain over all-serial ({gain}) is within seed noise; "
+        "more seeds (search.confirm_seeds) or longer trials (trial.epochs) would tell."
     )
 
 

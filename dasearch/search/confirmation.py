@@ -35,13 +35,20 @@ class Contender:
 
 @dataclass(frozen=True)
 class Standing:
-    """A confirmed layout: its mean score over seeds, and its gain over all-serial, with 95% t intervals."""
+    """A confirmed layout: its mean score over seeds, and its gain over all-serial, with 95% t intervals.
+
+    Attributes:
+        gain: None for all-serial itself.
+        together: the gain with the interval that all confirmed layouts keep to at once in 95% of studies (Bonferroni): the
+            winner is the best of several comparisons, which its own interval does not know.
+    """
 
     layout: Layout
     role: str
     score: Interval
-    gain: Interval | None  # None for all-serial itself
+    gain: Interval | None
     seeds: int
+    together: Interval | None = None
 
 
 def controls(space: SearchSpace, seed: int) -> list[Contender]:
@@ -83,11 +90,14 @@ def standings(confirmations: Iterable[Confirmation], baseline: Layout) -> list[S
         scores.setdefault(confirmation.layout, {})[confirmation.seed] = confirmation.metrics[OBJECTIVE]
         roles[confirmation.layout] = confirmation.role
     against = scores.get(baseline, {})
+    level = 1 - 0.05 / max(1, len(scores) - 1)
     found = []
     for layout, by_seed in scores.items():
         shared = sorted(set(by_seed) & set(against))
-        gain = t_interval([by_seed[s] - against[s] for s in shared]) if layout != baseline and shared else None
-        found.append(Standing(layout, roles[layout], t_interval(list(by_seed.values())), gain, len(by_seed)))
+        gains = [by_seed[s] - against[s] for s in shared] if layout != baseline else []
+        alone, together = (t_interval(gains, level=wanted) if gains else None for wanted in (0.95, level))
+        score = t_interval(list(by_seed.values()))
+        found.append(Standing(layout, roles[layout], score, alone, len(by_seed), together))
     return sorted(found, key=lambda standing: -standing.score.mean)
 
 
