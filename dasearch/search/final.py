@@ -80,11 +80,12 @@ def evaluate_finally(
     test = split.open_test()
     ranks = _model_ranks(finalists, materials, test) | _baseline_ranks(finalists, materials, test)
     layouts = {name: str(model.layout) for name, model in finalists.rows.items() if model.variation is None}
+    others = [name for name in ranks if finalists.rows.get(name) != finalists.rows[WINNER]]
     metrics = {name: _by_metric(found) for name, found in ranks.items()}
     results = [
         result
         for metric in metrics[WINNER]
-        for result in _results(metric, {name: found[metric] for name, found in metrics.items()}, layouts, seed)
+        for result in _results(metric, {name: found[metric] for name, found in metrics.items()}, others, layouts, seed)
     ]
     order = list(ranks)
     return sorted(results, key=lambda result: order.index(result.name)), _trainings(finalists, ranks, layouts)
@@ -119,15 +120,16 @@ def _by_metric(ranks: list[IntArray]) -> dict[str, FloatArray]:
     return {metric: np.stack([values[metric] for values in each]) for metric in each[0]}
 
 
-def _results(metric: str, values: Mapping[str, FloatArray], layouts: Mapping[str, str], seed: int) -> list[Result]:
-    """One metric of every row; p values are corrected for the number of rows that the winner is compared with."""
+def _results(
+    metric: str, values: Mapping[str, FloatArray], others: list[str], layouts: Mapping[str, str], seed: int
+) -> list[Result]:
+    """One metric of every row, and the winner's lead over the ``others``; their p values are corrected for how many they are."""
     winner = values[WINNER]
-    others = [name for name in values if name != WINNER]
     corrected = dict(zip(others, holm([paired_p(winner, values[name]) for name in others]), strict=True))
     rows = []
     for name, found in values.items():
         users = bootstrap_interval(found.mean(0), generator=generator_for(seed, "bootstrap"))
-        lead = None if name == WINNER else paired_lead(winner, found, generator=generator_for(seed, "lead"))
+        lead = paired_lead(winner, found, generator=generator_for(seed, "lead")) if name in corrected else None
         sd = float(found.mean(1).std(ddof=1)) if len(found) > 1 else None
         rows.append(
             Result(name, layouts.get(name), metric, *users, seeds=len(found), sd=sd, lead=lead, p=corrected.get(name))

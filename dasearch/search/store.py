@@ -206,7 +206,7 @@ class Result(NamedTuple):
 
     Attributes:
         sd: over seeds; None for a single one.
-        lead: the winner's mean lead over this row, with its 95% interval; None for the winner itself.
+        lead: the winner's mean lead over this row, with its 95% interval; None for the winner itself, under each of its names.
         p: of the paired t test over users against the winner, after Holm's correction.
     """
 
