@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from dasearch.data import Ties
+from dasearch.data import Core, Duplicates, Rules, Ties
 from dasearch.errors import StudyError, suggestion
 from dasearch.layout import ModelKind
 from dasearch.models.darec import DARecSettings
@@ -34,9 +34,14 @@ class Section(BaseModel):
 
 
 class DataSettings(Section):
-    source: str = Field(
-        "complete-journey", description="data set by name, or a folder with interactions.tsv and items.jsonl"
+    source: str = Field("complete-journey", description="data set by name, or a folder or file in a known form")
+    format: str | None = Field(None, description="its form, of `dasearch data formats`; null: its files tell")
+    columns: dict[str, str] = Field(
+        {}, description="of a table: columns by what they hold, as in {user: customer, item: sku, timestamp: time}"
     )
+    items: str | None = Field(None, description="of a table: a file of items; null: the interactions name them")
+    min_rating: float | None = Field(None, description="drop interactions rated lower; null: ratings count for nothing")
+    duplicates: Duplicates = Field(Duplicates.KEEP, description="a user's later events with one item: keep, or first")
     ties: Ties = Field(
         Ties.SHUFFLE, description="events with one timestamp: shuffle them, keep one, or keep file order"
     )
@@ -44,6 +49,8 @@ class DataSettings(Section):
     max_users: int | None = Field(
         None, ge=1, description="only so many users, drawn by a seeded hash, and the items they met; null: all"
     )
+    min_user_interactions: int = Field(0, ge=0, description="drop users with fewer events; 3 are needed in any case")
+    core: Core = Field(Core.ONE_PASS, description="drop rare items, then short users: once, or until both minima hold")
     bo_fraction: float = Field(
         0.2, gt=0, le=1, description="share of users in Data_BO, on which trials train (table 3: b)"
     )
@@ -51,6 +58,21 @@ class DataSettings(Section):
     item_tokens: int = Field(30, ge=1, description="tokens of an item sentence, [SEQ] not counted")
     hard_negative_fraction: float = Field(0.005, gt=0, le=1, description="nearest share of the catalogue (app. A)")
     mf_rank: int = Field(1000, ge=1, description="rank of the MF vectors that find hard negatives (app. A)")
+
+    def rules(self, seed: int) -> Rules:
+        """How the source is read; ``seed`` of shuffled and reduced ties."""
+        return Rules(
+            format=self.format,
+            columns=self.columns,
+            items=self.items,
+            min_rating=self.min_rating,
+            duplicates=self.duplicates,
+            ties=self.ties,
+            seed=seed,
+            min_item_interactions=self.min_item_interactions,
+            min_user_interactions=self.min_user_interactions,
+            core=self.core,
+        )
 
 
 class TinySettings(Section):
@@ -371,6 +393,14 @@ def changed(settings: StudySettings, changes: Mapping[str, Any], *, source: str)
             holder = holder.setdefault(part, {})
         holder[last] = value
     return parse_study(content, source=source)
+
+
+def parse_data(source: str, overrides: Iterable[str] = ()) -> DataSettings:
+    """The data settings of a source that no study names, with ``data.KEY=VALUE`` overrides."""
+    content: dict[str, Any] = {"name": "data", "data": {"source": source}}
+    for override in overrides:
+        _set(content, override)
+    return parse_study(content, source="--set").data
 
 
 def _set(content: dict[str, Any], override: str) -> None:

@@ -14,7 +14,7 @@ IntArray = npt.NDArray[np.int64]
 TITLE = "title"  # the attribute that an item is known by
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """An item: its identifier and its attributes, the title first."""
 

@@ -31,6 +31,20 @@ class Ties(StrEnum):
     KEEP = "keep"
 
 
+class Duplicates(StrEnum):
+    """What becomes of a user's later events with an item they had before."""
+
+    KEEP = "keep"
+    FIRST = "first"  # as UniSRec has it
+
+
+class Core(StrEnum):
+    """How often items and users with too few events are dropped."""
+
+    ONE_PASS = "one-pass"  # DARec sec. 3.1.1
+    ITERATED = "iterated"  # until both minima hold: the k-core
+
+
 @dataclass(frozen=True)
 class Events:
     """Parallel int64 columns, one entry an interaction, in file order."""
@@ -40,6 +54,8 @@ class Events:
     timestamps: IntArray
 
     def where(self, kept: npt.NDArray[np.bool_]) -> Events:
+        if kept.all():
+            return self
         return Events(self.users[kept], self.items[kept], self.timestamps[kept])
 
     def take(self, order: IntArray) -> Events:
@@ -77,12 +93,12 @@ def ordered(
     order of the file. Numbers change with the file, so a reader passes `identity_keys`: user_keys ``(users,)`` and
     item_keys ``(items,)``; without them numbers stand for identities.
     """
-    rank: npt.NDArray[np.integer[Any]] = np.arange(len(events.users))
+    rank: tuple[Keys, ...] = ()  # a stable sort needs none to keep file order
     if ties is not Ties.KEEP:
         users = events.users if user_keys is None else user_keys[events.users]
         items = events.items if item_keys is None else item_keys[events.items]
-        rank = seeded_hash(users, items, events.timestamps, _occurrence(events), seed=seed)
-    result = events.take(np.lexsort((rank, events.timestamps, events.users)))
+        rank = (seeded_hash(users, items, events.timestamps, _occurrence(events), seed=seed),)
+    result = events.take(np.lexsort((*rank, events.timestamps, events.users)))
     if ties is Ties.ONE:
         first = np.ones(len(result.users), dtype=np.bool_)
         first[1:] = (np.diff(result.users) != 0) | (np.diff(result.timestamps) != 0)
@@ -119,12 +135,35 @@ def _occurrence(events: Events) -> IntArray:
     return occurrence
 
 
-def keep_frequent_items(events: Events, minimum: int) -> Events:
-    """Events of items with at least so many, in one pass (DARec sec. 3.1.1)."""
-    return events.where(np.bincount(events.items)[events.items] >= minimum) if len(events.items) else events
+def first_of_pairs(events: Events) -> Events:
+    """Of each user and item the earliest event, the first in the file of equally early ones; file order stays."""
+    order = np.lexsort((events.timestamps, events.items, events.users))
+    by_pair = events.take(order)
+    first = np.ones(len(order), dtype=np.bool_)
+    first[1:] = (np.diff(by_pair.users) != 0) | (np.diff(by_pair.items) != 0)
+    return events.take(np.sort(order[first]))
 
 
-def keep_long_users(events: Events, minimum: int = LEAVE_ONE_OUT_EVENTS) -> Events:
+def reduce_to_core(
+    events: Events, *, n_items: int, min_item: int, min_user: int, core: Core
+) -> tuple[Events, npt.NDArray[np.bool_]]:
+    """Drop events of rare items and then those of short users, once or until nothing changes.
+
+    Returns:
+        The events left, and of each item ``(n_items,)`` whether it was frequent at the last pass.
+
+    Raises:
+        DataError: if no user is left.
+    """
+    while True:
+        frequent = np.bincount(events.items, minlength=n_items) >= min_item
+        kept = keep_long_users(events.where(frequent[events.items]), max(min_user, LEAVE_ONE_OUT_EVENTS))
+        if core is Core.ONE_PASS or len(kept.users) == len(events.users):
+            return kept, frequent
+        events = kept
+
+
+def keep_long_users(events: Events, minimum: int) -> Events:
     """Events of users with at least so many.
 
     Raises:
@@ -132,8 +171,9 @@ def keep_long_users(events: Events, minimum: int = LEAVE_ONE_OUT_EVENTS) -> Even
     """
     kept = events.where(np.bincount(events.users)[events.users] >= minimum) if len(events.users) else events
     if not len(kept.users):
+        reason = ", which leave-one-out needs" if minimum == LEAVE_ONE_OUT_EVENTS else ""
         raise DataError(
-            f"no user has {minimum} interactions left after the filters, which leave-one-out needs; "
-            "bring longer histories or lower min_item_interactions"
+            f"no user has {minimum} interactions left after the filters{reason}; "
+            "bring longer histories or lower min_item_interactions and min_user_interactions"
         )
     return kept

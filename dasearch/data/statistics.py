@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from dasearch.data.dataset import TITLE, Dataset
+from dasearch.data.dataset import TITLE, Dataset, IntArray
 from dasearch.data.sentences import item_sentence
+from dasearch.data.splits import LeaveOneOut
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """``train_interactions`` is table 1's "#Inter.", which leaves out each user's last two; mean_length its "Avg. Items"."""
+    """The counts of table 1 and more.
+
+    ``train_interactions`` is its "#Inter.", which leaves out each user's last two; ``mean_length`` its "Avg. Items".
+    ``identity`` says whether #Inter. / #Users + 2 = Avg. Items, as in all five rows: it fails where a split loses or
+    repeats an interaction.
+    """
 
     name: str
     users: int
@@ -20,6 +27,7 @@ class Statistics:
     interactions: int
     train_interactions: int
     mean_length: float
+    identity: bool
     median_length: float
     longest: int
     density: float
@@ -34,7 +42,8 @@ def statistics(dataset: Dataset) -> Statistics:
     """Count a data set."""
     lengths = np.array([len(sequence) for sequence in dataset.sequences])
     total = int(lengths.sum())
-    distinct = sum(len(np.unique(sequence)) for sequence in dataset.sequences)
+    train = sum(len(sequence) for sequence in LeaveOneOut(dataset).development.train)
+    distinct = _pairs(dataset, lengths)
     tied = sum(bool(t[-1] == t[-2]) for t in dataset.timestamps)
     words = [len(item_sentence(item).split()) for item in dataset.items]
     return Statistics(
@@ -42,8 +51,9 @@ def statistics(dataset: Dataset) -> Statistics:
         users=len(dataset.users),
         items=len(dataset.items),
         interactions=total,
-        train_interactions=total - 2 * len(dataset.users),
+        train_interactions=train,
         mean_length=float(lengths.mean()),
+        identity=math.isclose(train / len(dataset.users) + 2, lengths.mean()),
         median_length=float(np.median(lengths)),
         longest=int(lengths.max()),
         density=distinct / (len(dataset.users) * len(dataset.items)),
@@ -53,3 +63,9 @@ def statistics(dataset: Dataset) -> Statistics:
         items_with_title=sum(bool(item.attributes.get(TITLE)) for item in dataset.items),
         median_words=float(np.median(words)),
     )
+
+
+def _pairs(dataset: Dataset, lengths: IntArray) -> int:
+    """How many different pairs of user and item there are."""
+    users = np.repeat(np.arange(len(lengths)), lengths)
+    return len(np.unique(users * len(dataset.items) + np.concatenate(dataset.sequences)))

@@ -13,8 +13,8 @@ import optuna
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
-from dasearch.config import StudySettings, load_study, parse_study, resolve_output
-from dasearch.data import DATASETS, Dataset, load_dataset, sample_users
+from dasearch.config import StudySettings, load_study, parse_data, parse_study, resolve_output
+from dasearch.data import DATASETS, Dataset, Rules, load_dataset, sample_users
 from dasearch.errors import SearchSpaceError, StoreError, StudyError, WrongUse
 from dasearch.layout import Layout, ModelKind
 from dasearch.models.pretrained import pretrained_layers
@@ -104,15 +104,14 @@ class Study:
     def dataset(self, source: str | None = None) -> Dataset:
         """The study's data, or another source read by the study's rules."""
         data = self.settings.data
-        dataset = load_dataset(
-            source or data.source,
-            ties=data.ties,
-            seed=derive_seed(self.settings.seed, "ties") % 2**31,
-            min_item_interactions=data.min_item_interactions,
-        )
+        dataset = load_dataset(source or data.source, self.rules())
         if data.max_users is None:
             return dataset
         return sample_users(dataset, data.max_users, seed=derive_seed(self.settings.seed, "users") % 2**31)
+
+    def rules(self) -> Rules:
+        """How the study reads its data."""
+        return self.settings.data.rules(derive_seed(self.settings.seed, "ties") % 2**31)
 
     def run(self, budget: int | None = None, *, train: bool = True, listener: Listener | None = None) -> Status:
         """Search until ``budget`` evaluations are complete, confirm, and (``train``) train and test the winner.
@@ -281,8 +280,19 @@ def _may_change(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
 
 
-def named_dataset(source: str) -> Dataset:
-    """A data set by its name, its folder, or the study that uses it."""
-    if source in DATASETS or Path(source).is_dir() or find_shipped(source, "studies") is None:
-        return load_dataset(source)
-    return Study.load(source).dataset()
+def named_dataset(source: str, changes: Iterable[str] = ()) -> Dataset:
+    """A data set by its name, folder or file, or the study that uses it; ``changes`` are ``data.KEY=VALUE``."""
+    return load_dataset(*named_source(source, changes))
+
+
+def named_source(source: str, changes: Iterable[str] = ()) -> tuple[str, Rules]:
+    """Where the same stands, and the rules it is read by."""
+    if source in DATASETS or not _is_study(source):
+        return source, parse_data(source, changes).rules(seed=0)
+    study = Study.load(source, changes)
+    return study.settings.data.source, study.rules()
+
+
+def _is_study(source: str) -> bool:
+    path = Path(source)
+    return path.suffix in (".yaml", ".yml") or (not path.exists() and find_shipped(source, "studies") is not None)

@@ -1,0 +1,72 @@
+"""From what a reader found to a `Dataset`: filters, ties, and numbers anew."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from dasearch.data.dataset import TITLE, Dataset, IntArray
+from dasearch.data.events import Duplicates, Events, Ties, first_of_pairs, identity_keys, ordered, reduce_to_core
+from dasearch.data.readers.base import Raw
+from dasearch.data.rules import Rules
+from dasearch.errors import DataError
+
+
+def assemble(raw: Raw, rules: Rules) -> Dataset:
+    """Apply the rules and number users and items anew.
+
+    Untitled items go before ties are settled, so that a visit's one kept event is never an unusable one.
+
+    Raises:
+        DataError: if nothing is left, or ratings are asked of data that have none.
+    """
+    usable = np.array([not rules.require_title or bool(item.attributes.get(TITLE)) for item in raw.items], dtype=bool)
+    if not usable.any():
+        raise DataError(f"no item in {raw.catalogue} has a title; give each an attribute {TITLE!r}")
+    events = _rated(raw, rules.min_rating)
+    events = events.where(usable[events.items])
+    if rules.duplicates is Duplicates.FIRST:
+        events = first_of_pairs(events)
+    events, frequent = reduce_to_core(
+        _in_order(raw, events, rules),
+        n_items=len(raw.items),
+        min_item=rules.min_item_interactions,
+        min_user=rules.min_user_interactions,
+        core=rules.core,
+    )
+    return _numbered(raw, events, usable & frequent)
+
+
+def _rated(raw: Raw, minimum: float | None) -> Events:
+    if minimum is None:
+        return raw.events
+    if raw.ratings is None:
+        raise DataError(f"the interactions of {raw.name} have no ratings; leave out data.min_rating")
+    return raw.events.where(raw.ratings >= minimum)
+
+
+def _in_order(raw: Raw, events: Events, rules: Rules) -> Events:
+    if rules.ties is Ties.KEEP:
+        return ordered(events, rules.ties, seed=rules.seed)
+    user_keys, item_keys = identity_keys(raw.users), identity_keys(item.identifier for item in raw.items)
+    return ordered(events, rules.ties, seed=rules.seed, user_keys=user_keys, item_keys=item_keys)
+
+
+def _numbered(raw: Raw, events: Events, kept: npt.NDArray[np.bool_]) -> Dataset:
+    """Of events by user and time, and the items that make the catalogue."""
+    catalogue = np.flatnonzero(kept)
+    number = np.full(len(raw.items), -1)
+    number[catalogue] = np.arange(len(catalogue))
+    starts = np.flatnonzero(np.r_[True, np.diff(events.users) != 0])
+    ends = np.append(starts[1:], len(events.users))
+    return Dataset(
+        name=raw.name,
+        users=tuple(raw.users[user] for user in events.users[starts].tolist()),
+        items=tuple(raw.items[item] for item in catalogue.tolist()),
+        sequences=_pieces(number[events.items], starts, ends),
+        timestamps=_pieces(events.timestamps, starts, ends),
+    )
+
+
+def _pieces(column: IntArray, starts: IntArray, ends: IntArray) -> tuple[IntArray, ...]:
+    return tuple(column[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True))

@@ -1,0 +1,112 @@
+"""Readers of public forms; `load_dataset` finds the right one by name or by the files that are there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dasearch.data.assembly import assemble
+from dasearch.data.dataset import Dataset
+from dasearch.data.readers import (
+    amazon_2018,
+    amazon_2023,
+    movielens,
+    plain,
+    recbole,
+    recformer,
+    table,
+    unisrec,
+)
+from dasearch.data.readers.base import Raw, Reader
+from dasearch.data.readers.complete_journey import read_complete_journey
+from dasearch.data.readers.plain import read_folder
+from dasearch.data.rules import Rules
+from dasearch.errors import DataError, suggestion
+
+__all__ = [
+    "DATASETS",
+    "READERS",
+    "Raw",
+    "Reader",
+    "load_dataset",
+    "read_complete_journey",
+    "read_folder",
+    "read_source",
+]
+
+DATASETS: dict[str, Callable[[int], Raw]] = {"complete-journey": read_complete_journey}
+TABLE = "table"  # any file could be one, so it is detected only where nothing else is
+READERS: dict[str, Reader] = {
+    "plain": plain,
+    "amazon-2018": amazon_2018,
+    "amazon-2023": amazon_2023,
+    "movielens": movielens,
+    "recbole": recbole,
+    "recformer": recformer,
+    "unisrec": unisrec,
+    TABLE: table,
+}
+
+
+def load_dataset(source: str | Path, rules: Rules | None = None, **changes: Any) -> Dataset:
+    """A data set by name (``complete-journey``), folder or file, in any form of `READERS`.
+
+    ``load_dataset(folder, min_item_interactions=4)`` is ``load_dataset(folder, Rules(min_item_interactions=4))``.
+
+    Raises:
+        DataError: naming file and line, where something cannot be read or nothing is left.
+    """
+    rules = dataclasses.replace(rules or Rules(), **changes)
+    return assemble(read_source(source, rules), rules)
+
+
+def read_source(source: str | Path, rules: Rules) -> Raw:
+    """Everything a source holds, before ties and filters.
+
+    Raises:
+        DataError: naming file and line, where something cannot be read.
+    """
+    if rules.format is None and str(source) in DATASETS:
+        return DATASETS[str(source)](rules.seed)
+    path = Path(source).expanduser()
+    if not path.exists():
+        hint = suggestion(str(source), list(DATASETS)).removeprefix("; ") or f"known names: {', '.join(DATASETS)}."
+        raise DataError(
+            f"there is no data set or folder {str(source)!r}; {hint} A folder holds {plain.INTERACTIONS} and "
+            f"{plain.ITEMS}, or what `dasearch data formats` lists"
+        )
+    return READERS[format_of(path, rules)].read(path, rules)
+
+
+def format_of(source: Path, rules: Rules) -> str:
+    """The name of the form that a folder or file has, as the rules say or its files tell.
+
+    Raises:
+        DataError: for an unknown name, another form than the one named, several forms, or none.
+    """
+    if rules.format is not None and rules.format not in READERS:
+        raise DataError(
+            f"data.format is {rules.format!r}{suggestion(rules.format, list(READERS))}; choose {', '.join(READERS)}"
+        )
+    if (rules.columns or rules.items) and rules.format not in (None, TABLE):
+        raise DataError(f"data.columns and data.items are of tables; drop them, or set data.format={TABLE}")
+    found = [TABLE] if rules.columns or rules.items else _detected(source)
+    if rules.format is not None:
+        if len(found) == 1 and rules.format not in (*found, TABLE):
+            raise DataError(f"{source} is in the form {found[0]}, not {rules.format}; set data.format={found[0]}")
+        return rules.format
+    if len(found) > 1:
+        raise DataError(f"{source} could be {' or '.join(found)}; say which with data.format")
+    if not found:
+        raise DataError(
+            f"{source} is in no known form: it lacks {plain.ITEMS} and {plain.INTERACTIONS}, and what "
+            "`dasearch data formats` lists; see there what a folder should hold"
+        )
+    return found[0]
+
+
+def _detected(source: Path) -> list[str]:
+    named = [name for name, reader in READERS.items() if name != TABLE and reader.detects(source)]
+    return named or ([TABLE] if table.detects(source) else [])

@@ -1,0 +1,54 @@
+"""Amazon Review Data (2018): Ni, Li and McAuley, EMNLP 2019. DARec's five data sets are 5-cores of it (sec. 3.1.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from dasearch.data.dataset import TITLE, Item
+from dasearch.data.readers.amazon import detects_release, fields, files_of, path_of, text
+from dasearch.data.readers.base import (
+    Raw,
+    Row,
+    bare_name,
+    by_comma,
+    cells,
+    collect,
+    first_of_each,
+    make_item,
+    names_in,
+)
+from dasearch.data.rules import Rules
+
+SUFFIX = ".json"
+FILES = "Category_5.json, Category.json or Category.csv (ratings only), and meta_Category.json"
+ORIGIN = "Amazon Review Data (2018), per-category files and metadata"
+
+
+def detects(source: Path) -> bool:
+    return detects_release(source, SUFFIX) or any(name.endswith("_5.json") for name in names_in(source))
+
+
+def read(source: Path, rules: Rules) -> Raw:
+    """Items are known by asin; timestamps are days, in seconds. Metadata repeat items: the first line counts."""
+    reviews, metadata = files_of(source, SUFFIX, (FILES, ORIGIN))
+    rows = _ratings(reviews) if bare_name(reviews).endswith(".csv") else _reviews(reviews)
+    return collect(bare_name(reviews).partition(".")[0], metadata, first_of_each(_items(metadata)), reviews, rows)
+
+
+def _reviews(path: Path) -> Iterator[Row]:
+    for number, (user, item, timestamp), record in fields(path, ("reviewerID", "asin", "unixReviewTime")):
+        yield number, user, item, timestamp, record.get("overall")
+
+
+def _ratings(path: Path) -> Iterator[Row]:
+    for number, (item, user, rating, timestamp) in cells(path, by_comma, 4):
+        yield number, user, item, timestamp, rating
+
+
+def _items(path: Path) -> Iterator[Item]:
+    for _, (asin,), record in fields(path, ("asin",)):
+        category = path_of(record.get("category") or record.get("categories"))
+        yield make_item(
+            asin, {TITLE: text(record.get("title")), "brand": text(record.get("brand")), "category": category}
+        )

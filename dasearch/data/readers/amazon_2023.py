@@ -1,0 +1,47 @@
+"""Amazon Reviews 2023: Hou et al., arXiv 2403.03952. Variants of a product share a parent, which is the item here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+from dasearch.data.dataset import TITLE, Item
+from dasearch.data.readers.amazon import detects_release, fields, files_of, path_of, text
+from dasearch.data.readers.base import Raw, Row, bare_name, by_comma, collect, first_of_each, make_item, named_cells
+from dasearch.data.rules import Rules
+
+SUFFIX = ".jsonl"
+USER, ITEM, TIME, RATING = "user_id", "parent_asin", "timestamp", "rating"
+FILES = "Category.jsonl, or Category.csv (0-core or 5-core, with a first line), and meta_Category.jsonl"
+ORIGIN = "Amazon Reviews 2023, reviews, metadata and k-core files"
+
+
+def detects(source: Path) -> bool:
+    return detects_release(source, SUFFIX)
+
+
+def read(source: Path, rules: Rules) -> Raw:
+    """Timestamps are milliseconds, kept so: whole seconds would tie what is not tied."""
+    reviews, metadata = files_of(source, SUFFIX, (FILES, ORIGIN))
+    rows = _ratings(reviews) if bare_name(reviews).endswith(".csv") else _reviews(reviews)
+    return collect(bare_name(reviews).partition(".")[0], metadata, first_of_each(_items(metadata)), reviews, rows)
+
+
+def _reviews(path: Path) -> Iterator[Row]:
+    for number, (user, item, timestamp), record in fields(path, (USER, ITEM, TIME)):
+        yield number, user, item, timestamp, record.get(RATING)
+
+
+def _ratings(path: Path) -> Iterator[Row]:
+    for number, found in named_cells(path, by_comma, (USER, ITEM, TIME, RATING)):
+        user, item, timestamp, rating = cast("list[str]", found)
+        yield number, user, item, timestamp, rating
+
+
+def _items(path: Path) -> Iterator[Item]:
+    for _, (parent,), record in fields(path, (ITEM,)):
+        category = path_of(record.get("categories")) or text(record.get("main_category"))
+        yield make_item(
+            parent, {TITLE: text(record.get("title")), "brand": text(record.get("store")), "category": category}
+        )

@@ -1,0 +1,57 @@
+"""The plain form: a table of interactions and a line of JSON an item."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+from dasearch.data.dataset import Item
+from dasearch.data.readers.base import Raw, Row, by_tab, collect, find, lines, make_item, named_cells, require
+from dasearch.data.rules import Rules
+from dasearch.errors import DataError
+
+INTERACTIONS, ITEMS = "interactions.tsv", "items.jsonl"
+COLUMNS = ("user_id", "item_id", "timestamp")
+RATING = "rating"  # a column that may be there
+FILES = f"{INTERACTIONS} with a first line {' '.join(COLUMNS)} (and rating), tab-separated, and {ITEMS}"
+ORIGIN = "your own, or what `dasearch data convert` writes"
+
+
+def detects(source: Path) -> bool:
+    return any(find(source, name) for name in (INTERACTIONS, ITEMS))
+
+
+def read(source: Path, rules: Rules) -> Raw:
+    """Interactions with items that the item file does not know count as items without a title."""
+    catalogue = require(source, ITEMS, (FILES, ORIGIN))
+    path = require(source, INTERACTIONS, (FILES, ORIGIN))
+    return collect(source.resolve().name, catalogue, list(_items(catalogue)), path, _rows(path))
+
+
+def read_folder(folder: Path) -> Raw:
+    """A plain folder as it stands, before ties and filters."""
+    return read(folder, Rules())
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    for number, found in named_cells(path, by_tab, COLUMNS, optional=[RATING]):
+        user, item, timestamp, rating = cast("list[str]", found)
+        yield number, user, item, timestamp, rating or None
+
+
+def _items(path: Path) -> Iterator[Item]:
+    seen: set[str] = set()
+    for number, line in lines(path):
+        try:
+            record = json.loads(line)
+            item = make_item(str(record["item_id"]), record["attributes"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise DataError(
+                f'{path}, line {number}: not an item; write {{"item_id": "...", "attributes": {{"title": "..."}}}}'
+            ) from None
+        if item.identifier in seen:
+            raise DataError(f"{path}, line {number}: item {item.identifier!r} is there twice; keep one")
+        seen.add(item.identifier)
+        yield item

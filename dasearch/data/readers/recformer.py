@@ -1,0 +1,57 @@
+"""RecFormer's folder of JSON files (Li et al., KDD 2023): only the order of a user's items is known."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dasearch.data.readers.base import Raw, Row, collect, find, make_item, open_text, require
+from dasearch.data.rules import Rules
+from dasearch.errors import DataError
+
+SPLITS = ("train.json", "val.json", "test.json")  # user number -> item numbers; together a user's history
+ITEM_NUMBERS, USER_NUMBERS, METADATA = "smap.json", "umap.json", "meta_data.json"
+FILES = ", ".join((*SPLITS, METADATA, ITEM_NUMBERS, USER_NUMBERS))
+ORIGIN = "fine-tuning data of RecFormer"
+
+
+def detects(source: Path) -> bool:
+    return any(find(source, name) for name in (ITEM_NUMBERS, METADATA))
+
+
+def read(source: Path, rules: Rules) -> Raw:
+    """Timestamps are positions. The files are single JSON values, so each is held whole while it is read."""
+    paths = {name: require(source, name, (FILES, ORIGIN)) for name in (*SPLITS, METADATA, ITEM_NUMBERS, USER_NUMBERS)}
+    items = [make_item(identifier, attributes) for identifier, attributes in _object(paths[METADATA]).items()]
+    rows = _rows(paths)
+    return collect(source.resolve().name, paths[METADATA], items, paths["train.json"], rows)
+
+
+def _rows(paths: dict[str, Path]) -> Iterator[Row]:
+    item_names = {number: name for name, number in _object(paths[ITEM_NUMBERS]).items()}
+    user_names = {str(number): name for name, number in _object(paths[USER_NUMBERS]).items()}
+    splits = [(paths[name], _object(paths[name])) for name in SPLITS]
+    for user in splits[0][1]:
+        position = 0
+        for path, split in splits:
+            for number in split.get(user, ()):
+                if number not in item_names:
+                    raise DataError(f"{path}: user {user} has item {number!r}, which {ITEM_NUMBERS} lacks; fetch both")
+                yield 1, user_names.get(user, user), item_names[number], str(position), None
+                position += 1
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        with open_text(path) as file:
+            found = json.load(file)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg}); fetch the file again") from None
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); fetch the file again") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}, line 1: not a JSON object; fetch the file again")
+    return found

@@ -1,0 +1,234 @@
+"""Any table of interactions, CSV, TSV or Parquet, whose columns the study names."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import polars as pl
+
+from dasearch.data.dataset import TITLE, Item
+from dasearch.data.readers.base import Raw, Row, bare_name, collect, first_of_each, make_item, open_text
+from dasearch.data.rules import Rules
+from dasearch.errors import DataError, suggestion
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+PARQUET = ".parquet"
+SUFFIXES = (*SEPARATORS, PARQUET)
+RATING = "rating"  # the one column that need not be there
+EVENT_COLUMNS = {"user": "user_id", "item": "item_id", "timestamp": "timestamp"}
+USUAL_ATTRIBUTES = (TITLE, "brand", "category")  # taken from the interactions where data.columns names no attribute
+FILES = (
+    "one file, or interactions.csv, .tsv or .parquet, with columns as data.columns names them "
+    "(default: user_id, item_id, timestamp, title), and a table of items if data.items names one"
+)
+ORIGIN = "your own"
+ISO_DATE = r"^\d{4}-\d{2}-\d{2}([T ]|$)"
+MICROSECONDS = 1_000_000
+KEY = "\0"  # a column's name that no attribute has
+
+
+def detects(source: Path) -> bool:
+    if source.is_file():
+        return bare_name(source).endswith(SUFFIXES)
+    return bool(_tables(source))
+
+
+def _tables(folder: Path) -> list[Path]:
+    names = [f"interactions{suffix}{packed}" for suffix in SUFFIXES for packed in ("", ".gz")]
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def read(source: Path, rules: Rules) -> Raw:
+    """Attributes are the other columns that ``data.columns`` names, of the item table or else of the interactions.
+
+    Timestamps are integers, floats or ISO dates; with fractions of a second anywhere, all become microseconds.
+    """
+    path = _interactions(source)
+    names = {**EVENT_COLUMNS, RATING: RATING, **rules.columns}
+    with _readable(path):
+        table = _scan(path)
+        _require_columns(path, table, [names[role] for role in (*EVENT_COLUMNS, *{RATING} & rules.columns.keys())])
+        events = _events(path, table, names)
+    catalogue = path if rules.items is None else _item_table(path, rules.items)
+    with _readable(catalogue):
+        items = first_of_each(_items(catalogue, names, own_table=rules.items is not None))
+    name = bare_name(source).rpartition(".")[0] if source.is_file() else source.resolve().name
+    return collect(name, catalogue, items, path, _rows(events))
+
+
+def _interactions(source: Path) -> Path:
+    found = [source] if source.is_file() else _tables(source)
+    if len(found) != 1:
+        count = "several tables" if found else "no table"
+        raise DataError(f"{source} holds {count} of interactions; name the file as data.source, or hold {FILES}")
+    return found[0]
+
+
+def _item_table(interactions: Path, name: str) -> Path:
+    """The file as named, or beside the interactions."""
+    for candidate in (Path(name).expanduser(), interactions.parent / name):
+        if candidate.is_file():
+            return candidate
+    raise DataError(f"there is no file {name} with items, nor one beside {interactions}; correct data.items")
+
+
+def _scan(path: Path) -> pl.LazyFrame:
+    """Columns of text, save those of Parquet, which have types."""
+    suffix = Path(bare_name(path)).suffix
+    if suffix == PARQUET:
+        return pl.scan_parquet(path)
+    if suffix not in SEPARATORS:
+        raise DataError(f"{path} is none of {', '.join(SUFFIXES)}; rename it by what it is")
+    return pl.scan_csv(path, separator=SEPARATORS[suffix], infer_schema=False)
+
+
+def _collect(frame: pl.LazyFrame) -> pl.DataFrame:
+    """In chunks; all columns are parsed, for a row that has too many is refused only then."""
+    return frame.collect(engine="streaming", optimizations=pl.QueryOptFlags(projection_pushdown=False))
+
+
+def _require_columns(path: Path, table: pl.LazyFrame, wanted: list[str]) -> None:
+    known = table.collect_schema().names()
+    for column in wanted:
+        if column not in known:
+            raise DataError(
+                f"{path}, line 1: no column {column!r}{suggestion(column, known)}; its columns are {', '.join(known)}, "
+                "and data.columns says what they hold, as in {user: customer, item: sku, timestamp: time}"
+            )
+
+
+# --- interactions -------------------------------------------------------------------------------------------------
+
+
+def _events(path: Path, table: pl.LazyFrame, names: Mapping[str, str]) -> pl.DataFrame:
+    """Columns row (from 0), user, item (text), timestamp (Int64), rating (Float64); blank rows left out."""
+    known = table.collect_schema().names()
+    rated = names[RATING] in known
+    text = [pl.col(names[role]).cast(pl.String).replace("", None).alias(role) for role in ("user", "item")]
+    time = pl.col(names["timestamp"]).alias("timestamp")
+    rating = (pl.col(names[RATING]) if rated else pl.lit(None, pl.Float64)).alias(RATING)
+    filled = ~pl.all_horizontal(pl.col("user", "item", "timestamp").is_null())
+    frame = table.select(*text, time, rating).with_row_index("row").filter(filled).pipe(_collect)
+    for role in ("user", "item"):
+        _require_all(path, frame, frame[role], role, "identifier")
+    times = _times(frame["timestamp"])
+    _require_all(path, frame, times, "timestamp", "integer, float or ISO date")
+    ratings = frame[RATING].cast(pl.Float64, strict=False)
+    _require_all(
+        path, frame.filter(frame[RATING].is_not_null()), ratings.filter(frame[RATING].is_not_null()), RATING, "number"
+    )
+    return frame.with_columns(times.alias("timestamp"), ratings.alias(RATING))
+
+
+def _require_all(path: Path, frame: pl.DataFrame, read: pl.Series, column: str, wanted: str) -> None:
+    """Refuse the first row of ``frame`` whose ``column`` could not be ``read``."""
+    bad = frame.filter(read.is_null())
+    if len(bad):
+        value = bad[column][0]
+        problem = f"{column} is empty" if value is None else f"{column} {value!r} is no {wanted}"
+        raise DataError(f"{path}, {_place(path, bad['row'][0])}: {problem}; correct the row or drop it")
+
+
+def _times(column: pl.Series) -> pl.Series:
+    """Int64 in the column's own unit; null where a value is no time."""
+    if column.dtype.is_integer():
+        return column.cast(pl.Int64, strict=False)
+    if column.dtype.is_float():
+        return _whole(column)
+    if column.dtype.is_temporal():
+        return _seconds(column.cast(pl.Datetime("us")))
+    text = column.cast(pl.String).str.strip_chars()
+    dates = text.set(~text.str.contains(ISO_DATE), None).str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
+    read = (text.cast(pl.Int64, strict=False), _whole(text.cast(pl.Float64, strict=False)), _seconds(dates))
+    return min(read, key=lambda times: times.null_count())
+
+
+def _whole(column: pl.Series) -> pl.Series:
+    """Floats as they are where all are whole, else in millionths."""
+    fractions = (column != column.round()).any()
+    return (column * MICROSECONDS if fractions else column).round().cast(pl.Int64, strict=False)
+
+
+def _seconds(dates: pl.Series) -> pl.Series:
+    """Seconds since 1970 where no date has a fraction of one, else microseconds."""
+    times = dates.cast(pl.Int64)
+    return times if (times % MICROSECONDS != 0).any() else times // MICROSECONDS
+
+
+def _rows(events: pl.DataFrame) -> Iterator[Row]:
+    for row, user, item, timestamp, rating in events.iter_rows():
+        yield row, user, item, str(timestamp), rating
+
+
+# --- items --------------------------------------------------------------------------------------------------------
+
+
+def _items(path: Path, names: Mapping[str, str], *, own_table: bool) -> Iterator[Item]:
+    """Items in the order of their first row, with the first value that each attribute has."""
+    table = _scan(path)
+    key = names["item"]
+    _require_columns(path, table, [key])
+    attributes = _attributes(path, table, names, own_table=own_table)
+    columns = [pl.col(column).cast(pl.String).alias(role) for role, column in attributes.items()]
+    wanted = table.select(pl.col(key).cast(pl.String).alias(KEY), *columns).drop_nulls(KEY)
+    first = pl.all().drop_nulls().first()
+    frame = wanted.group_by(KEY, maintain_order=True).agg(first).pipe(_collect)
+    for identifier, *values in frame.iter_rows():
+        yield make_item(identifier, dict(zip(attributes, values, strict=True)))
+
+
+def _attributes(path: Path, table: pl.LazyFrame, names: Mapping[str, str], *, own_table: bool) -> dict[str, str]:
+    """Columns by the attribute they hold: those named, or every other one of an item table, or the usual ones."""
+    known = table.collect_schema().names()
+    named = {role: column for role, column in names.items() if role not in (*EVENT_COLUMNS, RATING)}
+    if named:
+        _require_columns(path, table, list(named.values()))
+        return named
+    return {column: column for column in known if column != names["item"] and (own_table or column in USUAL_ATTRIBUTES)}
+
+
+# --- errors -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What polars says of a file, in one sentence with the line where it can be found."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as error:
+        line = _uneven_line(path)
+        if line is not None:
+            raise DataError(f"{path}, line {line}: more columns than the first line has; quote the cell") from None
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{path}: cannot be read ({reason}); save it as UTF-8 with quoted cells, or as Parquet"
+        ) from None
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows with the number of their last line; a quoted cell may hold several."""
+    with open_text(path) as file:
+        reader = csv.reader(file, delimiter=SEPARATORS[Path(bare_name(path)).suffix])
+        for row in reader:
+            yield reader.line_num, row
+
+
+def _uneven_line(path: Path) -> int | None:
+    if bare_name(path).endswith(PARQUET):
+        return None
+    try:
+        rows = _csv_rows(path)
+        _, header = next(rows)
+        return next((line for line, row in rows if len(row) > len(header)), None)
+    except (OSError, EOFError, StopIteration, UnicodeDecodeError, csv.Error):
+        return None
+
+
+def _place(path: Path, row: int) -> str:
+    if bare_name(path).endswith(PARQUET):
+        return f"row {row + 1}"
+    return f"line {next(itertools.islice(_csv_rows(path), row + 1, None))[0]}"
