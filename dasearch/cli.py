@@ -56,6 +56,13 @@ StorageOption = Annotated[
         metavar="URL", help="Database of the study: an SQLite file or a URL. Default: dasearch.db in the output folder."
     ),
 ]
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="A data set's name, its folder or file, or a study.")
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option("--format", metavar="NAME", help="Its form, of `dasearch data formats`. Default: its files tell."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -282,23 +289,56 @@ def doctor(as_json: JsonOption = False) -> None:
 
 @data_app.command()
 def stats(
-    source: Annotated[
-        str, typer.Argument(metavar="[SOURCE]", help="A data set's name, its folder, or a study.")
-    ] = "complete-journey",
+    source: SourceArgument = "complete-journey",
+    form: FormatOption = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="As in data.min_item_interactions=4; may be repeated."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print a data set's numbers: users, items, interactions, lengths, ties (the paper's table 1 and more)."""
     from dasearch.data import statistics
+    from dasearch.report.data import show_statistics
     from dasearch.search.study import named_dataset
 
-    found = asdict(statistics(named_dataset(source)))
+    found = statistics(named_dataset(source, _reading(changes, form)))
     if as_json:
-        _print_json(found)
-        return
-    width = max(len(name) for name in found)
-    for name, value in found.items():
-        shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if isinstance(value, float) else str(value)
-        _console().print(f"{name.replace('_', ' '):<{width}}  {shown}", highlight=False, markup=False)
+        _print_json(asdict(found))
+    else:
+        show_statistics(_console(), found)
+
+
+@data_app.command()
+def convert(
+    source: SourceArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that is not there yet, or empty.")],
+    form: FormatOption = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="MAP", help='Of a table: "{user: customer, item: sku, timestamp: time, title: name}".'),
+    ] = None,
+    items: Annotated[str | None, typer.Option(metavar="FILE", help="Of a table: a file of items.")] = None,
+) -> None:
+    """Write everything a source holds as interactions.tsv.gz and items.jsonl.gz. Ties and filters are for reading."""
+    from dasearch.data import convert as convert_source
+    from dasearch.search.study import named_source
+
+    written = convert_source(*named_source(source, _reading(None, form, columns, items)), out=out)
+    _console().print(
+        f"{out}: {written.users:,} users, {written.items:,} items, {written.interactions:,} interactions",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+@data_app.command()
+def formats() -> None:
+    """List the forms of data that are read, with the files each wants."""
+    from dasearch.data import DATASETS, READERS
+    from dasearch.report.data import show_formats
+
+    show_formats(_console(), READERS, DATASETS)
 
 
 @bench_app.command()
@@ -414,6 +454,13 @@ def _quiet() -> None:
 def _overrides(changes: list[str] | None, budget: int | None, seed: int | None) -> list[str]:
     own = [("search.budget", budget), ("seed", seed)]
     return [*(changes or []), *(f"{key}={value}" for key, value in own if value is not None)]
+
+
+def _reading(
+    changes: list[str] | None, form: str | None, columns: str | None = None, items: str | None = None
+) -> list[str]:
+    own = [("format", form), ("columns", columns), ("items", items)]
+    return [*(changes or []), *(f"data.{key}={value}" for key, value in own if value is not None)]
 
 
 def _study_name(study: str) -> str:

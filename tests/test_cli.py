@@ -267,7 +267,20 @@ def test_doctor_looks_and_leaves_nothing(
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["run"], ["status"], ["train"], ["evaluate"], ["recommend"], ["data"], ["data", "stats"], ["doctor"]],
+    [
+        [],
+        ["run"],
+        ["status"],
+        ["train"],
+        ["evaluate"],
+        ["recommend"],
+        ["doctor"],
+        ["ablate"],
+        ["data"],
+        ["data", "stats"],
+        ["data", "convert"],
+        ["data", "formats"],
+    ],
 )
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command([*command, "--help"]) == 0
@@ -275,3 +288,34 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert f"Usage: dasearch {' '.join(command)}".strip() in out
     assert "TEXT" not in out  # every option says what it takes
     assert sys.prefix not in out
+
+
+def test_data_convert_stats_and_formats(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "shop.csv").write_text(
+        "who,what,when,name\n" + "".join(f"u{k % 9},i{k % 7},{k},N{k % 7}\n" for k in range(63))
+    )
+    columns = "{user: who, item: what, timestamp: when, title: name}"
+    assert run_command(["data", "convert", "shop.csv", "out", "--columns", columns]) == 0
+    assert capsys.readouterr().out == "out: 9 users, 7 items, 63 interactions\n"
+    assert run_command(["data", "stats", "out", "--format", "plain", "--set", "data.min_user_interactions=7"]) == 0
+    out = capsys.readouterr().out
+    assert "interactions             63" in out
+    assert "5.00 + 2 = 7.00, holds" in out
+    assert run_command(["data", "stats", "out", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["identity"] is True
+    assert run_command(["data", "convert", "toy.yaml", "toy-copy"]) == 0  # a study names its data
+    assert "60 users, 40 items" in capsys.readouterr().out
+    assert run_command(["data", "formats"]) == 0
+    out = capsys.readouterr().out
+    assert "amazon-2018  Category_5.json" in out
+    assert "from: MovieLens 100K" in out
+    for arguments, sentence in (
+        (["stats", "out", "--format", "plian"], "data.format is 'plian'; did you mean plain?"),
+        (["stats", "out", "--set", "data.cor=iterated"], "unknown key data.cor; did you mean core?"),
+        (["stats", "out", "--set", "data.min_rating=3"], "have no ratings; leave out data.min_rating"),
+        (["convert", "toy", "out"], "out exists and is not an empty folder; nothing was written"),
+        (["convert", "shop.csv", "new"], "shop.csv, line 1: no column 'user_id'"),
+        (["convert", "shop.csv", "new", "--columns", "{user: "], "is not a YAML value; quote it"),
+    ):
+        assert sentence in refused(capsys, "data", *arguments)
+    assert not (here / "new").exists()

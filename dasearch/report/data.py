@@ -1,0 +1,37 @@
+"""How data sets and the forms they come in are shown in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from rich.console import Console
+
+from dasearch.data import Statistics
+from dasearch.data.readers import Reader
+
+
+def show_statistics(console: Console, found: Statistics) -> None:
+    """A number a line, and whether those of table 1 agree."""
+    numbers = {name.replace("_", " "): value for name, value in asdict(found).items() if name != "identity"}
+    width = max(map(len, numbers))
+    for name, value in numbers.items():
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if isinstance(value, float) else str(value)
+        console.print(f"{name:<{width}}  {shown}", highlight=False, markup=False)
+    each = found.train_interactions / found.users
+    verdict = "holds" if found.identity else "does not hold: the split lost or repeated interactions"
+    console.print(
+        f"{'check':<{width}}  train interactions / users + 2 = mean length, as in DARec's table 1: "
+        f"{each:.2f} + 2 = {found.mean_length:.2f}, {verdict}",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def show_formats(console: Console, readers: Mapping[str, Reader], names: Mapping[str, object]) -> None:
+    """Each form with the files it wants and where such files come from, then the data sets known by name."""
+    width = max(map(len, readers))
+    for name, reader in readers.items():
+        console.print(f"{name:<{width}}  {reader.FILES}", soft_wrap=True, markup=False)
+        console.print(f"{'':<{width}}  from: {reader.ORIGIN}", soft_wrap=True, markup=False)
+    console.print(f"Any file may be gzipped (.gz). Known by name, without files: {', '.join(names)}.", soft_wrap=True)
