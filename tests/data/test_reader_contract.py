@@ -101,9 +101,9 @@ def test_ties_are_known_where_times_are(tmp_path: Path, form: Form) -> None:
 
 
 @pytest.mark.parametrize("time", ["noon", "", "1e30", "nan"])
-def test_a_timestamp_that_is_none(tmp_path: Path, form: Form, time: str) -> None:
-    if form.name in WITHOUT_TIMES:
-        pytest.skip("positions are timestamps")
+@pytest.mark.parametrize("name", [key for key, form in FORMS.items() if form.name not in WITHOUT_TIMES])
+def test_a_timestamp_that_is_none(tmp_path: Path, name: str, time: str) -> None:
+    form = FORMS[name]
     source = form.write(tmp_path / "data")
     line = form.add(source, form.interactions, form.row("ann", "i1", time))
     with pytest.raises(DataError, match=rf"{form.interactions}, line {line}: .*(timestamp|Time)") as error:
@@ -181,14 +181,89 @@ def test_damaged_gzip(tmp_path: Path, form: Form) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_missing_files_are_named_with_where_they_come_from(tmp_path: Path, form: Form) -> None:
-    if form.name in WITHOUT_CATALOGUE:
-        pytest.skip("one file")
+@pytest.mark.parametrize("name", [key for key, form in FORMS.items() if form.name not in WITHOUT_CATALOGUE])
+def test_missing_files_are_named_with_where_they_come_from(tmp_path: Path, name: str) -> None:
+    form = FORMS[name]
     source = form.write(tmp_path / "data")
     (source / form.catalogue).unlink()
     with pytest.raises(DataError, match=rf"data lacks {form.catalogue} .*this form holds .*\(from: ") as error:
         load_dataset(source, format=form.name)
     assert READERS[form.name].ORIGIN in str(error.value)
+
+
+def test_a_source_that_is_not_there_names_what_its_form_wants(tmp_path: Path) -> None:
+    for name, reader in READERS.items():
+        with pytest.raises(DataError, match=rf"no data set or folder '.*none'; {name} is ") as error:
+            load_dataset(tmp_path / "none", format=name)
+        assert reader.ORIGIN in str(error.value)
+
+
+def test_reviews_are_chosen_by_file_where_a_folder_holds_several(tmp_path: Path) -> None:
+    both = FORMS["2018-core"].write(tmp_path / "both")
+    (both / "Arts.csv").write_text(FORMS["2018-ratings"].files(LOG, TITLES)["Arts.csv"])
+    with pytest.raises(DataError, match=r"both holds several files of reviews \(Arts.csv, Arts_5.json\); name one"):
+        load_dataset(both)
+    for name in ("Arts_5.json", "Arts.csv"):
+        assert sequences(load_dataset(both / name, ties=Ties.KEEP)) == SEQUENCES
+
+
+def test_amazon_texts_that_are_pieces_of_a_page(tmp_path: Path) -> None:
+    """Scraped code, markup and whole pages are no titles; entities and line breaks are repaired."""
+    bad = {"i1": "var aPageStart = (new Date()).getTime();", "i2": '<span class="a">Glue</span>', "i3": "x" * 2000}
+    good = {"i4": "L&#39;Or&eacute;al\n  Pen", "i5": "For children < 5 & > 2 years"}
+    source = FORMS["2018-core"].write(tmp_path / "data", titles=bad | good)
+    items = {item.identifier: dict(item.attributes) for item in read_source(source, Rules()).items}
+    assert [items[item].get("title") for item in bad] == [None] * 3
+    assert items["i4"] == {"title": "L'Oréal Pen", "category": "Arts Paint"}
+    assert items["i5"]["title"] == "For children < 5 & > 2 years"
+
+
+def test_amazon_items_there_twice_count_once(tmp_path: Path) -> None:
+    source = FORMS["2018-core"].write(tmp_path / "data")
+    FORMS["2018-core"].add(source, "meta_Arts.json", '{"asin": "i1", "title": "again", "categories": [["A", "B"]]}')
+    assert titles(load_dataset(source)) == TITLES
+
+
+def test_attributes_of_each_form(tmp_path: Path) -> None:
+    expected = {
+        "plain": {},
+        "2018-ratings": {"category": "Arts Paint"},
+        "2023-core": {"brand": "S", "category": "Arts"},
+        "ml-100k": {"category": "Action Comedy"},
+        "ml-1m": {"category": "Action Comedy"},
+        "ml-csv": {"category": "Action Comedy"},
+        "recbole": {"release_year": "1995", "category": "Action Comedy"},
+        "recformer": {"brand": "B", "category": "C"},
+    }
+    for name, attributes in expected.items():
+        found = load_dataset(FORMS[name].write(tmp_path / name)).items[0].attributes
+        assert list(found.items()) == [("title", TITLES["i1"]), *attributes.items()]
+
+
+def test_movielens_of_other_encodings_and_without_genres(tmp_path: Path) -> None:
+    source = FORMS["ml-1m"].write(tmp_path / "utf8")
+    (source / "movies.dat").write_text("i1::Amélie & more::(no genres listed)\n", encoding="utf-8")
+    item = read_source(source, Rules()).items[0]
+    assert dict(item.attributes) == {"title": "Amélie & more"}
+
+
+def test_unisrec_takes_the_longest_history_and_numbers_where_nothing_names_them(tmp_path: Path) -> None:
+    source = FORMS["unisrec"].write(tmp_path / "data")
+    FORMS["unisrec"].add(source, "Arts.test.inter", "0\t1 0 1 0\t2")
+    FORMS["unisrec"].add(source, "Arts.test.inter", "0\t1\t2")
+    found = sequences(load_dataset(source))
+    assert found["bob"] == ["i2", "i1", "i2", "i1", "i3"]  # bob is the first by time, so number 0
+    assert found["zoë"] == SEQUENCES["zoë"]
+    (source / "Arts.user2index").unlink()
+    assert sequences(load_dataset(source))["0"] == found["bob"]
+
+
+def test_half_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
+    source = FORMS["2023-reviews"].write(tmp_path / "data")
+    FORMS["2023-reviews"].add(source, "meta_Arts.jsonl", '{"parent_asin": "i9", "title": "\\ud83d pen"}')
+    found = load_dataset(source)
+    assert titles(found)["i9"] == "? pen"
+    assert len(found.fingerprint) == 64
 
 
 def test_a_folder_of_two_forms_and_a_wrong_name(tmp_path: Path) -> None:

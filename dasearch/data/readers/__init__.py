@@ -72,12 +72,19 @@ def read_source(source: str | Path, rules: Rules) -> Raw:
         return DATASETS[str(source)](rules.seed)
     path = Path(source).expanduser()
     if not path.exists():
-        hint = suggestion(str(source), list(DATASETS)).removeprefix("; ") or f"known names: {', '.join(DATASETS)}."
-        raise DataError(
-            f"there is no data set or folder {str(source)!r}; {hint} A folder holds {plain.INTERACTIONS} and "
-            f"{plain.ITEMS}, or what `dasearch data formats` lists"
-        )
+        raise DataError(_absent(str(source), rules.format))
     return READERS[format_of(path, rules)].read(path, rules)
+
+
+def _absent(source: str, form: str | None) -> str:
+    if form in READERS:
+        files, origin = READERS[form].FILES, READERS[form].ORIGIN
+        return f"there is no data set or folder {source!r}; {form} is {files} (from: {origin}): correct data.source"
+    hint = suggestion(source, list(DATASETS)).removeprefix("; ") or f"known names: {', '.join(DATASETS)}."
+    return (
+        f"there is no data set or folder {source!r}; {hint} A folder holds {plain.INTERACTIONS} and {plain.ITEMS}, "
+        "or what `dasearch data formats` lists"
+    )
 
 
 def format_of(source: Path, rules: Rules) -> str:
