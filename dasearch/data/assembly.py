@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from dasearch.data.dataset import TITLE, Dataset, IntArray
 from dasearch.data.events import Duplicates, Events, Ties, first_of_pairs, identity_keys, ordered, reduce_to_core
-from dasearch.data.readers.base import Raw
+from dasearch.data.raw import Raw
 from dasearch.data.rules import Rules
 from dasearch.errors import DataError
 

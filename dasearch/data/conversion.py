@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from dasearch.data.raw import Raw
 from dasearch.data.readers import read_source
-from dasearch.data.readers.base import Raw
 from dasearch.data.readers.plain import COLUMNS, INTERACTIONS, ITEMS, RATING
 from dasearch.data.rules import Rules
 from dasearch.errors import DataError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -41,3 +42,7 @@ class Rules:
     def __post_init__(self) -> None:
         for name, kind in (("duplicates", Duplicates), ("ties", Ties), ("core", Core)):
             object.__setattr__(self, name, kind(getattr(self, name)))  # ties="keep" in Python, or a ValueError
+
+    def elsewhere(self) -> Rules:
+        """The same for another source, whose files tell its form, unless columns are named."""
+        return self if self.columns else dataclasses.replace(self, format=None, items=None)

@@ -103,8 +103,8 @@ class Study:
 
     def dataset(self, source: str | None = None) -> Dataset:
         """The study's data, or another source read by the study's rules."""
-        data = self.settings.data
-        dataset = load_dataset(source or data.source, self.rules())
+        data, rules = self.settings.data, self.rules()
+        dataset = load_dataset(data.source, rules) if source is None else load_dataset(source, rules.elsewhere())
         if data.max_users is None:
             return dataset
         return sample_users(dataset, data.max_users, seed=derive_seed(self.settings.seed, "users") % 2**31)

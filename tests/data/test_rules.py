@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dasearch.config import parse_data
+from dasearch.config import parse_data, parse_study
 from dasearch.data import Core, Duplicates, Item, Rules, Ties, load_dataset
 from dasearch.data.assembly import assemble
 from dasearch.data.events import Events, first_of_pairs
 from dasearch.data.readers import Raw
 from dasearch.errors import DataError, StudyError
+from dasearch.search.study import Study
 from tests.data.forms import FORMS
 
 Rows = list[tuple[int, int, int]]  # user, item, time
@@ -126,3 +127,12 @@ def test_a_study_passes_every_rule() -> None:
     assert parse_data("x").rules(seed=0) == Rules()
     with pytest.raises(StudyError, match=r"--set: unknown key data\.duplicate; did you mean duplicates\?"):
         parse_data("x", ["data.duplicate=first"])
+
+
+def test_a_study_reads_another_source_in_the_form_it_has(tmp_path: Path) -> None:
+    settings = {"source": str(FORMS["2018-core"].write(tmp_path / "own")), "format": "amazon-2018", "ties": "keep"}
+    study = Study(parse_study({"name": "x", "data": settings}))
+    other = FORMS["plain"].write(tmp_path / "other")
+    assert [s.tolist() for s in study.dataset(str(other)).sequences] == [s.tolist() for s in study.dataset().sequences]
+    rules = Rules(columns={"user": "u"}, format="table")
+    assert rules.elsewhere() == rules

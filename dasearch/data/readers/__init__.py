@@ -9,6 +9,7 @@ from typing import Any
 
 from dasearch.data.assembly import assemble
 from dasearch.data.dataset import Dataset
+from dasearch.data.raw import Raw
 from dasearch.data.readers import (
     amazon_2018,
     amazon_2023,
@@ -19,7 +20,7 @@ from dasearch.data.readers import (
     table,
     unisrec,
 )
-from dasearch.data.readers.base import Raw, Reader
+from dasearch.data.readers.base import Reader
 from dasearch.data.readers.complete_journey import read_complete_journey
 from dasearch.data.readers.plain import read_folder
 from dasearch.data.rules import Rules

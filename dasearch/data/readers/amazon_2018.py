@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dasearch.data.dataset import TITLE, Item
+from dasearch.data.raw import Raw
 from dasearch.data.readers.amazon import detects_release, fields, files_of, path_of, text
 from dasearch.data.readers.base import (
-    Raw,
     Row,
     bare_name,
     by_comma,

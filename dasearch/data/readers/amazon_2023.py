@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import cast
 
 from dasearch.data.dataset import TITLE, Item
+from dasearch.data.raw import Raw
 from dasearch.data.readers.amazon import detects_release, fields, files_of, path_of, text
-from dasearch.data.readers.base import Raw, Row, bare_name, by_comma, collect, first_of_each, make_item, named_cells
+from dasearch.data.readers.base import Row, bare_name, by_comma, collect, first_of_each, make_item, named_cells
 from dasearch.data.rules import Rules
 
 SUFFIX = ".jsonl"

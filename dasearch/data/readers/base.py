@@ -11,35 +11,20 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, NoReturn, Protocol
+from typing import IO, Any, NoReturn, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from dasearch.data.dataset import TITLE, Item
 from dasearch.data.events import Events
+from dasearch.data.raw import Raw
 from dasearch.data.rules import Rules
 from dasearch.errors import DataError
 
 UTF8 = "utf-8-sig"  # with or without the mark that spreadsheets put first
 NO_ATTRIBUTES: dict[str, str] = {}  # shared by all items that only interactions know
 UNRATED = float("nan")
-Ratings = npt.NDArray[np.float32]
 Row = tuple[int, str, str, str, Any]  # line, user, item, timestamp, rating (None: unrated)
-
-
-class Raw(NamedTuple):
-    """What a reader finds before ties and filters; ``catalogue`` says in messages where the items stand.
-
-    Shapes: ratings ``(events,)``, nan where an event has none; None if no event has one.
-    """
-
-    name: str
-    catalogue: str
-    users: list[str]
-    items: list[Item]
-    events: Events
-    ratings: Ratings | None = None
 
 
 class Reader(Protocol):

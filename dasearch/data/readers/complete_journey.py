@@ -9,7 +9,7 @@ import polars as pl
 
 from dasearch.data.dataset import TITLE, IntArray, Item
 from dasearch.data.events import Events, seeded_hash
-from dasearch.data.readers.base import Raw
+from dasearch.data.raw import Raw
 from dasearch.errors import DataError
 
 MIN_BUYERS = 200  # products with so many buying households

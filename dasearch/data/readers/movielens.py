@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, cast
 
 from dasearch.data.dataset import TITLE, Item
+from dasearch.data.raw import Raw
 from dasearch.data.readers.base import (
     UTF8,
-    Raw,
     Row,
     by_comma,
     by_tab,
@@ -109,7 +110,7 @@ def _encoding(path: Path) -> str:
                 pass
     except UnicodeDecodeError:
         return "latin-1"
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error}); fetch it again") from None
     return UTF8
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import cast
 
 from dasearch.data.dataset import Item
-from dasearch.data.readers.base import Raw, Row, by_tab, collect, find, lines, make_item, named_cells, require
+from dasearch.data.raw import Raw
+from dasearch.data.readers.base import Row, by_tab, collect, find, lines, make_item, named_cells, require
 from dasearch.data.rules import Rules
 from dasearch.errors import DataError
 

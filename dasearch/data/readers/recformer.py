@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dasearch.data.readers.base import Raw, Row, collect, find, make_item, open_text, require
+from dasearch.data.raw import Raw
+from dasearch.data.readers.base import Row, collect, find, make_item, open_text, require
 from dasearch.data.rules import Rules
 from dasearch.errors import DataError
 

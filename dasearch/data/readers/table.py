@@ -11,7 +11,8 @@ from pathlib import Path
 import polars as pl
 
 from dasearch.data.dataset import TITLE, Item
-from dasearch.data.readers.base import Raw, Row, bare_name, collect, first_of_each, make_item, open_text
+from dasearch.data.raw import Raw
+from dasearch.data.readers.base import Row, bare_name, collect, first_of_each, make_item, open_text
 from dasearch.data.rules import Rules
 from dasearch.errors import DataError, suggestion
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import cast
 
 from dasearch.data.dataset import TITLE, Item
+from dasearch.data.raw import Raw
 from dasearch.data.readers.base import (
-    Raw,
     Row,
     by_tab,
     cells,

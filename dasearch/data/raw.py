@@ -1,0 +1,27 @@
+"""A source as it was read, before any rule applies."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dasearch.data.dataset import Item
+from dasearch.data.events import Events
+
+Ratings = npt.NDArray[np.float32]
+
+
+class Raw(NamedTuple):
+    """What a reader finds before ties and filters; ``catalogue`` says in messages where the items stand.
+
+    Shapes: ratings ``(events,)``, nan where an event has none; None if no event has one.
+    """
+
+    name: str
+    catalogue: str
+    users: list[str]
+    items: list[Item]
+    events: Events
+    ratings: Ratings | None = None
