@@ -93,6 +93,9 @@ def test_a_refused_row_of_parquet(tmp_path: Path) -> None:
     path = shop(tmp_path / "shop.parquet", ["1", "2", "x"])
     with pytest.raises(DataError, match=r"shop\.parquet, row 3: timestamp 'x' is no"):
         read(path)
+    frame([1, 2, 3]).with_columns(customer=pl.Series(["ann", "", "ann"])).write_parquet(path)
+    with pytest.raises(DataError, match=r"shop\.parquet, row 2: user is empty; correct the row or drop it"):
+        read(path)
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(DataError, match=r"shop\.parquet: cannot be read \(") as error:
         read(path)
