@@ -52,5 +52,5 @@ def test_counts_to_check_against_are_table_1(name: str) -> None:
 
 def test_online_retail_is_read_by_visit() -> None:
     study = load_study("online-retail")
-    assert (study.data.ties, study.data.bo_fraction, study.data.max_items) == (Ties.ONE, 0.2, 10)
+    assert (study.data.ties, study.data.bo_fraction, study.data.max_items) == (Ties.ONE, 0.25, 10)
     assert study.trial == load_study("amazon-scientific").trial
