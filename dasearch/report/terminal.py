@@ -26,6 +26,7 @@ HEADINGS = {
     FINAL: "Final training on all users",
     ABLATION: "Ablation: one thing changed at a time, the same seeds for all",
 }
+SURE = 0.05  # corrected p below which a lead is called one
 LM_EVERY = 25  # steps of tiny-opt's training between two updates of the live line
 
 
@@ -217,18 +218,19 @@ def spread(result: Result) -> str:
 
 def against_baselines(results: Sequence[Result], metric: str = "NDCG@10") -> str:
     """One sentence: which rows the winner stands above and below, and of which no one can say."""
-    found: dict[str, list[str]] = {"above": [], "below": [], "level (within its interval) with": []}
+    found: dict[str, list[str]] = {
+        "above": [],
+        "below": [],
+        "level, within what these seeds and users can tell, with": [],
+    }
+    above, below, level = found.values()
     for result in results:
-        if result.metric == metric and result.lead is not None:
-            found[_standing(result.lead)].append(result.name)
+        if result.metric != metric or result.lead is None:
+            continue
+        sure = (result.p or 0.0) < SURE and not result.lead.low <= 0 <= result.lead.high
+        (level if not sure else above if result.lead.mean > 0 else below).append(result.name)
     parts = [f"{words} {', '.join(names)}" for words, names in found.items() if names]
     return f"In {metric} the winner stands {'; '.join(parts)}."
-
-
-def _standing(lead: Interval) -> str:
-    if lead.low > 0:
-        return "above"
-    return "below" if lead.high < 0 else "level (within its interval) with"
 
 
 def next_steps(status: Status, command: str) -> list[str]:
