@@ -184,6 +184,8 @@ def test_its_id_model_is_a_baseline(case: Case) -> None:
     ranks = case.materials.method.baseline_ranks(development.users, development.train, development.valid)
     (name,) = ranks
     own = case.materials.method.settings
-    assert name == (ENCODERS[own.encoder.name].title if isinstance(own, EncoderStudy) else "NCF")
+    assert name == (
+        ENCODERS[own.encoder.name].title if isinstance(own, EncoderStudy) else own.model.collaborative.upper()
+    )
     assert ranks[name].min() >= 1
     assert ranks[name].max() <= len(DATASET.items)
