@@ -30,15 +30,27 @@ def table(results: list[Result], trainings: list[FinalTraining]) -> str:
         f"| | {' | '.join(METRICS)} | winner's lead in NDCG@10 [95%] | p (Holm) | trained parameters | s a training |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name in dict.fromkeys(result.name for result in results):
+    for name, title in titles(results).items():
         rows = {result.metric: result for result in results if result.name == name}
         own = [training for training in trainings if training.name == name]
         seconds = f"{statistics.mean(training.seconds for training in own):.0f}" if own else ""
-        layout = f" {rows['MRR'].layout}" if rows["MRR"].layout else ""
         cells = [*(spread(rows[metric]) for metric in METRICS), *lead(rows["NDCG@10"])]
         cells += [f"{own[0].parameters:,}" if own else "", seconds]
-        lines.append(f"| {name}{layout} | {' | '.join(cells)} |")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def titles(results: list[Result]) -> dict[str, str]:
+    """What to call each row; one model under several names is one row."""
+    found: dict[str, str] = {}
+    layouts = {result.name: result.layout for result in results}
+    for name, layout in layouts.items():
+        first = next((other for other in found if layout and layouts[other] == layout), None)
+        if first is None:
+            found[name] = f"{name} {layout}" if layout else name
+        else:
+            found[first] = f"{first} = {name} {layout}"
+    return found
 
 
 def spread(result: Result) -> str:
