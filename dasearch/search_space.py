@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -78,16 +79,16 @@ class SearchSpace:
     def sites(self) -> tuple[str, ...]:
         return tuple(self.file.sites)
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """``layer01.causal`` and so on, a name a bit."""
         return site_names(self.replaced, self.sites)
 
-    @property
+    @cached_property
     def fixed(self) -> dict[str, Choice]:
         return {n: choice for pattern, choice in self.file.fixed.items() for n in fnmatch.filter(self.names, pattern)}
 
-    @property
+    @cached_property
     def leaders(self) -> dict[str, str]:
         """For every bit the bit it follows (itself, where no constraint joins it to an earlier one)."""
         leaders = {name: name for name in self.names}
@@ -99,7 +100,7 @@ class SearchSpace:
             leaders = {name: first if leader in joined else leader for name, leader in leaders.items()}
         return leaders
 
-    @property
+    @cached_property
     def free(self) -> tuple[str, ...]:
         """The bits that a search chooses."""
         return tuple(n for n, leader in self.leaders.items() if n == leader and n not in self.fixed)
