@@ -168,8 +168,8 @@ def results_table(results: Sequence[Result], width: int) -> Table:
     columns |= {metric: _spread_of(metric) for metric in metrics}
     columns |= {
         "95% interval": lambda rows: f"[{rows[last].low:.4f}, {rows[last].high:.4f}]",
-        "winner's lead": lambda rows: _lead(rows[last]),
-        "p": lambda rows: _p(rows[last]),
+        "winner's lead": lambda rows: lead_text(rows[last]),
+        "p": lambda rows: p_text(rows[last]),
     }
     names = list(dict.fromkeys(result.name for result in results))
     by_name = {name: {result.metric: result for result in results if result.name == name} for name in names}
@@ -196,12 +196,14 @@ def _fitting(cells: dict[str, list[str]], width: int) -> list[str]:
     return kept
 
 
-def _lead(result: Result) -> str:
+def lead_text(result: Result) -> str:
+    """The winner's mean lead over a row with its interval; nothing for the winner itself."""
     lead = result.lead
     return "" if lead is None else f"{lead.mean:+.4f} [{lead.low:+.4f}, {lead.high:+.4f}]"
 
 
-def _p(result: Result) -> str:
+def p_text(result: Result) -> str:
+    """``0.012`` or ``<.001``."""
     if result.p is None:
         return ""
     return f"{result.p:.3f}" if result.p >= 0.001 else "<.001"
@@ -278,10 +280,20 @@ def show_estimate(console: Console, yaml: str, estimate: Estimate) -> None:
     console.print("  early stopping shortens it; tiny-opt's own first training adds to it")
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 trial``, ``2 trials``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def symmetric(interval: Interval, sign: str = "") -> str:
     """``0.1234 ±0.0056``; a single seed has no width to show."""
     half = interval.high - interval.mean
     return f"{interval.mean:{sign}.4f}" if math.isinf(half) else f"{interval.mean:{sign}.4f} ±{half:.4f}"
+
+
+def finite_record(interval: Interval) -> dict[str, float | None]:
+    """As JSON values: JSON has no infinity, so an interval of a single seed has no ends."""
+    return {name: value if math.isfinite(value) else None for name, value in interval._asdict().items()}
 
 
 def plain_table(title: str) -> Table:

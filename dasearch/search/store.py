@@ -10,24 +10,30 @@ import json
 import os
 import sqlite3
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
 from sqlalchemy import (
     BigInteger,
+    DateTime,
     Engine,
     Float,
     ForeignKey,
     String,
     Text,
     UniqueConstraint,
+    column,
     create_engine,
     delete,
     event,
     inspect,
     select,
+    table,
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
@@ -191,6 +197,29 @@ class Stored(NamedTuple):
     space_hash: str
     dataset: dict[str, Any]
     phase: str
+    versions: dict[str, str]
+    created: float
+
+
+class TrialRecord(NamedTuple):
+    """A trial as Optuna's tables have it.
+
+    Attributes:
+        state: of `optuna.trial.TrialState`, in lower case.
+        params: the choice of each parameter, by name; of a waiting trial what it was enqueued with.
+        curve: intermediate values by step; one that is not finite is left out.
+        retry_of: the number of the failed trial that this one repeats.
+    """
+
+    number: int
+    state: str
+    score: float | None
+    params: dict[str, Any]
+    curve: dict[int, float]
+    attributes: dict[str, Any]
+    retry_of: int | None
+    started: datetime | None
+    ended: datetime | None
 
 
 class Confirmation(NamedTuple):
@@ -303,6 +332,8 @@ class Store:
                 row.space_hash,
                 json.loads(row.dataset),
                 row.phase,
+                json.loads(row.versions),
+                row.created,
             )
 
     def begin(
@@ -364,6 +395,28 @@ class Store:
                 select(EpochRow).filter_by(study_id=self._row(session, name).id, run=run).order_by(EpochRow.number)
             )
             return [Epoch(row.number, json.loads(row.losses), json.loads(row.metrics), row.seconds) for row in rows]
+
+    def epochs_by_run(self, name: str) -> dict[str, list[Epoch]]:
+        """Every recorded epoch of a study."""
+        found: dict[str, list[Epoch]] = defaultdict(list)
+        with Session(self._engine) as session:
+            kept = (EpochRow.run, EpochRow.number, EpochRow.losses, EpochRow.metrics, EpochRow.seconds)
+            of_study = EpochRow.study_id == self._row(session, name).id
+            for run, number, losses, metrics, seconds in session.execute(
+                select(*kept).where(of_study).order_by(EpochRow.number)
+            ):
+                found[run].append(Epoch(number, json.loads(losses), json.loads(metrics), seconds))
+        return dict(found)
+
+    def trials(self, name: str) -> list[TrialRecord]:
+        """Every trial, by number, without Optuna's objects: of those 1,000 trials of 90 sites take seconds to build."""
+        with Session(self._engine) as session:
+            study = session.scalar(select(_STUDIES.c.study_id).where(_STUDIES.c.study_name == name))
+            rows = session.execute(select(*_TRIALS.c).where(_TRIALS.c.study_id == study).order_by(_TRIALS.c.number))
+            parts = {part: _of_trials(session, study, part, kept) for part, kept in _TRIAL_PARTS.items()}
+            return [
+                _trial(row._mapping, {part: found[row.trial_id] for part, found in parts.items()}) for row in rows.all()
+            ]
 
     def add_proposal(self, name: str, proposal: Proposal) -> None:
         with Session(self._engine) as session, session.begin():
@@ -484,6 +537,67 @@ class Store:
             known = ", ".join(self.study_names()) or "none"
             raise StoreError(f"there is no study {name!r} in {_shown(self.url)}; studies there: {known}")
         return row
+
+
+# Optuna's tables, as far as `Store.trials` reads them
+_STUDIES = table("studies", column("study_id"), column("study_name"))
+_TRIALS = table(
+    "trials",
+    *(column(key) for key in ("trial_id", "study_id", "number", "state")),
+    *(column(key, DateTime) for key in ("datetime_start", "datetime_complete")),
+)
+_TRIAL_PARTS = {
+    "trial_values": ("objective", "value"),
+    "trial_params": ("param_name", "param_value", "distribution_json"),
+    "trial_intermediate_values": ("step", "intermediate_value"),
+    "trial_user_attributes": ("key", "value_json"),
+    "trial_system_attributes": ("key", "value_json"),
+}
+_SYSTEM_KEYS = ("retry_history", "fixed_params")  # a claim is as long as a layout and not needed
+
+
+def _of_trials(
+    session: Session, study: int | None, part: str, kept: tuple[str, ...]
+) -> dict[int, list[tuple[Any, ...]]]:
+    """The rows of one of Optuna's tables, by trial."""
+    rows_of = table(part, column("trial_id"), *(column(key) for key in kept))
+    query = (
+        select(*rows_of.c).join(_TRIALS, _TRIALS.c.trial_id == rows_of.c.trial_id).where(_TRIALS.c.study_id == study)
+    )
+    if part == "trial_system_attributes":
+        query = query.where(rows_of.c.key.in_(_SYSTEM_KEYS))
+    found: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
+    for trial, *values in session.execute(query):
+        found[trial].append(tuple(values))
+    return found
+
+
+def _trial(row: Mapping[Any, Any], parts: Mapping[str, list[tuple[Any, ...]]]) -> TrialRecord:
+    system = {key: json.loads(value) for key, value in parts["trial_system_attributes"]}
+    params = {key: _choices(chosen)[int(value)] for key, value, chosen in parts["trial_params"]}
+    retried = system.get("retry_history") or [None]
+    return TrialRecord(
+        number=row["number"],
+        state=str(row["state"]).lower(),
+        score=next((value for _, value in parts["trial_values"]), None),
+        params={**system.get("fixed_params", {}), **params},
+        curve={step: value for step, value in sorted(parts["trial_intermediate_values"]) if value is not None},
+        attributes={key: json.loads(value) for key, value in parts["trial_user_attributes"]},
+        retry_of=retried[-1],
+        started=_utc(row["datetime_start"]),
+        ended=_utc(row["datetime_complete"]),
+    )
+
+
+def _utc(stored: datetime | None) -> datetime | None:
+    """Optuna keeps UTC without saying so."""
+    return None if stored is None else stored.replace(tzinfo=UTC)
+
+
+@lru_cache(maxsize=256)
+def _choices(distribution: str) -> tuple[Any, ...]:
+    """Of one of Optuna's categorical distributions, written as JSON."""
+    return tuple(json.loads(distribution)["attributes"]["choices"])
 
 
 def _result_rows(study: int, result: Result) -> list[Base]:

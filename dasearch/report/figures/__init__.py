@@ -1,0 +1,106 @@
+"""Figures of a study: each a pure function of a `StudyView` and a `Theme`.
+
+Where there is nothing to draw yet a figure is one sentence. `FIGURES` lists them in the order of a report.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import plotly.graph_objects as go
+
+from dasearch.report.figures.layouts import best_against_serial, best_layout, hamming_map, layout_difference
+from dasearch.report.figures.scores import best_so_far, confirmation, learning_curves, score_against_cost
+from dasearch.report.figures.search import calibration, theta_over_trials, timeline
+from dasearch.report.figures.structure import main_effects, pair_interactions
+from dasearch.report.theme import Theme
+from dasearch.report.view import StudyView
+
+
+class Drawing(NamedTuple):
+    """A figure by its title; ``shows`` says how to read it."""
+
+    title: str
+    shows: str
+    draw: Callable[[StudyView, Theme], go.Figure]
+
+
+FIGURES: dict[str, Drawing] = {
+    "layout": Drawing(
+        "The best layout",
+        "S (blue) is serial, P (orange) parallel; the paler a cell, the fewer of the top layouts agree with it.",
+        best_layout,
+    ),
+    "best-so-far": Drawing(
+        "Best so far, against the controls",
+        "Every evaluation and the best until then; lines are confirmed controls, the band the noise of one training "
+        "(sd over fresh seeds).",
+        best_so_far,
+    ),
+    "confirmation": Drawing(
+        "Confirmation with fresh seeds",
+        "Means with 95% t intervals; small marks are the single trainings. Nothing here was used to choose.",
+        confirmation,
+    ),
+    "difference": Drawing(
+        "All-serial against the best other layout",
+        "Cells with an arrow differ; S (blue) is serial, P (orange) parallel.",
+        best_against_serial,
+    ),
+    "main-effects": Drawing(
+        "What each layer wants",
+        "The surrogate's mean effect of parallel instead of serial, ± one posterior sd; above zero favours parallel.",
+        main_effects,
+    ),
+    "pairs": Drawing(
+        "Strongest interactions",
+        "How much the effect of one site changes when another is parallel too, ± one posterior sd.",
+        pair_interactions,
+    ),
+    "hamming": Drawing(
+        "Map of the evaluated layouts",
+        "Near points are layouts that differ at few sites (classical scaling of Hamming distances); the axes have no unit.",
+        hamming_map,
+    ),
+    "curves": Drawing(
+        "Learning curves",
+        "Validation MRR after each epoch of each trial; a trial that ended early is marked.",
+        learning_curves,
+    ),
+    "theta": Drawing(
+        "Probabilistic reparameterization over the search",
+        "The probability of parallel at each site (blue 0, orange 1) where the acquisition function was largest; startup "
+        "trials have none.",
+        theta_over_trials,
+    ),
+    "calibration": Drawing(
+        "Was the surrogate calibrated?",
+        "What was predicted before each trial, with its 95% interval, against what came out; perfect is the diagonal.",
+        calibration,
+    ),
+    "cost": Drawing(
+        "Score against cost", "Each evaluation by its seconds and by its trained parameters.", score_against_cost
+    ),
+    "timeline": Drawing(
+        "Timeline",
+        "When each trial ran; a lane holds what ran one after another, so lanes are workers at work.",
+        timeline,
+    ),
+}
+
+__all__ = [
+    "FIGURES",
+    "Drawing",
+    "best_against_serial",
+    "best_layout",
+    "best_so_far",
+    "calibration",
+    "confirmation",
+    "hamming_map",
+    "layout_difference",
+    "learning_curves",
+    "main_effects",
+    "pair_interactions",
+    "score_against_cost",
+    "theta_over_trials",
+    "timeline",
+]

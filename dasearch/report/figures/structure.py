@@ -1,0 +1,100 @@
+"""What the surrogate learned: the effect of each site, and the strongest interactions."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from dasearch.bayes.choices import LAYERED_NAME
+from dasearch.report.learned import FEWEST, Effect, Learned
+from dasearch.report.theme import NEUTRAL, PARALLEL, SERIAL, Theme, drawn, finished, nothing
+from dasearch.report.view import StudyView
+from dasearch.search.confirmation import OBJECTIVE
+
+TOO_FEW = f"The surrogate needs {FEWEST} complete trials before it says anything."
+PANEL, ROW, FRAME = 150, 42, 110  # pixels
+CLEAR = 2.0  # sd from zero at which an effect is called clear
+
+
+def main_effects(view: StudyView, theme: Theme) -> go.Figure:
+    """Effects of parallel instead of serial with ± sd, a panel a site, by layer."""
+    learned = view.learned
+    if learned is None:
+        return nothing(theme, TOO_FEW)
+    placed = [(_place(effect.sites[0]), effect) for effect in learned.main]
+    sites = [site for site in view.space.sites if any(at[1] == site for at, _ in placed)]
+    found = make_subplots(rows=len(sites), cols=1, shared_xaxes=True, subplot_titles=sites, vertical_spacing=0.09)
+    for row, site in enumerate(sites, start=1):
+        chosen = [(layer, effect) for (layer, own), effect in placed if own == site]
+        found.add_trace(_effects([layer for layer, _ in chosen], [effect for _, effect in chosen]), row=row, col=1)
+    found.update_xaxes(title_text="layer", row=len(sites), col=1)
+    if view.space.backbone_layers <= 16:
+        found.update_xaxes(dtick=1)
+    found.update_yaxes(zeroline=True, zerolinewidth=2, matches="y")
+    return finished(found, theme, says=_main_words(learned), height=FRAME + PANEL * len(sites))
+
+
+def _effects(layers: list[int], effects: list[Effect]) -> go.Scatter:
+    return go.Scatter(
+        x=layers,
+        y=[effect.mean for effect in effects],
+        error_y={"type": "data", "array": [effect.sd for effect in effects], "thickness": 1.5, "color": NEUTRAL},
+        mode="markers",
+        showlegend=False,
+        text=[effect.sites[0] for effect in effects],
+        hovertemplate="%{text}: %{y:+.5f} ± %{error_y.array:.5f}<extra></extra>",
+        marker={"size": 9, "color": [PARALLEL if effect.mean > 0 else SERIAL for effect in effects]},
+    )
+
+
+def _main_words(learned: Learned) -> str:
+    strongest = max(learned.main, key=lambda effect: abs(effect.mean))
+    clear = sum(abs(effect.mean) > CLEAR * effect.sd for effect in learned.main)
+    side = "parallel" if strongest.mean > 0 else "serial"
+    part = (
+        ""
+        if learned.fitted == learned.evaluated
+        else f", fitted to {learned.fitted} of {learned.evaluated} evaluations"
+    )
+    return (
+        f"The strongest effect is at {strongest.sites[0]}, which wants {side}: {strongest.mean:+.5f} {OBJECTIVE} "
+        f"(sd {strongest.sd:.5f}){part}. {clear} of {len(learned.main)} effects are more than {CLEAR:.0f} sd from zero."
+    )
+
+
+def pair_interactions(view: StudyView, theme: Theme) -> go.Figure:
+    """The strongest interactions with ± sd, the strongest on top."""
+    learned = view.learned
+    if learned is None:
+        return nothing(theme, TOO_FEW)
+    if not learned.pairs:
+        return nothing(theme, "One free site has nothing to interact with.")
+    trace = go.Scatter(
+        x=[effect.mean for effect in learned.pairs],
+        y=[" ×<br>".join(map(short, effect.sites)) for effect in learned.pairs],
+        error_x={"type": "data", "array": [effect.sd for effect in learned.pairs], "thickness": 1.5, "color": NEUTRAL},
+        mode="markers",
+        marker={"size": 9, "color": NEUTRAL},
+        hovertemplate="%{y}: %{x:+.5f} ± %{error_x.array:.5f}<extra></extra>",
+    )
+    strongest = learned.pairs[0]
+    says = (
+        f"The strongest interaction is {' with '.join(strongest.sites)}: {strongest.mean:+.5f} {OBJECTIVE} "
+        f"(sd {strongest.sd:.5f})."
+    )
+    x = {"title": {"text": f"interaction in {OBJECTIVE}"}, "zeroline": True, "zerolinewidth": 2, "nticks": 5}
+    height = FRAME + ROW * len(learned.pairs)
+    return drawn(theme, trace, says=says, height=height, xaxis=x, yaxis={"autorange": "reversed"})
+
+
+def short(name: str) -> str:
+    """``3 context`` for ``layer03.context``."""
+    layer, site = _place(name)
+    return f"{layer} {site}"
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Layer, counted from 1, and site of ``layer03.context``."""
+    match = LAYERED_NAME.match(name)
+    assert match is not None, name  # `layout.site_names` makes them all
+    return int(match["layer"]), match["site"]

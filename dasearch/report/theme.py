@@ -1,0 +1,121 @@
+"""One colour language for every figure and page, readable for the colour-blind, in light and dark.
+
+Colours: Okabe & Ito 2008, "Color Universal Design". A colour that carries meaning is the same in both themes, and every
+state has a symbol of its own beside its colour. A theme decides the paper and the ink, which are layout: the traces of a
+figure are the same under every theme, so that a page can change its theme without drawing anew.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from dasearch.layout import Layout
+from dasearch.report.view import State
+from dasearch.search.confirmation import ALL_PARALLEL, ALL_SERIAL
+
+SERIAL, PARALLEL = "#0072B2", "#E69F00"
+UNDECIDED = "#DFE3E8"  # between serial and parallel
+NEUTRAL = "#8A8F98"  # 3:1 and more against both papers
+BEST = "#D55E00"
+CHOICE_SCALE = [[0.0, SERIAL], [0.5, UNDECIDED], [1.0, PARALLEL]]
+SCORE_SCALE = "Cividis"  # made for colour-blind eyes (Nuñez et al. 2018)
+ROLE_COLOURS = {ALL_SERIAL: SERIAL, ALL_PARALLEL: PARALLEL}
+STATE_COLOURS = {
+    State.COMPLETE: "#009E73",
+    State.RUNNING: "#56B4E9",
+    State.WAITING: NEUTRAL,
+    State.PRUNED: "#CC79A7",
+    State.FAIL: BEST,
+}
+STATE_SYMBOLS = {
+    State.COMPLETE: "circle",
+    State.RUNNING: "triangle-right",
+    State.WAITING: "circle-open",
+    State.PRUNED: "diamond",
+    State.FAIL: "x",
+}
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
+HEIGHT = 380  # pixels
+BRIEF = 23  # letters of a layout of 6 layers of 3 sites
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Paper and ink."""
+
+    name: str
+    paper: str
+    ink: str
+    faint: str
+
+    @property
+    def template(self) -> go.layout.Template:
+        axis = {
+            "gridcolor": self.faint,
+            "zerolinecolor": self.faint,
+            "linecolor": self.faint,
+            "automargin": True,
+            "exponentformat": "none",
+            "title": {"standoff": 8},
+        }
+        return go.layout.Template(
+            layout={
+                "paper_bgcolor": self.paper,
+                "plot_bgcolor": self.paper,
+                "font": {"family": FONT, "size": 13, "color": self.ink},
+                "hoverlabel": {"bgcolor": self.paper, "font": {"color": self.ink}, "bordercolor": self.faint},
+                "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
+                "margin": {"l": 50, "r": 16, "t": 30, "b": 50},
+                "colorway": [NEUTRAL],
+                "xaxis": axis,
+                "yaxis": axis,
+            }
+        )
+
+
+LIGHT = Theme("light", paper="#FFFFFF", ink="#1F2328", faint="#E2E6EA")
+DARK = Theme("dark", paper="#14171C", ink="#E6E8EB", faint="#30363D")
+THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
+
+
+def drawn(theme: Theme, *traces: Any, says: str, height: int = HEIGHT, **layout: Any) -> go.Figure:
+    """A figure that says in one or two sentences what it shows (`words`), for those who cannot see it."""
+    found = go.Figure(list(traces))
+    return finished(found, theme, says=says, height=height, **layout)
+
+
+def finished(figure: go.Figure, theme: Theme, *, says: str, height: int = HEIGHT, **layout: Any) -> go.Figure:
+    """A figure with its theme and its words."""
+    return figure.update_layout(template=theme.template, height=height, meta={"says": says}, **layout)
+
+
+def nothing(theme: Theme, sentence: str) -> go.Figure:
+    """A sentence in place of traces."""
+    hidden = {"visible": False}
+    said = {"text": escaped(sentence), "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
+    return drawn(theme, says=sentence, height=120, annotations=[said], xaxis=hidden, yaxis=hidden)
+
+
+def words(figure: go.Figure) -> str:
+    """What a figure shows, in a sentence or two."""
+    meta: Mapping[str, str] = figure.layout.meta
+    return meta["says"]
+
+
+def escaped(text: object) -> str:
+    """Plotly reads tags in its texts; names must not become any."""
+    return html.escape(str(text), quote=False)
+
+
+def brief(layout: Layout | None) -> str:
+    """A layout as a label: a long one without its middle."""
+    text = str(layout or "")
+    if len(text) <= BRIEF:
+        return text
+    half = BRIEF // 2
+    return f"{text[:half]}…{text[-half:]}"

@@ -1,0 +1,258 @@
+"""Everything that a report, a figure or a dashboard shows of one study, read in one go and immutable.
+
+Nothing here knows HTML, and nothing but `read_view` knows the store.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+from dasearch.bayes import Proposal
+from dasearch.config import StudySettings, parse_study
+from dasearch.errors import StoreError, WrongUse
+from dasearch.layout import Difference, Layout
+from dasearch.report.learned import Learned, learn
+from dasearch.search.confirmation import OBJECTIVE, Standing, standings, t_interval
+from dasearch.search.runner import BROKEN
+from dasearch.search.store import Artifact, Confirmation, FinalTraining, Result, Store, TrialRecord
+from dasearch.search.study import stored_space
+from dasearch.search_space import SearchSpace
+from dasearch.training.loop import Epoch
+from dasearch.training.metrics import Interval
+
+
+class State(StrEnum):
+    """Of a trial, in Optuna's words."""
+
+    COMPLETE = "complete"
+    RUNNING = "running"
+    WAITING = "waiting"
+    PRUNED = "pruned"
+    FAIL = "fail"
+
+    @property
+    def word(self) -> str:
+        """As people say it."""
+        return "failed" if self is State.FAIL else self.value
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One evaluation of a layout, or an attempt at it.
+
+    Attributes:
+        score: validation MRR; None until the trial is complete.
+        curve: validation MRR by epoch, counted from 0.
+        epochs: the epochs of ``curve`` with their losses and seconds, as far as they are recorded.
+        seconds: of training; of the attempt where nothing was trained to the end.
+        peak_memory: in bytes.
+        retry_of: the failed trial that this one repeats.
+        reason: why it was pruned or failed.
+    """
+
+    number: int
+    state: State
+    layout: Layout | None = None
+    score: float | None = None
+    curve: Mapping[int, float] | None = None
+    epochs: tuple[Epoch, ...] = ()
+    seconds: float | None = None
+    parameters: int | None = None
+    peak_memory: int | None = None
+    started: datetime | None = None
+    ended: datetime | None = None
+    retry_of: int | None = None
+    reason: str | None = None
+
+    @property
+    def signal(self) -> float | None:
+        """What the surrogate learns from a complete trial: the mean of its curve (`dasearch.bayes.curve_mean`)."""
+        if not self.curve:
+            return self.score
+        return sum(self.curve.values()) / len(self.curve)
+
+
+@dataclass(frozen=True)
+class TrialDifference:
+    """What changes from one trial's layout to another's.
+
+    Attributes:
+        score: of the second less that of the first, one training each; None where one is not complete.
+        confirmed: the same over fresh seeds, paired, with its 95% t interval; None unless both layouts were confirmed.
+    """
+
+    before: Trial
+    after: Trial
+    sites: tuple[Difference, ...]
+    score: float | None
+    confirmed: Interval | None
+
+
+@dataclass(frozen=True, eq=False)
+class StudyView:
+    """A study at one moment, ``read``."""
+
+    name: str
+    phase: str
+    settings: StudySettings
+    space: SearchSpace
+    dataset: Mapping[str, Any]
+    versions: Mapping[str, str]
+    created: datetime
+    read: datetime
+    trials: tuple[Trial, ...] = ()
+    proposals: tuple[Proposal, ...] = ()
+    confirmations: tuple[Confirmation, ...] = ()
+    results: tuple[Result, ...] = ()
+    final_trainings: tuple[FinalTraining, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+
+    @cached_property
+    def completed(self) -> tuple[Trial, ...]:
+        """Trials with a layout and a score, in the order of their numbers."""
+        return tuple(t for t in self.trials if t.state is State.COMPLETE and t.layout and t.score is not None)
+
+    @cached_property
+    def standings(self) -> tuple[Standing, ...]:
+        """Confirmed layouts, the best mean first."""
+        return tuple(standings(self.confirmations, self.space.all_serial))
+
+    @property
+    def best(self) -> Trial | None:
+        """The complete trial with the best score, the first of equals."""
+        return max(self.completed, key=lambda trial: (_score(trial), -trial.number), default=None)
+
+    @property
+    def winner(self) -> Layout | None:
+        """The best confirmed layout; before there is one, that of the best trial."""
+        if self.standings:
+            return self.standings[0].layout
+        return None if self.best is None else self.best.layout
+
+    @cached_property
+    def learned(self) -> Learned | None:
+        """What the surrogate learned from the complete trials; None where they are too few."""
+        signals = {trial.layout: trial.signal for trial in self.completed}
+        return learn(self.space, {layout: value for layout, value in signals.items() if layout and value is not None})
+
+    def top(self, k: int) -> list[Layout]:
+        """The best k evaluated layouts: by posterior mean, which luck moves less, or by score where nothing is learned."""
+        values = {trial.layout: _score(trial) for trial in self.completed if trial.layout}
+        if self.learned is not None:
+            values = {layout: self.learned.predicted[layout].mean for layout in values}
+        return sorted(values, key=lambda layout: -values[layout])[:k]
+
+    def trial(self, number: int) -> Trial:
+        """The trial of a number.
+
+        Raises:
+            WrongUse: if there is none.
+        """
+        found = next((trial for trial in self.trials if trial.number == number), None)
+        if found is None:
+            known = f"its trials are 0 to {self.trials[-1].number}" if self.trials else "it has no trials yet"
+            raise WrongUse(f"study {self.name!r} has no trial {number}; {known}")
+        return found
+
+    def trial_of(self, layout: Layout) -> Trial | None:
+        """The complete trial that evaluated a layout."""
+        return next((trial for trial in self.completed if trial.layout == layout), None)
+
+    def difference(self, before: int, after: int) -> TrialDifference:
+        """From one trial to another.
+
+        Raises:
+            WrongUse: if there is no such trial, or one has no layout yet.
+        """
+        first, second = self.trial(before), self.trial(after)
+        if first.layout is None or second.layout is None:
+            without = first if first.layout is None else second
+            raise WrongUse(f"trial {without.number} of {self.name!r} has no layout yet; choose another")
+        scores = (first.score, second.score)
+        score = None if scores[0] is None or scores[1] is None else scores[1] - scores[0]
+        confirmed = self._confirmed_difference(first.layout, second.layout)
+        return TrialDifference(first, second, first.layout.diff(second.layout), score, confirmed)
+
+    def _confirmed_difference(self, before: Layout, after: Layout) -> Interval | None:
+        if before == after:
+            return None
+        first, second = self.seed_scores(before), self.seed_scores(after)
+        shared = sorted(set(first) & set(second))
+        return t_interval([second[seed] - first[seed] for seed in shared]) if shared else None
+
+    def seed_scores(self, layout: Layout) -> dict[int, float]:
+        """The confirmed score of a layout by seed."""
+        return {c.seed: c.metrics[OBJECTIVE] for c in self.confirmations if c.layout == layout}
+
+
+def _score(trial: Trial) -> float:
+    return float("-inf") if trial.score is None else trial.score
+
+
+def read_view(store: Store, name: str) -> StudyView:
+    """A stored study as it stands now; may be read while another process runs it.
+
+    Raises:
+        StoreError: if the database has no such study.
+    """
+    stored = store.study(name)
+    if stored is None:
+        known = ", ".join(store.study_names()) or "none"
+        raise StoreError(f"there is no study {name!r} in this database; studies there: {known}")
+    space = stored_space(stored)
+    epochs = store.epochs_by_run(name)
+    return StudyView(
+        name=stored.name,
+        phase=stored.phase,
+        settings=parse_study(stored.settings, source=f"study {name}"),
+        space=space,
+        dataset=stored.dataset,
+        versions=stored.versions,
+        created=datetime.fromtimestamp(stored.created, UTC),
+        read=datetime.fromtimestamp(time.time(), UTC),
+        trials=tuple(_trial(record, space, epochs) for record in store.trials(name)),
+        proposals=tuple(store.proposals(name)),
+        confirmations=tuple(store.confirmations(name)),
+        results=tuple(store.results(name)),
+        final_trainings=tuple(store.final_trainings(name)),
+        artifacts=tuple(store.artifacts(name)),
+    )
+
+
+def _trial(record: TrialRecord, space: SearchSpace, epochs: Mapping[str, Sequence[Epoch]]) -> Trial:
+    layout = space.decode(record.params) if set(space.free) <= set(record.params) else None
+    own = [epoch for epoch in epochs.get(f"trial/{layout}", ()) if epoch.number in record.curve]
+    state, kept = State(record.state), record.attributes
+    attempt = (record.ended - record.started).total_seconds() if record.started and record.ended else None
+    return Trial(
+        number=record.number,
+        state=state,
+        layout=layout,
+        score=record.score if state is State.COMPLETE else None,
+        curve=record.curve,
+        epochs=tuple(own),
+        seconds=kept.get("seconds", attempt),
+        parameters=kept.get("parameters"),
+        peak_memory=kept.get("peak_memory"),
+        started=record.started,
+        ended=record.ended,
+        retry_of=record.retry_of,
+        reason=_reason(state, layout, kept),
+    )
+
+
+def _reason(state: State, layout: Layout | None, attributes: Mapping[str, Any]) -> str | None:
+    """In words; the runner says why only where training itself failed."""
+    if state is State.PRUNED:
+        return str(attributes.get("reason", "its layout was evaluated before"))
+    if state is not State.FAIL:
+        return None
+    if layout is None:
+        return "no layout was left to propose, or its process ended before one was"
+    return "its training raised an error" if attributes.get(BROKEN) else "it was interrupted, or its process was lost"
