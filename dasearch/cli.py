@@ -19,6 +19,7 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from dasearch.errors import DasearchError, WrongUse
+from dasearch.report import Format
 
 DEBUG = "DASEARCH_DEBUG"
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
@@ -64,6 +65,8 @@ FormatOption = Annotated[
     typer.Option("--format", metavar="NAME", help="Its form, of `dasearch data formats`. Default: its files tell."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+StoredStudy = Annotated[str, typer.Argument(metavar="STUDY", help="The name of a study that was run, or its file.")]
+OutputOption = Annotated[str, typer.Option(metavar="FOLDER", help="The studies' output folder.")]
 
 
 class SplitName(StrEnum):
@@ -116,7 +119,7 @@ def status(
     study: Annotated[
         str | None, typer.Argument(metavar="[STUDY]", help="A study's name or file; without one, all are listed.")
     ] = None,
-    output: Annotated[str, typer.Option(metavar="FOLDER", help="The studies' output folder.")] = "runs",
+    output: OutputOption = "runs",
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -137,6 +140,24 @@ def status(
         return
     for one in found:
         show_status(_console(), one)
+
+
+@app.command()
+def report(
+    study: StoredStudy,
+    form: Annotated[Format, typer.Option("--format", help="html has figures, md is text and tables.")] = Format.HTML,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write. Default: report.html in the study's folder.")
+    ] = None,
+    output: OutputOption = "runs",
+    storage: StorageOption = None,
+) -> None:
+    """Write a study as one file: the verdict, figures, tables, settings, versions; works while the study runs."""
+    from dasearch.report.page import write_report
+
+    (view,) = _views([study], output, storage)
+    path = write_report(view, out or Path(output).expanduser() / view.name / f"report.{form.value}", form)
+    _console().print(f"report: {path}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -468,6 +489,18 @@ def _study_name(study: str) -> str:
     from dasearch.config import load_study
 
     return load_study(study).name if study.endswith((".yaml", ".yml")) else study
+
+
+def _views(names: list[str], output: str, storage: str | None) -> list[Any]:
+    """Stored studies as they stand."""
+    from dasearch.report.view import read_view
+    from dasearch.search.store import open_store
+
+    store = open_store(storage, output, create=False)
+    try:
+        return [read_view(store, _study_name(name)) for name in names]
+    finally:
+        store.close()
 
 
 def _status_record(found: Any) -> dict[str, Any]:

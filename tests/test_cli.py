@@ -109,6 +109,9 @@ WRONG = [
     (["recommend", "nowhere", "--history", "item1"], "nowhere holds no trained model"),
     (["evaluate", "nowhere"], "nowhere holds no trained model"),
     (["status"], "there are no studies under runs yet; start one with `dasearch run`"),
+    (["report", "toy"], "there are no studies under runs yet; start one with `dasearch run`"),
+    (["report", "toy", "--format", "pdf"], "'pdf' is not one of 'html', 'md'"),
+    (["report"], "Missing argument 'STUDY'"),
     (["data", "stats", "nowhere"], "there is no data set or folder 'nowhere'"),
     (["run", "toy.yaml", "--bugdet", "3"], "No such option: --bugdet"),
     (["train", "toy.yaml"], "Missing option '--layout'"),
@@ -189,6 +192,23 @@ def test_ablate_prints_a_table_and_draws_a_figure(here: Path, capsys: pytest.Cap
     found = json.loads(capsys.readouterr().out)
     assert [row["variant"] for row in found] == ["the study itself", "0", "1"]
     assert "there is no group 'lamda'" in refused(capsys, "ablate", "toy.yaml", "--only", "lamda")
+
+
+def test_report_writes_one_file(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = str(trained / "runs")
+    assert run_command(["report", "toy", "--output", output]) == 0
+    path = trained / "runs" / "toy" / "report.html"
+    assert capsys.readouterr().out == f"report: {path}\n"
+    page = path.read_text()
+    assert page.startswith("<!doctype html>")
+    assert "statistics.users" in page  # the data set's numbers, recorded when the study began
+    assert run_command(["report", str(trained / "toy.yaml"), "--output", output, "--format", "md"]) == 0
+    text = (trained / "runs" / "toy" / "report.md").read_text()
+    assert "## Verdict" in text
+    assert "| statistics.users | 60 |" in text
+    storage, out = f"sqlite:///{trained}/runs/dasearch.db", tmp_path / "new" / "a.md"
+    assert run_command(["report", "toy", "--storage", storage, "--format", "md", "--out", str(out)]) == 0
+    assert "**Every trial**" in out.read_text()
 
 
 def test_evaluate_repeats_the_studys_test_metrics(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,6 +300,7 @@ def test_doctor_looks_and_leaves_nothing(
         ["data", "stats"],
         ["data", "convert"],
         ["data", "formats"],
+        ["report"],
     ],
 )
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:

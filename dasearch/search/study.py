@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from dasearch.config import StudySettings, load_study, parse_data, parse_study, resolve_output
-from dasearch.data import DATASETS, Dataset, Rules, load_dataset, sample_users
+from dasearch.data import DATASETS, Dataset, Rules, load_dataset, sample_users, statistics
 from dasearch.errors import SearchSpaceError, StoreError, StudyError, WrongUse
 from dasearch.layout import Layout, ModelKind
 from dasearch.models.pretrained import pretrained_layers
@@ -236,7 +236,11 @@ def _begin(store: Store, settings: StudySettings, space: SearchSpace, dataset: D
             settings=record,
             space=space.record(),
             space_hash=space.hash,
-            dataset={"name": dataset.name, "fingerprint": dataset.fingerprint},
+            dataset={
+                "name": dataset.name,
+                "fingerprint": dataset.fingerprint,
+                "statistics": asdict(statistics(dataset)),
+            },
             versions={
                 name: version(name) for name in ("dasearch", "torch", "transformers", "botorch", "gpytorch", "optuna")
             },

@@ -1,0 +1,282 @@
+"""What a report says, apart from how it is written: sections of sentences, tables, listings and figures by name."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dasearch.report.terminal import against_baselines, clock, counted, lead_text, p_text, spread, symmetric, verdict
+from dasearch.report.view import State, StudyView
+from dasearch.search.confirmation import OBJECTIVE
+from dasearch.search.events import DONE
+from dasearch.search.final import WINNER
+
+MIB = 2**20
+WHEN = "%Y-%m-%d %H:%M UTC"
+LEAD_METRIC = "NDCG@10"  # the metric that the closing table compares in
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; a table without rows is left out."""
+
+    caption: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Text to be copied as it is."""
+
+    caption: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report; ``figures`` are keys of `dasearch.report.figures.FIGURES`."""
+
+    key: str
+    title: str
+    sentences: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    listings: tuple[Listing, ...] = ()
+
+
+def sections(view: StudyView) -> list[Section]:
+    """A report, the verdict first."""
+    return [
+        Section(
+            "verdict",
+            "Verdict",
+            tuple(verdict_sentences(view)),
+            ("layout", "best-so-far", "confirmation", "difference"),
+            (facts_table(view),),
+        ),
+        Section(
+            "results",
+            "Confirmation and test results",
+            tuple(_result_sentences(view)),
+            tables=(confirmation_table(view), results_table(view), trainings_table(view), artifacts_table(view)),
+        ),
+        Section(
+            "structure", "What was learned", figures=("main-effects", "pairs", "hamming"), tables=(effects_table(view),)
+        ),
+        Section("search", "The search", figures=("curves", "theta", "calibration", "cost", "timeline")),
+        Section("trials", "Trials", tables=(trials_table(view),)),
+        Section("data", "Data", tuple(_data_sentences(view)), tables=(data_table(view),)),
+        Section(
+            "configuration",
+            "Configuration",
+            listings=(Listing(f"The study as resolved, {view.name}.yaml", view.settings.yaml()),),
+            tables=(space_table(view),),
+        ),
+        Section("versions", "Versions", tables=(versions_table(view),)),
+        Section(
+            "reproduce",
+            "How to reproduce",
+            ("Install dasearch with the versions above, save the configuration above under its name, then:",),
+            listings=(Listing("Commands", "\n".join(commands(view))),),
+        ),
+    ]
+
+
+def verdict_sentences(view: StudyView) -> list[str]:
+    """Who won, and how sure that is."""
+    best = view.best
+    if best is None:
+        return [f"No trial is complete yet, so nothing can be said ({_states(view) or 'no trial has begun'})."]
+    if not view.standings:
+        return [
+            f"Not confirmed yet: {best.layout} is the best of {counted(len(view.completed), 'evaluation')} with {OBJECTIVE} "
+            f"{best.score:.4f} from a single training. The best of several noisy scores is too good on average; "
+            "fresh seeds have to confirm it."
+        ]
+    found = [verdict(view.standings)]
+    if any(result.lead is not None for result in view.results):
+        found.append(against_baselines(view.results, LEAD_METRIC))
+    if view.phase != DONE:
+        found.append(f"The study is not finished; its phase is {view.phase}.")
+    return found
+
+
+def _states(view: StudyView) -> str:
+    """``28 complete, 2 failed``."""
+    numbers = {state: sum(trial.state is state for trial in view.trials) for state in State}
+    return ", ".join(f"{n} {state.word}" for state, n in numbers.items() if n)
+
+
+def facts_table(view: StudyView) -> Table:
+    """The study at a glance."""
+    settings, space = view.settings, view.space
+    trained = sum(trial.seconds or 0.0 for trial in view.completed)
+    rest = sum(c.seconds for c in view.confirmations) + sum(t.seconds for t in view.final_trainings)
+    facts = {
+        "model": f"{settings.model.kind.value}, over {settings.backbone.name}",
+        "data": str(view.dataset.get("name", settings.data.source)),
+        "layouts in the space": f"{space.size:,} ({space.layers} layers of {len(space.sites)} sites, {len(space.free)} free)",
+        "evaluations": f"{len(view.completed)} of {settings.search.budget}",
+        "trials": _states(view) or "none",
+        "training": f"{clock(trained)} in trials, {clock(rest)} after them",
+        "phase": view.phase,
+        "begun": view.created.strftime(WHEN),
+        "read": view.read.strftime(WHEN),
+    }
+    return Table("The study at a glance", ("", ""), tuple(facts.items()))
+
+
+def confirmation_table(view: StudyView) -> Table:
+    """Standings with both intervals of the gain."""
+    rows = [
+        (
+            str(s.layout),
+            s.role,
+            str(s.seeds),
+            symmetric(s.score),
+            "" if s.gain is None else symmetric(s.gain, "+"),
+            "" if s.together is None else symmetric(s.together, "+"),
+        )
+        for s in view.standings
+    ]
+    gain = "gain over all-serial"
+    headings = ("layout", "role", "seeds", f"validation {OBJECTIVE}", gain, f"{gain}, all comparisons together")
+    return Table("Confirmation with fresh seeds (95% t intervals; gains paired by seed)", headings, tuple(rows))
+
+
+def results_table(view: StudyView) -> Table:
+    """The closing table: every metric of every row, and the winner's lead."""
+    rows = [
+        (
+            result.name,
+            result.layout or "",
+            result.metric,
+            spread(result),
+            "" if result.low is None else f"[{result.low:.4f}, {result.high:.4f}]",
+            str(result.seeds),
+            lead_text(result),
+            p_text(result),
+        )
+        for result in view.results
+    ]
+    headings = ("row", "layout", "metric", "mean ± sd", "95% interval", "seeds", "winner's lead", "p")
+    caption = (
+        "Test split, read once: mean ± sd over seeds, interval over users, the winner's lead with its 95% interval"
+    )
+    return Table(caption, headings, tuple(rows))
+
+
+def trainings_table(view: StudyView) -> Table:
+    """Every training behind the closing table."""
+    metrics = list(dict.fromkeys(metric for training in view.final_trainings for metric in training.metrics))
+    rows = [
+        (
+            t.name,
+            str(t.seed),
+            *(f"{t.metrics[metric]:.4f}" if metric in t.metrics else "" for metric in metrics),
+            f"{t.parameters:,}",
+            f"{t.seconds:.1f}",
+            f"{t.peak_memory / MIB:,.0f}",
+        )
+        for t in view.final_trainings
+    ]
+    headings = ("row", "seed", *metrics, "parameters", "seconds", "peak MiB")
+    return Table("Final trainings on all users", headings, tuple(rows))
+
+
+def artifacts_table(view: StudyView) -> Table:
+    rows = tuple((a.kind, a.path, a.sha256) for a in view.artifacts)
+    return Table("Files that the study made", ("kind", "path", "sha256"), rows)
+
+
+def effects_table(view: StudyView) -> Table:
+    """Main effects as numbers."""
+    effects = () if view.learned is None else view.learned.main
+    rows = tuple((effect.sites[0], f"{effect.mean:+.5f}", f"{effect.sd:.5f}") for effect in effects)
+    return Table(f"Posterior effect of parallel instead of serial on {OBJECTIVE}", ("site", "mean", "sd"), rows)
+
+
+def trials_table(view: StudyView) -> Table:
+    """Every trial, with what became of it."""
+    rows = [
+        (
+            str(t.number),
+            str(t.layout or ""),
+            t.state.value,
+            "" if t.score is None else f"{t.score:.4f}",
+            "" if t.seconds is None else f"{t.seconds:.1f}",
+            "" if t.parameters is None else f"{t.parameters:,}",
+            "" if t.peak_memory is None else f"{t.peak_memory / MIB:,.0f}",
+            "; ".join(part for part in (_repeats(t.retry_of), t.reason) if part),
+        )
+        for t in view.trials
+    ]
+    headings = ("trial", "layout", "state", OBJECTIVE, "seconds", "parameters", "peak MiB", "note")
+    return Table("Every trial", headings, tuple(rows))
+
+
+def _repeats(number: int | None) -> str:
+    return "" if number is None else f"repeats trial {number}"
+
+
+def data_table(view: StudyView) -> Table:
+    """What the study recorded of its data when it began."""
+    rows = tuple((name.replace("_", " "), shown(value)) for name, value in flattened(view.dataset).items())
+    return Table("The data as recorded when the study began", ("", ""), rows)
+
+
+def _data_sentences(view: StudyView) -> list[str]:
+    if "statistics" in view.dataset:
+        return []
+    source = shlex.quote(view.settings.data.source)
+    return [f"This study recorded its data's name and fingerprint alone; dasearch data stats {source} counts them."]
+
+
+def _result_sentences(view: StudyView) -> list[str]:
+    found = [] if view.standings else ["Nothing is confirmed with fresh seeds yet."]
+    if not view.results:
+        return [*found, "The test split has not been read."]
+    own = [result for result in view.results if result.name == WINNER]
+    scores = ", ".join(f"{r.metric} {r.value:.4f}" for r in own)
+    return [*found, f"On the test split the winner has {scores}."] if own else found
+
+
+def space_table(view: StudyView) -> Table:
+    rows = tuple((name.replace("_", " "), shown(value)) for name, value in flattened(view.space.record()).items())
+    return Table(f"The search space, hash {view.space.hash}", ("", ""), rows)
+
+
+def versions_table(view: StudyView) -> Table:
+    return Table("Versions the study began with", ("package", "version"), tuple(view.versions.items()))
+
+
+def commands(view: StudyView) -> list[str]:
+    """The command lines that make this study and this report again."""
+    file = shlex.quote(f"{view.name}.yaml")
+    return [
+        f"dasearch run {file} --budget {view.settings.search.budget}",
+        f"dasearch report {shlex.quote(view.name)} --output {shlex.quote(view.settings.output)}",
+    ]
+
+
+def flattened(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in record.items():
+        name = f"{prefix}{key}"
+        found |= flattened(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found
+
+
+def shown(value: Any) -> str:
+    """A recorded value as people read it."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(shown, value))
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)

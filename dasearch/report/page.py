@@ -1,0 +1,124 @@
+"""A report as one file: HTML that opens without a network, or Markdown without figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from dasearch.report import Format
+from dasearch.report.document import Section, Table, sections
+from dasearch.report.figures import FIGURES
+from dasearch.report.theme import LIGHT, THEMES, words
+from dasearch.report.view import StudyView
+
+
+class Drawn(NamedTuple):
+    """A figure as a page embeds it; its template comes from the page."""
+
+    key: str
+    title: str
+    shows: str
+    words: str
+    height: int
+    spec: Markup
+
+
+def report(view: StudyView, form: Format) -> str:
+    """The whole text of a report."""
+    return as_html(view) if form is Format.HTML else as_markdown(view)
+
+
+def as_html(view: StudyView) -> str:
+    """One page with plotly.js, every figure and every table in it."""
+    page = environment().get_template("report.html")
+    return page.render(
+        view=view,
+        sections=sections(view),
+        figures={key: embedded(view, key) for key in FIGURES},
+        templates=in_script({name: theme.template.to_plotly_json() for name, theme in THEMES.items()}),
+        themes=THEMES,
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def environment() -> Environment:
+    """Jinja2 over this package's templates, with escaping."""
+    return Environment(
+        loader=PackageLoader("dasearch.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def embedded(view: StudyView, key: str) -> Drawn:
+    """A figure of `FIGURES` drawn for a page; traces are the same under every theme, so one drawing serves all."""
+    title, shows, draw = FIGURES[key]
+    figure = draw(view, LIGHT)
+    return Drawn(key, title, shows, words(figure), int(figure.layout.height), in_script(_without_template(figure)))
+
+
+def _without_template(figure: go.Figure) -> Any:
+    spec = json.loads(figure.to_json())
+    del spec["layout"]["template"]
+    return spec
+
+
+def in_script(value: Any) -> Markup:
+    """JSON that cannot end the script element that it stands in."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def as_markdown(view: StudyView) -> str:
+    """The same text and tables; of a figure only what it shows, in words."""
+    parts = [f"# {_plain(view.name)}: dasearch report"]
+    for section in sections(view):
+        parts += [f"## {section.title}", *map(_plain, section.sentences), *_figure_words(view, section)]
+        parts += [_markdown_table(table) for table in section.tables if table.rows]
+        parts += [f"{_plain(listing.caption)}:\n\n```\n{listing.text.rstrip()}\n```" for listing in section.listings]
+    return "\n\n".join(parts) + "\n"
+
+
+def _figure_words(view: StudyView, section: Section) -> list[str]:
+    lines = [f"- {FIGURES[key].title}: {_plain(words(FIGURES[key].draw(view, LIGHT)))}" for key in section.figures]
+    return ["\n".join(lines)] if lines else []
+
+
+def _markdown_table(table: Table) -> str:
+    rows = [table.headings, ("---",) * len(table.headings), *table.rows]
+    lines = ["| " + " | ".join(map(_plain, row)) + " |" for row in rows]
+    return f"**{_plain(table.caption)}**\n\n" + "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    flat = " ".join(text.split())
+    for mark in "\\`*_|[]":
+        flat = flat.replace(mark, f"\\{mark}")
+    return flat.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def write_report(view: StudyView, path: Path, form: Format) -> Path:
+    """Write a report beside its place and rename it, so that who looks finds the old one or the new one, whole."""
+    text = report(view, form)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, unfinished = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(unfinished, 0o644)
+        os.replace(unfinished, path)
+    except BaseException:
+        os.unlink(unfinished)
+        raise
+    return path
