@@ -161,6 +161,37 @@ def report(
 
 
 @app.command()
+def compare(
+    study: StoredStudy,
+    other: Annotated[str | None, typer.Argument(metavar="[OTHER]", help="The study to compare it with.")] = None,
+    trials: Annotated[
+        tuple[int, int] | None, typer.Option(metavar="I J", help="Compare two trials of STUDY by their numbers.")
+    ] = None,
+    output: OutputOption = "runs",
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two studies (STUDY OTHER), or two trials of one (STUDY --trials 3 17)."""
+    from dasearch.report import compare as side_by_side
+
+    if (other is None) == (trials is None):
+        raise WrongUse("give a second study to compare with, or two trials of one as in --trials 3 17")
+    if trials is not None:
+        (view,) = _views([study], output, storage)
+        changes = view.difference(*trials)
+        if as_json:
+            _print_json(side_by_side.trial_difference_record(view, changes))
+        else:
+            side_by_side.show_trial_difference(_console(), view, changes)
+        return
+    found = side_by_side.compare_studies(*_views([study, str(other)], output, storage))
+    if as_json:
+        _print_json(side_by_side.study_difference_record(found))
+    else:
+        side_by_side.show_study_difference(_console(), found)
+
+
+@app.command()
 def train(
     layout: Annotated[
         str,

@@ -211,6 +211,38 @@ def test_report_writes_one_file(trained: Path, tmp_path: Path, capsys: pytest.Ca
     assert "**Every trial**" in out.read_text()
 
 
+def test_compare_two_trials(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = ["--output", str(trained / "runs")]
+    assert run_command(["compare", "toy", "--trials", "0", "1", *output]) == 0
+    out = capsys.readouterr().out
+    assert "SSS-SSS" in out
+    assert "layer02.recommendation   serial    parallel" in out
+    assert "From trial 0 to trial 1 6 sites differ; MRR " in out
+    assert "over fresh seeds, paired (95% t interval)" in out
+    assert run_command(["compare", "toy", "--trials", "0", "1", "--json", *output]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["score"] == pytest.approx(found["trials"][1]["score"] - found["trials"][0]["score"])
+    assert found["confirmed"]["low"] < found["confirmed"]["mean"] < found["confirmed"]["high"]
+    assert "has no trial 9; its trials are 0 to 2" in refused(capsys, "compare", "toy", "--trials", "0", "9", *output)
+
+
+def test_compare_two_studies(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = ["--output", str(trained / "runs")]
+    assert run_command(["compare", "toy", "toy", *output]) == 0
+    out = capsys.readouterr().out
+    assert "Both have the same winner." in out
+    assert "Their settings are the same." in out
+    assert run_command(["compare", "toy", "toy", "--json", *output]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["studies"][0] == found["studies"][1]
+    assert {row["name"] for row in found["studies"][0]["results"]} >= {"winner", "popularity"}
+    assert "there is no study 'toi' in this database; studies there: toy" in refused(
+        capsys, "compare", "toy", "toi", *output
+    )
+    for wrong in (["compare", "toy", *output], ["compare", "toy", "toy", "--trials", "0", "1", *output]):
+        assert "or two trials of one as in --trials 3 17" in refused(capsys, *wrong)
+
+
 def test_evaluate_repeats_the_studys_test_metrics(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = trained / "runs" / "toy" / "model"
     assert run_command(["evaluate", str(model), "--split", "test", "--json"]) == 0
@@ -301,6 +333,7 @@ def test_doctor_looks_and_leaves_nothing(
         ["data", "convert"],
         ["data", "formats"],
         ["report"],
+        ["compare"],
     ],
 )
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,10 +10,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from rich.table import Table
 
-from dasearch.report.terminal import plain_table, symmetric
+from dasearch.report.terminal import finite_record, plain_table, symmetric
 from dasearch.search.ablation import Scored
 from dasearch.search.confirmation import OBJECTIVE
-from dasearch.training.metrics import Interval
 
 BLUE, GREY = "#0072B2", "#999999"  # Okabe & Ito 2008
 ROW_HEIGHT, PANEL_MARGIN, FRAME = 26, 34, 120  # pixels
@@ -83,12 +82,8 @@ def ablation_record(scored: Sequence[Scored]) -> list[dict[str, Any]]:
             "layout": str(score.variant.layout),
             "seeds": score.seeds,
             "parameters": score.parameters,
-            "metrics": {name: _finite(interval) for name, interval in score.metrics.items()},
-            "gain": None if score.gain is None else _finite(score.gain),
+            "metrics": {name: finite_record(interval) for name, interval in score.metrics.items()},
+            "gain": None if score.gain is None else finite_record(score.gain),
         }
         for score in scored
     ]
-
-
-def _finite(interval: Interval) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in interval._asdict().items()}

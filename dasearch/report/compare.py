@@ -1,0 +1,203 @@
+"""Two trials of a study, or two studies, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dasearch.layout import Difference, Layout
+from dasearch.report.document import flattened, shown
+from dasearch.report.figures.layouts import difference_in_words
+from dasearch.report.terminal import finite_record, plain_table, spread, symmetric
+from dasearch.report.view import StudyView, Trial, TrialDifference
+from dasearch.search.confirmation import OBJECTIVE, Standing
+from dasearch.search.store import Result
+from dasearch.search.study import settings_differences
+
+OWN = {"name", "output"}  # settings that any two studies differ in
+
+
+@dataclass(frozen=True)
+class StudyDifference:
+    """What differs between two studies.
+
+    Attributes:
+        sites: at which the winners differ; None where their layouts are of different shapes, or one has none yet.
+        settings: values by dotted key, of the first and of the second.
+    """
+
+    before: StudyView
+    after: StudyView
+    sites: tuple[Difference, ...] | None
+    settings: dict[str, tuple[Any, Any]]
+
+    @property
+    def studies(self) -> tuple[StudyView, StudyView]:
+        return self.before, self.after
+
+
+def compare_studies(before: StudyView, after: StudyView) -> StudyDifference:
+    """Winners, and the settings that differ."""
+    first, second = (view.settings.model_dump(mode="json") for view in (before, after))
+    keys = [key for key in settings_differences(first, second) if key not in OWN]
+    first, second = flattened(first), flattened(second)
+    settings = {key: (first.get(key), second.get(key)) for key in keys}
+    return StudyDifference(before, after, _winner_sites(before, after), settings)
+
+
+def _winner_sites(before: StudyView, after: StudyView) -> tuple[Difference, ...] | None:
+    first, second = before.winner, after.winner
+    if first is None or second is None or before.space.names != after.space.names:
+        return None
+    return first.diff(second)
+
+
+def show_study_difference(console: Console, found: StudyDifference) -> None:
+    """Winners and scores, site by site, test results, settings."""
+    names = [view.name for view in found.studies]
+    facts = {"winner": _winner_text, f"validation {OBJECTIVE}": _score_text, "phase": _phase_text}
+    rows = [(label, *map(cell, found.studies)) for label, cell in facts.items()]
+    console.print(_table("Winners", ("", *names), rows))
+    console.print(Text(_sites_text(found)), soft_wrap=True)
+    if found.before.dataset.get("fingerprint") != found.after.dataset.get("fingerprint"):
+        console.print("Their data differ, so their scores do not compare.")
+    if found.sites:
+        console.print(_sites_table(found.before, found.sites, names))
+    results = _result_rows(found)
+    if results:
+        caption = "Test split: mean ± sd over seeds, 95% interval over users"
+        console.print(_table(caption, ("", "metric", *names), results))
+    settings = [(key, *map(shown, values)) for key, values in found.settings.items()]
+    if settings:
+        console.print(_table("Settings that differ", ("", *names), settings))
+    else:
+        console.print("Their settings are the same.")
+
+
+def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Cells are names and values, never markup."""
+    table = plain_table("")
+    table.title = Text(title)
+    for heading in headings:
+        table.add_column(Text(heading), no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _winner_text(view: StudyView) -> str:
+    return str(view.winner or "none yet")
+
+
+def _phase_text(view: StudyView) -> str:
+    return f"{view.phase}, {len(view.completed)} of {view.settings.search.budget} evaluations"
+
+
+def _score_text(view: StudyView) -> str:
+    if view.standings:
+        return f"{symmetric(view.standings[0].score)} ({view.standings[0].seeds} seeds, 95% t interval)"
+    return "" if view.best is None else f"{view.best.score:.4f} (one training)"
+
+
+def _sites_text(found: StudyDifference) -> str:
+    if found.sites is None:
+        return "The winners cannot be compared site by site: one study has none yet, or their sites differ."
+    if not found.sites:
+        return "Both have the same winner."
+    return f"The winners differ at {len(found.sites)} of {len(found.before.space.names)} sites."
+
+
+def _sites_table(view: StudyView, sites: tuple[Difference, ...], names: Sequence[str]) -> Table:
+    rows = [(site_name(view, difference), difference.before, difference.after) for difference in sites]
+    return _table("Sites that differ", ("site", *names), rows)
+
+
+def site_name(view: StudyView, difference: Difference) -> str:
+    """``layer03.context``."""
+    return view.space.names[difference.layer * len(view.space.sites) + difference.site]
+
+
+def _result_rows(found: StudyDifference) -> list[tuple[str, ...]]:
+    """A row of the closing table and a metric, then what each study has there."""
+    by_row = [{(r.name, r.metric): r for r in view.results} for view in found.studies]
+    keys = dict.fromkeys(key for results in by_row for key in results)
+    return [(*key, *(_result_text(results.get(key)) for results in by_row)) for key in keys]
+
+
+def _result_text(result: Result | None) -> str:
+    if result is None:
+        return ""
+    interval = "" if result.low is None else f" [{result.low:.4f}, {result.high:.4f}]"
+    return spread(result) + interval
+
+
+def show_trial_difference(console: Console, view: StudyView, found: TrialDifference) -> None:
+    """The layouts, what differs, and the scores."""
+    trials = (found.before, found.after)
+    names = [f"trial {trial.number}" for trial in trials]
+    labels = ("layout", "state", f"validation {OBJECTIVE}", "seconds")
+    rows = zip(labels, *map(_trial_cells, trials), strict=True)
+    console.print(_table(f"Trials of {view.name}", ("", *names), list(rows)))
+    if found.sites:
+        console.print(_sites_table(view, found.sites, names))
+    console.print(Text(difference_in_words(found)), soft_wrap=True)
+
+
+def _trial_cells(trial: Trial) -> tuple[str, ...]:
+    score = "" if trial.score is None else f"{trial.score:.4f}"
+    seconds = "" if trial.seconds is None else f"{trial.seconds:.1f}"
+    return str(trial.layout), trial.state.value, score, seconds
+
+
+def study_difference_record(found: StudyDifference) -> dict[str, Any]:
+    """The same as JSON values."""
+    return {
+        "studies": [_study_record(view) for view in found.studies],
+        "sites": None if found.sites is None else _sites_record(found.before, found.sites),
+        "settings": {key: list(values) for key, values in found.settings.items()},
+    }
+
+
+def _study_record(view: StudyView) -> dict[str, Any]:
+    top: Standing | None = view.standings[0] if view.standings else None
+    return {
+        "name": view.name,
+        "phase": view.phase,
+        "winner": _layout_record(view.winner),
+        "confirmed": None if top is None else {**finite_record(top.score), "seeds": top.seeds},
+        "best_score": None if view.best is None else view.best.score,
+        "results": [result._asdict() for result in view.results],
+    }
+
+
+def trial_difference_record(view: StudyView, found: TrialDifference) -> dict[str, Any]:
+    """The same as JSON values."""
+    return {
+        "study": view.name,
+        "trials": [
+            {
+                "number": trial.number,
+                "layout": _layout_record(trial.layout),
+                "state": trial.state.value,
+                "score": trial.score,
+                "seconds": trial.seconds,
+            }
+            for trial in (found.before, found.after)
+        ],
+        "sites": _sites_record(view, found.sites),
+        "score": found.score,
+        "confirmed": None if found.confirmed is None else finite_record(found.confirmed),
+    }
+
+
+def _layout_record(layout: Layout | None) -> str | None:
+    return None if layout is None else str(layout)
+
+
+def _sites_record(view: StudyView, sites: tuple[Difference, ...]) -> list[dict[str, str]]:
+    return [{"site": site_name(view, d), "before": d.before, "after": d.after} for d in sites]
