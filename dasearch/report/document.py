@@ -205,7 +205,7 @@ def trials_table(view: StudyView) -> Table:
         (
             str(t.number),
             str(t.layout or ""),
-            t.state.value,
+            t.state.word,
             "" if t.score is None else f"{t.score:.4f}",
             "" if t.seconds is None else f"{t.seconds:.1f}",
             "" if t.parameters is None else f"{t.parameters:,}",

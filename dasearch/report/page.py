@@ -28,6 +28,7 @@ class Drawn(NamedTuple):
     shows: str
     words: str
     height: int
+    empty: bool
     spec: Markup
 
 
@@ -64,7 +65,8 @@ def embedded(view: StudyView, key: str) -> Drawn:
     """A figure of `FIGURES` drawn for a page; traces are the same under every theme, so one drawing serves all."""
     title, shows, draw = FIGURES[key]
     figure = draw(view, LIGHT)
-    return Drawn(key, title, shows, words(figure), int(figure.layout.height), in_script(_without_template(figure)))
+    spec = in_script(_without_template(figure))
+    return Drawn(key, title, shows, words(figure), int(figure.layout.height), empty=not figure.data, spec=spec)
 
 
 def _without_template(figure: go.Figure) -> Any:

@@ -8,6 +8,7 @@ figure are the same under every theme, so that a page can change its theme witho
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,8 @@ STATE_SYMBOLS = {
 }
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
 HEIGHT = 380  # pixels
+LINE = 44  # letters of a sentence on a phone
+TICKS = 15  # so many whole numbers get a tick each
 BRIEF = 23  # letters of a layout of 6 layers of 3 sites
 
 
@@ -97,8 +100,14 @@ def finished(figure: go.Figure, theme: Theme, *, says: str, height: int = HEIGHT
 def nothing(theme: Theme, sentence: str) -> go.Figure:
     """A sentence in place of traces."""
     hidden = {"visible": False}
-    said = {"text": escaped(sentence), "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
+    lines = "<br>".join(textwrap.wrap(escaped(sentence), LINE))
+    said = {"text": lines, "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
     return drawn(theme, says=sentence, height=120, annotations=[said], xaxis=hidden, yaxis=hidden)
+
+
+def counting(title: str, most: int) -> dict[str, Any]:
+    """An axis of whole numbers up to ``most``."""
+    return {"title": {"text": title}, "dtick": 1 if most <= TICKS else None}
 
 
 def words(figure: go.Figure) -> str:

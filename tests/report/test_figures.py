@@ -190,6 +190,7 @@ def test_timeline_has_a_bar_a_trial(study: StudyView) -> None:
     traces = named(found)
     assert list(traces["complete"].x) == [8000.0] * 5
     assert traces["complete"].base[1] == "2026-01-01T00:00:10+00:00"
+    assert found.layout.xaxis.type == "date"
     assert traces["failed"].marker.color == STATE_COLOURS[State.FAIL]
     assert list(traces["pruned"].text) == ["↻"]
     assert "repeats trial 5" in traces["pruned"].hovertext[0]
@@ -236,7 +237,7 @@ def test_with_little_to_show_a_figure_is_a_sentence(trials: tuple[Trial, ...], k
         assert bool(figure.data) == (len(found.completed) >= SENTENCES[key])
     if not figure.data:
         (note,) = figure.layout.annotations
-        assert note.text == words(figure)
+        assert note.text.replace("<br>", " ") == words(figure)
     assert words(figure).endswith(".")
 
 

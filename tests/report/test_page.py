@@ -157,7 +157,7 @@ def test_names_are_text(form: Format) -> None:
     page = Page(as_html(study))
     assert page.texts["h1"] == [NASTY]
     assert NASTY in page.texts["td"]
-    assert page.count("script") == len(FIGURES) + 3  # the figures, their templates, plotly.js, ours
+    assert page.count("script") == len(page.having("data-figure")) + 3  # the figures, their templates, plotly.js, ours
     hover = json.loads(page.scripts["spec-timeline"])["data"][1]["hovertext"]
     assert "&lt;script&gt;" in hover[0]
 
@@ -177,7 +177,11 @@ EXTREMES = {
 @pytest.mark.parametrize("study", EXTREMES.values(), ids=EXTREMES)
 def test_studies_at_the_edges(study: StudyView) -> None:
     page = Page(as_html(study))
-    assert sorted(page.having("data-figure")) == sorted(FIGURES)
+    drawn = {key: bool(drawing.draw(study, LIGHT).data) for key, drawing in FIGURES.items()}
+    assert {f"figure-{key}" for key in FIGURES} <= set(page.having("id"))
+    assert sorted(page.having("data-figure")) == sorted(key for key in FIGURES if drawn[key])
+    said = [words(FIGURES[key].draw(study, LIGHT)) for key in FIGURES if not drawn[key]]
+    assert set(said) <= set(page.texts["p"])
     assert page.texts["p"][VERDICT] == verdict_sentences(study)[0]
     assert as_markdown(study).startswith("# toy: dasearch report\n\n## Verdict\n")
 

@@ -20,6 +20,7 @@ from dasearch.report.theme import (
     STATE_SYMBOLS,
     Theme,
     brief,
+    counting,
     drawn,
     escaped,
     finished,
@@ -32,7 +33,6 @@ NO_SCORE = "No trial is complete yet."
 BAND = "rgba(0, 114, 178, 0.18)"  # serial's colour: the band is all-serial's
 SCORE = f"validation {OBJECTIVE}"
 ROW, FRAME = 34, 130  # pixels
-EPOCH_TICKS = 20  # so many epochs get a tick each
 
 
 def best_so_far(view: StudyView, theme: Theme) -> go.Figure:
@@ -59,7 +59,7 @@ def best_so_far(view: StudyView, theme: Theme) -> go.Figure:
     controls = [_control_line(standing, span) for standing in view.standings if standing.role != CANDIDATE]
     band, noise = _noise_band(view, span)
     says = f"The best of {counted(len(trials), 'evaluation')} has {OBJECTIVE} {best[-1]:.4f}. {noise}"
-    x, y = {"title": {"text": "trial"}}, {"title": {"text": SCORE}}
+    x, y = counting("trial", numbers[-1]), {"title": {"text": SCORE}}
     return drawn(theme, *band, *controls, evaluated, so_far, says=says, xaxis=x, yaxis=y)
 
 
@@ -105,8 +105,7 @@ def learning_curves(view: StudyView, theme: Theme) -> go.Figure:
     shown = [trace for trace in traces if trace.x]
     early = sum(trial.state in (State.PRUNED, State.FAIL) for trial in curved)
     says = f"Learning curves of {counted(len(curved), 'trial')}, {early} of which failed or were pruned."
-    every = 1 if max(len(trial.curve or {}) for trial in curved) <= EPOCH_TICKS else None
-    x, y = {"title": {"text": "epoch"}, "dtick": every}, {"title": {"text": SCORE}}
+    x, y = counting("epoch", max(len(trial.curve or {}) for trial in curved)), {"title": {"text": SCORE}}
     return drawn(theme, *shown, says=says, xaxis=x, yaxis=y)
 
 

@@ -10,7 +10,18 @@ import plotly.graph_objects as go
 
 from dasearch.report.figures.structure import short
 from dasearch.report.terminal import counted
-from dasearch.report.theme import BEST, CHOICE_SCALE, NEUTRAL, STATE_COLOURS, Theme, brief, drawn, escaped, nothing
+from dasearch.report.theme import (
+    BEST,
+    CHOICE_SCALE,
+    NEUTRAL,
+    STATE_COLOURS,
+    Theme,
+    brief,
+    counting,
+    drawn,
+    escaped,
+    nothing,
+)
 from dasearch.report.view import State, StudyView, Trial
 from dasearch.search.confirmation import OBJECTIVE
 
@@ -43,7 +54,7 @@ def theta_over_trials(view: StudyView, theme: Theme) -> go.Figure:
         f"{counted(len(proposals), 'proposal')} of the surrogate; in the last, trial {proposals[-1].trial_number}, "
         f"{decided} of {len(last)} sites are decided (below .1 or above .9)."
     )
-    x, y = {"title": {"text": "trial"}}, {"autorange": "reversed"}
+    x, y = counting("trial", proposals[-1].trial_number), {"autorange": "reversed"}
     return drawn(theme, trace, says=says, height=FRAME + ROW * len(names), xaxis=x, yaxis=y)
 
 
@@ -123,8 +134,10 @@ def timeline(view: StudyView, theme: Theme) -> go.Figure:
     retries = sum(span[2].retry_of is not None for span in spans)
     shares = ", ".join(f"{number} {state.word}" for state, number in count.items() if number)
     says = f"{counted(len(spans), 'trial')}: {shares}; {retries} of them repeat a failed one."
-    lanes_axis = {"title": {"text": "lane"}, "dtick": 1, "autorange": "reversed"}
-    return drawn(theme, *traces, says=says, barmode="overlay", height=FRAME + LANE * (max(lanes) + 1), yaxis=lanes_axis)
+    lanes_axis = {**counting("lane", max(lanes)), "autorange": "reversed"}
+    height = FRAME + LANE * (max(lanes) + 1)
+    x = {"type": "date"}
+    return drawn(theme, *traces, says=says, barmode="overlay", height=height, xaxis=x, yaxis=lanes_axis)
 
 
 def _bars(state: State, spans: Sequence[tuple[datetime, datetime, Trial, int]]) -> go.Bar:

@@ -7,7 +7,7 @@ from plotly.subplots import make_subplots
 
 from dasearch.bayes.choices import LAYERED_NAME
 from dasearch.report.learned import FEWEST, Effect, Learned
-from dasearch.report.theme import NEUTRAL, PARALLEL, SERIAL, Theme, drawn, finished, nothing
+from dasearch.report.theme import NEUTRAL, PARALLEL, SERIAL, Theme, counting, drawn, finished, nothing
 from dasearch.report.view import StudyView
 from dasearch.search.confirmation import OBJECTIVE
 
@@ -23,14 +23,16 @@ def main_effects(view: StudyView, theme: Theme) -> go.Figure:
         return nothing(theme, TOO_FEW)
     placed = [(_place(effect.sites[0]), effect) for effect in learned.main]
     sites = [site for site in view.space.sites if any(at[1] == site for at, _ in placed)]
-    found = make_subplots(rows=len(sites), cols=1, shared_xaxes=True, subplot_titles=sites, vertical_spacing=0.09)
+    found = make_subplots(
+        rows=len(sites), cols=1, shared_xaxes=True, shared_yaxes="all", subplot_titles=sites, vertical_spacing=0.09
+    )
     for row, site in enumerate(sites, start=1):
         chosen = [(layer, effect) for (layer, own), effect in placed if own == site]
         found.add_trace(_effects([layer for layer, _ in chosen], [effect for _, effect in chosen]), row=row, col=1)
-    found.update_xaxes(title_text="layer", row=len(sites), col=1)
-    if view.space.backbone_layers <= 16:
-        found.update_xaxes(dtick=1)
-    found.update_yaxes(zeroline=True, zerolinewidth=2, matches="y")
+    axis = counting("layer", view.space.backbone_layers)
+    found.update_xaxes(dtick=axis["dtick"])
+    found.update_xaxes(axis, row=len(sites), col=1)
+    found.update_yaxes(zeroline=True, zerolinewidth=2)
     return finished(found, theme, says=_main_words(learned), height=FRAME + PANEL * len(sites))
 
 
