@@ -32,7 +32,7 @@ def shown(before: StudyView, after: StudyView) -> str:
 def test_two_studies() -> None:
     other = finished(
         name="[bold]other[/bold]",
-        settings=parse_study({"name": "other", "search": {"budget": 7}, "trial": {"epochs": 9}}),
+        settings=parse_study({"name": "other", "output": "elsewhere", "search": {"budget": 7}, "trial": {"epochs": 9}}),
         confirmations=(),
         results=(),
     )

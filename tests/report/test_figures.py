@@ -120,7 +120,7 @@ def test_theta_is_a_row_a_site(study: StudyView) -> None:
     assert list(trace.x) == [2, 3, 4]
     assert list(trace.y)[:2] == ["1 causal", "1 context"]
     assert np.array(trace.z)[1].tolist() == [0.95, 0.95, 0.95]
-    assert np.array(trace.z)[2].tolist() == [0.3, 0.95, 0.3]
+    assert np.array(trace.z)[2].tolist() == [0.15, 0.95, 0.15]
     assert "in the last, trial 4, 2 of 6 sites are decided" in words(found)
 
 

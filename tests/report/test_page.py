@@ -15,7 +15,7 @@ from dasearch.layout import Layout
 from dasearch.report import Format
 from dasearch.report.document import Section, Table, commands, flattened, sections, shown, verdict_sentences
 from dasearch.report.figures import FIGURES
-from dasearch.report.page import as_html, as_markdown, write_report
+from dasearch.report.page import as_html, as_markdown, in_script, write_report
 from dasearch.report.theme import LIGHT, words
 from dasearch.report.view import State, StudyView, Trial, read_view
 from tests.report.stored import NAME, large_study
@@ -160,6 +160,12 @@ def test_names_are_text(form: Format) -> None:
     assert page.count("script") == len(page.having("data-figure")) + 3  # the figures, their templates, plotly.js, ours
     hover = json.loads(page.scripts["spec-timeline"])["data"][1]["hovertext"]
     assert "&lt;script&gt;" in hover[0]
+
+
+def test_json_in_a_page_cannot_end_its_script() -> None:
+    value = {"</script><b>": "&amp;<!--"}
+    assert not set("<>&") & set(in_script(value))
+    assert json.loads(in_script(value)) == value
 
 
 EXTREMES = {
