@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import warnings
+from contextlib import closing
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -86,6 +87,12 @@ def run(
     no_train: Annotated[
         bool, typer.Option("--no-train", help="Stop before the final training and the test split.")
     ] = False,
+    trackers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--track", metavar="NAME", help="Keep curves in tensorboard, mlflow or wandb as well; may be repeated."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -98,7 +105,9 @@ def run(
     Run the same command again to go on where it stopped.
     """
     from dasearch.report.terminal import Terminal, show_estimate, summary
+    from dasearch.report.tracking import track
     from dasearch.search.estimate import estimate
+    from dasearch.search.events import Listeners
     from dasearch.search.study import Study
 
     loaded = Study.load(study, _overrides(changes, budget, seed), storage=storage)
@@ -107,10 +116,8 @@ def run(
         show_estimate(console, loaded.settings.yaml(), estimate(loaded))
         return
     terminal = Terminal(console)
-    try:
-        status = loaded.run(train=not no_train, listener=terminal)
-    finally:
-        terminal.close()
+    with closing(Listeners(terminal, track(loaded, *trackers or (), say=terminal.remarks))) as listener:
+        status = loaded.run(train=not no_train, listener=listener)
     summary(console, status, command=" ".join(["dasearch", *sys.argv[1:]]))
 
 

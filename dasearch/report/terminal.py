@@ -94,6 +94,10 @@ class Terminal(Listener):
         self._so_far = f"{best}  left {clock(finished.seconds_left)}"
         self._print("  ".join(parts))
 
+    def remarks(self, text: str) -> None:
+        """A line that stays, above the live one."""
+        self._print(text)
+
     def _print(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)
 

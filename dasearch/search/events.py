@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dasearch.layout import Layout
+from dasearch.search.store import Result
 from dasearch.training.loop import Epoch
 
 SEARCH, CONFIRMATION, FINAL, DONE = "search", "confirmation", "final", "done"
@@ -52,3 +54,44 @@ class Listener:
 
     def finished(self, finished: Finished) -> None:
         """It is over."""
+
+    def results(self, results: Sequence[Result]) -> None:
+        """The final table is there."""
+
+    def close(self) -> None:
+        """Nothing more will be said; told by whoever made the listener."""
+
+
+class Listeners(Listener):
+    """Several listeners, told in their order."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self.listeners = listeners
+
+    def says(self, text: str) -> None:
+        for listener in self.listeners:
+            listener.says(text)
+
+    def language_model(self, step: int, steps: int, loss: float) -> None:
+        for listener in self.listeners:
+            listener.language_model(step, steps, loss)
+
+    def started(self, training: Training) -> None:
+        for listener in self.listeners:
+            listener.started(training)
+
+    def epoch(self, training: Training, epoch: Epoch) -> None:
+        for listener in self.listeners:
+            listener.epoch(training, epoch)
+
+    def finished(self, finished: Finished) -> None:
+        for listener in self.listeners:
+            listener.finished(finished)
+
+    def results(self, results: Sequence[Result]) -> None:
+        for listener in self.listeners:
+            listener.results(results)
+
+    def close(self) -> None:
+        for listener in self.listeners:
+            listener.close()

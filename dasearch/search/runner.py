@@ -268,6 +268,7 @@ class Runner:
         results, trainings = evaluate_finally(finalists, self.materials, self.split, seed=self.settings.seed)
         saved = self._save(trained[rows[WINNER]][0], results, trainings)
         self.store.finish(self.settings.name, results, [saved], trainings)
+        self.listener.results(results)
 
     def _train_model(self, model: Model, seed: int, index: int, total: int, label: str, left: int) -> Trained:
         objective, run = self.full, f"final/{model.layout}"
