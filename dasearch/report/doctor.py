@@ -38,6 +38,9 @@ EXTRAS = {  # distributions of pyproject's extras; a test compares the two
         "scipy-stubs",
         "pytest-xdist",
         "optuna-dashboard",
+        "nbclient",
+        "nbformat",
+        "ipykernel",
     ),
 }
 ENCODER_MODELS = (ModelKind.IDLE, ModelKind.RA_REC)
