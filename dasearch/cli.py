@@ -276,7 +276,7 @@ def ablate(
         _print_json(ablation_record(scored))
         return
     console.print()
-    console.print(ablation_table(scored))
+    console.print(ablation_table(scored, console.width))
     console.print(f"figure: {path}", soft_wrap=True, markup=False)
 
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from rich.table import Table
 
-from dasearch.report.terminal import finite_record, plain_table, symmetric
+from dasearch.report.terminal import finite_record, fitting, plain_table, symmetric
 from dasearch.search.ablation import Scored
 from dasearch.search.confirmation import OBJECTIVE
 
@@ -18,22 +18,36 @@ BLUE, GREY = "#0072B2", "#999999"  # Okabe & Ito 2008
 ROW_HEIGHT, PANEL_MARGIN, FRAME = 26, 34, 120  # pixels
 
 
-def ablation_table(scored: Sequence[Scored]) -> Table:
-    """A row a variant; the last column is the study's gain over it in MRR, paired by seed."""
+def ablation_table(scored: Sequence[Scored], width: int) -> Table:
+    """A row a variant under its group; ``gain`` is the study's over it in MRR, paired by seed.
+
+    Args:
+        width: of the console; what a narrow one has no room for is left out, MRR and the gain last.
+    """
     seeds = max(score.seeds for score in scored)
     table = plain_table(f"Validation data, {seeds} seeds (95% t interval); gain: the study over the variant, paired")
-    metrics = list(scored[0].metrics)
-    for heading in ("", "variant", *metrics, "parameters", f"gain in {OBJECTIVE}"):
+    cells = _cells(scored)
+    names = [f"  {score.variant.name}" if score.variant.group else score.variant.name for score in scored]
+    room = width - max(map(len, (*names, *(score.variant.group for score in scored))))
+    last = [OBJECTIVE, f"gain in {OBJECTIVE}"]
+    kept = fitting(cells, room, [heading for heading in reversed(cells) if heading not in last])
+    for heading in ("", *kept):
         table.add_column(heading, no_wrap=True)
     group = ""
-    for score in scored:
-        shown = score.variant.group if score.variant.group != group else ""
-        group = score.variant.group
-        cells = [symmetric(score.metrics[metric]) for metric in metrics]
-        gain = "" if score.gain is None else symmetric(score.gain, "+")
-        style = "bold" if score.gain is None else None
-        table.add_row(shown, score.variant.name, *cells, f"{score.parameters:,}", gain, style=style)
+    for index, score in enumerate(scored):
+        if score.variant.group != group:
+            group = score.variant.group
+            table.add_row(group, style="bold")
+        table.add_row(names[index], *(cells[heading][index] for heading in kept))
     return table
+
+
+def _cells(scored: Sequence[Scored]) -> dict[str, list[str]]:
+    """Columns by their headings."""
+    cells = {metric: [symmetric(score.metrics[metric]) for score in scored] for metric in scored[0].metrics}
+    cells["parameters"] = [f"{score.parameters:,}" for score in scored]
+    cells[f"gain in {OBJECTIVE}"] = ["" if score.gain is None else symmetric(score.gain, "+") for score in scored]
+    return cells
 
 
 def ablation_figure(scored: Sequence[Scored], *, title: str) -> go.Figure:

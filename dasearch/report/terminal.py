@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -178,7 +178,7 @@ def results_table(results: Sequence[Result], width: int) -> Table:
     names = list(dict.fromkeys(result.name for result in results))
     by_name = {name: {result.metric: result for result in results if result.name == name} for name in names}
     cells = {heading: [cell(by_name[name]) for name in names] for heading, cell in columns.items()}
-    kept = _fitting(cells, width - max(map(len, names)))
+    kept = fitting(cells, width - max(map(len, names)), [*metrics[:-1], "layout", "95% interval"])
     over = f"mean ± sd over {seeds} seeds" if seeds > 1 else "one seed"
     table = plain_table(f"Test split, read once; {over}; {last}: interval over users, lead over users and seeds")
     for heading in ("", *kept):
@@ -189,12 +189,11 @@ def results_table(results: Sequence[Result], width: int) -> Table:
     return table
 
 
-def _fitting(cells: dict[str, list[str]], width: int) -> list[str]:
-    """The headings that fit; the ones that say most are dropped last."""
+def fitting(cells: Mapping[str, Sequence[str]], width: int, dropped_first: Sequence[str]) -> list[str]:
+    """The headings whose columns fit beside each other; as many of ``dropped_first`` are left out as need be."""
     kept = list(cells)
-    least_first = [kept[1], kept[2], kept[0], kept[-3]]  # MRR, Recall, layout, interval
     widths = {heading: 3 + max(map(len, (heading, *column))) for heading, column in cells.items()}
-    for heading in least_first:
+    for heading in dropped_first:
         if sum(widths[one] for one in kept) > width:
             kept.remove(heading)
     return kept

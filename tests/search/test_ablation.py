@@ -164,8 +164,11 @@ def test_unknown_names_and_parts(tmp_path: Path) -> None:
 def test_table_and_figure_say_the_scores(tmp_path: Path, plan: str) -> None:
     own = study(tmp_path)
     scored = Ablation(own, load_variants(own, plan), 2).run()
-    table = ablation_table(scored)
-    assert table.row_count == 5
+    wide, narrow = ablation_table(scored, 160), ablation_table(scored, 60)
+    assert wide.row_count == 5 + 3  # a heading a group
+    headings = [column.header for column in wide.columns]
+    assert headings == ["", "MRR", "Recall@10", "NDCG@10", "parameters", "gain in MRR"]
+    assert [column.header for column in narrow.columns] == ["", "MRR", "gain in MRR"]
     figure = ablation_figure(scored, title="toy")
     assert len(figure.data) == 3  # a panel a group
     assert list(figure.data[0].y) == [WHOLE, "LLMRec", "all serial"]
