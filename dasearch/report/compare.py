@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from dasearch.layout import Difference, Layout
-from dasearch.report.document import flattened, shown
+from dasearch.report.document import Table, flattened, shown
 from dasearch.report.figures.layouts import difference_in_words
 from dasearch.report.terminal import finite_record, plain_table, spread, symmetric
 from dasearch.report.view import StudyView, Trial, TrialDifference
@@ -57,37 +56,50 @@ def _winner_sites(before: StudyView, after: StudyView) -> tuple[Difference, ...]
     return first.diff(second)
 
 
-def show_study_difference(console: Console, found: StudyDifference) -> None:
-    """Winners and scores, site by site, test results, settings."""
-    names = [view.name for view in found.studies]
-    facts = {"winner": _winner_text, f"validation {OBJECTIVE}": _score_text, "phase": _phase_text}
-    rows = [(label, *map(cell, found.studies)) for label, cell in facts.items()]
-    console.print(_table("Winners", ("", *names), rows))
-    console.print(Text(_sites_text(found)), soft_wrap=True)
+def study_sentences(found: StudyDifference) -> list[str]:
+    """What can be said of two studies in words."""
+    sentences = [_sites_text(found)]
     if found.before.dataset.get("fingerprint") != found.after.dataset.get("fingerprint"):
-        console.print("Their data differ, so their scores do not compare.")
-    if found.sites:
-        console.print(_sites_table(found.before, found.sites, names))
-    results = _result_rows(found)
-    if results:
-        caption = "Test split: mean ± sd over seeds, 95% interval over users"
-        console.print(_table(caption, ("", "metric", *names), results))
-    settings = [(key, *map(shown, values)) for key, values in found.settings.items()]
-    if settings:
-        console.print(_table("Settings that differ", ("", *names), settings))
-    else:
-        console.print("Their settings are the same.")
+        sentences.append("Their data differ, so their scores do not compare.")
+    return sentences if found.settings else [*sentences, "Their settings are the same."]
 
 
-def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def study_tables(found: StudyDifference) -> list[Table]:
+    """Winners and scores, site by site, test results, settings; some may have no rows."""
+    names = (found.before.name, found.after.name)
+    facts = {"winner": _winner_text, f"validation {OBJECTIVE}": _score_text, "phase": _phase_text}
+    winners = tuple((label, *map(cell, found.studies)) for label, cell in facts.items())
+    settings = tuple((key, *map(shown, values)) for key, values in found.settings.items())
+    caption = "Test split: mean ± sd over seeds, 95% interval over users"
+    return [
+        Table("Winners", ("", *names), winners),
+        sites_table(found.before, found.sites or (), names),
+        Table(caption, ("row", "metric", *names), _result_rows(found)),
+        Table("Settings that differ", ("setting", *names), settings),
+    ]
+
+
+def show_study_difference(console: Console, found: StudyDifference) -> None:
+    """Winners, what differs in words, the other tables."""
+    winners, *others = study_tables(found)
+    _print(console, winners)
+    for sentence in study_sentences(found):
+        console.print(Text(sentence), soft_wrap=True)
+    for table in others:
+        _print(console, table)
+
+
+def _print(console: Console, found: Table) -> None:
     """Cells are names and values, never markup."""
+    if not found.rows:
+        return
     table = plain_table("")
-    table.title = Text(title)
-    for heading in headings:
+    table.title = Text(found.caption)
+    for heading in found.headings:
         table.add_column(Text(heading), no_wrap=True)
-    for row in rows:
+    for row in found.rows:
         table.add_row(*map(Text, row))
-    return table
+    console.print(table)
 
 
 def _winner_text(view: StudyView) -> str:
@@ -112,9 +124,10 @@ def _sites_text(found: StudyDifference) -> str:
     return f"The winners differ at {len(found.sites)} of {len(found.before.space.names)} sites."
 
 
-def _sites_table(view: StudyView, sites: tuple[Difference, ...], names: Sequence[str]) -> Table:
-    rows = [(site_name(view, difference), difference.before, difference.after) for difference in sites]
-    return _table("Sites that differ", ("site", *names), rows)
+def sites_table(view: StudyView, sites: Sequence[Difference], names: tuple[str, ...]) -> Table:
+    """A row a site that differs."""
+    rows = tuple((site_name(view, difference), difference.before, difference.after) for difference in sites)
+    return Table("Sites that differ", ("site", *names), rows)
 
 
 def site_name(view: StudyView, difference: Difference) -> str:
@@ -122,11 +135,11 @@ def site_name(view: StudyView, difference: Difference) -> str:
     return view.space.names[difference.layer * len(view.space.sites) + difference.site]
 
 
-def _result_rows(found: StudyDifference) -> list[tuple[str, ...]]:
+def _result_rows(found: StudyDifference) -> tuple[tuple[str, ...], ...]:
     """A row of the closing table and a metric, then what each study has there."""
     by_row = [{(r.name, r.metric): r for r in view.results} for view in found.studies]
     keys = dict.fromkeys(key for results in by_row for key in results)
-    return [(*key, *(_result_text(results.get(key)) for results in by_row)) for key in keys]
+    return tuple((*key, *(_result_text(results.get(key)) for results in by_row)) for key in keys)
 
 
 def _result_text(result: Result | None) -> str:
@@ -139,12 +152,11 @@ def _result_text(result: Result | None) -> str:
 def show_trial_difference(console: Console, view: StudyView, found: TrialDifference) -> None:
     """The layouts, what differs, and the scores."""
     trials = (found.before, found.after)
-    names = [f"trial {trial.number}" for trial in trials]
+    names = (f"trial {found.before.number}", f"trial {found.after.number}")
     labels = ("layout", "state", f"validation {OBJECTIVE}", "seconds")
-    rows = zip(labels, *map(_trial_cells, trials), strict=True)
-    console.print(_table(f"Trials of {view.name}", ("", *names), list(rows)))
-    if found.sites:
-        console.print(_sites_table(view, found.sites, names))
+    rows = tuple(zip(labels, *map(_trial_cells, trials), strict=True))
+    _print(console, Table(f"Trials of {view.name}", ("", *names), rows))
+    _print(console, sites_table(view, found.sites, names))
     console.print(Text(difference_in_words(found)), soft_wrap=True)
 
 
