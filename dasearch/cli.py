@@ -199,6 +199,34 @@ def compare(
 
 
 @app.command()
+def dashboard(
+    output: OutputOption = "runs",
+    storage: StorageOption = None,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="0 takes any free one.")] = 8765,
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Listen where other machines reach it; asks visitors for a token.")
+    ] = False,
+    token: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", envvar="DASEARCH_TOKEN", help="What visitors must send. Default: a new one."),
+    ] = None,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Serve pages that follow studies while they run, on this machine alone; reads, never writes."""
+    from dasearch.report.dashboard.server import Address, serve
+
+    console = _console()
+    serve(
+        storage,
+        output,
+        Address(host, port, allow_remote=allow_remote, token=token),
+        open_browser=open_browser,
+        say=lambda line: console.print(line, soft_wrap=True, markup=False),
+    )
+
+
+@app.command()
 def train(
     layout: Annotated[
         str,

@@ -41,6 +41,8 @@ EXTRAS = {  # distributions of pyproject's extras; a test compares the two
         "nbclient",
         "nbformat",
         "ipykernel",
+        "httpx2",
+        "playwright",
     ),
 }
 ENCODER_MODELS = (ModelKind.IDLE, ModelKind.RA_REC)

@@ -39,7 +39,7 @@ def report(view: StudyView, form: Format) -> str:
 
 def as_html(view: StudyView) -> str:
     """One page with plotly.js, every figure and every table in it."""
-    page = environment().get_template("report.html")
+    page = templates_of("dasearch.report").get_template("report.html")
     return page.render(
         view=view,
         sections=sections(view),
@@ -50,10 +50,10 @@ def as_html(view: StudyView) -> str:
     )
 
 
-def environment() -> Environment:
-    """Jinja2 over this package's templates, with escaping."""
+def templates_of(package: str) -> Environment:
+    """Jinja2 over a package's templates, with escaping."""
     return Environment(
-        loader=PackageLoader("dasearch.report"),
+        loader=PackageLoader(package),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,0 +1,180 @@
+"""What the dashboard's pages say: sections of sentences, figures and tables, as a report has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dasearch.layout import CHOICES, Layout
+from dasearch.report.document import (
+    MIB,
+    WHEN,
+    Listing,
+    Section,
+    Table,
+    artifacts_table,
+    confirmation_table,
+    data_table,
+    facts_table,
+    results_table,
+    space_table,
+    trainings_table,
+    trials_table,
+    versions_table,
+)
+from dasearch.report.terminal import clock, symmetric
+from dasearch.report.view import StudyView, Trial
+from dasearch.search.confirmation import OBJECTIVE
+from dasearch.search.store import Progress
+from dasearch.search_space import SearchSpace
+
+
+def studies_table(found: list[Progress]) -> Table:
+    """A row a study."""
+    rows = [
+        (
+            one.name,
+            one.phase,
+            str(one.settings["model"]["kind"]),
+            str(one.settings["data"]["source"]),
+            f"{one.states.get('complete', 0)} of {one.settings['search']['budget']}",
+            str(sum(one.states.get(state, 0) for state in ("fail", "pruned"))),
+            "" if one.best is None else f"{one.best:.4f}",
+        )
+        for one in found
+    ]
+    headings = ("study", "phase", "model", "data", "evaluations", "failed or pruned", f"best {OBJECTIVE}")
+    return Table("Studies in this database, the newest first", headings, tuple(rows))
+
+
+def study_sections(view: StudyView) -> list[Section]:
+    """Everything below the verdict. What was learned is left to figures: a page does not wait for a fit."""
+    return [
+        Section(
+            "results",
+            "Confirmation and test results",
+            () if view.standings else ("Nothing is confirmed with fresh seeds yet.",),
+            ("confirmation", "difference"),
+            (confirmation_table(view), results_table(view), trainings_table(view), artifacts_table(view)),
+        ),
+        Section("structure", "What was learned", figures=("main-effects", "pairs", "hamming")),
+        Section("search", "The search", figures=("curves", "theta", "calibration", "cost", "timeline")),
+        Section("trials", "Trials", () if view.trials else ("No trial has begun yet.",), tables=(trials_table(view),)),
+        Section(
+            "configuration",
+            "Configuration and data",
+            tables=(facts_table(view), data_table(view), space_table(view), versions_table(view)),
+            listings=(Listing(f"The study as resolved, {view.name}.yaml", view.settings.yaml()),),
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A site in a layout's map; ``changed`` from another layout's, ``fixed`` by the search space."""
+
+    site: str
+    letter: str
+    choice: str
+    fixed: bool
+    changed: bool
+
+
+def layout_map(space: SearchSpace, layout: Layout, before: Layout | None = None) -> list[tuple[str, list[Cell]]]:
+    """A row a layer: its label and its sites."""
+    changed = {(d.layer, d.site) for d in before.diff(layout)} if before is not None else set()
+    rows = []
+    for row, (layer, bits) in enumerate(zip(space.replaced, layout.bits, strict=True)):
+        names = space.names[row * len(space.sites) :]
+        cells = [
+            Cell(site, CHOICES[bit][0].upper(), CHOICES[bit], names[column] in space.fixed, (row, column) in changed)
+            for column, (site, bit) in enumerate(zip(space.sites, bits, strict=True))
+        ]
+        rows.append((f"layer {layer + 1}", cells))
+    return rows
+
+
+def trial_facts(view: StudyView, trials: Mapping[str, Trial]) -> Table:
+    """What is known of trials, a column a trial by its heading."""
+    facts = {
+        "state": lambda trial: trial.state.value,
+        "layout": lambda trial: str(trial.layout or "not proposed yet"),
+        f"validation {OBJECTIVE}": lambda trial: "" if trial.score is None else f"{trial.score:.4f}",
+        "seconds": lambda trial: "" if trial.seconds is None else f"{trial.seconds:.1f}",
+        "trained parameters": lambda trial: "" if trial.parameters is None else f"{trial.parameters:,}",
+        "peak memory": lambda trial: "" if trial.peak_memory is None else f"{trial.peak_memory / MIB:,.0f} MiB",
+        "began": lambda trial: "" if trial.started is None else trial.started.strftime(WHEN),
+        "ended": lambda trial: "" if trial.ended is None else trial.ended.strftime(WHEN),
+        "repeats trial": lambda trial: "" if trial.retry_of is None else str(trial.retry_of),
+        "why it ended": lambda trial: trial.reason or "",
+        "confirmed": lambda trial: confirmed(view, trial),
+    }
+    rows = ((label, *map(fact, trials.values())) for label, fact in facts.items())
+    return Table("What is known", ("", *trials), tuple(row for row in rows if any(row[1:])))
+
+
+def confirmed(view: StudyView, trial: Trial) -> str:
+    """Its layout's score over fresh seeds."""
+    found = next((standing for standing in view.standings if standing.layout == trial.layout), None)
+    return "" if found is None else f"{symmetric(found.score)} over {found.seeds} seeds, as {found.role}"
+
+
+def epochs_table(trial: Trial) -> Table:
+    """Losses and metrics of every epoch."""
+    losses = list(dict.fromkeys(name for epoch in trial.epochs for name in epoch.losses))
+    metrics = list(dict.fromkeys(name for epoch in trial.epochs for name in epoch.metrics))
+    rows = [
+        (
+            str(epoch.number + 1),
+            *(_number(epoch.losses, name) for name in losses),
+            *(_number(epoch.metrics, name) for name in metrics),
+            f"{epoch.seconds:.1f}",
+        )
+        for epoch in trial.epochs
+    ]
+    headings = ("epoch", *(f"loss: {name}" for name in losses), *metrics, "seconds")
+    return Table("Epochs: mean of each loss term, validation metrics", headings, tuple(rows))
+
+
+def _number(values: Mapping[str, float], name: str) -> str:
+    return f"{values[name]:.4f}" if name in values else ""
+
+
+def proposal_tables(view: StudyView, trial: Trial) -> list[Table]:
+    """Why the trial got its layout: the acquisition's numbers, and theta site by site."""
+    found = next((one for one in view.proposals if one.trial_number == trial.number), None)
+    if found is None:
+        return []
+    numbers = {"acquisition value": found.acquisition, "predicted mean": found.mean, "predicted sd": found.sd}
+    facts = {"proposed by": found.source} | {k: f"{v:.5g}" for k, v in numbers.items() if v is not None}
+    tables = [Table("Proposal", ("", ""), (*facts.items(), ("took", f"{found.seconds:.2f} s")))]
+    if found.theta is not None:
+        rows = ((site, f"{theta[0]:.3f}", str(found.layout.get(site, ""))) for site, theta in found.theta.items())
+        headings = ("site", "probability of parallel", "proposed")
+        tables.append(Table("Theta, where the acquisition function was largest", headings, tuple(rows)))
+    return tables
+
+
+def neighbours(view: StudyView, trial: Trial) -> dict[str, int]:
+    """Trials to look at next to one, by what they are."""
+    numbers = [other.number for other in view.trials]
+    at = numbers.index(trial.number)
+    found = {"previous": numbers[at - 1]} if at else {}
+    if at + 1 < len(numbers):
+        found["next"] = numbers[at + 1]
+    return found
+
+
+def partners(view: StudyView, trial: Trial) -> dict[str, int]:
+    """Trials worth a comparison with one, by what they are."""
+    serial = view.trial_of(view.space.all_serial)
+    named: dict[str, Any] = {"the best trial": view.best, "all-serial": serial}
+    return {label: other.number for label, other in named.items() if other is not None and other.layout != trial.layout}
+
+
+def elapsed(trial: Trial, view: StudyView) -> str:
+    """How long a trial ran or runs."""
+    if trial.started is None:
+        return ""
+    return clock(((trial.ended or view.read) - trial.started).total_seconds())

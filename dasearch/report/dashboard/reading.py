@@ -1,0 +1,161 @@
+"""Studies as the dashboard reads them: again only when something that is recorded of them changed."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import plotly.graph_objects as go
+from sqlalchemy.exc import DatabaseError
+
+from dasearch.errors import DasearchError, StoreError, WrongUse, suggestion
+from dasearch.report.figures import FIGURES, Drawing
+from dasearch.report.figures.trials import TRIAL_FIGURES, TrialDrawing
+from dasearch.report.theme import Theme
+from dasearch.report.view import StudyView, Trial, TrialDifference, read_view
+from dasearch.search.store import Progress, Store
+
+LOCK_SECONDS = 3.0  # a page that waits longer for a locked database says so
+KEPT = 4  # studies kept in memory; one of 1,000 trials and 90 sites takes tens of megabytes
+
+
+class Missing(WrongUse):
+    """A page or record of something that is not there."""
+
+
+class Unavailable(DasearchError):
+    """A database that cannot be read now."""
+
+
+@dataclass
+class Snapshot:
+    """A study at one version, with the figures that were drawn of it."""
+
+    progress: Progress
+    view: StudyView
+    _drawn: dict[tuple[str, tuple[int, ...], str], go.Figure] = field(default_factory=dict)
+    _drawing: threading.RLock = field(default_factory=threading.RLock)
+
+    def trial(self, number: int) -> Trial:
+        """A trial.
+
+        Raises:
+            Missing: if there is none of that number.
+        """
+        with _missing():
+            return self.view.trial(number)
+
+    def difference(self, before: int, after: int) -> TrialDifference:
+        """From one trial to another.
+
+        Raises:
+            Missing: if there is no such trial, or one has no layout yet.
+        """
+        with _missing():
+            return self.view.difference(before, after)
+
+    def figure(self, key: str, trials: Sequence[int], theme: Theme) -> go.Figure:
+        """A figure of `FIGURES`, or of `TRIAL_FIGURES` for some trials.
+
+        Raises:
+            Missing: if there is no such figure or trial, or a trial has no layout yet.
+        """
+        wanted = (key, tuple(trials), theme.name)
+        with self._drawing:  # what was learned is fitted once, not by every figure that asks at the same time
+            if wanted not in self._drawn:
+                self._drawn[wanted] = self._draw(key, trials, theme)
+            return self._drawn[wanted]
+
+    def _draw(self, key: str, trials: Sequence[int], theme: Theme) -> go.Figure:
+        find_drawing(key)
+        if key in FIGURES:
+            return FIGURES[key].draw(self.view, theme)
+        with _missing():
+            return TRIAL_FIGURES[key].draw(self.view, trials, theme)
+
+
+@contextmanager
+def _missing() -> Iterator[None]:
+    """What is wrong use on the command line is an address of something that is not there."""
+    try:
+        yield
+    except WrongUse as error:
+        raise Missing(str(error)) from None
+
+
+def find_drawing(key: str) -> Drawing | TrialDrawing:
+    """A figure by its key.
+
+    Raises:
+        Missing: if there is none.
+    """
+    known: dict[str, Drawing | TrialDrawing] = {**FIGURES, **TRIAL_FIGURES}
+    if key not in known:
+        raise Missing(f"there is no figure {key!r}{suggestion(key, list(known))}; figures are {', '.join(known)}")
+    return known[key]
+
+
+class Reader:
+    """Reads one database; safe to ask from several threads.
+
+    Args:
+        connect: opens the database. It is opened for every answer, so that a file that was moved away is noticed.
+    """
+
+    def __init__(self, connect: Callable[[], Store]) -> None:
+        self._connect = connect
+        self._kept: OrderedDict[str, Snapshot] = OrderedDict()
+        self._reading = threading.Lock()
+
+    def studies(self) -> list[Progress]:
+        """How far every study is, the newest first."""
+        with self._store() as store:
+            return [store.progress(name) for name in reversed(store.study_names())]
+
+    def progress(self, name: str) -> Progress:
+        """How far a study is."""
+        with self._store() as store:
+            _require(store, name)
+            return store.progress(name)
+
+    def snapshot(self, name: str) -> Snapshot:
+        """A study as it stands."""
+        with self._reading, self._store() as store:
+            _require(store, name)
+            progress = store.progress(name)
+            found = self._kept.get(name)
+            if found is None or found.progress.version != progress.version:
+                found = Snapshot(progress, read_view(store, name))
+            found.progress = progress  # heartbeats change no version
+            self._keep(name, found)
+            return found
+
+    def _keep(self, name: str, found: Snapshot) -> None:
+        self._kept[name] = found
+        self._kept.move_to_end(name)
+        while len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+
+    @contextmanager
+    def _store(self) -> Iterator[Store]:
+        try:
+            store = self._connect()
+            try:
+                yield store
+            finally:
+                store.close()
+        except StoreError as error:
+            raise Unavailable(str(error)) from None
+        except DatabaseError as error:
+            reason = " ".join(str(error.orig).split())
+            raise Unavailable(f"the database cannot be read now ({reason}); this page tries again") from None
+
+
+def _require(store: Store, name: str) -> None:
+    known = store.study_names()
+    if name not in known:
+        near = suggestion(name, known) or (f"; studies are {', '.join(known[:10])}" if known else "")
+        raise Missing(f"there is no study {name!r} in this database{near}")

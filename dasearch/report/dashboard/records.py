@@ -1,0 +1,110 @@
+"""What the dashboard's JSON endpoints answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from dasearch.report.dashboard.live import live_version, progress_sentences
+from dasearch.report.dashboard.reading import Snapshot
+from dasearch.report.document import verdict_sentences
+from dasearch.report.terminal import finite_record
+from dasearch.report.view import StudyView, Trial
+from dasearch.search.confirmation import Standing
+from dasearch.search.store import Progress
+
+
+def progress_record(found: Progress) -> dict[str, Any]:
+    """A study in a list."""
+    return {
+        "name": found.name,
+        "phase": found.phase,
+        "created": found.created,
+        "budget": found.settings["search"]["budget"],
+        "trials": found.states,
+        "best": found.best,
+        "heard": _time(found.heard),
+        "version": live_version(found),
+    }
+
+
+def study_record(snapshot: Snapshot) -> dict[str, Any]:
+    """All of a study."""
+    view = snapshot.view
+    return {
+        "name": view.name,
+        "version": live_version(snapshot.progress),
+        "phase": view.phase,
+        "verdict": verdict_sentences(view),
+        "progress": progress_sentences(view, snapshot.progress),
+        "winner": str(view.winner or "") or None,
+        "best": None if view.best is None else {"trial": view.best.number, "score": view.best.score},
+        "trials": [trial_row(trial) for trial in view.trials],
+        "confirmation": [standing_record(standing) for standing in view.standings],
+        "results": [result._asdict() for result in view.results],
+        "final_trainings": [training._asdict() for training in view.final_trainings],
+        "artifacts": [artifact._asdict() for artifact in view.artifacts],
+        "settings": view.settings.model_dump(mode="json"),
+        "space": view.space.record(),
+        "dataset": dict(view.dataset),
+        "versions": dict(view.versions),
+        "created": _time(view.created),
+        "read": _time(view.read),
+    }
+
+
+def trial_row(trial: Trial) -> dict[str, Any]:
+    """A trial in a list."""
+    return {
+        "number": trial.number,
+        "state": trial.state.value,
+        "layout": str(trial.layout or "") or None,
+        "score": trial.score,
+        "seconds": trial.seconds,
+        "parameters": trial.parameters,
+        "peak_memory": trial.peak_memory,
+        "started": _time(trial.started),
+        "ended": _time(trial.ended),
+        "retry_of": trial.retry_of,
+        "reason": trial.reason,
+    }
+
+
+def trial_record(view: StudyView, trial: Trial) -> dict[str, Any]:
+    """All of a trial."""
+    proposals = [proposal for proposal in view.proposals if proposal.trial_number == trial.number]
+    return {
+        "study": view.name,
+        **trial_row(trial),
+        "curve": [{"epoch": epoch + 1, "score": value} for epoch, value in (trial.curve or {}).items()],
+        "epochs": [{**asdict(epoch), "number": epoch.number + 1} for epoch in trial.epochs],
+        "proposal": asdict(proposals[0]) if proposals else None,
+        "confirmation": [standing_record(s) for s in view.standings if s.layout == trial.layout],
+    }
+
+
+def standing_record(standing: Standing) -> dict[str, Any]:
+    """A confirmed layout."""
+    intervals = {"score": standing.score, "gain": standing.gain, "together": standing.together}
+    return {
+        "layout": str(standing.layout),
+        "role": standing.role,
+        "seeds": standing.seeds,
+        **{name: None if interval is None else finite_record(interval) for name, interval in intervals.items()},
+    }
+
+
+def finite(value: Any) -> Any:
+    """The same with null for what JSON has no number for, such as a loss that diverged."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(one) for key, one in value.items()}
+    return [finite(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _time(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()

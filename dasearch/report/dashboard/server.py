@@ -1,0 +1,96 @@
+"""`dasearch dashboard`: from a database and an address to a server that runs until Ctrl-C."""
+
+from __future__ import annotations
+
+import socket
+import webbrowser
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import uvicorn
+
+from dasearch.errors import WrongUse
+from dasearch.report.dashboard.app import application
+from dasearch.report.dashboard.reading import LOCK_SECONDS, Reader
+from dasearch.report.dashboard.security import Visitors, visitors_for
+from dasearch.search.store import open_store
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen, and who may look.
+
+    Attributes:
+        port: 0 for any free one.
+        token: of those who may look where other machines reach the address; None for a new one.
+    """
+
+    host: str
+    port: int
+    allow_remote: bool = False
+    token: str | None = None
+
+
+def serve(
+    storage: str | None, output: str, address: Address, *, open_browser: bool, say: Callable[[str], None]
+) -> None:
+    """Serve the dashboard of a database until it is interrupted.
+
+    Raises:
+        WrongUse: if the address may not be used so, is taken, or there is no database.
+    """
+    visitors = visitors_for(address.host, allow_remote=address.allow_remote, token=address.token)
+    connect = partial(open_store, storage, output, create=False, lock_seconds=LOCK_SECONDS)
+    connect().close()
+    with listening(address) as listener:
+        place = url(address.host, listener.getsockname()[1])
+        announce(place, visitors, say)
+        torch.set_num_threads(1)  # a study that trains beside it keeps its cores
+        if open_browser:
+            webbrowser.open(place if visitors is None else place + visitors.link)
+        with suppress(KeyboardInterrupt):  # uvicorn has closed what it held, and raises the signal again
+            server(Reader(connect), visitors).run(sockets=[listener])
+    say("dashboard stopped")
+
+
+def server(reader: Reader, visitors: Visitors | None) -> uvicorn.Server:
+    """Quiet: what a visitor must know stands on the page."""
+    app = application(reader, visitors)
+    config = uvicorn.Config(
+        app, log_level="critical", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=2
+    )
+    return uvicorn.Server(config)
+
+
+def listening(address: Address) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        WrongUse: if the port is taken, or the address is not this machine's.
+    """
+    try:
+        family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((address.host, address.port), family=family)
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (")[0]
+        raise WrongUse(
+            f"{address.host} port {address.port} cannot be used ({reason}); give another --port, or 0 for any free one"
+        ) from None
+
+
+def url(host: str, port: int) -> str:
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}"
+
+
+def announce(place: str, visitors: Visitors | None, say: Callable[[str], None]) -> None:
+    """Where it is, and where a token is needed that and a link that works once."""
+    if visitors is None:
+        say(f"dashboard: {place}   (Ctrl-C ends it)")
+        return
+    say(f"dashboard, once, for one browser: {place}{visitors.link}   (Ctrl-C ends it)")
+    say(f"or with Authorization: Bearer {visitors.token}")
+    say("what it sends is not encrypted; on a network that you do not trust, reach it through an SSH tunnel")

@@ -1,0 +1,93 @@
+"""Figures of chosen trials: each a pure function of a `StudyView`, trial numbers and a `Theme`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import plotly.graph_objects as go
+
+from dasearch.errors import WrongUse
+from dasearch.report.figures.layouts import layout_difference
+from dasearch.report.figures.scores import EPOCH_TICKS, SCORE
+from dasearch.report.theme import BEST, NEUTRAL, SERIAL, Theme, brief, drawn, nothing
+from dasearch.report.view import StudyView, Trial
+
+LINES = ((SERIAL, "solid", "circle"), (BEST, "solid", "square"))  # a colour and a symbol for each chosen trial
+
+
+class TrialDrawing(NamedTuple):
+    """A figure of one or two trials by its title; ``shows`` says how to read it."""
+
+    title: str
+    shows: str
+    draw: Callable[[StudyView, Sequence[int], Theme], go.Figure]
+
+
+def trial_curves(view: StudyView, numbers: Sequence[int], theme: Theme) -> go.Figure:
+    """Validation MRR by epoch of one or two trials; beside a single one the best trial's.
+
+    Raises:
+        WrongUse: if there is no such trial, or other than one or two are asked for.
+    """
+    if not 1 <= len(numbers) <= len(LINES):
+        raise WrongUse("give one or two trials, as in ?trial=3&trial=17")
+    chosen = [view.trial(number) for number in numbers]
+    curved = [(trial, line) for trial, line in zip(chosen, LINES, strict=False) if trial.curve]
+    if not curved:
+        return nothing(theme, "No epoch has been recorded yet.")
+    traces = [_curve(trial, *line, f"trial {trial.number}") for trial, line in curved]
+    best = view.best
+    if len(chosen) == 1 and best is not None and best is not chosen[0] and best.curve:
+        traces.insert(0, _curve(best, NEUTRAL, "dot", "circle-open", f"best (trial {best.number})"))
+    says = " ".join(map(_curve_words, [trial for trial, _ in curved]))
+    every = 1 if max(len(trace.x) for trace in traces) <= EPOCH_TICKS else None
+    x, y = {"title": {"text": "epoch"}, "dtick": every}, {"title": {"text": SCORE}}
+    return drawn(theme, *traces, says=says, height=320, xaxis=x, yaxis=y)
+
+
+def _curve(trial: Trial, colour: str, dash: str, symbol: str, name: str) -> go.Scatter:
+    curve = trial.curve or {}
+    return go.Scatter(
+        x=[epoch + 1 for epoch in curve],
+        y=list(curve.values()),
+        mode="lines+markers",
+        name=name,
+        text=[brief(trial.layout)] * len(curve),
+        hovertemplate=name + ": %{text}<br>epoch %{x}: %{y:.4f}<extra></extra>",
+        line={"color": colour, "width": 2, "dash": dash},
+        marker={"symbol": symbol, "size": 7},
+    )
+
+
+def _curve_words(trial: Trial) -> str:
+    values = list((trial.curve or {}).values())
+    epochs = "one epoch" if len(values) == 1 else f"{len(values)} epochs"
+    best = max(values)
+    return f"Trial {trial.number}: {epochs}, the best {best:.4f} after epoch {values.index(best) + 1}."
+
+
+def trial_difference(view: StudyView, numbers: Sequence[int], theme: Theme) -> go.Figure:
+    """From the first trial's layout to the second's.
+
+    Raises:
+        WrongUse: if other than two trials are asked for, there is no such trial, or one has no layout yet.
+    """
+    if len(numbers) != 2:
+        raise WrongUse("give two trials, as in ?trial=3&trial=17")
+    before, after = numbers
+    return layout_difference(view, before, after, theme)
+
+
+TRIAL_FIGURES: dict[str, TrialDrawing] = {
+    "trial-curves": TrialDrawing(
+        "Learning curve",
+        "Validation MRR after each epoch; beside a single trial, dotted, the best of the study.",
+        trial_curves,
+    ),
+    "trial-difference": TrialDrawing(
+        "What changes from one layout to the other",
+        "Cells with an arrow differ; the others are the same in both.",
+        trial_difference,
+    ),
+}
