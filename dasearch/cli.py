@@ -209,7 +209,7 @@ def dashboard(
     ] = False,
     token: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", envvar="DASEARCH_TOKEN", help="What visitors must send. Default: a new one."),
+        typer.Option(metavar="SECRET", envvar="DASEARCH_TOKEN", help="What visitors must send. Default: a new one."),
     ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:

@@ -334,6 +334,7 @@ def test_doctor_looks_and_leaves_nothing(
         ["data", "formats"],
         ["report"],
         ["compare"],
+        ["dashboard"],
     ],
 )
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
 import plotly
@@ -47,14 +46,33 @@ class WrongQuery(WrongUse):
     """Query parameters that cannot be read."""
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """A JSON endpoint as ``/api`` lists it; ``query`` says its parameters."""
+class Endpoint(NamedTuple):
+    """A JSON endpoint as ``/api`` lists it."""
 
     path: str
-    answer: Answer
     says: str
     query: str = ""
+
+
+OF_FIGURES = f"A figure for plotly.js: {', '.join(FIGURES)}; of one or two trials: {', '.join(TRIAL_FIGURES)}."
+ENDPOINTS = (
+    Endpoint("/api/studies", "Every study: phase, trials by state, best score."),
+    Endpoint("/api/compare", "Two studies side by side.", "before=STUDY&after=STUDY"),
+    Endpoint(
+        "/api/studies/{name:path}/trials/{number:int}",
+        "One trial: layout, curve, epochs with losses and metrics, proposal, confirmation.",
+    ),
+    Endpoint("/api/studies/{name:path}/compare", "Two trials side by side.", "before=NUMBER&after=NUMBER"),
+    Endpoint("/api/studies/{name:path}/figures/{figure}", OF_FIGURES, "theme=light|dark&trial=NUMBER"),
+    Endpoint(
+        "/api/studies/{name:path}/version",
+        "A text that changes whenever anything of the study does; cheap, to be asked often.",
+    ),
+    Endpoint(
+        "/api/studies/{name:path}",
+        "All of one study: verdict, trials, confirmation, results, settings, versions.",
+    ),
+)
 
 
 class Dashboard:
@@ -65,37 +83,6 @@ class Dashboard:
         self.templates = page_templates()
         self.static = {name: self.templates.get_template(name).render() for name in STATIC}
         self.plotly = get_plotlyjs()
-        self.endpoints = (
-            Endpoint("/api/studies", self.studies_json, "Every study: phase, trials by state, best score."),
-            Endpoint("/api/compare", self.comparison_json, "Two studies side by side.", "before=STUDY&after=STUDY"),
-            Endpoint(
-                "/api/studies/{name:path}/trials/{number:int}",
-                self.trial_json,
-                "One trial: layout, curve, epochs with losses and metrics, proposal, confirmation.",
-            ),
-            Endpoint(
-                "/api/studies/{name:path}/compare",
-                self.trial_comparison_json,
-                "Two trials side by side.",
-                "before=NUMBER&after=NUMBER",
-            ),
-            Endpoint(
-                "/api/studies/{name:path}/figures/{figure}",
-                self.figure_json,
-                f"A figure for plotly.js: {', '.join(FIGURES)}; of one or two trials: {', '.join(TRIAL_FIGURES)}.",
-                "theme=light|dark, trial=NUMBER",
-            ),
-            Endpoint(
-                "/api/studies/{name:path}/version",
-                self.version_json,
-                "A text that changes whenever anything of the study does; cheap, to be asked often.",
-            ),
-            Endpoint(
-                "/api/studies/{name:path}",
-                self.study_json,
-                "All of one study: verdict, trials, confirmation, results, settings, versions.",
-            ),
-        )
 
     def routes(self) -> list[Route]:
         """Longer paths first: a study's name may have slashes."""
@@ -105,13 +92,18 @@ class Dashboard:
             f"/static/{PLOTLY_JS}": self.plotly_js,
             "/static/{file}": self.static_file,
             "/compare": self.comparison_page,
-            **{endpoint.path: endpoint.answer for endpoint in self.endpoints},
+            **dict(zip((endpoint.path for endpoint in ENDPOINTS), self._json_answers(), strict=True)),
             "/studies/{name:path}/trials/{number:int}": self.trial_page,
             "/studies/{name:path}/compare": self.trial_comparison_page,
             "/studies/{name:path}/figures/{figure}": self.figure_page,
             "/studies/{name:path}": self.study_page,
         }
         return [Route(place, self._without_traceback(answer)) for place, answer in answers.items()]
+
+    def _json_answers(self) -> list[Answer]:
+        """In the order of `ENDPOINTS`."""
+        of_study = [self.trial_comparison_json, self.figure_json, self.version_json, self.study_json]
+        return [self.studies_json, self.comparison_json, self.trial_json, *of_study]
 
     def _without_traceback(self, answer: Answer) -> Answer:
         def answered(request: Request) -> Response:
@@ -189,7 +181,7 @@ class Dashboard:
         )
 
     def api_page(self, request: Request) -> Response:
-        return self._page("api.html", endpoints=self.endpoints, version="", watch=None)
+        return self._page("api.html", endpoints=ENDPOINTS, version="", watch=None)
 
     # --- JSON -----------------------------------------------------------------------------------------------------
 

@@ -36,15 +36,15 @@ def studies_table(found: list[Progress]) -> Table:
         (
             one.name,
             one.phase,
+            f"{one.states.get('complete', 0)} of {one.settings['search']['budget']}",
+            "" if one.best is None else f"{one.best:.4f}",
+            str(sum(one.states.get(state, 0) for state in ("fail", "pruned"))),
             str(one.settings["model"]["kind"]),
             str(one.settings["data"]["source"]),
-            f"{one.states.get('complete', 0)} of {one.settings['search']['budget']}",
-            str(sum(one.states.get(state, 0) for state in ("fail", "pruned"))),
-            "" if one.best is None else f"{one.best:.4f}",
         )
         for one in found
     ]
-    headings = ("study", "phase", "model", "data", "evaluations", "failed or pruned", f"best {OBJECTIVE}")
+    headings = ("study", "phase", "evaluations", f"best {OBJECTIVE}", "failed or pruned", "model", "data")
     return Table("Studies in this database, the newest first", headings, tuple(rows))
 
 
