@@ -133,6 +133,13 @@ def see_figures(page: Any) -> None:
         assert len(place.get_attribute("aria-label")) > 20
 
 
+def open_numbers(page: Any, key: str) -> None:
+    """By keyboard: a pointer may miss while figures above are being drawn."""
+    page.locator(f"#figure-{key} summary").focus()
+    page.keyboard.press("Enter")
+    page.locator(f"#figure-{key} .numbers table").wait_for()
+
+
 def fits(page: Any) -> bool:
     """Nothing makes the page itself scroll sideways."""
     return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
@@ -146,8 +153,7 @@ def test_a_study_is_followed_without_reload(served: Served, browser: Any) -> Non
     page.evaluate("window.stays = true")
     before, rows = complete(page), page.locator("#trials tbody tr").count()
     page.locator("#figure-best-so-far svg.main-svg").first.wait_for()
-    page.locator("#figure-best-so-far summary").click()
-    page.locator("#figure-best-so-far .numbers table").wait_for()
+    open_numbers(page, "best-so-far")
     link = page.locator("#trials tbody a").first
     link.focus()
     page.wait_for_timeout(1000)  # figures that came into sight are drawn
@@ -259,8 +265,7 @@ def test_nothing_of_a_name_runs(tmp_path: Path, browser: Any) -> None:
     page.goto(dashboard.place)
     page.get_by_role("link", name=bad).click()
     see_figures(page)
-    page.locator("#figure-curves summary").click()
-    page.locator("#figure-curves .numbers table").wait_for()
+    open_numbers(page, "curves")
     assert page.evaluate("window.ran") is None
     assert page.locator("h1").inner_text() == bad
     assert not seen.complaints
