@@ -9,8 +9,8 @@ import plotly.graph_objects as go
 
 from dasearch.errors import WrongUse
 from dasearch.report.figures.layouts import layout_difference
-from dasearch.report.figures.scores import EPOCH_TICKS, SCORE
-from dasearch.report.theme import BEST, NEUTRAL, SERIAL, Theme, brief, drawn, nothing
+from dasearch.report.figures.scores import SCORE
+from dasearch.report.theme import BEST, NEUTRAL, SERIAL, Theme, brief, counting, drawn, nothing
 from dasearch.report.view import StudyView, Trial
 
 LINES = ((SERIAL, "solid", "circle"), (BEST, "solid", "square"))  # a colour and a symbol for each chosen trial
@@ -41,8 +41,7 @@ def trial_curves(view: StudyView, numbers: Sequence[int], theme: Theme) -> go.Fi
     if len(chosen) == 1 and best is not None and best is not chosen[0] and best.curve:
         traces.insert(0, _curve(best, NEUTRAL, "dot", "circle-open", f"best (trial {best.number})"))
     says = " ".join(map(_curve_words, [trial for trial, _ in curved]))
-    every = 1 if max(len(trace.x) for trace in traces) <= EPOCH_TICKS else None
-    x, y = {"title": {"text": "epoch"}, "dtick": every}, {"title": {"text": SCORE}}
+    x, y = counting("epoch", max(len(trace.x) for trace in traces)), {"title": {"text": SCORE}}
     return drawn(theme, *traces, says=says, height=320, xaxis=x, yaxis=y)
 
 
