@@ -134,9 +134,13 @@ def see_figures(page: Any) -> None:
 
 
 def open_numbers(page: Any, key: str) -> None:
-    """By keyboard: a pointer may miss while figures above are being drawn."""
-    page.locator(f"#figure-{key} summary").focus()
-    page.keyboard.press("Enter")
+    """By keyboard: a pointer may miss while figures above are being drawn. A busy page may miss a key too."""
+    summary, details = page.locator(f"#figure-{key} summary"), page.locator(f"#figure-{key} details")
+    for _ in range(5):
+        summary.press("Enter")
+        page.wait_for_timeout(200)
+        if details.evaluate("details => details.open"):
+            break
     page.locator(f"#figure-{key} .numbers table").wait_for()
 
 
