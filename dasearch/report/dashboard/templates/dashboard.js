@@ -91,6 +91,9 @@ async function fill(details) {
 main.addEventListener("toggle", ({ target }) => {
   if (target.matches("details[data-numbers]") && target.open) fill(target);
 }, true);
+function fillOpen() {
+  for (const details of main.querySelectorAll("details[data-numbers][open]")) fill(details);
+}
 
 // --- tables ---
 const number = text => {
@@ -164,7 +167,7 @@ async function refresh() {
   if (now && now !== before) announce(now);
   watchFigures();
   drawVisible();
-  for (const details of main.querySelectorAll("details[data-numbers][open]")) fill(details);
+  fillOpen();
 }
 async function current() {
   const asked = main.dataset.watch.split(" ").map(async address => (await (await ask(address)).json()).version);
@@ -194,4 +197,5 @@ async function follow() {
 switcher.hidden = false;
 showTheme();
 watchFigures();
+fillOpen(); // what was opened before this script was there
 if (main.dataset.watch) setTimeout(follow, POLL);
