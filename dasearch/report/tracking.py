@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from dasearch.config import StudySettings
 from dasearch.errors import WrongUse, suggestion
 from dasearch.layout import as_record
+from dasearch.report.document import flattened
 from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search.events import SEARCH, Finished, Listener, Listeners, Training
 from dasearch.search.store import Result
@@ -147,12 +148,9 @@ def run_name(training: Training) -> str:
     return f"{training.phase}/{training.index:03}-{re.sub(r'[^A-Za-z0-9.]+', '-', label).strip('-')}"
 
 
-def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flat(record: Mapping[str, Any]) -> dict[str, str]:
     """``{"trial.epochs": "3"}`` for nested settings."""
-    found: dict[str, str] = {}
-    for key, value in record.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
-    return found
+    return {key: str(value) for key, value in flattened(record).items()}
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -13,7 +13,7 @@ import optuna
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
-from dasearch.config import StudySettings, load_study, parse_data, parse_study, resolve_output
+from dasearch.config import StudySettings, changed, load_study, parse_data, parse_study, resolve_output
 from dasearch.data import DATASETS, Dataset, Rules, load_dataset, sample_users, statistics
 from dasearch.errors import SearchSpaceError, StoreError, StudyError, WrongUse
 from dasearch.layout import Layout, ModelKind
@@ -163,9 +163,7 @@ def _require_choice(settings: StudySettings, space: SearchSpace) -> None:
 
 
 def with_budget(settings: StudySettings, budget: int) -> StudySettings:
-    content = settings.model_dump(mode="json")
-    content["search"]["budget"] = budget
-    return parse_study(content, source="--budget")
+    return changed(settings, {"search.budget": budget}, source="--budget")
 
 
 def status(store: Store, name: str) -> Status:
@@ -257,9 +255,9 @@ def _begin(store: Store, settings: StudySettings, space: SearchSpace, dataset: D
         )
     before = parse_study(stored.settings, source=f"study {settings.name}")  # settings it does not know are at defaults
     differences = settings_differences(before.model_dump(mode="json"), record)
-    changed = [key for key in differences if not _may_change(key)]
-    if changed:
-        raise StudyError(f"study {settings.name!r} began with another {changed[0]}; restore it or pass --set name=NEW")
+    fixed = [key for key in differences if not _may_change(key)]
+    if fixed:
+        raise StudyError(f"study {settings.name!r} began with another {fixed[0]}; restore it or pass --set name=NEW")
     if stored.phase == DONE and record["search"]["budget"] > stored.settings["search"]["budget"]:
         raise StudyError(
             f"study {settings.name!r} has read its test split, so its search is closed; pass --set name=NEW for a larger budget"

@@ -75,6 +75,17 @@ def names_in(source: Path) -> list[str]:
     return sorted(bare_name(path) for path in source.iterdir() if path.is_file()) if source.is_dir() else []
 
 
+def only_name(source: Path, names: Sequence[str]) -> str:
+    """The one data set of a folder; ``NAME`` where there is none, for the message of what is lacking.
+
+    Raises:
+        DataError: if there are several.
+    """
+    if len(names) > 1:
+        raise DataError(f"{source} holds several data sets ({', '.join(names)}); give each its own folder")
+    return names[0] if names else "NAME"
+
+
 def open_text(path: Path, encoding: str = UTF8) -> IO[str]:
     return gzip.open(path, "rt", encoding=encoding) if path.suffix == ".gz" else path.open(encoding=encoding)
 

@@ -17,10 +17,10 @@ from dasearch.data.readers.base import (
     make_item,
     named_cells,
     names_in,
+    only_name,
     require,
 )
 from dasearch.data.rules import Rules
-from dasearch.errors import DataError
 
 EVENTS, ITEMS = ".inter", ".item"
 SPLITS = (".train", ".valid", ".test")  # files of UniSRec, which have the same suffix
@@ -42,10 +42,7 @@ def _names(source: Path) -> list[str]:
 
 def read(source: Path, rules: Rules) -> Raw:
     """Token columns of the item file are attributes under their own names, save `KNOWN_AS`."""
-    names = _names(source)
-    if len(names) > 1:
-        raise DataError(f"{source} holds several data sets ({', '.join(names)}); give each its own folder")
-    name = names[0] if names else "NAME"
+    name = only_name(source, _names(source))
     path = require(source, name + EVENTS, (FILES, ORIGIN))
     catalogue = require(source, name + ITEMS, (FILES, ORIGIN))
     return collect(name, catalogue, first_of_each(_items(catalogue)), path, _rows(path))

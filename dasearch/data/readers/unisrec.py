@@ -19,10 +19,10 @@ from dasearch.data.readers.base import (
     make_item,
     named_cells,
     names_in,
+    only_name,
     require,
 )
 from dasearch.data.rules import Rules
-from dasearch.errors import DataError
 
 TEST, TEXT = ".test.inter", ".text"
 OTHERS = (".train.inter", ".valid.inter")  # shorter histories of the same users, which the test lines repeat
@@ -46,10 +46,7 @@ def read(source: Path, rules: Rules) -> Raw:
 
     UniSRec cuts histories at 50 items, so older items of longer ones are not in these files.
     """
-    names = _names(source)
-    if len(names) > 1:
-        raise DataError(f"{source} holds several data sets ({', '.join(names)}); give each its own folder")
-    name = names[0] if names else "NAME"
+    name = only_name(source, _names(source))
     test, *_ = (require(source, name + suffix, (FILES, ORIGIN)) for suffix in (TEST, *OTHERS))
     texts = require(source, name + TEXT, (FILES, ORIGIN))
     users, items = (_identifiers(source, name + suffix) for suffix in (USER_NUMBERS, ITEM_NUMBERS))
