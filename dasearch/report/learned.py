@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-from dasearch.bayes import Choices, Effects, Surrogate
-from dasearch.layout import CHOICES, Layout
+from dasearch.bayes import Effects, Surrogate
+from dasearch.layout import Layout
+from dasearch.search.confirmation import evaluations
 from dasearch.search_space import SearchSpace
 
 FEWEST = 4  # evaluations; of fewer the prior would speak alone
@@ -59,10 +60,9 @@ def learn(space: SearchSpace, signals: Mapping[Layout, float]) -> Learned | None
     """Fit a surrogate to what the search learned from; None where evaluations are too few."""
     if len(signals) < FEWEST:
         return None
-    codes = torch.tensor([[CHOICES.index(c) for c in space.encode(layout).values()] for layout in signals])
-    values = torch.tensor(list(signals.values()), dtype=torch.float64)
+    codes, values, choices = evaluations(space, signals)
     chosen = torch.linspace(0, len(signals) - 1, min(MOST, len(signals))).round().long()
-    surrogate = Surrogate.fit(codes[chosen], values[chosen], Choices.named(dict.fromkeys(space.free, len(CHOICES))))
+    surrogate = Surrogate.fit(codes[chosen], values[chosen], choices)
     means, sds = surrogate.posterior(codes)
     predictions = (Prediction(mean, sd) for mean, sd in zip(means.tolist(), sds.tolist(), strict=True))
     pairs = _named(surrogate.pair_effects(), space.free) if len(space.free) > 1 else ()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from scipy import stats
+from torch import Tensor
 
 from dasearch.bayes import Choices, Surrogate
 from dasearch.layout import CHOICES, Layout
@@ -75,11 +76,16 @@ def contenders(space: SearchSpace, signals: Mapping[Layout, float], *, candidate
 def by_posterior_mean(space: SearchSpace, signals: Mapping[Layout, float]) -> list[Layout]:
     """Evaluated layouts, the best posterior mean first: a neighbour's value counts too, luck less."""
     layouts = list(signals)
-    codes = torch.tensor([[CHOICES.index(c) for c in space.encode(layout).values()] for layout in layouts])
-    values = torch.tensor([signals[layout] for layout in layouts], dtype=torch.float64)
-    choices = Choices.named(dict.fromkeys(space.free, len(CHOICES)))
+    codes, values, choices = evaluations(space, signals)
     means = Surrogate.fit(codes, values, choices).posterior(codes).mean
     return [layouts[i] for i in means.argsort(descending=True, stable=True).tolist()]
+
+
+def evaluations(space: SearchSpace, signals: Mapping[Layout, float]) -> tuple[Tensor, Tensor, Choices]:
+    """What `Surrogate.fit` reads. Shapes: codes ``(layouts, free bits)``, values ``(layouts,)`` float64."""
+    codes = torch.tensor([[CHOICES.index(c) for c in space.encode(layout).values()] for layout in signals])
+    values = torch.tensor(list(signals.values()), dtype=torch.float64)
+    return codes, values, Choices.named(dict.fromkeys(space.free, len(CHOICES)))
 
 
 def standings(confirmations: Iterable[Confirmation], baseline: Layout) -> list[Standing]:
