@@ -362,6 +362,47 @@ def recommend(
         console.print(f"{rank:>3}  {one.item:<{width}}  {one.score:8.3f}  {one.title}", soft_wrap=True, markup=False)
 
 
+@app.command(name="export")
+def export_command(
+    study: Annotated[
+        str | None,
+        typer.Argument(metavar="STUDY", help="A study that was run to its end, or the folder of a trained model."),
+    ] = None,
+    form: Annotated[str, typer.Option("--format", metavar="NAME", help="One of those that `--list` shows.")] = "layout",
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A folder that is not there yet, or empty. Default: STUDY-FORMAT."),
+    ] = None,
+    sites: Annotated[
+        str | None,
+        typer.Option(metavar="SITE,SITE", help="Leave out all other sites, where a format has no place for them."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="onnx, pt2: items that the graph answers with.")] = 10,
+    list_formats: Annotated[bool, typer.Option("--list", help="Show the formats; write nothing.")] = False,
+    output: OutputOption = "runs",
+    storage: StorageOption = None,
+) -> None:
+    """Write the trained winner in a form that other trainers and servers open."""
+    from dasearch.export import FORMATS, Wishes, export
+    from dasearch.export.source import open_trained
+
+    console = _console()
+    if list_formats:
+        width = max(map(len, FORMATS))
+        for name, one in FORMATS.items():
+            console.print(f"{name:<{width}}  {one.title}", soft_wrap=True, markup=False)
+        return
+    if study is None:
+        raise WrongUse("name a study or the folder of a trained model, as in: dasearch export quickstart --format hf")
+    named = None if sites is None else tuple(site.strip() for site in sites.split(",") if site.strip())
+    recommender = open_trained(study, output=output, storage=storage)
+    folder = export(recommender, form, out or Path(f"{Path(study).name}-{form}"), Wishes(named, top))
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            size = file.stat().st_size / 2**20
+            console.print(f"{file}  {size:,.1f} MiB", soft_wrap=True, markup=False)
+
+
 @app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """Show versions, device, cache, which language models are ready, and how to get the others; writes nothing."""

@@ -42,6 +42,10 @@ class ModelFolderError(WrongUse):
     """A trained model's folder that cannot be read, or a request it cannot answer."""
 
 
+class ExportError(WrongUse):
+    """A form that cannot express a trained model, or a place where it cannot be written."""
+
+
 class TestSplitError(DasearchError):
     """The test split was asked for a second time, or from outside the final evaluation."""
 

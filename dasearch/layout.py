@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from dasearch.errors import LayoutError
 
 SERIAL, PARALLEL = "S", "P"
 SEPARATOR = "-"
-LAYOUT_SCHEMA: Literal[1] = 1
 CHOICES = ("serial", "parallel")  # in the order of the bit's value
 
 
@@ -87,6 +86,17 @@ class Layout:
         return cls(tuple(tuple(flat[start : start + sites]) for start in range(0, len(flat), sites)))
 
     @classmethod
+    def from_file(cls, path: str | Path) -> Layout:
+        """Read a ``layout.json``, or that of a folder.
+
+        Raises:
+            LayoutError: for a missing or damaged file, a newer schema, or a layout that does not fit its own sites.
+        """
+        from dasearch.layout_file import LayoutFile  # it is made of layouts
+
+        return LayoutFile.read(path).parsed()
+
+    @classmethod
     def all_serial(cls, layers: int, sites: int = 3) -> Layout:
         return cls(((0,) * sites,) * layers)
 
@@ -138,42 +148,6 @@ class Layout:
                 f"give a layout such as {Layout.all_serial(layers, sites)}"
             )
         return self
-
-
-class Metric(BaseModel):
-    """A score and its 95% interval (None where there was a single run)."""
-
-    name: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-    split: Literal["validation", "test"] = "validation"
-
-
-class LayoutFile(BaseModel):
-    """The contents of ``layout.json``: a layout with all that another trainer needs to rebuild it."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    schema_version: Literal[1] = LAYOUT_SCHEMA
-    model: str
-    backbone: str
-    layers: int = Field(description="layers of the backbone")
-    replaced: list[int] = Field(description="the layers that carry adapters, counted from 1")
-    sites: list[str]
-    layout: str
-    bottleneck: int | None = Field(None, description="DARec: width between an adapter's projections")
-    activation: str | None = Field(None, description="DARec: between them")
-    prefix: int | None = Field(None, description="IDLE-Adapter and RA-Rec: learned tokens in front of every layer")
-    encoder: str | None = Field(None, description="IDLE-Adapter and RA-Rec: the ID encoder")
-    parallel_reads: str = Field("sublayer input (after the frozen norm)", description="what a parallel adapter reads")
-    metric: Metric | None = None
-    study: str
-    seed: int
-    versions: dict[str, str]
-
-    def parsed(self) -> Layout:
-        return Layout.parse(self.layout).require(len(self.replaced), len(self.sites))
 
 
 def replaced_layers(layers: int, every: int) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dasearch.errors import LayoutError
-from dasearch.layout import Difference, Layout, LayoutFile, replaced_layers, site_names
+from dasearch.layout import Difference, Layout, replaced_layers, site_names
 
 layouts = st.integers(1, 6).flatmap(
     lambda layers: st.integers(1, 4).flatmap(
@@ -74,14 +74,3 @@ def test_replaced_layers_and_names() -> None:
     assert site_names((0, 2), ("a", "b")) == ("layer01.a", "layer01.b", "layer03.a", "layer03.b")
     with pytest.raises(LayoutError, match="choose a divisor of 12"):
         replaced_layers(12, 5)
-
-
-def test_layout_file_checks_its_layout() -> None:
-    file = LayoutFile(
-        model="darec", backbone="tiny-opt", layers=2, replaced=[1, 2], sites=["a", "b", "c"], layout="SPS-PPS",
-        bottleneck=8, activation="relu", study="s", seed=0, versions={},
-    )  # fmt: skip
-    again = LayoutFile.model_validate_json(file.model_dump_json())
-    assert again.parsed() == Layout.parse("SPS-PPS")
-    with pytest.raises(LayoutError, match="the model has 2 of 3"):
-        file.model_copy(update={"layout": "SPS"}).parsed()

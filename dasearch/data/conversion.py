@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from dasearch.data.readers import read_source
 from dasearch.data.readers.plain import COLUMNS, INTERACTIONS, ITEMS, RATING
 from dasearch.data.rules import Rules
 from dasearch.errors import DataError
+from dasearch.folders import require_free, whole_folder
 
 ROWS_AT_ONCE = 100_000
 
@@ -37,31 +36,12 @@ def convert(source: str | Path, rules: Rules, *, out: Path) -> Converted:
     Raises:
         DataError: if the source cannot be read or ``out`` cannot be written; ``out`` is then as it was.
     """
-    _require_free(out)
+    require_free(out, DataError)
     raw = read_source(source, rules)
-    with _whole_folder(out) as unfinished:
+    with whole_folder(out, DataError) as unfinished:
         _write_interactions(raw, unfinished / f"{INTERACTIONS}.gz")
         _write_items(raw, unfinished / f"{ITEMS}.gz")
     return Converted(len(raw.users), len(raw.items), len(raw.events.users))
-
-
-def _require_free(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} exists and is not an empty folder; nothing was written: name another one")
-
-
-@contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that takes its name when all is written."""
-    unfinished = out.with_name(f".{out.name}.unfinished-{os.getpid()}")
-    try:
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        unfinished.replace(out)
-    except OSError as error:
-        raise DataError(f"{out} cannot be written ({error.strerror}); choose another place") from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _write_interactions(raw: Raw, path: Path) -> None:

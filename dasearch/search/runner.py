@@ -20,7 +20,8 @@ from dasearch.bayes import PRSampler, SpaceExhausted, curve_mean
 from dasearch.config import Recipe, StudySettings, resolve_output
 from dasearch.data import Dataset, Development, LeaveOneOut
 from dasearch.errors import DasearchError, TrainingError
-from dasearch.layout import CHOICES, Layout, Metric
+from dasearch.layout import CHOICES, Layout
+from dasearch.layout_file import Metric
 from dasearch.search.confirmation import OBJECTIVE, Contender, Standing, contenders, standings
 from dasearch.search.events import CONFIRMATION, FINAL, SEARCH, Finished, Listener, Training
 from dasearch.search.final import WINNER, Finalists, Model, evaluate_finally, final_rows, train_encoders

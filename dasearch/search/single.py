@@ -7,7 +7,8 @@ from pathlib import Path
 from dasearch.config import resolve_output
 from dasearch.data import Dataset, LeaveOneOut
 from dasearch.errors import ModelFolderError, StudyError
-from dasearch.layout import Layout, Metric
+from dasearch.layout import Layout
+from dasearch.layout_file import Metric
 from dasearch.search.confirmation import ALL_PARALLEL, ALL_SERIAL, OBJECTIVE
 from dasearch.search.events import FINAL, Finished, Listener, Training
 from dasearch.search.objective import TRIAL_SEED, Objective

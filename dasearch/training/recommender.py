@@ -25,7 +25,8 @@ from transformers import AutoModel, AutoTokenizer
 from dasearch.config import EncoderStudy, StudySettings, parse_study
 from dasearch.data import Dataset, Item, evaluation_batches
 from dasearch.errors import DasearchError, ModelFolderError, suggestion
-from dasearch.layout import SITES, Layout, LayoutFile, Metric, ModelKind
+from dasearch.layout import SITES, Layout, ModelKind
+from dasearch.layout_file import LAYOUT_NAME, LayoutFile, Metric
 from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.base import RecommenderModel, Scorer
 from dasearch.models.darec import DARecSettings
@@ -140,6 +141,8 @@ def layout_file(settings: StudySettings, trained: Trained, metric: Metric | None
         prefix=settings.model.prefix if isinstance(settings.model, PrefixSettings) else None,
         encoder=settings.encoder.name if isinstance(settings, EncoderStudy) else None,
         parallel_reads=PARALLEL_READS[settings.model.kind],
+        parallel_reduce=settings.model.parallel_reduce.value,
+        parallel_residual=adapters.parallel_residual if adapters else None,
         metric=metric,
         study=settings.name,
         seed=settings.seed,
@@ -193,9 +196,7 @@ def _write(
     ]
     (folder / "catalogue.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "users.json").write_text(json.dumps(list(dataset.users)), encoding="utf-8")
-    (folder / "layout.json").write_text(
-        layout_file(settings, trained, metric).model_dump_json(indent=2) + "\n", encoding="utf-8"
-    )
+    (folder / LAYOUT_NAME).write_text(layout_file(settings, trained, metric).text(), encoding="utf-8")
     config = {
         "format": FORMAT,
         "study": settings.model_dump(mode="json"),
@@ -251,9 +252,13 @@ def _open(folder: Path, config: Mapping[str, Any], device: str) -> Recommender:
     )
     tensors, record = load_tensors(folder / "model.safetensors")
     _load_parameters(recommender, tensors)
-    file = LayoutFile.model_validate_json((folder / "layout.json").read_text(encoding="utf-8"))
+    file = LayoutFile.read(folder)
     recommender.to(resolve_device(device)).eval()
     layout = Layout.parse(record["layout"])
+    if file.parsed() != layout:
+        raise ModelFolderError(
+            f"{folder / LAYOUT_NAME} says {file.layout} and the weights were trained with {layout}; put the file back"
+        )
     return Recommender(recommender, layout, catalogue, items, users, settings, file)
 
 

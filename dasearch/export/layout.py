@@ -1,0 +1,39 @@
+"""``layout``: the layout by itself, with the JSON Schema of its form."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dasearch.layout_file import LAYOUT_NAME, LayoutFile, VersionedFile
+from dasearch.training.recommender import Recommender
+
+if TYPE_CHECKING:
+    from dasearch.export.formats import Wishes
+
+SCHEMAS: dict[str, type[VersionedFile]] = {"layout": LayoutFile}  # published in dasearch/export/schemas
+
+
+def schema_name(name: str) -> str:
+    """A published schema's file: ``layout-1.0.schema.json``."""
+    return f"{name}-{SCHEMAS[name].VERSION}.schema.json"
+
+
+def published_schema(name: str) -> dict[str, Any]:
+    """The JSON Schema of a form, as it is published."""
+    text = (files("dasearch.export") / "schemas" / schema_name(name)).read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def schema_text(name: str) -> str:
+    """What a published schema must hold."""
+    return json.dumps(SCHEMAS[name].json_schema(), indent=2) + "\n"
+
+
+def write_layout(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
+    """``layout.json`` and ``layout-1.0.schema.json``."""
+    (folder / LAYOUT_NAME).write_text(recommender.layout_file.text(), encoding="utf-8")
+    (folder / schema_name("layout")).write_text(schema_text("layout"), encoding="utf-8")

@@ -1,0 +1,43 @@
+"""Which trained model is meant: a study's winner, or a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dasearch.errors import ExportError
+from dasearch.search.store import open_store
+from dasearch.training.recommender import Recommender, load, sha256
+
+MODEL = "model"  # the kind of artifact that is a trained model's folder
+
+
+def open_trained(name: str, *, output: str = "runs", storage: str | None = None) -> Recommender:
+    """The recommender that a study trained at its end, by the study's name, or that of a model folder.
+
+    Raises:
+        ExportError: if the study has no trained model, or its folder was changed since.
+        ModelFolderError: if a folder cannot be read.
+    """
+    folder = Path(name) if Path(name).is_dir() else trained_folder(name, output=output, storage=storage)
+    return load(folder, device="cpu")
+
+
+def trained_folder(name: str, *, output: str = "runs", storage: str | None = None) -> Path:
+    """The folder of a study's winner, unchanged since it was written."""
+    store = open_store(storage, output, create=False)
+    try:
+        models = [artifact for artifact in store.artifacts(name) if artifact.kind == MODEL]
+    finally:
+        store.close()
+    if not models:
+        raise ExportError(
+            f"study {name} has no trained model yet; run `dasearch run {name}` to its end, or name a folder"
+        )
+    folder = Path(models[-1].path)
+    if not folder.is_dir():
+        raise ExportError(f"the model of study {name} is not at {folder} any more; put it back, or name its folder")
+    if sha256(folder) != models[-1].sha256:
+        raise ExportError(
+            f"{folder} was changed since study {name} wrote it; name the folder itself to export it as it is"
+        )
+    return folder

@@ -1,0 +1,100 @@
+"""layout.json: what it checks, and how its form may grow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dasearch.errors import LayoutError
+from dasearch.layout import SITES, Layout, ModelKind, replaced_layers
+from dasearch.layout_file import LayoutFile
+
+CONTENT: dict[str, Any] = {
+    "schema_version": "1.0", "model": "darec", "backbone": "tiny-opt", "layers": 2, "replaced": [1, 2],
+    "sites": ["causal", "context", "recommendation"], "layout": "SPS-PPS", "bottleneck": 8, "activation": "relu",
+    "study": "s", "seed": 0, "versions": {},
+}  # fmt: skip
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    path = folder / "layout.json"
+    path.write_text(json.dumps({**CONTENT, **changes}))
+    return path
+
+
+def test_a_layout_comes_from_its_file_or_the_folder_of_it(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    assert Layout.from_file(path) == Layout.from_file(tmp_path) == Layout.parse("SPS-PPS")
+
+
+@given(
+    kind=st.sampled_from(ModelKind), every=st.integers(1, 3), groups=st.integers(1, 8), seed=st.integers(0, 2**32 - 1)
+)
+def test_what_is_written_is_read(
+    tmp_path_factory: pytest.TempPathFactory, kind: ModelKind, every: int, groups: int, seed: int
+) -> None:
+    layout = Layout.random(groups, generator=torch.Generator().manual_seed(seed))
+    replaced = [layer + 1 for layer in replaced_layers(groups * every, every)]
+    file = LayoutFile.model_validate(
+        {
+            **CONTENT,
+            "sites": list(SITES[kind]),
+            "layers": groups * every,
+            "replaced": replaced,
+            "layout": str(layout),
+        }
+    )
+    path = tmp_path_factory.mktemp("layouts") / "layout.json"
+    path.write_text(file.text())
+    assert LayoutFile.read(path) == file
+    assert Layout.from_file(path) == layout
+
+
+def test_files_from_before_minor_versions_are_read(tmp_path: Path) -> None:
+    assert LayoutFile.read(written(tmp_path, schema_version=1)).schema_version == "1.0"
+
+
+def test_a_later_minor_version_may_know_more(tmp_path: Path) -> None:
+    found = LayoutFile.read(written(tmp_path, schema_version="1.7", weather="fine"))
+    assert (found.schema_version, found.layout) == ("1.7", "SPS-PPS")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schema_version": "2.0"}, r"schema version 2\.0 and this dasearch reads 1\.x; update dasearch"),
+        ({"schema_version": "one"}, "is not of the form MAJOR.MINOR"),
+        ({"layuot": "SSS-SSS"}, "version 1.0 has no field 'layuot'; did you mean layout"),
+        ({"layout": "SPS"}, "the model has 2 of 3"),
+        ({"layout": "SPS-PXS"}, "layout: "),
+        ({"layout": "SP-PP"}, "the model has 2 of 3"),
+        ({"replaced": [2, 1]}, "is no rising list of layers from 1 to 2"),
+        ({"replaced": [2, 3]}, "is no rising list of layers from 1 to 2"),
+        ({"sites": ["a", "b", "c"]}, "sites a, b, c are of no known model"),
+        ({"seed": "many"}, "seed: "),
+    ],
+)
+def test_wrong_content_is_named(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(LayoutError, match=said):
+        Layout.from_file(written(tmp_path, **changes))
+
+
+def test_missing_damaged_and_foreign_files(tmp_path: Path) -> None:
+    with pytest.raises(LayoutError, match="cannot be read"):
+        Layout.from_file(tmp_path)
+    path = written(tmp_path)
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(LayoutError, match="is cut off"):
+        Layout.from_file(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(LayoutError, match="is no layout file"):
+        Layout.from_file(path)
+    path.write_text("[1]")
+    with pytest.raises(LayoutError, match="it holds no object"):
+        Layout.from_file(path)
