@@ -305,13 +305,16 @@ class ItemRows:
 
     Args:
         prompt_group: the prompt and the item are one segment; else the prompt is its own.
+
+    Attributes:
+        opening: tokens in front of every item's.
     """
 
     def __init__(
         self, prompt: Sequence[int], sentences: Sentences, row_format: RowFormat, *, prompt_group: bool = True
     ) -> None:
         self._sentences, self._format = sentences, row_format
-        self._opening = [*row_format.start, *prompt]
+        self.opening = [*row_format.start, *prompt]
         self._opening_segments = [0] * len(row_format.start) + [1 if prompt_group else 2] * len(prompt)
 
     def select(self, items: Tensor) -> Rows:
@@ -319,10 +322,10 @@ class ItemRows:
         tokens, segments = [], []
         for item in items.tolist():
             sentence = self._sentences.of(item)
-            tokens.append(np.array([*self._opening, *sentence, self._format.align_token], dtype=np.int64))
+            tokens.append(np.array([*self.opening, *sentence, self._format.align_token], dtype=np.int64))
             segments.append(np.array([*self._opening_segments, *[1] * (len(sentence) + 1)], dtype=np.int64))
         return Rows(stack(tokens, self._format.pad_token), stack(segments, PAD_SEGMENT))
 
     def ends(self, items: Tensor) -> Tensor:
         """Token index of each row's ``[ALIGN]``, ``(k,)``."""
-        return torch.from_numpy(self._sentences.lengths[items.numpy()] + len(self._opening))
+        return torch.from_numpy(self._sentences.lengths[items.numpy()] + len(self.opening))

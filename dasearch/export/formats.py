@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dasearch.errors import ExportError, suggestion
+from dasearch.export.graph import write_onnx, write_pt2
+from dasearch.export.huggingface import write_hf
 from dasearch.export.layout import write_layout
+from dasearch.export.pytorch import write_torch
 from dasearch.folders import whole_folder
 from dasearch.training.recommender import Recommender
 
@@ -40,6 +43,10 @@ class Format(NamedTuple):
 
 FORMATS: dict[str, Format] = {
     "layout": Format("layout.json and its JSON Schema", write_layout),
+    "torch": Format("one file of plain PyTorch with its weights, opened with torch and safetensors alone", write_torch),
+    "hf": Format("a folder for AutoModel.from_pretrained(..., trust_remote_code=True), with model card", write_hf),
+    "onnx": Format("one graph for ONNX runtimes: history tokens in, the best items and their scores out", write_onnx),
+    "pt2": Format("the same graph of torch.export, opened with torch alone", write_pt2),
 }
 
 

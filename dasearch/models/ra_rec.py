@@ -123,11 +123,15 @@ class RARec(PrefixModel):
         scores: Tensor = users @ items.T / self.backbone.width**0.5 + biases
         return scores
 
-    def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
+    def catalogue_states(self, item_rows: ItemRows, layout: Tensor) -> Tensor:
+        """States of all items: ``(items, width)``."""
         found = []
         for items in torch.arange(self.n_items).split(ITEM_BATCH):
             found.append(self.item_states(item_rows.select(items).to(layout.device), items.to(layout.device), layout))
-        states = torch.cat(found)
+        return torch.cat(found)
+
+    def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
+        states = self.catalogue_states(item_rows, layout)
         return lambda users: self.product(users, states, self.item_bias)
 
     @torch.no_grad()

@@ -64,6 +64,7 @@ class Recommender:
     users: dict[str, int]
     settings: StudySettings
     layout_file: LayoutFile
+    results: Mapping[str, Mapping[str, float]]  # the saved model's own metrics, by split
 
     def __post_init__(self) -> None:
         self._index = {item.identifier: position for position, item in enumerate(self.items)}
@@ -259,7 +260,7 @@ def _open(folder: Path, config: Mapping[str, Any], device: str) -> Recommender:
         raise ModelFolderError(
             f"{folder / LAYOUT_NAME} says {file.layout} and the weights were trained with {layout}; put the file back"
         )
-    return Recommender(recommender, layout, catalogue, items, users, settings, file)
+    return Recommender(recommender, layout, catalogue, items, users, settings, file, config["results"])
 
 
 @torch.no_grad()

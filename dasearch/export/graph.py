@@ -1,0 +1,119 @@
+"""``onnx`` and ``pt2``: from rows of tokens to the best items in one graph, for any number of rows of any length."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from dasearch.errors import ExportError
+from dasearch.export.plain import Part, code, plain
+from dasearch.export.pytorch import headline, write_catalogue, write_json
+from dasearch.training.recommender import Recommender
+
+if TYPE_CHECKING:
+    from dasearch.export.formats import Wishes
+
+INPUTS = ("input_ids", "attention_mask", "history", "user")
+OUTPUTS = ("items", "scores")
+NEEDED = ("onnx", "onnxscript")  # by torch.onnx; the extra `export`
+
+
+class Graph(nn.Module):
+    """Scores every item and keeps the best.
+
+    Shapes: as the written ``Recommender.forward`` -> positions of items and their scores, ``(batch, top)`` each.
+    """
+
+    def __init__(self, recommender: nn.Module, top: int) -> None:
+        super().__init__()
+        self.recommender, self.top = recommender, top
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, history: Tensor, user: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        best = self.recommender(input_ids, attention_mask, history, user).topk(self.top)
+        return best.indices, best.values
+
+
+def write_onnx(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
+    """``model.onnx``, ``serve.py``, ``config.json``, ``catalogue.json``, ``layout.json``.
+
+    Raises:
+        ExportError: if torch.onnx lacks a package.
+    """
+    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if absent:
+        raise ExportError(f'onnx needs {" and ".join(absent)}, not installed here; pip install "dasearch[export]"')
+    part, program = _program(recommender, wishes.top)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        written = torch.onnx.export(program, dynamo=True, verbose=False, output_names=list(OUTPUTS))
+    assert written is not None
+    written.save(folder / "model.onnx")
+    _write_beside(recommender, folder, part, wishes.top, onnx=True)
+
+
+def write_pt2(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
+    """``model.pt2`` of torch.export, ``serve.py``, ``config.json``, ``catalogue.json``, ``layout.json``."""
+    part, program = _program(recommender, wishes.top)
+    torch.export.save(program, folder / "model.pt2")
+    _write_beside(recommender, folder, part, wishes.top, onnx=False)
+
+
+def _write_beside(recommender: Recommender, folder: Path, part: Part, top: int, *, onnx: bool) -> None:
+    said = {**headline(recommender), "onnx": onnx, "top": top, "max_tokens": part.config["max_tokens"]}
+    (folder / "serve.py").write_text(code({}, "serve.py.jinja", **said), encoding="utf-8")
+    write_json(folder / "config.json", part.config)
+    write_catalogue(recommender, folder)
+
+
+def _program(recommender: Recommender, top: int) -> tuple[Part, torch.export.ExportedProgram]:
+    if top > len(recommender.items):
+        raise ExportError(f"--top is {top} and the catalogue has {len(recommender.items)} items; ask for fewer")
+    part = plain(recommender)
+    graph = Graph(_written_model(recommender, part), top).eval()
+    shapes = {name: {0: Dim.AUTO, 1: Dim.AUTO} for name in INPUTS}
+    shapes["user"] = {0: Dim.AUTO}
+    with _plain_transformers(), torch.no_grad():
+        program = torch.export.export(graph, (), kwargs=_example(part), dynamic_shapes=shapes)
+    return part, program
+
+
+def _written_model(recommender: Recommender, part: Part) -> nn.Module:
+    """The model that `code` says, with its weights."""
+    module = ModuleType("written")
+    module.__file__ = "written.py"
+    exec(
+        compile(code(part.choices, **headline(recommender), hf=False), "written.py", "exec"), vars(module)
+    )  # our own text
+    model: nn.Module = module.Recommender(SimpleNamespace(**part.config))
+    model.load_state_dict(part.tensors)
+    return model
+
+
+def _example(part: Part) -> dict[str, Tensor]:
+    """Two rows that fix nothing but the types."""
+    history = torch.tensor([[0, 1, 2], [1, -1, -1]])
+    tokens = torch.full((2, 7), int(part.config["seq_token"]))
+    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+    return {"input_ids": tokens, "attention_mask": mask, "history": history, "user": torch.tensor([-1, 0])}
+
+
+@contextmanager
+def _plain_transformers() -> Iterator[None]:
+    """Without the fused encoder layers of evaluation, which no exporter knows."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

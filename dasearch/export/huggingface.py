@@ -1,0 +1,81 @@
+"""``hf``: a folder that ``AutoModel.from_pretrained(..., trust_remote_code=True)`` opens where dasearch is not installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dasearch.export.plain import code, plain
+from dasearch.export.pytorch import headline, write_catalogue, write_json, write_weights
+from dasearch.models.named import NAMED
+from dasearch.models.tiny_opt import TINY_OPT
+from dasearch.training.recommender import Recommender
+
+if TYPE_CHECKING:
+    from dasearch.export.formats import Wishes
+
+MODULE = "modeling_dasearch"
+TITLES = {"mrr": "MRR", "recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
+EXAMPLE_ITEMS = 3  # of the card's call
+
+
+def write_hf(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
+    """Config, weights, the modelling file, tokenizer, catalogue, ``layout.json`` and a model card."""
+    part = plain(recommender)
+    text = code(part.choices, **headline(recommender), hf=True)
+    (folder / f"{MODULE}.py").write_text(text, encoding="utf-8")
+    config = {
+        "model_type": "dasearch",
+        "architectures": ["DasearchModel"],
+        "auto_map": {"AutoConfig": f"{MODULE}.DasearchConfig", "AutoModel": f"{MODULE}.DasearchModel"},
+        "dtype": "float32",
+        "recommender": part.config,
+    }
+    write_json(folder / "config.json", config)
+    write_weights(folder / "model.safetensors", part, prefix="recommender.")
+    recommender.catalogue.tokenizer.save_pretrained(folder)
+    write_catalogue(recommender, folder)
+    (folder / "README.md").write_text(code(_card(recommender), "card.md.jinja"), encoding="utf-8")
+
+
+def _card(recommender: Recommender) -> dict[str, Any]:
+    file = recommender.layout_file
+    known = NAMED.get(file.backbone)
+    return {
+        **file.model_dump(exclude={"versions", "backbone"}),
+        "backbone": Path(file.backbone).name,
+        "versions": ", ".join(f"{name} {version}" for name, version in file.versions.items()),
+        "licence": known.licence if known else None,
+        "licence_text": _licence(file.backbone),
+        "data": recommender.catalogue.dataset_name,
+        "items_hash": recommender.catalogue.items_hash,
+        "n_items": len(recommender.items),
+        "n_users": len(recommender.users),
+        "example": [item.identifier for item in recommender.items[:EXAMPLE_ITEMS]],
+        "metrics": _metrics(recommender),
+    }
+
+
+def _licence(backbone: str) -> str:
+    known = NAMED.get(backbone)
+    if backbone == TINY_OPT:
+        return "The language model was trained from nothing on the catalogue's own texts, whose terms hold."
+    if known is None or known.licence is None:
+        return f"The weights contain the language model {Path(backbone).name}, whose own licence holds; see its page."
+    return f"The weights contain the language model {backbone}, under {known.licence}."
+
+
+def _metrics(recommender: Recommender) -> list[dict[str, Any]]:
+    """The score that ``layout.json`` tells, with its interval, then the saved model's own."""
+    found, metric = [], recommender.layout_file.metric
+    if metric is not None:
+        spread = "" if metric.low is None or metric.high is None else f"{metric.low:.4f} to {metric.high:.4f}"
+        found.append(_metric(metric.name, metric.split, metric.value, spread, "of this layout, mean over seeds"))
+    for split, values in recommender.results.items():
+        found += [_metric(name, split, value, "", "of these weights") for name, value in values.items()]
+    return found
+
+
+def _metric(name: str, split: str, value: float, interval: str, note: str) -> dict[str, Any]:
+    title = f"{TITLES.get(name, name)} {note}"
+    return {"name": name, "title": title, "split": split, "value": value, "interval": interval}

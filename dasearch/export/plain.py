@@ -1,0 +1,354 @@
+"""A trained recommender said again in plain PyTorch: its sizes, its tensors under plain names, and the code that reads them.
+
+The code is one file out of ``templates/``, with nothing in it that this model does not need. The forms ``torch``, ``hf``,
+``onnx`` and ``pt2`` all stand on it; tests open each and compare its scores with those of the model it came from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dasearch.errors import ExportError
+from dasearch.layout import ModelKind
+from dasearch.models.adapters import Activation, ParallelReduce
+from dasearch.models.attention import MaskMode
+from dasearch.models.backbone import FrozenBackbone
+from dasearch.models.darec import BaseLayer, CollabProjection, DALayer, DARec, RecommendationSite
+from dasearch.models.id_encoders import ENCODERS, FactorEncoder, IDEncoder
+from dasearch.models.id_encoders.comirec import ROUNDS
+from dasearch.models.idle import IDLEAdapter, TextHead
+from dasearch.models.prefix import Pool, Prefix, PrefixModel, Refine
+from dasearch.models.ra_rec import RARec
+from dasearch.training.recommender import Recommender
+
+FUNCTIONS = {  # activations of frozen feed-forward parts, as the written code calls them
+    "relu": "F.relu",
+    "gelu": "F.gelu",
+    "silu": "F.silu",
+    "swish": "F.silu",
+    "gelu_pytorch_tanh": 'partial(F.gelu, approximate="tanh")',
+}
+ADAPTER_FUNCTIONS = {Activation.RELU: "F.relu", Activation.GELU: "F.gelu", Activation.NONE: ""}
+STATIC_ROTARY = ("default", "linear", "llama3", "yarn")  # those whose angles do not depend on a row's length
+OPT_OFFSET = 2  # rows of OPT's position table that stand for no place
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of the written model: sizes (``config.json``), tensors by name, and what decides which code is written."""
+
+    config: dict[str, Any]
+    tensors: Tensors
+    choices: dict[str, Any]
+
+    def __add__(self, other: Part) -> Part:
+        return Part(
+            {**self.config, **other.config}, {**self.tensors, **other.tensors}, {**self.choices, **other.choices}
+        )
+
+
+def plain(recommender: Recommender) -> Part:
+    """All of a recommender; ``choices`` are what `code` is rendered with.
+
+    Raises:
+        ExportError: for a backbone or setting that the written code has no words for.
+    """
+    return _backbone(recommender.model.backbone) + _rows(recommender) + KINDS[recommender.model.kind](recommender)
+
+
+def catalogue(recommender: Recommender) -> dict[str, Any]:
+    """``catalogue.json``: items with ids, titles and tokens, in the order of the scores; known users, in theirs."""
+    sentences = recommender.catalogue.sentences
+    items = [
+        {"id": item.identifier, "title": item.attributes.get("title", ""), "tokens": sentences.of(place).tolist()}
+        for place, item in enumerate(recommender.items)
+    ]
+    return {"items": items, "users": list(recommender.users)}
+
+
+def code(choices: Mapping[str, Any], template: str = "recommender.py.jinja", **more: Any) -> str:
+    """A file of Python for a model's choices."""
+    environment = Environment(
+        loader=PackageLoader("dasearch.export"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # it writes Python
+    )
+    text = environment.get_template(template).render(**choices, **more)
+    return re.sub(r"\n+((?:@\S+\n)?(?:class |def |if __name__))", r"\n\n\n\1", text).strip() + "\n"
+
+
+# --- the frozen model -------------------------------------------------------------------------------------------------
+
+
+def _backbone(backbone: FrozenBackbone) -> Part:
+    config = backbone.config
+    block = backbone.all_blocks[0]
+    sizes = {
+        "vocabulary": backbone.vocabulary,
+        "width": backbone.width,
+        "layers": len(backbone.blocks),
+        "heads": block.heads,
+        "head_width": block.head_width,
+        "scale": block.scale,
+    }
+    found = FAMILIES[config.model_type](backbone.model)
+    return Part(sizes, {}, {"causal": backbone.causal}) + found
+
+
+def _opt(model: PreTrainedModel) -> Part:
+    config, decoder = model.config, model.decoder
+    tensors = {
+        "embedding.tokens.weight": decoder.embed_tokens.weight,
+        "embedding.places.weight": decoder.embed_positions.weight[OPT_OFFSET:],
+        **_renamed("norm", decoder.final_layer_norm or nn.Identity()),
+    }
+    names = {"norm1": "self_attn_layer_norm", "norm2": "final_layer_norm", "up": "fc1", "down": "fc2"}
+    names |= {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.out_proj"}
+    sizes = {
+        "ffn": config.ffn_dim,
+        "bias": config.enable_bias,
+        "norm_affine": config.layer_norm_elementwise_affine,
+        "final_norm": decoder.final_layer_norm is not None,
+    }
+    choices = {"family": "opt", "activation": _function(config.activation_function)}
+    return Part(sizes, {**tensors, **_layers(decoder.layers, names)}, choices)
+
+
+def _llama(model: PreTrainedModel) -> Part:
+    config, rotary = model.config, model.rotary_emb
+    if rotary.rope_type not in STATIC_ROTARY:
+        raise ExportError(
+            f"rotary positions of kind {rotary.rope_type!r} depend on a row's length, which the written code has no words "
+            f"for; export a backbone with one of {', '.join(STATIC_ROTARY)}"
+        )
+    tensors = {
+        "embedding.tokens.weight": model.embed_tokens.weight,
+        "embedding.frequencies": rotary.inv_freq,
+        "norm.weight": model.norm.weight,
+    }
+    first = model.layers[0]
+    names = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
+    names |= {name: f"self_attn.{name}_proj" for name in "qkvo"}
+    names |= {name: f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+    sizes = {
+        "ffn": config.intermediate_size,
+        "key_heads": config.num_key_value_heads,
+        "bias": first.self_attn.q_proj.bias is not None,
+        "out_bias": first.self_attn.o_proj.bias is not None,
+        "ffn_bias": first.mlp.up_proj.bias is not None,
+        "eps": config.rms_norm_eps,
+        "rotary_scale": float(rotary.attention_scaling),
+    }
+    grouped = config.num_key_value_heads < config.num_attention_heads
+    choices = {"family": "llama", "activation": _function(config.hidden_act), "grouped": grouped}
+    return Part(sizes, {**tensors, **_layers(model.layers, names)}, choices)
+
+
+def _bert(model: PreTrainedModel) -> Part:
+    config, embeddings = model.config, model.embeddings
+    tensors = {
+        "embedding.tokens.weight": embeddings.word_embeddings.weight,
+        "embedding.places.weight": embeddings.position_embeddings.weight,
+        "embedding.kind": embeddings.token_type_embeddings.weight[0],
+        **_renamed("embedding.norm", embeddings.LayerNorm),
+    }
+    names = {"q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value"}
+    names |= {"o": "attention.output.dense", "attention_norm": "attention.output.LayerNorm"}
+    names |= {"up": "intermediate.dense", "down": "output.dense", "output_norm": "output.LayerNorm"}
+    sizes = {"ffn": config.intermediate_size, "eps": config.layer_norm_eps}
+    choices = {"family": "bert", "activation": _function(config.hidden_act)}
+    return Part(sizes, {**tensors, **_layers(model.encoder.layer, names)}, choices)
+
+
+FAMILIES: dict[str, Callable[[PreTrainedModel], Part]] = {
+    "opt": _opt,
+    "llama": _llama,
+    "mistral": _llama,
+    "qwen2": _llama,
+    "bert": _bert,
+}
+
+
+def _function(name: str) -> str:
+    if name not in FUNCTIONS:
+        raise ExportError(
+            f"the backbone's activation {name!r} is not among those that the written code knows "
+            f"({', '.join(FUNCTIONS)}); export `--format layout` and build the model in your own code"
+        )
+    return FUNCTIONS[name]
+
+
+def _layers(layers: nn.ModuleList, names: Mapping[str, str]) -> Tensors:
+    """Tensors of Hugging Face layers under plain names."""
+    return {
+        key: tensor
+        for index, layer in enumerate(layers)
+        for name, theirs in names.items()
+        for key, tensor in _renamed(f"layers.{index}.{name}", layer.get_submodule(theirs)).items()
+    }
+
+
+def _renamed(name: str, module: nn.Module) -> Tensors:
+    return {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
+
+
+# --- the three models -------------------------------------------------------------------------------------------------
+
+
+def _rows(recommender: Recommender) -> Part:
+    """How rows of tokens are made, and what the scores count."""
+    rows, model = recommender.catalogue.row_format, recommender.model
+    sizes = {
+        "model": recommender.settings.model.label,
+        "layout": str(recommender.layout),
+        "adapted_layers": list(model.replaced),
+        "n_items": len(recommender.items),
+        "n_users": len(recommender.users),
+        "opening": rows.opening,
+        "seq_token": rows.seq_token,
+        "pad_token": rows.pad_token,
+        "max_items": rows.max_items,
+        "max_tokens": rows.max_tokens,
+        "history_items": rows.history_items,
+    }
+    return Part(sizes, {}, {"kind": model.kind.value, "encoder": None, "has_start": rows.start_token is not None})
+
+
+def _darec(recommender: Recommender) -> Part:
+    model = cast(DARec, recommender.model)
+    settings = model.settings
+    two_branches = settings.uses_collaborative
+    tokens = torch.cat([recommender.model.backbone.embed(torch.arange(model.backbone.vocabulary)), model.special])
+    choices = {
+        "variation": settings.variation.value,
+        "two_branches": two_branches,
+        "adapter_activation": ADAPTER_FUNCTIONS[settings.activation],
+        "parallel_mean": settings.parallel_reduce is ParallelReduce.MEAN,
+        "parallel_residual": settings.parallel_residual,
+        "recommends_ffn": settings.rec_adapter_site is RecommendationSite.FFN,
+        "post_softmax": settings.mask_mode is MaskMode.POST_SOFTMAX,
+        "key_a_layer": settings.collab_proj is CollabProjection.PER_LAYER,
+    }
+    tensors = {"embedding.tokens.weight": tokens, **_renamed("head", model.head), **_adapters(model)}
+    sizes = {"vocabulary": len(tokens), "bottleneck": settings.bottleneck}
+    if model.cf is not None:
+        sizes["cf_width"] = model.cf.width
+        tensors |= {"users.weight": model.cf.users.weight, "items.weight": model.cf.items.weight}
+        tensors |= {**_fold_in("fold_in", model.fold_in), **_renamed("to_key", model.user_projection)}
+    return Part(sizes, tensors, choices)
+
+
+def _adapters(model: DARec) -> Tensors:
+    found: Tensors = {}
+    for index, layer in enumerate(model.layers):
+        if isinstance(layer, BaseLayer):
+            parts = {"attention": layer.attention_adapter, "recommendation": layer.recommendation_adapter}
+        elif isinstance(layer, DALayer):
+            parts = {"causal": layer.causal_adapter, "context": layer.context_adapter}
+            parts["recommendation"] = layer.recommendation_adapter
+            found |= _renamed(f"layers.{index}.router", layer.router.gate)
+        else:
+            continue
+        for name, adapter in parts.items():
+            found |= _renamed(f"layers.{index}.{name}", adapter)
+    return found
+
+
+def _prefixed(recommender: Recommender, refine: Refine) -> Part:
+    """What IDLE-Adapter and RA-Rec share: how prefixes are made, read, and how a row becomes one state."""
+    model = cast(PrefixModel, recommender.model)
+    settings = model.settings
+    pool = settings.pool
+    if pool is Pool.AUTO:
+        pool = Pool.LAST if model.backbone.causal else Pool.MEAN
+    choices = {
+        "refine": refine.value,
+        "pool": pool.value,
+        "parallel_mean": settings.parallel_reduce is ParallelReduce.MEAN,
+    }
+    part = Part({"prefix": settings.prefix}, {}, choices)
+    return part + _encoder(recommender, model.encoder) if settings.searchable else part
+
+
+def _encoder(recommender: Recommender, encoder: IDEncoder) -> Part:
+    settings = recommender.settings.encoder  # type: ignore[attr-defined]  # a study of a prefix model
+    sizes = {
+        "id_width": encoder.width,
+        "id_layers": settings.layers,
+        "id_heads": settings.heads,
+        "interests": settings.interests,
+    }
+    if isinstance(encoder, FactorEncoder):
+        tables = {"items.weight": encoder.model.items.weight, "users.weight": encoder.model.users.weight}
+        tensors = {**tables, **_fold_in("fold_in", encoder.fold_in)}
+    else:
+        tensors = encoder.state_dict()
+    if "texts" in tensors:
+        sizes["text_width"] = tensors["texts"].shape[1]
+    choices = {
+        "encoder": settings.name,
+        "encoder_title": ENCODERS[settings.name].title,
+        "id_pool": settings.pool.value,
+        "routing_rounds": ROUNDS,
+    }
+    return Part(sizes, {f"encoder.{name}": tensor for name, tensor in tensors.items()}, choices)
+
+
+def _prefixes(name: str, prefixes: nn.ModuleList) -> Tensors:
+    """Prefixes of adapted layers; a projection that layers share is written for each."""
+    return {
+        key: tensor
+        for index, prefix in enumerate(cast("list[Prefix]", list(prefixes)))
+        for key, tensor in _renamed(f"{name}.{index}", prefix).items()
+    }
+
+
+def _idle(recommender: Recommender) -> Part:
+    model = cast(IDLEAdapter, recommender.model)
+    tensors = {**_prefixes("prefixes", model.prefixes), **_renamed("head", model.head)}
+    return _prefixed(recommender, model.settings.refine) + Part(
+        {}, tensors, {"text_head": isinstance(model.head, TextHead)}
+    )
+
+
+def _ra_rec(recommender: Recommender) -> Part:
+    model = cast(RARec, recommender.model)
+    rows = recommender.catalogue.item_rows
+    tensors = {
+        "item_bias": model.item_bias,
+        "item_states": _catalogue_states(recommender, model),
+        **_prefixes("user_prefixes", model.user_tower.prefixes),
+        **_prefixes("item_prefixes", model.item_tower.prefixes),
+    }
+    sizes = {"item_opening": rows.opening, "align_token": recommender.catalogue.row_format.align_token}
+    refine = Refine.CONCAT if model.settings.instruction else Refine.NONE
+    return _prefixed(recommender, refine) + Part(sizes, tensors, {})
+
+
+@torch.inference_mode()
+def _catalogue_states(recommender: Recommender, model: RARec) -> Tensor:
+    return model.catalogue_states(recommender.catalogue.item_rows, model.layout_tensor(recommender.layout))
+
+
+def _fold_in(name: str, matrix: Tensor) -> Tensors:
+    """``[mean, 1] @ matrix`` as a linear map."""
+    return {f"{name}.weight": matrix[:-1].T, f"{name}.bias": matrix[-1]}
+
+
+KINDS: dict[ModelKind, Callable[[Recommender], Part]] = {
+    ModelKind.DAREC: _darec,
+    ModelKind.IDLE: _idle,
+    ModelKind.RA_REC: _ra_rec,
+}

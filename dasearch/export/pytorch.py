@@ -1,0 +1,57 @@
+"""``torch``: one file of plain PyTorch, its sizes, its weights, and the catalogue."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dasearch import __version__
+from dasearch.export.plain import Part, catalogue, code, plain
+from dasearch.layout_file import LAYOUT_NAME
+from dasearch.training.recommender import Recommender
+
+if TYPE_CHECKING:
+    from dasearch.export.formats import Wishes
+
+
+def write_torch(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
+    """``recommender.py``, ``config.json``, ``model.safetensors``, ``catalogue.json``, ``layout.json``."""
+    part = plain(recommender)
+    text = code(part.choices, **headline(recommender), hf=False)
+    (folder / "recommender.py").write_text(text, encoding="utf-8")
+    write_json(folder / "config.json", part.config)
+    write_weights(folder / "model.safetensors", part)
+    write_catalogue(recommender, folder)
+
+
+def headline(recommender: Recommender) -> dict[str, str]:
+    """What a written file says of itself at its top."""
+    file = recommender.layout_file
+    return {
+        "title": f"A {file.model} recommender over {Path(file.backbone).name}, adapters placed {file.layout}",
+        "about": f"Sites of a layer: {', '.join(file.sites)}; S in series with its sublayer, P parallel to it. "
+        f"Found by study {file.study}.",
+        "version": __version__,
+    }
+
+
+def write_weights(path: Path, part: Part, *, prefix: str = "") -> None:
+    """All tensors, each its own copy."""
+    tensors: dict[str, Tensor] = {
+        f"{prefix}{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in part.tensors.items()
+    }
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def write_catalogue(recommender: Recommender, folder: Path) -> None:
+    """What items and users the numbers of the scores stand for, and the layout."""
+    write_json(folder / "catalogue.json", catalogue(recommender))
+    (folder / LAYOUT_NAME).write_text(recommender.layout_file.text(), encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
