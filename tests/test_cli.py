@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dasearch.cli import run_command
+from dasearch.layout import Layout
 from tests.conftest import toy_dataset, write_folder
 from tests.training.studies import small_study
 
@@ -271,10 +272,47 @@ def test_damaged_model_folders(trained: Path, tmp_path: Path, capsys: pytest.Cap
     shutil.copytree(trained / "runs" / "toy" / "model", model)
     path = model / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    said = "is no layout file" if name == "layout.json" else "is incomplete or damaged"
-    assert said in refused(capsys, "recommend", str(model), "--history", "item1")
+    said = {"layout.json": "is no layout file", "catalogue.jsonl": "is not the catalogue that the model was trained on"}
+    found = refused(capsys, "recommend", str(model), "--history", "item1")
+    assert said.get(name, "is incomplete or damaged") in found
     path.unlink()
     refused(capsys, "recommend", str(model), "--history", "item1")
+
+
+def test_export(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = ["--output", str(trained / "runs")]
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["export", "toy", "--format", "torch", *runs]) == 0
+    out = capsys.readouterr().out
+    assert "toy-torch/recommender.py" in out
+    assert files(tmp_path / "toy-torch") == {
+        "recommender.py", "config.json", "model.safetensors", "catalogue.json", "layout.json"
+    }  # fmt: skip
+    model = str(trained / "runs" / "toy" / "model")
+    assert run_command(["export", model, "--format", "layout", "--out", "elsewhere"]) == 0
+    assert Layout.from_file("elsewhere") == Layout.from_file(model)
+    assert run_command(["export", "--list"]) == 0
+    assert "onnx  " in capsys.readouterr().out
+    assert "name a study or the folder of a trained model" in refused(capsys, "export")
+    assert "is not an empty folder" in refused(capsys, "export", "toy", "--format", "torch", *runs)
+    assert "there is no format 'hff'; did you mean hf" in refused(capsys, "export", "toy", "--format", "hff", *runs)
+    assert "there is no study 'tyo'" in refused(capsys, "export", "tyo", *runs)
+
+
+def test_export_refuses_a_study_without_a_model_or_with_another(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["run", "toy.yaml", "--budget", "3", "--no-train"]) == 0
+    capsys.readouterr()
+    runs = ["--output", str(here / "runs")]
+    assert "study toy has no trained model yet; run `dasearch run toy`" in refused(capsys, "export", "toy", *runs)
+    assert run_command(["run", "toy.yaml", "--budget", "3"]) == 0
+    capsys.readouterr()
+    model = here / "runs" / "toy" / "model"
+    (model / "users.json").write_text((model / "users.json").read_text() + " ")
+    assert "was changed since study toy wrote it" in refused(capsys, "export", "toy", *runs)
+    model.rename(here / "moved")
+    assert "is not at" in refused(capsys, "export", "toy", *runs)
 
 
 def test_train_one_layout(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

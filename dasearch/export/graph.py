@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 INPUTS = ("input_ids", "attention_mask", "history", "user")
 OUTPUTS = ("items", "scores")
+UNROLLED = ("gru4rec",)  # encoders that a graph holds step by step, so that its histories have one width
 NEEDED = ("onnx", "onnxscript")  # by torch.onnx; the extra `export`
 
 
@@ -54,6 +56,7 @@ def write_onnx(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
     if absent:
         raise ExportError(f'onnx needs {" and ".join(absent)}, not installed here; pip install "dasearch[export]"')
     part, program = _program(recommender, wishes.top)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of operators of packages that are not installed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         written = torch.onnx.export(program, dynamo=True, verbose=False, output_names=list(OUTPUTS))
@@ -70,9 +73,10 @@ def write_pt2(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
 
 
 def _write_beside(recommender: Recommender, folder: Path, part: Part, top: int, *, onnx: bool) -> None:
-    said = {**headline(recommender), "onnx": onnx, "top": top, "max_tokens": part.config["max_tokens"]}
-    (folder / "serve.py").write_text(code({}, "serve.py.jinja", **said), encoding="utf-8")
-    write_json(folder / "config.json", part.config)
+    sizes = part.config
+    said = {"onnx": onnx, "top": top, "max_tokens": sizes["max_tokens"], "width": sizes["history_width"]}
+    (folder / "serve.py").write_text(code(headline(recommender), "serve.py.jinja", **said), encoding="utf-8")
+    write_json(folder / "config.json", sizes)
     write_catalogue(recommender, folder)
 
 
@@ -80,10 +84,15 @@ def _program(recommender: Recommender, top: int) -> tuple[Part, torch.export.Exp
     if top > len(recommender.items):
         raise ExportError(f"--top is {top} and the catalogue has {len(recommender.items)} items; ask for fewer")
     part = plain(recommender)
+    unrolled = part.choices["encoder"] in UNROLLED
+    part = part + Part({"history_width": part.config["history_items"] if unrolled else 0}, {}, {})
     graph = Graph(_written_model(recommender, part), top).eval()
-    shapes = {name: {0: Dim.AUTO, 1: Dim.AUTO} for name in INPUTS}
-    shapes["user"] = {0: Dim.AUTO}
-    with _plain_transformers(), torch.no_grad():
+    shapes = {name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in INPUTS}
+    shapes["user"] = {0: Dim.DYNAMIC}
+    if unrolled:
+        del shapes["history"][1]
+    with _plain_transformers(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of attributes that a GRU keeps for itself
         program = torch.export.export(graph, (), kwargs=_example(part), dynamic_shapes=shapes)
     return part, program
 
@@ -101,11 +110,12 @@ def _written_model(recommender: Recommender, part: Part) -> nn.Module:
 
 
 def _example(part: Part) -> dict[str, Tensor]:
-    """Two rows that fix nothing but the types."""
-    history = torch.tensor([[0, 1, 2], [1, -1, -1]])
-    tokens = torch.full((2, 7), int(part.config["seq_token"]))
-    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
-    return {"input_ids": tokens, "attention_mask": mask, "history": history, "user": torch.tensor([-1, 0])}
+    """Rows that fix nothing but the types; sizes that no part of a model has."""
+    width = part.config["history_width"] or 6
+    history = torch.tensor([[0] * width, *[[1, *[-1] * (width - 1)]] * 4])
+    tokens = torch.full((5, 7), int(part.config["seq_token"]))
+    mask = torch.tensor([[1] * 7, *[[1] * 4 + [0] * 3] * 4])
+    return {"input_ids": tokens, "attention_mask": mask, "history": history, "user": torch.tensor([-1, 0, -1, 0, -1])}
 
 
 @contextmanager

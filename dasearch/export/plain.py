@@ -229,6 +229,11 @@ def _rows(recommender: Recommender) -> Part:
 def _darec(recommender: Recommender) -> Part:
     model = cast(DARec, recommender.model)
     settings = model.settings
+    if settings.mask_mode is MaskMode.POST_SOFTMAX:
+        raise ExportError(
+            "model.mask_mode=post_softmax lets a row's padding, and so its batch, change its scores, which no export can "
+            "repeat; train with --set model.mask_mode=additive"
+        )
     two_branches = settings.uses_collaborative
     tokens = torch.cat([recommender.model.backbone.embed(torch.arange(model.backbone.vocabulary)), model.special])
     choices = {
@@ -238,7 +243,6 @@ def _darec(recommender: Recommender) -> Part:
         "parallel_mean": settings.parallel_reduce is ParallelReduce.MEAN,
         "parallel_residual": settings.parallel_residual,
         "recommends_ffn": settings.rec_adapter_site is RecommendationSite.FFN,
-        "post_softmax": settings.mask_mode is MaskMode.POST_SOFTMAX,
         "key_a_layer": settings.collab_proj is CollabProjection.PER_LAYER,
     }
     tensors = {"embedding.tokens.weight": tokens, **_renamed("head", model.head), **_adapters(model)}

@@ -18,7 +18,9 @@ def open_trained(name: str, *, output: str = "runs", storage: str | None = None)
         ExportError: if the study has no trained model, or its folder was changed since.
         ModelFolderError: if a folder cannot be read.
     """
-    folder = Path(name) if Path(name).is_dir() else trained_folder(name, output=output, storage=storage)
+    folder = Path(name)
+    if folder.name == name and not (folder / "config.json").is_file():  # a data folder may be called as its study
+        folder = trained_folder(name, output=output, storage=storage)
     return load(folder, device="cpu")
 
 

@@ -38,6 +38,7 @@ from dasearch.training.preparation import untrained_model
 from dasearch.training.seeds import generator_for
 
 FORMAT = 1
+CATALOGUE = "catalogue.jsonl"
 PARALLEL_READS = {
     ModelKind.DAREC: "sublayer input (after the frozen norm)",
     ModelKind.IDLE: "the prefix alone, by attention beside the layer's own",
@@ -195,7 +196,7 @@ def _write(
         json.dumps({"item_id": i.identifier, "attributes": dict(i.attributes)}, ensure_ascii=False)
         for i in dataset.items
     ]
-    (folder / "catalogue.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / CATALOGUE).write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "users.json").write_text(json.dumps(list(dataset.users)), encoding="utf-8")
     (folder / LAYOUT_NAME).write_text(layout_file(settings, trained, metric).text(), encoding="utf-8")
     config = {
@@ -203,6 +204,7 @@ def _write(
         "study": settings.model_dump(mode="json"),
         "replaced": [layer + 1 for layer in model.replaced],
         "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint},
+        "catalogue": sha256(folder / CATALOGUE),
         "results": dict(results),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -235,7 +237,9 @@ def load(directory: str | Path, *, device: str = "auto") -> Recommender:
 
 def _open(folder: Path, config: Mapping[str, Any], device: str) -> Recommender:
     settings = parse_study(config["study"], source=str(folder / "config.json"))
-    lines = (folder / "catalogue.jsonl").read_text(encoding="utf-8").splitlines()
+    if config.get("catalogue") not in (None, sha256(folder / CATALOGUE)):  # None: saved before it was written down
+        raise ModelFolderError(f"{folder / CATALOGUE} is not the catalogue that the model was trained on; put it back")
+    lines = (folder / CATALOGUE).read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     items = tuple(Item(record["item_id"], record["attributes"]) for record in records)
     users = {user: index for index, user in enumerate(json.loads((folder / "users.json").read_text(encoding="utf-8")))}

@@ -1,0 +1,85 @@
+"""dasearch export: whole or not at all, and one sentence for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from dasearch.errors import ExportError, ModelFolderError
+from dasearch.export import FORMATS, Wishes, export
+from dasearch.export.formats import Format
+from dasearch.export.layout import SCHEMAS, published_schema, schema_text
+from dasearch.layout import Layout
+from dasearch.training.recommender import Recommender, load
+from tests.export.made import edited, made, made_folder, opened
+
+
+def test_layout_is_written_with_the_schema_that_is_published(tmp_path: Path) -> None:
+    recommender = made("opt", "{}", "SPS-PPS")
+    out = export(recommender, "layout", tmp_path / "out")
+    content = json.loads((out / "layout.json").read_text())
+    (schema,) = out.glob("*.schema.json")
+    jsonschema.validate(content, json.loads(schema.read_text()))
+    assert Layout.from_file(out) == recommender.layout
+    for wrong in ({"layout": "SXS"}, {"replaced": []}, {"seed": "many"}, {"schema_version": "2.0"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**content, **wrong}, published_schema("layout"))
+    jsonschema.validate({**content, "schema_version": "1.9", "more": 1}, published_schema("layout"))
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_published_schemas_are_those_of_the_code(name: str) -> None:
+    assert published_schema(name) == json.loads(schema_text(name))
+
+
+def test_an_unknown_format_gets_a_suggestion(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="there is no format 'onxn'; did you mean onnx"):
+        export(made("opt"), "onxn", tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_taken_folder_stays_as_it_is(form: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ExportError, match="is not an empty folder; nothing was written: name another one"):
+        export(made("opt"), form, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    with pytest.raises(ExportError, match="is not an empty folder"):
+        export(made("opt"), form, tmp_path / "mine.txt")
+
+
+@pytest.mark.parametrize("problem", [RuntimeError("the exporter broke"), KeyboardInterrupt()])
+def test_nothing_half_written_is_left(problem: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
+        (folder / "half").write_text("half")
+        raise problem
+
+    monkeypatch.setitem(FORMATS, "layout", Format("breaks", breaks))
+    with pytest.raises(type(problem)):
+        export(made("opt"), "layout", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_catalogue_is_noticed(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(made_folder("opt", "{}", "SPS-PPS"), folder)
+    path = folder / "catalogue.jsonl"
+    path.write_text(path.read_text().replace("item3", "itemX"))
+    with pytest.raises(ModelFolderError, match="is not the catalogue that the model was trained on; put it back"):
+        load(folder, device="cpu")
+    out = export(made("opt", "{}", "SPS-PPS"), "torch", tmp_path / "out")
+    edited(out / "catalogue.json", users=[])
+    with pytest.raises(ValueError, match=r"catalogue\.json is not that of config\.json; put back"):
+        opened(out / "recommender.py").load(out)
+
+
+def test_an_edited_layout_file_is_noticed(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(made_folder("opt", "{}", "SPS-PPS"), folder)
+    path = folder / "layout.json"
+    path.write_text(path.read_text().replace("SPS-PPS", "SPS-PPP"))
+    with pytest.raises(ModelFolderError, match="says SPS-PPP and the weights were trained with SPS-PPS"):
+        load(folder, device="cpu")

@@ -1,0 +1,96 @@
+"""Every form, opened in a fresh process where dasearch cannot be imported, gives our scores."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dasearch.errors import ExportError
+from dasearch.export import Wishes, export
+from dasearch.layout_file import Metric
+from dasearch.training.recommender import Recommender
+from tests.export.made import QUESTIONS, made, our_scores
+
+CLOSE = 1e-5
+HERE = Path(__file__).parent
+KINDS = {
+    "darec": ("opt", "{}", "SPS-PPS"),
+    "idle": ("llama", repr({"model": {"kind": "idle"}, "encoder": {"name": "gru4rec"}}), "SPS-PSP"),
+    "ra-rec": ("bert", repr({"model": {"kind": "ra-rec"}, "encoder": {"name": "comirec-dr"}}), "PPS-SPP"),
+}
+GRAPHS = {  # encoders whose code differs in a graph
+    **KINDS,
+    "bert4rec": ("llama", repr({"model": {"kind": "idle"}, "encoder": {"name": "bert4rec"}}), "PSS"),
+    "fdsa": ("opt", repr({"model": {"kind": "ra-rec"}, "encoder": {"name": "fdsa"}}), "SPS-PPP"),
+}
+
+
+def apart(recommender: Recommender, arguments: list[str], tmp_path: Path) -> list[float]:
+    """For each ``FORM=FOLDER`` the largest difference from our scores, in a process that sees nothing of dasearch."""
+    bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, str(HERE / "open_exports.py"), *arguments],
+        input=json.dumps(QUESTIONS), capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**bare, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ours = torch.stack([our_scores(recommender, history, user) for history, user in QUESTIONS])
+    return [float((torch.tensor(one) - ours).abs().max()) for one in json.loads(done.stdout)["scores"]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_hf_and_pt2(kind: str, tmp_path: Path) -> None:
+    recommender = made(*KINDS[kind])
+    everything = Wishes(top=len(recommender.items))
+    forms = ["torch", "pt2", "hf"]  # transformers comes last
+    for form in forms:
+        export(recommender, form, tmp_path / form, everything)
+    found = apart(recommender, [f"{form}={tmp_path / form}" for form in forms], tmp_path)
+    assert max(found) <= CLOSE
+    assert found[0] == found[2]  # the same text in one file and in the other
+
+
+@pytest.mark.parametrize("case", GRAPHS)
+def test_onnx(case: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    recommender = made(*GRAPHS[case])
+    folder = export(recommender, "onnx", tmp_path / "onnx", Wishes(top=len(recommender.items)))
+    assert apart(recommender, [f"onnx={folder}"], tmp_path)[0] <= CLOSE
+
+
+def test_the_model_card_tells_data_metrics_layout_and_licence(tmp_path: Path) -> None:
+    recommender = made("opt", "{}", "SPS-PPS")
+    recommender.results = {"test": {"mrr": 0.125}}
+    metric = Metric(name="mrr", value=0.2, low=0.1, high=0.3, split="test")
+    recommender.layout_file = recommender.layout_file.model_copy(update={"backbone": "smollm2-135m", "metric": metric})
+    card = (export(recommender, "hf", tmp_path / "hf") / "README.md").read_text()
+    for said in (
+        "license: apache-2.0\n",
+        "| MRR of this layout, mean over seeds | test | 0.2000 | 0.1000 to 0.3000 |",
+        "| MRR of these weights | test | 0.1250 |  |",
+        "`SPS-PPS`: a group for each of the layers 1, 2\n(of 2)",
+        "toy, 40 users, 30 items",
+        "language model smollm2-135m, under apache-2.0",
+    ):
+        assert said in card
+
+
+def test_a_graph_cannot_answer_with_more_items_than_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="--top is 31 and the catalogue has 30 items; ask for fewer"):
+        export(made("opt"), "pt2", tmp_path / "out", Wishes(top=31))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        ExportError, match=r'onnx needs onnx and onnxscript, not installed here; pip install "dasearch\[export\]"'
+    ):
+        export(made("opt"), "onnx", tmp_path / "out")
