@@ -283,20 +283,24 @@ def evaluation_batches(
     row_format: RowFormat,
     *,
     batch_size: int,
-) -> Iterator[SequenceBatch]:
+) -> Iterator[tuple[IntArray, SequenceBatch]]:
     """Every user once, rows of similar length together: the newest history in, the held-out item at the last ``[SEQ]``.
 
-    Without ``targets`` there is nothing to predict but `SequenceBatch.last` still says where a prediction is read.
+    Without ``targets`` there is nothing to predict but `SequenceBatch.last` still says where a prediction is read. Each
+    batch comes with the places of its rows among ``users``.
     """
     order = np.argsort(_row_sizes(histories, sentences, row_format), kind="stable")
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
-        yield _one_target_batch(
-            users[places],
-            [histories[k] for k in places.tolist()],
-            None if targets is None else targets[places],
-            sentences,
-            row_format,
+        yield (
+            places,
+            _one_target_batch(
+                users[places],
+                [histories[k] for k in places.tolist()],
+                None if targets is None else targets[places],
+                sentences,
+                row_format,
+            ),
         )
 
 

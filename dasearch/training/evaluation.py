@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,25 +28,33 @@ class Held(NamedTuple):
 
 @torch.inference_mode()
 def rank_batches(
-    model: RecommenderModel, batches: Iterable[SequenceBatch], scorer: Scorer, layout: Tensor, users: IntArray
+    model: RecommenderModel,
+    batches: Iterable[tuple[IntArray, SequenceBatch]],
+    scorer: Scorer,
+    layout: Tensor,
+    *,
+    users: int,
 ) -> Held:
-    """Each user's held-out item, in the order of ``users`` (increasing).
-
-    Scores are computed for so many users at a time as fit `SCORES_IN_MEMORY`.
-    """
-    held = Held(np.zeros(len(users), dtype=np.int64), np.zeros(len(users)))
-    at_once = max(1, SCORES_IN_MEMORY // model.n_items)
-    for batch in batches:
-        states = model.states(batch.to(layout.device), layout)
+    """The held-out item of each of so many users; batches come with the places of their rows."""
+    held = Held(np.zeros(users, dtype=np.int64), np.zeros(users))
+    for places, batch in batches:
         targets = batch.at_last(batch.targets).to(layout.device)
-        row = np.searchsorted(users, batch.users.numpy())
-        for part, h, t in zip(
-            np.split(row, range(at_once, len(row), at_once)), states.split(at_once), targets.split(at_once), strict=True
-        ):
-            scores = scorer(h).float()
-            held.ranks[part] = target_ranks(scores, t).cpu().numpy()
-            held.losses[part] = torch.nn.functional.cross_entropy(scores, t, reduction="none").cpu().numpy()
+        for part, scores in score_batch(model, batch, scorer, layout):
+            t = targets[part]
+            held.ranks[places[part]] = target_ranks(scores, t).cpu().numpy()
+            held.losses[places[part]] = torch.nn.functional.cross_entropy(scores, t, reduction="none").cpu().numpy()
     return held
+
+
+def score_batch(
+    model: RecommenderModel, batch: SequenceBatch, scorer: Scorer, layout: Tensor
+) -> Iterator[tuple[slice, Tensor]]:
+    """Scores ``(rows, items)`` for so many rows of a batch at a time as fit `SCORES_IN_MEMORY`, and which rows."""
+    states = model.states(batch.to(layout.device), layout)
+    at_once = max(1, SCORES_IN_MEMORY // model.n_items)
+    for start in range(0, len(states), at_once):
+        part = slice(start, start + at_once)
+        yield part, scorer(states[part]).float()
 
 
 def validation_held(model: RecommenderModel, catalogue: Catalogue, development: Development, layout: Tensor) -> Held:
@@ -73,4 +81,4 @@ def _held(
     batches = evaluation_batches(
         users, histories, targets, catalogue.sentences, catalogue.row_format, batch_size=EVALUATION_BATCH
     )
-    return rank_batches(model, batches, scorer, layout, users)
+    return rank_batches(model, batches, scorer, layout, users=len(users))

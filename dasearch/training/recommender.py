@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,8 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from dasearch.config import EncoderStudy, StudySettings, parse_study
-from dasearch.data import Dataset, Item, evaluation_batches
+from dasearch.data import Dataset, IntArray, Item, evaluation_batches
+from dasearch.data.batches import NO_ITEM
 from dasearch.errors import DasearchError, ModelFolderError, suggestion
 from dasearch.layout import SITES, Layout, ModelKind
 from dasearch.layout_file import LAYOUT_NAME, LayoutFile, Metric
@@ -32,6 +34,7 @@ from dasearch.models.base import RecommenderModel, Scorer
 from dasearch.models.darec import DARecSettings
 from dasearch.models.prefix import PrefixSettings
 from dasearch.training.checkpoints import load_tensors, save_tensors
+from dasearch.training.evaluation import EVALUATION_BATCH, score_batch
 from dasearch.training.loop import Trained
 from dasearch.training.materials import Catalogue, Materials, build_catalogue, resolve_device
 from dasearch.training.preparation import untrained_model
@@ -39,6 +42,8 @@ from dasearch.training.seeds import generator_for
 
 FORMAT = 1
 CATALOGUE = "catalogue.jsonl"
+CPU_BATCH = 32  # larger tensors leave the cache and are paged in anew at each layer (benchmarks/serving.py)
+NOBODY = -1  # the user of a history from outside the training data
 PARALLEL_READS = {
     ModelKind.DAREC: "sublayer input (after the frozen norm)",
     ModelKind.IDLE: "the prefix alone, by attention beside the layer's own",
@@ -52,6 +57,20 @@ class Recommendation(NamedTuple):
     item: str
     title: str
     score: float
+
+
+class Request(NamedTuple):
+    """A history that a model can answer: item positions ``(n,)``, oldest first; the user's position, -1 for someone else."""
+
+    history: IntArray
+    user: int
+
+
+class Ranking(NamedTuple):
+    """Positions of items, best first, and their scores."""
+
+    items: list[int]
+    scores: list[float]
 
 
 @dataclass
@@ -69,7 +88,6 @@ class Recommender:
 
     def __post_init__(self) -> None:
         self._index = {item.identifier: position for position, item in enumerate(self.items)}
-        self._scorer: Scorer | None = None  # made at the first question
 
     def recommend(
         self, history: Sequence[str], k: int = 10, *, user: str | None = None, exclude_seen: bool = False
@@ -85,47 +103,123 @@ class Recommender:
         Raises:
             ModelFolderError: for an empty history, an unknown item or user, or k below 1.
         """
-        positions = self._positions(history, k, user)
-        scores = self._scores(positions, user).clone()
-        if exclude_seen:
-            scores[torch.as_tensor(positions)] = -torch.inf
-        best = scores.topk(min(k, int(scores.isfinite().sum())))
-        return [
-            Recommendation(self.items[i].identifier, self.items[i].attributes.get("title", ""), float(score))
-            for score, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        (found,) = self.rankings([self._require(history, user)], k, exclude_seen=exclude_seen)
+        return self._titled(found)
 
-    def _positions(self, history: Sequence[str], k: int, user: str | None) -> list[int]:
-        if not history:
-            raise ModelFolderError("the history is empty; give at least one item id")
-        if k < 1:
-            raise ModelFolderError(f"k is {k}; ask for at least 1 item")
-        unknown = [item for item in history if item not in self._index]
-        if unknown:
-            hint = suggestion(unknown[0], list(self._index)) or "; catalogue.jsonl in the model's folder lists them all"
-            raise ModelFolderError(f"unknown item {unknown[0]!r}{hint}")
-        if user is not None and user not in self.users:
+    def recommend_many(
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int = 10,
+        *,
+        users: Sequence[str | None] | None = None,
+        exclude_seen: bool = False,
+        batch_size: int | None = None,
+    ) -> list[list[Recommendation]]:
+        """What `recommend` says of each history, in their order, computed in batches of similar length.
+
+        Args:
+            users: one a history, None for someone outside the training data.
+            batch_size: histories of one forward pass; None: what suits the device.
+
+        Raises:
+            ModelFolderError: as `recommend`, naming the history, or for another number of users than of histories.
+        """
+        whose = [None] * len(histories) if users is None else users
+        if len(whose) != len(histories):
             raise ModelFolderError(
-                f"unknown user {user!r}{suggestion(user, list(self.users))}; leave user out to go by the history"
+                f"{len(whose)} users for {len(histories)} histories; give one for each, None for someone else"
             )
-        return [self._index[item] for item in history]
+        pairs = enumerate(zip(histories, whose, strict=True))
+        requests = [self._require(history, user, f"histories[{n}]: ") for n, (history, user) in pairs]
+        found = self.rankings(requests, k, exclude_seen=exclude_seen, batch_size=batch_size)
+        return [self._titled(ranking) for ranking in found]
+
+    def request(self, history: Sequence[str], user: str | None = None) -> Request | None:
+        """A history as positions in the catalogue; None where `refusal` has something to say."""
+        positions = [self._index.get(item, NO_ITEM) for item in history]
+        number = NOBODY if user is None else self.users.get(user)
+        if not positions or NO_ITEM in positions or number is None:
+            return None
+        return Request(np.array(positions, dtype=np.int64), number)
+
+    def refusal(self, history: Sequence[str], user: str | None = None) -> str:
+        """Why a history has no `request`, and what to do about it."""
+        if not history:
+            return "the history is empty; give at least one item id"
+        for item in history:
+            if item not in self._index:
+                hint = suggestion(item, list(self._index)) or "; catalogue.jsonl in the model's folder lists them all"
+                return f"unknown item {item!r}{hint}"
+        return f"unknown user {user!r}{suggestion(user or '', list(self.users))}; leave user out to go by the history"
+
+    def _require(self, history: Sequence[str], user: str | None, which: str = "") -> Request:
+        found = self.request(history, user)
+        if found is None:
+            raise ModelFolderError(which + self.refusal(history, user))
+        return found
 
     @torch.inference_mode()
-    def _scores(self, positions: list[int], user: str | None) -> Tensor:
-        """Scores of all items, ``(items,)``."""
-        (batch,) = evaluation_batches(
-            np.array([-1 if user is None else self.users[user]], dtype=np.int64),
-            [np.array(positions, dtype=np.int64)],
-            None,
-            self.catalogue.sentences,
-            self.catalogue.row_format,
-            batch_size=1,
-        )
-        layout = self.model.layout_tensor(self.layout)
-        if self._scorer is None:
-            self._scorer = self.model.scorer(self.catalogue.item_rows, layout)
-        states = self.model.states(batch.to(layout.device), layout)
-        return self._scorer(states).flatten().float().cpu()
+    def rankings(
+        self,
+        requests: Sequence[Request],
+        k: int = 10,
+        *,
+        exclude_seen: bool = False,
+        batch_size: int | None = None,
+    ) -> list[Ranking]:
+        """The best ``k`` items of each request, in their order; fewer where the catalogue has no more.
+
+        Raises:
+            ModelFolderError: for k or batch_size below 1.
+        """
+        if k < 1:
+            raise ModelFolderError(f"k is {k}; ask for at least 1 item")
+        size = self.batch_size if batch_size is None else batch_size
+        if size < 1:
+            raise ModelFolderError(f"batch_size is {size}; answer at least 1 history at a time")
+        found: dict[int, Ranking] = {}
+        users = np.array([request.user for request in requests], dtype=np.int64)
+        histories = [request.history for request in requests]
+        sentences, row_format = self.catalogue.sentences, self.catalogue.row_format
+        for places, batch in evaluation_batches(users, histories, None, sentences, row_format, batch_size=size):
+            for part, scores in score_batch(self.model, batch, self._scorer, self._bits):
+                rows = places[part].tolist()
+                if exclude_seen:
+                    _leave_out(scores, [histories[row] for row in rows])
+                found |= zip(rows, _best(scores, k), strict=True)
+        return [found[row] for row in range(len(requests))]
+
+    @property
+    def batch_size(self) -> int:
+        """Histories of one forward pass, where the caller does not say."""
+        return CPU_BATCH if self.model.device.type == "cpu" else EVALUATION_BATCH
+
+    @cached_property
+    def _bits(self) -> Tensor:
+        return self.model.layout_tensor(self.layout)
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        """Made at the first question: what it computes is the same for all users."""
+        return self.model.scorer(self.catalogue.item_rows, self._bits)
+
+    def _titled(self, ranking: Ranking) -> list[Recommendation]:
+        chosen = ((self.items[position], score) for position, score in zip(*ranking, strict=True))
+        return [Recommendation(item.identifier, item.attributes.get("title", ""), score) for item, score in chosen]
+
+
+def _leave_out(scores: Tensor, histories: Sequence[IntArray]) -> None:
+    """Shapes: scores ``(rows, items)``; a row's history is no longer among its finite scores."""
+    rows = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
+    scores[torch.from_numpy(rows), torch.from_numpy(np.concatenate(histories))] = -torch.inf
+
+
+def _best(scores: Tensor, k: int) -> list[Ranking]:
+    """Of each row of ``(rows, items)`` the highest ``k`` that are finite."""
+    best = scores.topk(min(k, scores.shape[1]))
+    counts = best.values.isfinite().sum(1).tolist()
+    triples = zip(best.indices.tolist(), best.values.tolist(), counts, strict=True)
+    return [Ranking(items[:count], values[:count]) for items, values, count in triples]
 
 
 def layout_file(settings: StudySettings, trained: Trained, metric: Metric | None) -> LayoutFile:

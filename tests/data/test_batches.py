@@ -68,8 +68,11 @@ def test_training_order_follows_its_generator() -> None:
 def test_evaluation_rows_hold_the_newest_history_and_one_target() -> None:
     users = DEVELOPMENT.users
     seen = []
-    for batch in evaluation_batches(users, DEVELOPMENT.train, DEVELOPMENT.valid, SENTENCES, FORMAT, batch_size=7):
+    for places, batch in evaluation_batches(
+        users, DEVELOPMENT.train, DEVELOPMENT.valid, SENTENCES, FORMAT, batch_size=7
+    ):
         last = batch.last
+        assert users[places].tolist() == batch.users.tolist()
         for row, user in enumerate(batch.users.tolist()):
             seen.append(user)
             history = DEVELOPMENT.train[user][-FORMAT.max_items :].tolist()
@@ -84,11 +87,11 @@ def test_a_row_that_is_too_long_drops_its_oldest_items() -> None:
     history = np.array([0, 1, 2, 3], dtype=np.int64)
     sizes = SENTENCES.lengths[history] + 1
     room = RowFormat(50, 51, start_token=1, max_items=50, max_tokens=1 + int(sizes[2:].sum()))
-    (batch,) = evaluation_batches(np.zeros(1, dtype=np.int64), [history], None, SENTENCES, room, batch_size=1)
+    ((_, batch),) = evaluation_batches(np.zeros(1, dtype=np.int64), [history], None, SENTENCES, room, batch_size=1)
     assert batch.items.tolist() == [[2, 3]]
     assert batch.rows.tokens.shape[1] == room.max_tokens
     tight = RowFormat(50, 51, max_items=50, max_tokens=1)
-    (batch,) = evaluation_batches(np.zeros(1, dtype=np.int64), [history], None, SENTENCES, tight, batch_size=1)
+    ((_, batch),) = evaluation_batches(np.zeros(1, dtype=np.int64), [history], None, SENTENCES, tight, batch_size=1)
     assert batch.items.tolist() == [[3]]  # [SEQ] and the newest item are never cut
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dasearch.config import StudySettings, parse_study
 from dasearch.data import LeaveOneOut
+from dasearch.layout import Layout
+from dasearch.training.loop import train
 from dasearch.training.materials import Materials
 from dasearch.training.preparation import prepare_study
+from dasearch.training.recommender import Recommender, load, save_recommender
 from tests.conftest import toy_dataset, write_folder
 
 SMALL: dict[str, Any] = {
@@ -81,6 +85,18 @@ def small_study(folder: Path, **changes: Any) -> StudySettings:
     if not source.is_dir():
         write_folder(source, toy_dataset(60, 40))
     return small_settings(**merged({"output": str(folder / "runs"), "data": {"source": str(source)}}, changes))
+
+
+@lru_cache(maxsize=3)
+def recommender(kind: str) -> Recommender:
+    """A trained model of 60 users and 40 items, opened from its folder."""
+    settings = small_settings(model={"kind": kind})
+    ready = materials(settings)
+    trained = train(settings, ready, Layout.parse("SPS-PPS"), settings.trial)
+    with TemporaryDirectory() as folder:
+        return load(
+            save_recommender(Path(folder) / "model", trained, settings, ready, toy_dataset(60, 40)), device="cpu"
+        )
 
 
 def materials(settings: StudySettings) -> Materials:

@@ -1,0 +1,103 @@
+"""Recommendations in batches against one at a time, against the evaluation's ranks, and what is refused."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dasearch.data import LeaveOneOut
+from dasearch.errors import ModelFolderError
+from dasearch.training import evaluation
+from dasearch.training.evaluation import validation_held
+from dasearch.training.recommender import Recommender
+from tests.conftest import toy_dataset
+from tests.training.studies import recommender
+
+KINDS = ("darec", "idle", "ra-rec")
+ITEMS = [item.identifier for item in toy_dataset(60, 40).items]
+REQUESTS = st.lists(
+    st.tuples(
+        st.lists(st.sampled_from(ITEMS), min_size=1, max_size=9),  # a row holds 5 items, the ID encoder reads 6
+        st.none() | st.sampled_from([f"u{n}" for n in range(60)]),
+    ),
+    max_size=12,
+)
+
+
+@pytest.fixture(params=KINDS)
+def opened(request: pytest.FixtureRequest) -> Recommender:
+    return recommender(request.param)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None)
+@given(requests=REQUESTS, batch_size=st.integers(1, 5), exclude_seen=st.booleans())
+def test_a_batch_says_what_one_at_a_time_says(
+    kind: str, requests: list[tuple[list[str], str | None]], batch_size: int, exclude_seen: bool
+) -> None:
+    opened = recommender(kind)
+    histories, users = [history for history, _ in requests], [user for _, user in requests]
+    found = opened.recommend_many(histories, 40, users=users, exclude_seen=exclude_seen, batch_size=batch_size)
+    assert len(found) == len(requests)
+    for answer, (history, user) in zip(found, requests, strict=True):
+        alone = {one.item: one.score for one in opened.recommend(history, 40, user=user, exclude_seen=exclude_seen)}
+        assert {one.item: one.score for one in answer} == pytest.approx(alone, rel=1e-5, abs=1e-5)
+        assert set(alone) == set(ITEMS) - (set(history) if exclude_seen else set())
+        assert [one.score for one in answer] == sorted((one.score for one in answer), reverse=True)
+
+
+def test_places_are_the_ranks_of_the_evaluation(opened: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+    development = LeaveOneOut(toy_dataset(60, 40)).development
+    bits = opened.model.layout_tensor(opened.layout)
+    ranks = validation_held(opened.model, opened.catalogue, development, bits).ranks
+    monkeypatch.setattr(evaluation, "SCORES_IN_MEMORY", 90)  # so that a batch is scored in pieces
+    histories = [[ITEMS[item] for item in sequence] for sequence in development.train]
+    found = opened.recommend_many(histories, 40, users=[f"u{user}" for user in development.users], batch_size=7)
+    places = [
+        [one.item for one in answer].index(ITEMS[target]) + 1
+        for answer, target in zip(found, development.valid.tolist(), strict=True)
+    ]
+    np.testing.assert_array_equal(places, ranks)
+
+
+def test_fewer_items_are_the_first_of_more(opened: Recommender) -> None:
+    histories = [["item3"], ["item1", "item2", "item3"], ["item7", "item7"]]
+    more = opened.recommend_many(histories, 12)
+    assert opened.recommend_many(histories, 5) == [answer[:5] for answer in more]
+    titles = {item.identifier: item.attributes["title"] for item in opened.items}
+    assert all(one.title == titles[one.item] for answer in more for one in answer)
+
+
+def test_users_have_their_own_vectors(opened: Recommender) -> None:
+    """The same history for someone else and for two users of the training data; IDLE and RA-Rec read histories alone."""
+    scores = [
+        {one.item: one.score for one in answer}
+        for answer in opened.recommend_many([["item1", "item2"]] * 3, 40, users=[None, "u1", "u2"])
+    ]
+    same = opened.settings.model.kind != "darec"
+    assert all((one == pytest.approx(other, abs=1e-5)) is same for one, other in pairwise(scores))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"histories": [["item1"], ["itm1"]]}, r"^histories\[1\]: unknown item 'itm1'; did you mean item1\?$"),
+        ({"histories": [["item1"], []]}, r"^histories\[1\]: the history is empty; give at least one item id$"),
+        (
+            {"users": ["u1", "nobody"]},
+            r"^histories\[1\]: unknown user 'nobody'.*; leave user out to go by the history$",
+        ),
+        ({"users": ["u1"]}, r"^1 users for 2 histories; give one for each, None for someone else$"),
+        ({"k": 0}, r"^k is 0; ask for at least 1 item$"),
+        ({"batch_size": 0}, r"^batch_size is 0; answer at least 1 history at a time$"),
+    ],
+)
+def test_what_cannot_be_answered_is_named(arguments: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ModelFolderError, match=sentence):
+        recommender("darec").recommend_many(**{"histories": [["item1"], ["item2"]], **arguments})
+    with pytest.raises(ModelFolderError, match=r"^unknown item 'itm1'"):
+        recommender("darec").recommend(["itm1"])
