@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
-from dasearch.errors import DasearchError, WrongUse
+from dasearch.errors import DasearchError, Interrupted, WrongUse
 from dasearch.report import Format
 
 DEBUG = "DASEARCH_DEBUG"
@@ -336,28 +336,55 @@ def evaluate(
 def recommend(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a trained model.")],
     history: Annotated[
-        str,
+        str | None,
         typer.Option(metavar="ITEM,ITEM,...", help="Item ids, oldest first; catalogue.jsonl in the folder lists them."),
-    ],
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Answer a whole file: .parquet, .jsonl or .jsonl.gz, each row with a history (a list of item ids), "
+            "and a user and an id if you like.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the answers to --from go, in any of these forms.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", "--top", metavar="N", help="How many items.")] = 10,
     user: Annotated[
         str | None,
         typer.Option(metavar="USER", help="A user of the training data, for their own collaborative vector."),
     ] = None,
     exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out items of the history.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out rows of --from that cannot be answered, and count them.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Rows of --from in one pass. Default: what suits the device.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Print the items most likely to come next after a history."""
+    """Print the items most likely to come next after a history, or answer a file of histories into another file."""
     from dasearch.training.recommender import load
 
-    items = [item.strip() for item in history.split(",") if item.strip()]
+    if (history is None) == (source is None) or (source is None) != (out is None):
+        raise WrongUse("give a history as in --history ITEM,ITEM, or a file of them as in --from FILE --out FILE")
+    if source is not None and out is not None:
+        if user is not None:
+            raise WrongUse("--user goes with --history; in a file the column user says whose a history is")
+        options = {"exclude_seen": exclude_seen, "skip_bad": skip_bad, "overwrite": overwrite, "batch_size": batch_size}
+        _answer_file(load(model, device=device), source, out, as_json, k=k, **options)
+        return
+    items = [item.strip() for item in str(history).split(",") if item.strip()]
     found = load(model, device=device).recommend(items, k, user=user, exclude_seen=exclude_seen)
     if as_json:
         _print_json([one._asdict() for one in found])
         return
     console = _console()
-    width = max(len(one.item) for one in found)
+    width = max((len(one.item) for one in found), default=0)
     for rank, one in enumerate(found, start=1):
         console.print(f"{rank:>3}  {one.item:<{width}}  {one.score:8.3f}  {one.title}", soft_wrap=True, markup=False)
 
@@ -542,6 +569,8 @@ def run_command(arguments: list[str]) -> int:
         return _interrupted()
     except TyperException as error:
         return _complain(error.format_message(), error.exit_code)
+    except Interrupted as error:
+        return _complain(str(error), INTERRUPTED)
     except DasearchError as error:
         return _complain(str(error), WRONG_USE if isinstance(error, WrongUse) else FAILED)
     except Exception as error:
@@ -629,6 +658,18 @@ def _status_record(found: Any) -> dict[str, Any]:
         "results": [result._asdict() for result in found.results],
         "artifacts": [artifact._asdict() for artifact in found.artifacts],
     }
+
+
+def _answer_file(recommender: Any, source: Path, out: Path, as_json: bool, **options: Any) -> None:
+    from dasearch.report.terminal import Terminal, show_answered
+    from dasearch.training.request_files import answer_file
+
+    with closing(Terminal(Console(stderr=True) if as_json else _console())) as terminal:
+        done = answer_file(recommender, source, out=out, listen=terminal.answering, **options)
+    if as_json:
+        _print_json({"out": str(out), **done._asdict()})
+    else:
+        show_answered(_console(), done, out)
 
 
 def _metrics_text(record: dict[str, float]) -> str:

@@ -1,6 +1,6 @@
 """Every error a user can meet. The message is one sentence that names the fix.
 
-The command line exits with 2 on `WrongUse` and with 1 on any other `DasearchError`.
+The command line exits with 2 on `WrongUse`, with 130 on `Interrupted` and with 1 on any other `DasearchError`.
 """
 
 import difflib
@@ -44,6 +44,10 @@ class ModelFolderError(WrongUse):
 
 class ExportError(WrongUse):
     """A form that cannot express a trained model, or a place where it cannot be written."""
+
+
+class Interrupted(DasearchError):
+    """The user stopped a command that cannot go on from where it stood; the message says what was done."""
 
 
 class TestSplitError(DasearchError):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from dasearch.cli import run_command
@@ -108,6 +110,13 @@ WRONG = [
     (["train", "toy.yaml", "--layout", "SXS-SSS"], "a layout is written with S, P and -"),
     (["train", "toy.yaml", "--layout", "best"], "there are no studies under"),
     (["recommend", "nowhere", "--history", "item1"], "nowhere holds no trained model"),
+    (
+        ["recommend", "nowhere"],
+        "give a history as in --history ITEM,ITEM, or a file of them as in --from FILE --out FILE",
+    ),
+    (["recommend", "nowhere", "--from", "in.jsonl"], "or a file of them as in --from FILE --out FILE"),
+    (["recommend", "nowhere", "--history", "item1", "--out", "out.jsonl"], "give a history as in --history ITEM,ITEM"),
+    (["recommend", "nowhere", "--from", "a.jsonl", "--out", "b.jsonl", "--user", "u1"], "--user goes with --history"),
     (["evaluate", "nowhere"], "nowhere holds no trained model"),
     (["status"], "there are no studies under runs yet; start one with `dasearch run`"),
     (["report", "toy"], "there are no studies under runs yet; start one with `dasearch run`"),
@@ -179,6 +188,53 @@ def test_recommend(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--history", "item1", "--user", "nobody"], "unknown user 'nobody'"),
     ):
         assert sentence in refused(capsys, "recommend", model, *arguments)
+
+
+def test_recommend_answers_a_file(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, source, out = str(trained / "runs" / "toy" / "model"), tmp_path / "in.jsonl", tmp_path / "out.parquet"
+    rows = [{"history": ["item1", "item2"], "user": "u3"}, {"history": ["itm1"]}, {"history": ["item3"]}]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["recommend", model, "--from", str(source), "--out", str(out), "-k", "4"]
+    sentence = "in.jsonl, row 2: unknown item 'itm1'; did you mean item1? (1 of 3 rows cannot be answered; --skip-bad"
+    assert sentence in refused(capsys, *arguments)
+    assert not out.exists()
+    assert run_command([*arguments, "--skip-bad"]) == 0
+    found = capsys.readouterr().out
+    assert re.fullmatch(
+        rf"answered 2 of 3 rows in [\d.]+ s, [\d,]+ a second: {out}\nleft out 1 row, the first: {source}, row 2: unknown .*\n",
+        found,
+    )
+    assert run_command(["recommend", model, "--history", "item1,item2", "--user", "u3", "-k", "4", "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    first, second = pl.read_parquet(out).to_dicts()
+    assert (first["row"], second["row"]) == (1, 3)
+    assert first["items"] == [one["item"] for one in alone]
+    assert first["scores"] == pytest.approx([one["score"] for one in alone], abs=1e-5)
+    assert "exists; name another file, or replace it with --overwrite" in refused(capsys, *arguments)
+    assert run_command([*arguments, "--skip-bad", "--overwrite", "--exclude-seen", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert {k: record[k] for k in ("out", "rows", "answered", "left_out")} == {
+        "out": str(out),
+        "rows": 3,
+        "answered": 2,
+        "left_out": 1,
+    }
+    assert not {"item1", "item2"} & set(pl.read_parquet(out)["items"][0].to_list())
+
+
+def test_recommend_interrupted_says_what_was_done(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dasearch.report.terminal.Terminal.answering", interrupt)
+    (tmp_path / "in.jsonl").write_text('{"history": ["item1"]}\n')
+    places = ["--from", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl")]
+    sentence = refused(capsys, "recommend", str(trained / "runs" / "toy" / "model"), *places, code=130)
+    assert "interrupted, 1 of 1 rows answered; " in sentence
+    assert sentence.endswith("out.jsonl was not written\n")
+    assert files(tmp_path) == {"in.jsonl"}
 
 
 def test_ablate_prints_a_table_and_draws_a_figure(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,7 @@ def _write_interactions(raw: Raw, path: Path) -> None:
     _require_plain([item.identifier for item in raw.items], "item")
     identifiers = [item.identifier for item in raw.items]
     header = COLUMNS if raw.ratings is None else (*COLUMNS, RATING)
-    with _packed(path) as file:
+    with packed(path) as file:
         file.write("\t".join(header) + "\n")
         for start in range(0, len(raw.events.users), ROWS_AT_ONCE):
             piece = slice(start, start + ROWS_AT_ONCE)
@@ -66,7 +66,7 @@ def _shown(rating: float) -> str:
 
 
 def _write_items(raw: Raw, path: Path) -> None:
-    with _packed(path) as file:
+    with packed(path) as file:
         for item in raw.items:
             record = {"item_id": item.identifier, "attributes": dict(item.attributes)}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -81,7 +81,7 @@ def _require_plain(identifiers: list[str], kind: str) -> None:
 
 
 @contextmanager
-def _packed(path: Path) -> Iterator[IO[str]]:
+def packed(path: Path) -> Iterator[IO[str]]:
     """A gzip file of text, without the time in it: equal content is equal bytes."""
     with (
         gzip.GzipFile(path, "wb", mtime=0) as packed,

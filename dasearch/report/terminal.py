@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -19,6 +20,7 @@ from dasearch.search.store import Result
 from dasearch.search.study import Status
 from dasearch.training.loop import Epoch
 from dasearch.training.metrics import Interval
+from dasearch.training.request_files import Answered, Progress
 
 HEADINGS = {
     SEARCH: "Search: validation MRR on Data_BO",
@@ -93,6 +95,11 @@ class Terminal(Listener):
         best = "" if finished.best is None else f"  best {finished.best:.4f}"
         self._so_far = f"{best}  left {clock(finished.seconds_left)}"
         self._print("  ".join(parts))
+
+    def answering(self, progress: Progress) -> None:
+        """How far a file of histories is answered."""
+        left = f"  left {clock(progress.seconds_left)}" if progress.seconds_left is not None else ""
+        self._live(f"{progress.words}{left}")
 
     def remarks(self, text: str) -> None:
         """A line that stays, above the live one."""
@@ -281,6 +288,15 @@ def show_estimate(console: Console, yaml: str, estimate: Estimate) -> None:
     console.print(f"estimated time on this machine: {clock(estimate.seconds)}")
     console.print(f"  search {search}, confirmation {confirmation}, final training {final}")
     console.print("  early stopping shortens it; tiny-opt's own first training adds to it")
+
+
+def show_answered(console: Console, done: Answered, out: Path) -> None:
+    """What became of a file of histories."""
+    pace = f"{done.seconds:.1f} s, {done.answered / max(done.seconds, 1e-9):,.0f} a second"
+    console.print(Text(f"answered {done.answered:,} of {counted(done.rows, 'row')} in {pace}: {out}"), soft_wrap=True)
+    if done.left_out:
+        left_out = f"left out {counted(done.left_out, 'row')}, the first: {done.first_left_out}"
+        console.print(Text(left_out), soft_wrap=True)
 
 
 def counted(number: int, noun: str) -> str:

@@ -200,8 +200,12 @@ def make_item(identifier: str, attributes: Mapping[str, object]) -> Item:
 
 
 def _text(value: object) -> str:
-    text = str(value).strip()
-    return text if text.isascii() else text.encode(errors="replace").decode()  # JSON may hold half a surrogate pair
+    return writable(str(value).strip())
+
+
+def writable(text: str) -> str:
+    """Text that UTF-8 has bytes for; JSON may hold half a surrogate pair."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def first_of_each(items: Iterable[Item]) -> list[Item]:
