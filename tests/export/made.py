@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dasearch.data import LeaveOneOut
 from dasearch.layout import Layout
+from dasearch.models.named import NAMED
 from dasearch.training.loop import Trained
 from dasearch.training.preparation import build_model, prepare_study
 from dasearch.training.recommender import Recommender, load, save_recommender
@@ -49,8 +50,13 @@ def made(family: str, changes: str = "{}", letters: str = "SPS-PPS", *, layers: 
 
 @lru_cache(maxsize=64)
 def made_folder(family: str, changes: str, letters: str, layers: int = LAYERS) -> Path:
-    """The folder of `made`; fewer groups of letters than layers make r > 1."""
-    settings = small_settings(**{**eval(changes), "backbone": {"name": backbone_folder(family, layers)}})
+    """The folder of `made`; fewer groups of letters than layers make r > 1.
+
+    ``family`` may also name real weights, whose first layers are read.
+    """
+    name = family if family in NAMED else backbone_folder(family, layers)
+    backbone = {"name": name, **({"layers": layers} if family in NAMED else {})}
+    settings = small_settings(**{**eval(changes), "backbone": backbone})
     materials = prepare_study(settings, DATASET, LeaveOneOut(DATASET).development)
     layout = Layout.parse(letters)
     model = build_model(settings, materials, replace_every=layers // layout.layers, seed=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import cast
@@ -17,6 +18,7 @@ from dasearch.errors import ExportError
 from dasearch.export import export
 from dasearch.layout import Layout
 from dasearch.models.id_encoders import ENCODERS
+from dasearch.models.named import NAMED, available
 from dasearch.models.ra_rec import RARec
 from dasearch.training.recommender import Recommender
 from tests.conftest import ALL_FAMILIES
@@ -87,6 +89,21 @@ def test_scores_are_ours(family: str, changes: str, letters: str, bound: float, 
     assert apart(recommender, written(recommender, tmp_path)) <= bound
 
 
+@pytest.mark.parametrize(
+    ("name", "layers", "changes", "letters"),
+    [
+        ("smollm2-135m", 2, darec(), "SPS-PPS"),
+        ("minilm-l6", 6, prefixed("idle", "sasrec"), "SPS-PSP-SSS-PPP-SPP-PSS"),
+        ("minilm-l6", 6, prefixed("ra-rec", "gru4rec"), "SPS-PSP-PSS"),
+    ],
+)
+def test_scores_over_real_weights_are_ours(name: str, layers: int, changes: str, letters: str, tmp_path: Path) -> None:
+    if not available(name):
+        pytest.skip(f"{name} is not installed: {NAMED[name].get}")
+    recommender = made(name, changes, letters, layers=layers)
+    assert apart(recommender, written(recommender, tmp_path)) <= CLOSE
+
+
 @settings(max_examples=12, deadline=None)
 @given(
     kind=st.sampled_from([darec(), prefixed("idle", "gru4rec"), prefixed("ra-rec", "mf")]),
@@ -121,9 +138,7 @@ def test_the_layout_is_read_from_the_config(changes: str, before: str, after: st
     found = answers(out)
     ours = our_scores(recommender, *QUESTIONS[0])
     assert float((found[0] - ours).abs().max()) > 1e-3
-    recommender.layout = Layout.parse(after)
-    recommender._scorer = None
-    assert apart(recommender, found) <= CLOSE
+    assert apart(dataclasses.replace(recommender, layout=Layout.parse(after)), found) <= CLOSE
 
 
 @pytest.mark.parametrize("letters", ["SSS-SSS", "SPS-PSP"])
