@@ -404,30 +404,26 @@ def export_command(
         str | None,
         typer.Option(metavar="SITE,SITE", help="Leave out all other sites, where a format has no place for them."),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, metavar="N", help="onnx, pt2: items that the graph answers with.")] = 10,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="onnx, pt2: items that the graph answers with. Default: 10."),
+    ] = None,
     list_formats: Annotated[bool, typer.Option("--list", help="Show the formats; write nothing.")] = False,
     output: OutputOption = "runs",
     storage: StorageOption = None,
 ) -> None:
     """Write the trained winner in a form that other trainers and servers open."""
-    from dasearch.export import FORMATS, Wishes, export
-    from dasearch.export.source import open_trained
+    from dasearch.export import FORMATS, Wishes, export_study
+    from dasearch.report.exports import show_formats, show_written
 
-    console = _console()
     if list_formats:
-        width = max(map(len, FORMATS))
-        for name, one in FORMATS.items():
-            console.print(f"{name:<{width}}  {one.title}", soft_wrap=True, markup=False)
+        show_formats(_console(), FORMATS)
         return
     if study is None:
         raise WrongUse("name a study or the folder of a trained model, as in: dasearch export quickstart --format hf")
     named = None if sites is None else tuple(site.strip() for site in sites.split(",") if site.strip())
-    recommender = open_trained(study, output=output, storage=storage)
-    folder = export(recommender, form, out or Path(f"{Path(study).name}-{form}"), Wishes(named, top))
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            size = file.stat().st_size / 2**20
-            console.print(f"{file}  {size:,.1f} MiB", soft_wrap=True, markup=False)
+    folder = export_study(study, form, out, Wishes(named, top), output=output, storage=storage)
+    show_written(_console(), folder, FORMATS[form].opened)
 
 
 @app.command()

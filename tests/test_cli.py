@@ -343,6 +343,7 @@ def test_export(
     assert run_command(["export", "toy", "--format", "torch", *runs]) == 0
     out = capsys.readouterr().out
     assert "toy-torch/recommender.py" in out
+    assert "next: python toy-torch/recommender.py ITEM,ITEM,..." in out
     assert files(tmp_path / "toy-torch") == {
         "recommender.py", "config.json", "model.safetensors", "catalogue.json", "layout.json"
     }  # fmt: skip

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from dasearch.export.formats import FORMATS, Wishes, export
+from dasearch.export.formats import FORMATS, Wishes, export, export_study
 
-__all__ = ["FORMATS", "Wishes", "export"]
+__all__ = ["FORMATS", "Wishes", "export", "export_study"]

@@ -12,10 +12,9 @@ from dasearch.export.graph import write_onnx, write_pt2
 from dasearch.export.huggingface import write_hf
 from dasearch.export.layout import write_layout
 from dasearch.export.pytorch import write_torch
-from dasearch.folders import whole_folder
+from dasearch.export.source import open_trained
+from dasearch.folders import require_free, whole_folder
 from dasearch.training.recommender import Recommender
-
-TOP = 10  # items that a served graph answers with
 
 
 @dataclass(frozen=True)
@@ -24,40 +23,101 @@ class Wishes:
 
     Args:
         sites: the sites to take along, where a form has no place for all; None: all.
-        top: k of a graph that recommends.
+        top: k of a graph that recommends; None: `TOP`, or all items where there are fewer.
     """
 
     sites: tuple[str, ...] | None = None
-    top: int = TOP
+    top: int | None = None
 
 
 Write = Callable[[Recommender, Path, Wishes], None]
 
 
 class Format(NamedTuple):
-    """One form: what it is, and what writes it into an empty folder."""
+    """One form.
+
+    Attributes:
+        title: what it is.
+        write: fills an empty folder.
+        opened: what to type to open the folder ``{out}``.
+        grants: the `Wishes` that it can grant.
+    """
 
     title: str
     write: Write
+    opened: str
+    grants: tuple[str, ...] = ()
 
 
 FORMATS: dict[str, Format] = {
-    "layout": Format("layout.json and its JSON Schema", write_layout),
-    "torch": Format("one file of plain PyTorch with its weights, opened with torch and safetensors alone", write_torch),
-    "hf": Format("a folder for AutoModel.from_pretrained(..., trust_remote_code=True), with model card", write_hf),
-    "onnx": Format("one graph for ONNX runtimes: history tokens in, the best items and their scores out", write_onnx),
-    "pt2": Format("the same graph of torch.export, opened with torch alone", write_pt2),
+    "layout": Format(
+        "layout.json and its JSON Schema",
+        write_layout,
+        "python -c \"import dasearch; print(dasearch.Layout.from_file('{out}'))\"",
+    ),
+    "torch": Format(
+        "one file of plain PyTorch with its weights, opened with torch and safetensors alone",
+        write_torch,
+        "python {out}/recommender.py ITEM,ITEM,...",
+    ),
+    "hf": Format(
+        "a folder for AutoModel.from_pretrained(..., trust_remote_code=True), with tokenizer and model card",
+        write_hf,
+        "see {out}/README.md",
+    ),
+    "onnx": Format(
+        "one graph for ONNX runtimes: history tokens in, the best items and their scores out",
+        write_onnx,
+        "python {out}/serve.py ITEM,ITEM,...",
+        ("top",),
+    ),
+    "pt2": Format(
+        "the same graph of torch.export, opened with torch alone",
+        write_pt2,
+        "python {out}/serve.py ITEM,ITEM,...",
+        ("top",),
+    ),
 }
+
+
+def require_format(form: str, wishes: Wishes, out: Path) -> None:
+    """Refuse what cannot be written, before anything is read.
+
+    Raises:
+        ExportError: for an unknown form, a wish that it cannot grant, or a place that is taken.
+    """
+    if form not in FORMATS:
+        raise ExportError(f"there is no format {form!r}{suggestion(form, list(FORMATS))}; choose {', '.join(FORMATS)}")
+    for wish, value in vars(wishes).items():
+        if value is not None and wish not in FORMATS[form].grants:
+            able = [name for name, one in FORMATS.items() if wish in one.grants]
+            raise ExportError(f"--{wish} says nothing about format {form}; leave it out, or choose {', '.join(able)}")
+    require_free(out, ExportError)
 
 
 def export(recommender: Recommender, form: str, out: Path, wishes: Wishes | None = None) -> Path:
     """Write a trained recommender as ``form`` into the new folder ``out``.
 
     Raises:
-        ExportError: for an unknown form, something the form cannot express, or a place that is taken.
+        ExportError: as `require_format`, and for what the form cannot express.
     """
-    if form not in FORMATS:
-        raise ExportError(f"there is no format {form!r}{suggestion(form, list(FORMATS))}; choose {', '.join(FORMATS)}")
+    wishes = wishes or Wishes()
+    require_format(form, wishes, out)
     with whole_folder(out, ExportError) as folder:
-        FORMATS[form].write(recommender, folder, wishes or Wishes())
+        FORMATS[form].write(recommender, folder, wishes)
     return out
+
+
+def export_study(
+    study: str,
+    form: str,
+    out: Path | None = None,
+    wishes: Wishes | None = None,
+    *,
+    output: str = "runs",
+    storage: str | None = None,
+) -> Path:
+    """`export` of a study's winner, or of the trained model in a folder; by default into ``STUDY-FORM`` beside one."""
+    place = out or Path(f"{Path(study).name}-{form}")
+    require_format(form, wishes or Wishes(), place)
+    return export(open_trained(study, output=output, storage=storage), form, place, wishes)

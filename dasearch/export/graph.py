@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 INPUTS = ("input_ids", "attention_mask", "history", "user")
 OUTPUTS = ("items", "scores")
 UNROLLED = ("gru4rec",)  # encoders that a graph holds step by step, so that its histories have one width
+TOP = 10  # items of an answer, where nobody says
 NEEDED = ("onnx", "onnxscript")  # by torch.onnx; the extra `export`
 
 
@@ -55,21 +56,23 @@ def write_onnx(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
     absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if absent:
         raise ExportError(f'onnx needs {" and ".join(absent)}, not installed here; pip install "dasearch[export]"')
-    part, program = _program(recommender, wishes.top)
+    top = _top(recommender, wishes)
+    part, program = _program(recommender, top)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of operators of packages that are not installed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         written = torch.onnx.export(program, dynamo=True, verbose=False, output_names=list(OUTPUTS))
     assert written is not None
     written.save(folder / "model.onnx")
-    _write_beside(recommender, folder, part, wishes.top, onnx=True)
+    _write_beside(recommender, folder, part, top, onnx=True)
 
 
 def write_pt2(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
     """``model.pt2`` of torch.export, ``serve.py``, ``config.json``, ``catalogue.json``, ``layout.json``."""
-    part, program = _program(recommender, wishes.top)
+    top = _top(recommender, wishes)
+    part, program = _program(recommender, top)
     torch.export.save(program, folder / "model.pt2")
-    _write_beside(recommender, folder, part, wishes.top, onnx=False)
+    _write_beside(recommender, folder, part, top, onnx=False)
 
 
 def _write_beside(recommender: Recommender, folder: Path, part: Part, top: int, *, onnx: bool) -> None:
@@ -80,9 +83,14 @@ def _write_beside(recommender: Recommender, folder: Path, part: Part, top: int, 
     write_catalogue(recommender, folder)
 
 
+def _top(recommender: Recommender, wishes: Wishes) -> int:
+    count = len(recommender.items)
+    if wishes.top is not None and wishes.top > count:
+        raise ExportError(f"--top is {wishes.top} and the catalogue has {count} items; ask for fewer")
+    return wishes.top or min(TOP, count)
+
+
 def _program(recommender: Recommender, top: int) -> tuple[Part, torch.export.ExportedProgram]:
-    if top > len(recommender.items):
-        raise ExportError(f"--top is {top} and the catalogue has {len(recommender.items)} items; ask for fewer")
     part = plain(recommender)
     unrolled = part.choices["encoder"] in UNROLLED
     part = part + Part({"history_width": part.config["history_items"] if unrolled else 0}, {}, {})

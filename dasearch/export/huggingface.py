@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from dasearch.export.formats import Wishes
 
 MODULE = "modeling_dasearch"
-TITLES = {"mrr": "MRR", "recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
 EXAMPLE_ITEMS = 3  # of the card's call
 
 
@@ -77,5 +76,4 @@ def _metrics(recommender: Recommender) -> list[dict[str, Any]]:
 
 
 def _metric(name: str, split: str, value: float, interval: str, note: str) -> dict[str, Any]:
-    title = f"{TITLES.get(name, name)} {note}"
-    return {"name": name, "title": title, "split": split, "value": value, "interval": interval}
+    return {"name": name, "title": f"{name} {note}", "split": split, "value": value, "interval": interval}

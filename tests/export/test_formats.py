@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -51,13 +53,18 @@ def test_a_taken_folder_stays_as_it_is(form: str, tmp_path: Path) -> None:
         export(made("opt"), form, tmp_path / "mine.txt")
 
 
+def test_a_wish_that_a_form_cannot_grant_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="--top says nothing about format torch; leave it out, or choose onnx, pt2"):
+        export(made("opt"), "torch", tmp_path / "out", Wishes(top=3))
+
+
 @pytest.mark.parametrize("problem", [RuntimeError("the exporter broke"), KeyboardInterrupt()])
 def test_nothing_half_written_is_left(problem: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
         (folder / "half").write_text("half")
         raise problem
 
-    monkeypatch.setitem(FORMATS, "layout", Format("breaks", breaks))
+    monkeypatch.setitem(FORMATS, "layout", Format("breaks", breaks, ""))
     with pytest.raises(type(problem)):
         export(made("opt"), "layout", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -74,6 +81,18 @@ def test_another_catalogue_is_noticed(tmp_path: Path) -> None:
     edited(out / "catalogue.json", users=[])
     with pytest.raises(ValueError, match=r"catalogue\.json is not that of config\.json; put back"):
         opened(out / "recommender.py").load(out)
+
+
+@pytest.mark.parametrize(("form", "file"), [("torch", "recommender.py"), ("pt2", "serve.py")])
+def test_written_files_answer_from_a_terminal(form: str, file: str, tmp_path: Path) -> None:
+    out = export(made("opt", "{}", "SPS-PPS"), form, tmp_path / "out")
+    call = [sys.executable, str(out / file)]
+    said = subprocess.run([*call, "item1,item2"], capture_output=True, text=True, check=True).stdout.splitlines()
+    best = made("opt", "{}", "SPS-PPS").recommend(["item1", "item2"])
+    assert [line.split()[1] for line in said] == [one.item for one in best]
+    refused = subprocess.run([*call, "item1,nonsense"], capture_output=True, text=True, check=False)
+    assert refused.stderr.strip() == "unknown item 'nonsense'; catalogue.json lists them all"
+    assert refused.returncode == 1
 
 
 def test_an_edited_layout_file_is_noticed(tmp_path: Path) -> None:
