@@ -88,6 +88,8 @@ def place(
 
     Shapes: sublayer_out, sublayer_in ``(batch, tokens, width)``, parallel ``()`` -> ``(batch, tokens, width)``.
     """
+    kind = sublayer_out.dtype  # autocast projects in bfloat16 and norms in float32, which lerp does not mix
+    sublayer_in, parallel = sublayer_in.to(kind), parallel.to(kind)
     update = adapter(torch.lerp(sublayer_out, sublayer_in, parallel))
     beside = sublayer_out + update
     if residual:

@@ -329,6 +329,17 @@ def test_blended_layout_lies_between() -> None:
     assert out.isfinite().all()
 
 
+@pytest.mark.parametrize("layout", [SERIAL, PARALLEL])
+def test_bfloat16_autocast_stays_near(family: str, layout: Layout) -> None:
+    """Autocast gives norms in float32 beside projections in bfloat16."""
+    model = loud(build(family))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = hidden(model, toy_rows(), layout)
+    expected = hidden(model, toy_rows(), layout)
+    assert (found - expected).norm() < 0.05 * expected.norm()
+    assert not torch.equal(found, expected)
+
+
 def test_head_start() -> None:
     counts, vectors = torch.tensor([3.0] * 8 + [0.0]), torch.randn(ITEMS, WIDTH, generator=seeded())
     model = build()
