@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dasearch.layout import Layout
+    from dasearch.models.insertion import apply_layout
     from dasearch.search.study import Study
     from dasearch.training.recommender import load
 
 __version__ = version("dasearch")
-__all__ = ["Layout", "Study", "__version__", "load"]
+__all__ = ["Layout", "Study", "__version__", "apply_layout", "load"]
 
-_HOMES = {"Layout": "dasearch.layout", "Study": "dasearch.search.study", "load": "dasearch.training.recommender"}
+_HOMES = {
+    "Layout": "dasearch.layout",
+    "Study": "dasearch.search.study",
+    "apply_layout": "dasearch.models.insertion",
+    "load": "dasearch.training.recommender",
+}
 
 
 def __getattr__(name: str) -> Any:

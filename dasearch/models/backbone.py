@@ -61,6 +61,10 @@ class Block(nn.Module):
         """Shapes: normed ``(batch, tokens, width)``; ``positions`` None: no position (the collaborative key)."""
         raise NotImplementedError
 
+    def project_key(self, vectors: Tensor) -> Projected:
+        """The collaborative key: one more token, without a position. Shapes: vectors ``(batch, width)``."""
+        return self.project(self.norm1(vectors[:, None]), None)
+
     def _heads(self, projected: Tensor) -> Tensor:
         split: Tensor = projected.unflatten(-1, (-1, self.head_width))
         return split.transpose(1, 2)
@@ -68,6 +72,17 @@ class Block(nn.Module):
 
 class DecoderBlock(Block):
     """One frozen pre-norm layer."""
+
+    @property
+    def attention(self) -> nn.Module:
+        """The layer's attention, from `norm1`'s output to what the residual takes up."""
+        module: nn.Module = self.layer.self_attn
+        return module
+
+    @property
+    def ffn_ends(self) -> tuple[nn.Module, nn.Module]:
+        """The module that reads `norm2`'s output, and the one that gives the FFN's."""
+        raise NotImplementedError
 
     def norm2(self, hidden: Tensor) -> Tensor:
         raise NotImplementedError
@@ -96,6 +111,10 @@ class OPTBlock(DecoderBlock):
     def norm2(self, hidden: Tensor) -> Tensor:
         return self.layer.final_layer_norm(hidden)  # type: ignore[no-any-return]
 
+    @property
+    def ffn_ends(self) -> tuple[nn.Module, nn.Module]:
+        return self.layer.fc1, self.layer.fc2
+
     def ffn(self, hidden: Tensor) -> Tensor:
         return self.layer.fc2(self.layer.activation_fn(self.layer.fc1(hidden)))  # type: ignore[no-any-return]
 
@@ -119,6 +138,10 @@ class LlamaBlock(DecoderBlock):
 
     def norm2(self, hidden: Tensor) -> Tensor:
         return self.layer.post_attention_layernorm(hidden)  # type: ignore[no-any-return]
+
+    @property
+    def ffn_ends(self) -> tuple[nn.Module, nn.Module]:
+        return self.layer.mlp, self.layer.mlp
 
     def ffn(self, hidden: Tensor) -> Tensor:
         return self.layer.mlp(hidden)  # type: ignore[no-any-return]

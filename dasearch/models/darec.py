@@ -181,47 +181,73 @@ class BaseLayer(nn.Module):
     def forward(self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None) -> Tensor:
         projected = self.block.project(self.block.norm1(hidden), inputs.positions)
         attention = self.block.output(attend_under_causal(projected, inputs, self.settings.mask_mode))
-        hidden = hidden + attention + self.attention_adapter(attention)
+        hidden = hidden + (attention + self.attention_adapter(attention))
         out = self.block.ffn(self.block.norm2(hidden))
-        hidden = hidden + out + self.recommendation_adapter(out)
+        hidden = hidden + (out + self.recommendation_adapter(out))
         return hidden
 
 
-class DALayer(nn.Module):
+class AdaptedSites(nn.Module):
+    """What is trained in one dynamically adapted layer, and how it joins what the frozen layer computes (sec. 2.3.3).
+
+    Shapes: everything ``(..., width)`` but the layout, ``(3,)`` of 0 (serial) and 1 (parallel).
+
+    Args:
+        context: whether there is a context branch, and with it a router.
+    """
+
+    def __init__(
+        self, settings: DARecSettings, width: int, generator: torch.Generator, *, context: bool = True
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.causal_adapter = _adapter(width, settings, generator)
+        self.context_adapter = _adapter(width, settings, generator) if context else None
+        self.recommendation_adapter = _adapter(width, settings, generator)
+        self.router = MaskRouter(width) if context else None
+
+    def after_attention(self, normed: Tensor, causal: Tensor, context: Tensor | None, layout: Tensor) -> Tensor:
+        """What the residual takes up, from the attention's input and its output under each mask."""
+        joined: Tensor = self._place(causal, normed, self.causal_adapter, layout[0])
+        if self.context_adapter is not None and self.router is not None:
+            assert context is not None
+            joined = self.router(joined, self._place(context, normed, self.context_adapter, layout[1]))
+        if self.settings.rec_adapter_site is RecommendationSite.ROUTER_OUTPUT:
+            joined = self._place(joined, normed, self.recommendation_adapter, layout[2])
+        return joined
+
+    def after_ffn(self, normed: Tensor, out: Tensor, layout: Tensor) -> Tensor:
+        """What the residual takes up, from the FFN's input and output."""
+        if self.settings.rec_adapter_site is not RecommendationSite.FFN:
+            return out
+        return self._place(out, normed, self.recommendation_adapter, layout[2])
+
+    def _place(self, out: Tensor, seen: Tensor, adapter: nn.Module, parallel: Tensor) -> Tensor:
+        reduce, residual = self.settings.parallel_reduce, self.settings.parallel_residual
+        return place(out, seen, adapter, parallel, reduce=reduce, residual=residual)
+
+
+class DALayer(AdaptedSites):
     """Dynamically adapted layer (sec. 2.3.3, fig. 4).
 
     Shapes: hidden ``(batch, m, width)``, layout ``(3,)`` of 0 (serial) and 1 (parallel), collaborative ``(batch, width)``.
     """
 
     def __init__(self, block: DecoderBlock, settings: DARecSettings, width: int, generator: torch.Generator) -> None:
-        super().__init__()
+        super().__init__(settings, width, generator)
         self.block = block
-        self.settings = settings
-        self.causal_adapter = _adapter(width, settings, generator)
-        self.context_adapter = _adapter(width, settings, generator)
-        self.recommendation_adapter = _adapter(width, settings, generator)
-        self.router = MaskRouter(width)
 
     def forward(self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None) -> Tensor:
         normed = self.block.norm1(hidden)
-        causal, context = self._branches(normed, inputs, collaborative)
-        q = self._place(causal, normed, self.causal_adapter, layout[0])
-        p = self._place(context, normed, self.context_adapter, layout[1])
-        routed = self.router(q, p)
-        if self.settings.rec_adapter_site is RecommendationSite.ROUTER_OUTPUT:
-            routed = self._place(routed, normed, self.recommendation_adapter, layout[2])
-        hidden = hidden + routed
+        hidden = hidden + self.after_attention(normed, *self._branches(normed, inputs, collaborative), layout)
         normed = self.block.norm2(hidden)
-        out = self.block.ffn(normed)
-        if self.settings.rec_adapter_site is RecommendationSite.FFN:
-            out = self._place(out, normed, self.recommendation_adapter, layout[2])
-        return hidden + out
+        return hidden + self.after_ffn(normed, self.block.ffn(normed), layout)
 
     def _branches(self, normed: Tensor, inputs: LayerInputs, collaborative: Tensor | None) -> tuple[Tensor, Tensor]:
         """Attention under both masks, from one projection of queries, keys and values."""
         projected = self.block.project(normed, inputs.positions)
         causal = attend_under_causal(projected, inputs, self.settings.mask_mode)
-        key = None if collaborative is None else self.block.project(self.block.norm1(collaborative[:, None]), None)
+        key = None if collaborative is None else self.block.project_key(collaborative)
         context = self._context(projected, key, inputs)
         return self.block.output(causal), self.block.output(context)
 
@@ -233,10 +259,6 @@ class DALayer(nn.Module):
         if key is None:
             return attend(projected, mask[:, :, 1:], self.settings.mask_mode)
         return attend(projected.with_key(key), mask, self.settings.mask_mode)
-
-    def _place(self, out: Tensor, seen: Tensor, adapter: nn.Module, parallel: Tensor) -> Tensor:
-        reduce, residual = self.settings.parallel_reduce, self.settings.parallel_residual
-        return place(out, seen, adapter, parallel, reduce=reduce, residual=residual)
 
 
 def attend_under_causal(projected: Projected, inputs: LayerInputs, mode: MaskMode) -> Tensor:

@@ -1,0 +1,247 @@
+"""A layout's adapters inside a Hugging Face decoder that any trainer trains.
+
+The frozen layers stay Hugging Face's own, with their masks, caches and kernels; hooks put each adapter where the layout
+says. With the context site this is DARec's layer (Liu et al. 2024, sec. 2.3.3), without it a layer of two sites,
+``h + place(SA, LN1(h))`` and ``h + place(FFN, LN2(h))``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dasearch.errors import LayoutError, suggestion
+from dasearch.layout import SITES, Layout, ModelKind, replaced_layers
+from dasearch.models.adapters import BOTTLENECK, Activation, AdapterInit, ParallelReduce
+from dasearch.models.backbone import DecoderBlock, FrozenBackbone, Positions
+from dasearch.models.darec import AdaptedSites, DARecSettings, LayerInputs, RecommendationSite
+
+CONTEXT = "context"  # the site with an attention of its own, inside each item
+TWO_SITES = ("causal", "recommendation")
+ADAPTERS = "adapters"  # what a layer calls them: ``layers.0.adapters.causal_adapter.down.weight``
+SEGMENTS, KEYS, ROWS = "segment_ids", "collaborative_keys", "dasearch_rows"  # keywords of a forward pass
+
+
+def apply_layout(
+    model: PreTrainedModel,
+    layout: Layout,
+    *,
+    sites: Sequence[str] | None = None,
+    replaced: Sequence[int] | None = None,
+    bottleneck: int = BOTTLENECK,
+    activation: Activation | str = Activation.RELU,
+    adapter_init: AdapterInit | str = AdapterInit.ZERO,
+    parallel_reduce: ParallelReduce | str = ParallelReduce.MEAN,
+    parallel_residual: bool = True,
+    rec_adapter_site: RecommendationSite | str = RecommendationSite.FFN,
+    generator: torch.Generator | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> PreTrainedModel:
+    """Freeze ``model`` and insert the layout's adapters; it is changed in place and given back.
+
+    Its state dict, devices, dtypes, modes, gradient checkpointing and (with two sites) cached generation stay as
+    Hugging Face has them; `torch.nn.DataParallel` is not supported, one process a device is. A frozen model with dropout
+    has it in train mode; dasearch trains without, as after ``from_pretrained(..., dropout=0.0)``.
+
+    With the context site every forward pass takes ``segment_ids`` ``(batch, tokens)``, the item that a token is of and
+    -1 for padding on the right, and may take ``collaborative_keys`` ``(batch, layers or 1, width)``; there is no cache,
+    and a `Trainer` needs ``remove_unused_columns=False``.
+
+    Args:
+        model: a decoder of the families that dasearch wraps, bare or with a head.
+        layout: a group for each layer that carries adapters; a letter for each of ``sites``, or for all three.
+        sites: DARec's three, or ``("causal", "recommendation")``; None: as many as the layout has.
+        replaced: the layers that carry adapters, counted from 1; None: as evenly spread as the layout's groups allow.
+        generator: draws the initial weights; None: one seeded with 0.
+        weights: trained ones by their names in ``model.get_decoder().state_dict()``, all of them.
+
+    Raises:
+        LayoutError: if the layout, the sites, the settings or the weights do not fit, or adapters are there already.
+        BackboneError: for a family that dasearch does not wrap, or an encoder.
+    """
+    settings = _settings(
+        bottleneck=bottleneck,
+        activation=activation,
+        adapter_init=adapter_init,
+        parallel_reduce=parallel_reduce,
+        parallel_residual=parallel_residual,
+        rec_adapter_site=rec_adapter_site,
+    )
+    sites = chosen_sites(layout, sites)
+    context = CONTEXT in sites
+    was_training = model.training
+    blocks = FrozenBackbone(model.base_model, name=model.config.name_or_path).decoder_blocks
+    if any(hasattr(block.layer, ADAPTERS) for block in blocks):
+        raise LayoutError("the model has adapters already; load it anew and apply one layout")
+    places = _places(layout, len(blocks), replaced)
+    model.requires_grad_(False).train(was_training)
+    generator = generator or torch.Generator().manual_seed(0)
+    for turn, (place, bits) in enumerate(zip(places, three_site_bits(layout, sites), strict=True)):
+        adapters = AdapterPlaces(settings, model.config.hidden_size, generator, bits=bits, turn=turn, context=context)
+        _insert(blocks[place], adapters)
+    if context:
+        model.get_decoder().register_forward_pre_hook(_read_rows, with_kwargs=True)
+    if weights is not None:
+        _load(model.get_decoder(), weights)
+    return model
+
+
+class AdapterPlaces(AdaptedSites):
+    """The adapters of one layer with the layout's bits; hooks of the frozen layer call them.
+
+    Args:
+        bits: of DARec's three sites, also where there is no context branch.
+        turn: which adapted layer this is, from 0.
+    """
+
+    layout: Tensor
+
+    def __init__(
+        self,
+        settings: DARecSettings,
+        width: int,
+        generator: torch.Generator,
+        *,
+        bits: Sequence[int],
+        turn: int,
+        context: bool,
+    ) -> None:
+        super().__init__(settings, width, generator, context=context)
+        self.turn = turn
+        self.ffn_input: Tensor | None = None  # between the hooks of one pass
+        self.register_buffer("layout", torch.tensor(bits, dtype=torch.float32), persistent=False)
+
+
+def chosen_sites(layout: Layout, sites: Sequence[str] | None) -> tuple[str, ...]:
+    """The sites to insert, in DARec's order.
+
+    Raises:
+        LayoutError: for sites of another model, or a choice that no layer is made of.
+    """
+    three = SITES[ModelKind.DAREC]
+    chosen = tuple(sites) if sites is not None else (TWO_SITES if layout.sites == len(TWO_SITES) else three)
+    for site in chosen:
+        for kind in (ModelKind.IDLE, ModelKind.RA_REC):
+            if site in SITES[kind]:
+                raise LayoutError(
+                    f"site {site!r} is of {kind}, whose prefixes are made of ID vectors and are no adapters; "
+                    "use `dasearch export --format hf` or torch"
+                )
+        if site not in three:
+            raise LayoutError(f"there is no site {site!r}{suggestion(site, list(three))}; choose {', '.join(three)}")
+    ordered = tuple(site for site in three if site in chosen)
+    if ordered not in (three, TWO_SITES):
+        raise LayoutError(
+            f"sites {', '.join(chosen)} make no layer; choose {', '.join(three)} or {', '.join(TWO_SITES)}"
+        )
+    if layout.sites not in (len(three), len(ordered)):
+        raise LayoutError(
+            f"the layout {layout} has {layout.sites} sites a layer; give {len(ordered)}, for {', '.join(ordered)}"
+        )
+    return ordered
+
+
+def three_site_bits(layout: Layout, sites: Sequence[str]) -> tuple[tuple[int, int, int], ...]:
+    """A layer's bits by DARec's three sites; 0 for one that is left out."""
+    three = SITES[ModelKind.DAREC]
+    written = three if layout.sites == len(three) else sites
+    by_name = [dict(zip(written, group, strict=True)) for group in layout.bits]
+    return tuple((bits["causal"], bits[CONTEXT] if CONTEXT in sites else 0, bits["recommendation"]) for bits in by_name)
+
+
+def _settings(**choices: Any) -> DARecSettings:
+    try:
+        return DARecSettings.model_validate(choices)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = first["msg"][0].lower() + first["msg"][1:]
+        raise LayoutError(f"{first['loc'][0]}={first['input']!r} is no choice: {reason}") from None
+
+
+def _places(layout: Layout, layers: int, replaced: Sequence[int] | None) -> tuple[int, ...]:
+    """The layers that carry adapters, from 0."""
+    if replaced is None:
+        if layers % layout.layers:
+            raise LayoutError(
+                f"the layout {layout} has {layout.layers} groups, which the model's {layers} layers cannot share evenly; "
+                "name the layers with replaced="
+            )
+        return replaced_layers(layers, layers // layout.layers)
+    rising = sorted(set(replaced))
+    if list(replaced) != rising or len(rising) != layout.layers or not 1 <= rising[0] <= rising[-1] <= layers:
+        raise LayoutError(
+            f"replaced={list(replaced)} must name {layout.layers} layers, one for each group of {layout}, "
+            f"in rising order from 1 to {layers}"
+        )
+    return tuple(layer - 1 for layer in rising)
+
+
+def _insert(block: DecoderBlock, places: AdapterPlaces) -> None:
+    """On the layer's device and in its dtype."""
+    like = next(block.layer.parameters())
+    block.layer.add_module(ADAPTERS, places.to(device=like.device, dtype=like.dtype))
+    block.attention.register_forward_hook(partial(_after_attention, places, block), with_kwargs=True)
+    first, last = block.ffn_ends
+    first.register_forward_pre_hook(partial(_before_ffn, places))
+    last.register_forward_hook(partial(_after_ffn, places))
+
+
+def _read_rows(decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What all layers of one forward pass share of its rows, worked out once."""
+    segments = kwargs.pop(SEGMENTS, None)
+    if segments is None:
+        raise LayoutError(
+            f"the context site attends within items: pass {SEGMENTS}= of shape (batch, tokens), "
+            f"or apply the layout with sites={TWO_SITES}"
+        )
+    return args, {**kwargs, ROWS: LayerInputs(Positions(None, None), segments)}
+
+
+def _after_attention(
+    places: AdapterPlaces, block: DecoderBlock, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
+) -> Any:
+    normed = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    causal, *others = output
+    context = None if places.context_adapter is None else _attend_within_items(places.turn, block, normed, kwargs)
+    return (places.after_attention(normed, causal, context, places.layout), *others)
+
+
+def _attend_within_items(turn: int, block: DecoderBlock, normed: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+    """The context branch: the frozen attention under the item mask, and on the collaborative key."""
+    rows: LayerInputs = kwargs[ROWS]
+    if rows.segments.shape != normed.shape[:2]:
+        raise LayoutError(
+            f"{SEGMENTS} has shape {tuple(rows.segments.shape)} and the row {tuple(normed.shape[:2])}; "
+            "give a segment for every token, and pass use_cache=False where tokens come one by one"
+        )
+    keys, cos_and_sin = kwargs.get(KEYS), kwargs.get("position_embeddings")
+    key = None if keys is None else block.project_key(keys[:, min(turn, keys.shape[1] - 1)])
+    projected = block.project(normed, Positions(*(cos_and_sin or (None, None))))
+    return block.output(rows.blocks.attend(projected, key))
+
+
+def _before_ffn(places: AdapterPlaces, module: nn.Module, args: tuple[Tensor]) -> None:
+    (places.ffn_input,) = args
+
+
+def _after_ffn(places: AdapterPlaces, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    normed, places.ffn_input = places.ffn_input, None
+    assert normed is not None
+    return places.after_ffn(normed, output, places.layout)
+
+
+def _load(decoder: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    own = {name: tensor for name, tensor in decoder.state_dict().items() if f".{ADAPTERS}." in name}
+    unlike = sorted(set(own) ^ set(weights)) or [n for n, t in own.items() if t.shape != weights[n].shape]
+    if unlike:
+        raise LayoutError(
+            f"the weights and the layout disagree on {unlike[0]}; "
+            "give the sites, replaced layers and bottleneck that they were trained with"
+        )
+    decoder.load_state_dict(dict(weights), strict=False)
