@@ -398,7 +398,9 @@ def export_command(
     form: Annotated[str, typer.Option("--format", metavar="NAME", help="One of those that `--list` shows.")] = "layout",
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="A folder that is not there yet, or empty. Default: STUDY-FORMAT."),
+        typer.Option(
+            metavar="DIR", help="A folder that is not there yet, or empty. Default: STUDY-FORMAT; snippet prints."
+        ),
     ] = None,
     sites: Annotated[
         str | None,
@@ -413,7 +415,7 @@ def export_command(
     storage: StorageOption = None,
 ) -> None:
     """Write the trained winner in a form that other trainers and servers open."""
-    from dasearch.export import FORMATS, Wishes, export_study
+    from dasearch.export import FORMATS, Wishes, export_study, text_of_study
     from dasearch.report.exports import show_formats, show_written
 
     if list_formats:
@@ -422,7 +424,11 @@ def export_command(
     if study is None:
         raise WrongUse("name a study or the folder of a trained model, as in: dasearch export quickstart --format hf")
     named = None if sites is None else tuple(site.strip() for site in sites.split(",") if site.strip())
-    folder = export_study(study, form, out, Wishes(named, top), output=output, storage=storage)
+    wishes = Wishes(named, top)
+    if out is None and (text := text_of_study(study, form, wishes, output=output, storage=storage)) is not None:
+        typer.echo(text, nl=False)
+        return
+    folder = export_study(study, form, out, wishes, output=output, storage=storage)
     show_written(_console(), folder, FORMATS[form].opened)
 
 

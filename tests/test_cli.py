@@ -470,3 +470,19 @@ def test_data_convert_stats_and_formats(here: Path, capsys: pytest.CaptureFixtur
     ):
         assert sentence in refused(capsys, "data", *arguments)
     assert not (here / "new").exists()
+
+
+def test_a_snippet_is_printed_or_written(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(trained / "runs" / "toy" / "model")
+    layout = json.loads((Path(model) / "layout.json").read_text())["layout"]
+    before = files(trained)
+    assert run_command(["export", model, "--format", "snippet"]) == 0
+    text = capsys.readouterr().out
+    assert f'dasearch.Layout.parse("{layout}")' in text
+    assert "weights=" not in text
+    compile(text, "snippet", "exec")
+    assert files(trained) == before
+    assert run_command(["export", model, "--format", "snippet", "--out", str(tmp_path / "out")]) == 0
+    assert f"{tmp_path}/out/snippet.py  0.0 MiB" in capsys.readouterr().out
+    assert 'weights=load_file(here / "adapters.safetensors")' in (tmp_path / "out" / "snippet.py").read_text()
+    assert "did you mean snippet" in refused(capsys, "export", model, "--format", "snipet")

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from dasearch.export.formats import FORMATS, Wishes, export, export_study
+from dasearch.export.formats import FORMATS, Wishes, export, export_study, text_of_study
 
-__all__ = ["FORMATS", "Wishes", "export", "export_study"]
+__all__ = ["FORMATS", "Wishes", "export", "export_study", "text_of_study"]

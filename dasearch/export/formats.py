@@ -12,6 +12,7 @@ from dasearch.export.graph import write_onnx, write_pt2
 from dasearch.export.huggingface import write_hf
 from dasearch.export.layout import write_layout
 from dasearch.export.pytorch import write_torch
+from dasearch.export.snippet import sketch, write_snippet
 from dasearch.export.source import open_trained
 from dasearch.folders import require_free, whole_folder
 from dasearch.training.recommender import Recommender
@@ -41,12 +42,14 @@ class Format(NamedTuple):
         write: fills an empty folder.
         opened: what to type to open the folder ``{out}``.
         grants: the `Wishes` that it can grant.
+        text: what to print where no folder is named; None: a folder is written in any case.
     """
 
     title: str
     write: Write
     opened: str
     grants: tuple[str, ...] = ()
+    text: Callable[[Recommender, Wishes], str] | None = None
 
 
 FORMATS: dict[str, Format] = {
@@ -59,6 +62,13 @@ FORMATS: dict[str, Format] = {
         "one file of plain PyTorch with its weights, opened with torch and safetensors alone",
         write_torch,
         "python {out}/recommender.py ITEM,ITEM,...",
+    ),
+    "snippet": Format(
+        "the lines that build the layout in your own training loop; with --out the trained weights beside them",
+        write_snippet,
+        "python {out}/snippet.py",
+        ("sites",),
+        sketch,
     ),
     "hf": Format(
         "a folder for AutoModel.from_pretrained(..., trust_remote_code=True), with tokenizer and model card",
@@ -80,11 +90,11 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def require_format(form: str, wishes: Wishes, out: Path) -> None:
+def require_format(form: str, wishes: Wishes) -> None:
     """Refuse what cannot be written, before anything is read.
 
     Raises:
-        ExportError: for an unknown form, a wish that it cannot grant, or a place that is taken.
+        ExportError: for an unknown form, or a wish that it cannot grant.
     """
     if form not in FORMATS:
         raise ExportError(f"there is no format {form!r}{suggestion(form, list(FORMATS))}; choose {', '.join(FORMATS)}")
@@ -92,17 +102,16 @@ def require_format(form: str, wishes: Wishes, out: Path) -> None:
         if value is not None and wish not in FORMATS[form].grants:
             able = [name for name, one in FORMATS.items() if wish in one.grants]
             raise ExportError(f"--{wish} says nothing about format {form}; leave it out, or choose {', '.join(able)}")
-    require_free(out, ExportError)
 
 
 def export(recommender: Recommender, form: str, out: Path, wishes: Wishes | None = None) -> Path:
     """Write a trained recommender as ``form`` into the new folder ``out``.
 
     Raises:
-        ExportError: as `require_format`, and for what the form cannot express.
+        ExportError: as `require_format`, for what the form cannot express, and for a place that is taken.
     """
     wishes = wishes or Wishes()
-    require_format(form, wishes, out)
+    require_format(form, wishes)
     with whole_folder(out, ExportError) as folder:
         FORMATS[form].write(recommender, folder, wishes)
     return out
@@ -119,5 +128,16 @@ def export_study(
 ) -> Path:
     """`export` of a study's winner, or of the trained model in a folder; by default into ``STUDY-FORM`` beside one."""
     place = out or Path(f"{Path(study).name}-{form}")
-    require_format(form, wishes or Wishes(), place)
+    require_format(form, wishes or Wishes())
+    require_free(place, ExportError)
     return export(open_trained(study, output=output, storage=storage), form, place, wishes)
+
+
+def text_of_study(
+    study: str, form: str, wishes: Wishes | None = None, *, output: str = "runs", storage: str | None = None
+) -> str | None:
+    """What a form has to print of a study's winner, without a folder; None if it has not."""
+    wishes = wishes or Wishes()
+    require_format(form, wishes)
+    text = FORMATS[form].text
+    return None if text is None else text(open_trained(study, output=output, storage=storage), wishes)

@@ -35,5 +35,10 @@ def schema_text(name: str) -> str:
 
 def write_layout(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
     """``layout.json`` and ``layout-1.0.schema.json``."""
-    (folder / LAYOUT_NAME).write_text(recommender.layout_file.text(), encoding="utf-8")
+    write_layout_file(recommender, folder)
     (folder / schema_name("layout")).write_text(schema_text("layout"), encoding="utf-8")
+
+
+def write_layout_file(recommender: Recommender, folder: Path) -> None:
+    """``layout.json`` alone."""
+    (folder / LAYOUT_NAME).write_text(recommender.layout_file.text(), encoding="utf-8")

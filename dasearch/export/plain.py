@@ -21,7 +21,7 @@ from dasearch.layout import ModelKind
 from dasearch.models.adapters import Activation, ParallelReduce
 from dasearch.models.attention import MaskMode
 from dasearch.models.backbone import FrozenBackbone
-from dasearch.models.darec import BaseLayer, CollabProjection, DALayer, DARec, RecommendationSite
+from dasearch.models.darec import BaseLayer, CollabProjection, DALayer, DARec, DARecSettings, RecommendationSite
 from dasearch.models.id_encoders import ENCODERS, FactorEncoder, IDEncoder
 from dasearch.models.id_encoders.comirec import ROUNDS
 from dasearch.models.idle import IDLEAdapter, TextHead
@@ -229,11 +229,7 @@ def _rows(recommender: Recommender) -> Part:
 def _darec(recommender: Recommender) -> Part:
     model = cast(DARec, recommender.model)
     settings = model.settings
-    if settings.mask_mode is MaskMode.POST_SOFTMAX:
-        raise ExportError(
-            "model.mask_mode=post_softmax lets a row's padding, and so its batch, change its scores, which no export can "
-            "repeat; train with --set model.mask_mode=additive"
-        )
+    require_repeatable(settings)
     two_branches = settings.uses_collaborative
     tokens = torch.cat([recommender.model.backbone.embed(torch.arange(model.backbone.vocabulary)), model.special])
     choices = {
@@ -252,6 +248,15 @@ def _darec(recommender: Recommender) -> Part:
         tensors |= {"users.weight": model.cf.users.weight, "items.weight": model.cf.items.weight}
         tensors |= {**_fold_in("fold_in", model.fold_in), **_renamed("to_key", model.user_projection)}
     return Part(sizes, tensors, choices)
+
+
+def require_repeatable(settings: DARecSettings) -> None:
+    """Refuse a model whose scores depend on what else is in a batch."""
+    if settings.mask_mode is MaskMode.POST_SOFTMAX:
+        raise ExportError(
+            "model.mask_mode=post_softmax lets a row's padding, and so its batch, change its scores, which no export can "
+            "repeat; train with --set model.mask_mode=additive"
+        )
 
 
 def _adapters(model: DARec) -> Tensors:

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dasearch import __version__
+from dasearch.export.layout import write_layout_file
 from dasearch.export.plain import Part, catalogue, code, plain
-from dasearch.layout_file import LAYOUT_NAME
 from dasearch.training.recommender import Recommender
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def write_weights(path: Path, part: Part, *, prefix: str = "") -> None:
 def write_catalogue(recommender: Recommender, folder: Path) -> None:
     """What items and users the numbers of the scores stand for, and the layout."""
     write_json(folder / "catalogue.json", catalogue(recommender))
-    (folder / LAYOUT_NAME).write_text(recommender.layout_file.text(), encoding="utf-8")
+    write_layout_file(recommender, folder)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,0 +1,123 @@
+"""A trained DARec model as what other trainers insert into its frozen backbone: adapters by name, and what surrounds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dasearch.errors import ExportError, LayoutError
+from dasearch.export.layout import write_layout_file
+from dasearch.export.plain import require_repeatable
+from dasearch.layout import SITES, Layout, ModelKind
+from dasearch.models.backbone import AttentionScale
+from dasearch.models.darec import DARec, DARecSettings, Variation
+from dasearch.models.insertion import ADAPTERS, CONTEXT, TWO_SITES, chosen_sites, three_site_bits
+from dasearch.training.recommender import Recommender
+
+BACKBONE_FOLDER = "backbone"
+ADAPTERS_NAME = "adapters.safetensors"
+PARTS_NAME = "recommender.safetensors"
+
+
+class Inserted(NamedTuple):
+    """A trained layout as `dasearch.models.insertion.apply_layout` inserts it.
+
+    Attributes:
+        layout: a letter for each of ``sites``.
+        replaced: the layers that carry adapters, counted from 1.
+        adapters: trained tensors by their names in the frozen decoder's state dict.
+        parts: the rows of ``[SEQ]`` and ``[ALIGN]``, the item head, and with the context site the collaborative key of
+            every user of the training data, ``user_keys (users, projections, width)``.
+    """
+
+    settings: DARecSettings
+    layout: Layout
+    sites: tuple[str, ...]
+    replaced: tuple[int, ...]
+    adapters: dict[str, Tensor]
+    parts: dict[str, Tensor]
+
+
+def inserted(recommender: Recommender, form: str, wanted: Sequence[str] | None) -> Inserted:
+    """The adapters of ``wanted`` sites (None: all that the model has).
+
+    Raises:
+        ExportError: for a model without adapters, or a setting that a frozen Hugging Face model cannot have.
+    """
+    model, settings = recommender.model, recommender.settings.model
+    if not (isinstance(model, DARec) and isinstance(settings, DARecSettings)):
+        raise ExportError(
+            f"{settings.kind} puts prefixes made of ID vectors into every layer, and --format {form} writes adapters; "
+            "use --format hf or torch"
+        )
+    have = TWO_SITES if settings.variation is Variation.BASE else SITES[ModelKind.DAREC]
+    sites = _sites(recommender.layout, have, wanted)
+    _refuse(settings, sites, form)
+    bits = three_site_bits(recommender.layout, sites)
+    columns = [SITES[ModelKind.DAREC].index(site) for site in sites]
+    layout = Layout(tuple(tuple(group[column] for column in columns) for group in bits))
+    replaced = tuple(layer + 1 for layer in model.replaced)
+    users = len(recommender.users) if CONTEXT in sites else 0
+    return Inserted(settings, layout, sites, replaced, _adapters(model, sites), _parts(model, users))
+
+
+def _sites(layout: Layout, have: tuple[str, ...], wanted: Sequence[str] | None) -> tuple[str, ...]:
+    try:
+        sites = chosen_sites(layout, have if wanted is None else wanted)
+    except LayoutError as error:
+        raise ExportError(str(error)) from None
+    if not set(sites) <= set(have):
+        raise ExportError(f"the model has no site {CONTEXT}; choose {', '.join(have)}")
+    return sites
+
+
+def _refuse(settings: DARecSettings, sites: tuple[str, ...], form: str) -> None:
+    """What changes the frozen attention, or leaves nothing to insert."""
+    require_repeatable(settings)
+    refused = {
+        "model.variation=llmrec has no adapters": settings.variation is Variation.LLMREC,
+        "model.attn_scale=model changes the frozen attention": settings.attn_scale is AttentionScale.MODEL,
+        "the context branch of model.variation=both-causal is under the causal mask": (
+            settings.variation is Variation.BOTH_CAUSAL and CONTEXT in sites
+        ),
+    }
+    for reason, holds in refused.items():
+        if holds:
+            raise ExportError(f"{reason}, which --format {form} cannot express; use --format hf or torch")
+
+
+def _adapters(model: DARec, sites: tuple[str, ...]) -> dict[str, Tensor]:
+    """The sites' adapters, and the router where there is a context branch."""
+    wanted = {f"{site}_adapter" for site in sites} | ({"router"} if CONTEXT in sites else set())
+    found = {}
+    for place in model.replaced:
+        for name, tensor in model.layers[place].state_dict().items():
+            name = name.replace("attention_adapter", "causal_adapter")  # as darec-base calls it
+            if name.split(".")[0] in wanted:
+                found[f"layers.{place}.{ADAPTERS}.{name}"] = tensor
+    return found
+
+
+@torch.no_grad()
+def _parts(model: DARec, users: int) -> dict[str, Tensor]:
+    parts = {"special": model.special, "head.weight": model.head.weight, "head.bias": model.head.bias}
+    keys = model.user_keys(torch.arange(users)) if users else None
+    return parts if keys is None else {**parts, "user_keys": keys.transpose(0, 1)}
+
+
+def write_surroundings(recommender: Recommender, found: Inserted, folder: Path) -> None:
+    """``layout.json`` of the whole model, the frozen backbone, and what is trained beside the adapters."""
+    write_layout_file(recommender, folder)
+    recommender.model.backbone.model.save_pretrained(folder / BACKBONE_FOLDER)
+    recommender.catalogue.tokenizer.save_pretrained(folder / BACKBONE_FOLDER)
+    save_file(contiguous(found.parts), folder / PARTS_NAME)
+
+
+def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As safetensors stores them."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

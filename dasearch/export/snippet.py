@@ -1,0 +1,134 @@
+"""``snippet``: the few lines that build the layout in one's own training loop, and with a folder its trained weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors.torch import save_file
+
+from dasearch.export.inserted import (
+    ADAPTERS_NAME,
+    BACKBONE_FOLDER,
+    PARTS_NAME,
+    Inserted,
+    contiguous,
+    inserted,
+    write_surroundings,
+)
+from dasearch.models.insertion import CONTEXT
+from dasearch.models.named import NAMED
+from dasearch.models.tiny_opt import TINY_OPT
+from dasearch.training.recommender import Recommender
+
+if TYPE_CHECKING:
+    from dasearch.export.formats import Wishes
+
+FORM = "snippet"
+SNIPPET_NAME = "snippet.py"
+DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "layerdrop")  # of a frozen model, where it has them
+
+OPENING = '''"""{model} with {layout} as the study {study} trained it: `model` gives states, `head` the items' scores."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+import dasearch
+
+here = Path(__file__).parent
+parts = load_file(here / "{parts}")
+model = AutoModel.from_pretrained({backbone})
+model.resize_token_embeddings({tokens}, mean_resizing=False)
+model.get_input_embeddings().weight.data[{vocabulary}:] = parts["special"]  # [SEQ] {vocabulary}, [ALIGN] {align}
+'''
+HEAD = """head = torch.nn.Linear({width}, {items})  # in the order of the study's catalogue
+head.load_state_dict({{"weight": parts["head.weight"], "bias": parts["head.bias"]}})
+"""
+USE = "# hidden = model(tokens{context}).last_hidden_state; scores = head(hidden) at every [SEQ]\n"
+CONTEXT_USE = ", segment_ids=segments"
+KEYS_USE = ', collaborative_keys=parts["user_keys"][users]'
+SKETCH = '''"""{model} with {layout}, to be trained; with --out come the weights that the study {study} trained."""
+
+from transformers import AutoModel
+
+import dasearch
+
+model = AutoModel.from_pretrained({backbone})  # {where}
+'''
+
+
+def write_snippet(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
+    """``snippet.py``, ``layout.json``, ``backbone/``, and the trained tensors as safetensors."""
+    found = inserted(recommender, FORM, wishes.sites)
+    write_surroundings(recommender, found, folder)
+    save_file(contiguous(found.adapters), folder / ADAPTERS_NAME)
+    (folder / SNIPPET_NAME).write_text(trained_snippet(recommender, found), encoding="utf-8")
+
+
+def trained_snippet(recommender: Recommender, found: Inserted) -> str:
+    """Lines that open the folder they lie in."""
+    vocabulary = recommender.model.backbone.vocabulary
+    n_items, width = found.parts["head.weight"].shape
+    opening = OPENING.format(
+        **_titles(recommender, found),
+        parts=PARTS_NAME,
+        backbone=_arguments(f'here / "{BACKBONE_FOLDER}"', recommender),
+        tokens=vocabulary + len(found.parts["special"]),
+        vocabulary=vocabulary,
+        align=vocabulary + 1,
+    )
+    keys = KEYS_USE if "user_keys" in found.parts else ""
+    use = USE.format(context=CONTEXT_USE + keys if CONTEXT in found.sites else "")
+    call = _call(found, f'load_file(here / "{ADAPTERS_NAME}")')
+    return opening + call + HEAD.format(width=width, items=n_items) + use
+
+
+def sketch(recommender: Recommender, wishes: Wishes) -> str:
+    """Lines that insert the layout, untrained, into the named backbone."""
+    found = inserted(recommender, FORM, wishes.sites)
+    name, layers = recommender.settings.backbone.name, len(recommender.model.backbone.blocks)
+    known = NAMED.get(name)
+    here_alone = known is not None and (known.package is not None or name == TINY_OPT)
+    place = [_written(BACKBONE_FOLDER if here_alone else name)]
+    if recommender.settings.backbone.layers is not None and not here_alone:
+        place.append(f"num_hidden_layers={layers}")
+    where = f"{name}: `backbone` in the trained model's folder" if here_alone else f"or any decoder of {layers} layers"
+    opening = SKETCH.format(
+        **_titles(recommender, found), backbone=_arguments(", ".join(place), recommender), where=where
+    )
+    return opening + _call(found, None)
+
+
+def _titles(recommender: Recommender, found: Inserted) -> dict[str, str]:
+    return {"model": found.settings.label, "layout": str(found.layout), "study": recommender.settings.name}
+
+
+def _arguments(place: str, recommender: Recommender) -> str:
+    """Where the backbone is, and dasearch's own training without the frozen model's dropout."""
+    config = recommender.model.backbone.config
+    return ", ".join([place, *(f"{name}=0.0" for name in DROPOUTS if getattr(config, name, 0))])
+
+
+def _call(found: Inserted, weights: str | None) -> str:
+    settings = found.settings
+    choices = {
+        "sites": found.sites,
+        "replaced": found.replaced,
+        "bottleneck": settings.bottleneck,
+        "activation": settings.activation.value,
+        "parallel_reduce": settings.parallel_reduce.value,
+        "parallel_residual": settings.parallel_residual,
+        "rec_adapter_site": settings.rec_adapter_site.value,
+    }
+    lines = [f"    {name}={_written(value)}," for name, value in choices.items()]
+    if weights is not None:
+        lines.append(f"    weights={weights},")
+    start = ["dasearch.apply_layout(", "    model,", f'    dasearch.Layout.parse("{found.layout}"),']
+    return "\n".join([*start, *lines, ")"]) + "\n"
+
+
+def _written(value: object) -> str:
+    return repr(value).replace("'", '"')  # as formatters write strings
