@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dasearch.errors import ExportError, suggestion
+from dasearch.export.adapterhub import write_adapters
 from dasearch.export.graph import write_onnx, write_pt2
 from dasearch.export.huggingface import write_hf
 from dasearch.export.layout import write_layout
@@ -69,6 +70,12 @@ FORMATS: dict[str, Format] = {
         "python {out}/snippet.py",
         ("sites",),
         sketch,
+    ),
+    "adapters": Format(
+        "AdapterHub's adapters 1.3.0: configuration, weights and a loader",
+        write_adapters,
+        "see {out}/README.md",
+        ("sites",),
     ),
     "hf": Format(
         "a folder for AutoModel.from_pretrained(..., trust_remote_code=True), with tokenizer and model card",

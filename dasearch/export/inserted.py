@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,8 @@ from dasearch.training.recommender import Recommender
 BACKBONE_FOLDER = "backbone"
 ADAPTERS_NAME = "adapters.safetensors"
 PARTS_NAME = "recommender.safetensors"
+ITEMS_NAME, USERS_NAME = "items.json", "users.json"  # ids, in the order of the head's rows and of the keys
+USER_KEYS = "user_keys"
 
 
 class Inserted(NamedTuple):
@@ -107,15 +110,27 @@ def _adapters(model: DARec, sites: tuple[str, ...]) -> dict[str, Tensor]:
 def _parts(model: DARec, users: int) -> dict[str, Tensor]:
     parts = {"special": model.special, "head.weight": model.head.weight, "head.bias": model.head.bias}
     keys = model.user_keys(torch.arange(users)) if users else None
-    return parts if keys is None else {**parts, "user_keys": keys.transpose(0, 1)}
+    return parts if keys is None else {**parts, USER_KEYS: keys.transpose(0, 1)}
 
 
 def write_surroundings(recommender: Recommender, found: Inserted, folder: Path) -> None:
-    """``layout.json`` of the whole model, the frozen backbone, and what is trained beside the adapters."""
+    """``layout.json`` of the whole model, the frozen backbone, what is trained beside the adapters, and whose rows those are."""
     write_layout_file(recommender, folder)
     recommender.model.backbone.model.save_pretrained(folder / BACKBONE_FOLDER)
     recommender.catalogue.tokenizer.save_pretrained(folder / BACKBONE_FOLDER)
     save_file(contiguous(found.parts), folder / PARTS_NAME)
+    rows = {ITEMS_NAME: [item.identifier for item in recommender.items]}
+    if USER_KEYS in found.parts:
+        rows[USERS_NAME] = list(recommender.users)
+    for name, identifiers in rows.items():
+        (folder / name).write_text(json.dumps(identifiers, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def row_in_words(recommender: Recommender) -> str:
+    """What stands in a row of tokens."""
+    form = recommender.catalogue.row_format
+    opening = "".join(f"token {token}, " for token in form.opening)
+    return f"{opening}then each item's sentence and [SEQ], token {form.seq_token}; [ALIGN] is token {form.align_token}"
 
 
 def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from dasearch.layout import ModelKind
 from dasearch.models.adapters import Activation, ParallelReduce
 from dasearch.models.attention import MaskMode
 from dasearch.models.backbone import FrozenBackbone
-from dasearch.models.darec import BaseLayer, CollabProjection, DALayer, DARec, DARecSettings, RecommendationSite
+from dasearch.models.darec import CollabProjection, DARec, DARecSettings, RecommendationSite
 from dasearch.models.id_encoders import ENCODERS, FactorEncoder, IDEncoder
 from dasearch.models.id_encoders.comirec import ROUNDS
 from dasearch.models.idle import IDLEAdapter, TextHead
@@ -260,19 +260,14 @@ def require_repeatable(settings: DARecSettings) -> None:
 
 
 def _adapters(model: DARec) -> Tensors:
-    found: Tensors = {}
-    for index, layer in enumerate(model.layers):
-        if isinstance(layer, BaseLayer):
-            parts = {"attention": layer.attention_adapter, "recommendation": layer.recommendation_adapter}
-        elif isinstance(layer, DALayer):
-            parts = {"causal": layer.causal_adapter, "context": layer.context_adapter}
-            parts["recommendation"] = layer.recommendation_adapter
-            found |= _renamed(f"layers.{index}.router", layer.router.gate)
-        else:
-            continue
-        for name, adapter in parts.items():
-            found |= _renamed(f"layers.{index}.{name}", adapter)
-    return found
+    """Adapters and routers of all layers, as they are called without the ending ``_adapter``."""
+    names = {"attention_adapter", "causal_adapter", "context_adapter", "recommendation_adapter", "router"}
+    return {
+        f"layers.{index}.{name.replace('_adapter', '').replace('router.gate', 'router')}": tensor
+        for index, layer in enumerate(model.layers)
+        for name, tensor in layer.state_dict().items()
+        if name.split(".")[0] in names
+    }
 
 
 def _prefixed(recommender: Recommender, refine: Refine) -> Part:

@@ -10,10 +10,14 @@ from safetensors.torch import save_file
 from dasearch.export.inserted import (
     ADAPTERS_NAME,
     BACKBONE_FOLDER,
+    ITEMS_NAME,
     PARTS_NAME,
+    USER_KEYS,
+    USERS_NAME,
     Inserted,
     contiguous,
     inserted,
+    row_in_words,
     write_surroundings,
 )
 from dasearch.models.insertion import CONTEXT
@@ -42,14 +46,18 @@ here = Path(__file__).parent
 parts = load_file(here / "{parts}")
 model = AutoModel.from_pretrained({backbone})
 model.resize_token_embeddings({tokens}, mean_resizing=False)
-model.get_input_embeddings().weight.data[{vocabulary}:] = parts["special"]  # [SEQ] {vocabulary}, [ALIGN] {align}
+model.get_input_embeddings().weight.data[{vocabulary}:] = parts["special"]  # [SEQ] and [ALIGN]
 '''
-HEAD = """head = torch.nn.Linear({width}, {items})  # in the order of the study's catalogue
+HEAD = """head = torch.nn.Linear({width}, {items})  # in the order of {items_name}
 head.load_state_dict({{"weight": parts["head.weight"], "bias": parts["head.bias"]}})
 """
-USE = "# hidden = model(tokens{context}).last_hidden_state; scores = head(hidden) at every [SEQ]\n"
+USE = """# a row: {row}
+# hidden = model(tokens{context}).last_hidden_state
+# scores = head(hidden), to be read at each [SEQ]
+"""
 CONTEXT_USE = ", segment_ids=segments"
-KEYS_USE = ', collaborative_keys=parts["user_keys"][users]'
+KEYS_USE = f', collaborative_keys=parts["{USER_KEYS}"][users]'
+KEYS_NOTE = f"# users are places in {USERS_NAME}; who came later has no key here, which `dasearch.load` works out\n"
 SKETCH = '''"""{model} with {layout}, to be trained; with --out come the weights that the study {study} trained."""
 
 from transformers import AutoModel
@@ -78,12 +86,18 @@ def trained_snippet(recommender: Recommender, found: Inserted) -> str:
         backbone=_arguments(f'here / "{BACKBONE_FOLDER}"', recommender),
         tokens=vocabulary + len(found.parts["special"]),
         vocabulary=vocabulary,
-        align=vocabulary + 1,
     )
-    keys = KEYS_USE if "user_keys" in found.parts else ""
-    use = USE.format(context=CONTEXT_USE + keys if CONTEXT in found.sites else "")
+    keyed = USER_KEYS in found.parts
+    context = (CONTEXT_USE if CONTEXT in found.sites else "") + (KEYS_USE if keyed else "")
+    use = USE.format(row=row_in_words(recommender), context=context)
     call = _call(found, f'load_file(here / "{ADAPTERS_NAME}")')
-    return opening + call + HEAD.format(width=width, items=n_items) + use
+    return (
+        opening
+        + call
+        + HEAD.format(width=width, items=n_items, items_name=ITEMS_NAME)
+        + use
+        + (KEYS_NOTE if keyed else "")
+    )
 
 
 def sketch(recommender: Recommender, wishes: Wishes) -> str:

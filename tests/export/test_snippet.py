@@ -17,7 +17,7 @@ from dasearch.export import Wishes, export
 from dasearch.export.formats import FORMATS
 from dasearch.models.insertion import TWO_SITES, AdapterPlaces
 from dasearch.training.recommender import Recommender
-from tests.export.darec_models import darec_model, rows_of
+from tests.export.darec_models import ITEMS, USERS, darec_model, rows_of
 from tests.training.studies import small_settings
 
 RUN = """
@@ -79,10 +79,14 @@ def test_what_it_writes(tmp_path: Path) -> None:
     assert {path.name for path in out.iterdir()} == {
         "adapters.safetensors",
         "backbone",
+        "items.json",
         "layout.json",
         "recommender.safetensors",
         "snippet.py",
+        "users.json",
     }
+    assert len(json.loads((out / "items.json").read_text())) == ITEMS
+    assert json.loads((out / "users.json").read_text()) == [f"u{place}" for place in range(USERS)]
     assert set(load_file(out / "recommender.safetensors")) == {"special", "head.weight", "head.bias", "user_keys"}
 
 
@@ -136,7 +140,7 @@ def test_unknown_sites_are_refused(tmp_path: Path, sites: tuple[str, ...], sente
         export(darec_model("opt", "SSS-SSS"), "snippet", tmp_path / "out", Wishes(sites))
 
 
-@pytest.mark.parametrize("form", ["snippet"])
+@pytest.mark.parametrize("form", ["snippet", "adapters"])
 @pytest.mark.parametrize("kind", ["idle", "ra-rec"])
 def test_models_of_prefixes_are_refused(tmp_path: Path, kind: str, form: str) -> None:
     settings = small_settings(model={"kind": kind})

@@ -13,8 +13,12 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralModel,
     OPTForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2Model,
     Trainer,
     TrainingArguments,
 )
@@ -23,6 +27,7 @@ from dasearch import Layout, apply_layout
 from dasearch.data import Rows
 from dasearch.errors import BackboneError, LayoutError
 from dasearch.models.attention import attend_causally
+from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.darec import AdaptedSites, BaseLayer, DARec
 from tests.conftest import FAMILIES, LAYERS, VOCABULARY, WIDTH, seeded, tiny_backbone, tiny_model, toy_rows
 from tests.models.test_darec import build, loud
@@ -109,6 +114,22 @@ def test_serial_two_sites_equal_darec_base(family: str, every: int) -> None:
     with torch.no_grad():
         expected = model.hidden(rows, torch.zeros(4 // every, 3))
         assert distance(inserted(rows.tokens).last_hidden_state, expected, rows) <= LIMIT[family]
+
+
+@pytest.mark.parametrize(("config", "kind"), [(MistralConfig, MistralModel), (Qwen2Config, Qwen2Model)])
+def test_relatives_of_llama(config: type, kind: type) -> None:
+    shape = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        plain = kind(config(vocab_size=VOCABULARY + 2, num_key_value_heads=2, pad_token_id=0, **shape)).eval()
+    backbone = FrozenBackbone(copy.deepcopy(plain))
+    model, rows, layout = loud(build(backbone), scale=0.3), toy_rows(), Layout.parse("PSP-SPS")
+    model.special.data = backbone.model.embed_tokens.weight[VOCABULARY:].clone()
+    backbone.vocabulary = VOCABULARY  # of the tokens that the model came with
+    inserted = apply_layout(plain, layout, bottleneck=BOTTLENECK, weights=tensors(model))
+    with torch.no_grad():
+        found = inserted(rows.tokens, segment_ids=rows.segments).last_hidden_state
+        assert distance(found, model.hidden(rows, model.layout_tensor(layout)), rows) <= LIMIT["llama"]
 
 
 def by_hand(inserted: PreTrainedModel, family: str, rows: Rows, layout: Layout) -> Tensor:
