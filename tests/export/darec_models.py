@@ -30,7 +30,7 @@ def darec_model(
     parsed = Layout.parse(layout)
     file = layout_file(settings, SimpleNamespace(model=trained, layout=parsed), None)
     users = {user: place for place, user in enumerate(dataset.users)}
-    return Recommender(trained, parsed, catalogue, dataset.items, users, settings, file)
+    return Recommender(trained, parsed, catalogue, dataset.items, users, settings, file, results={})
 
 
 def rows_of(recommender: Recommender) -> SimpleNamespace:
