@@ -27,6 +27,8 @@ KINDS = {
 GRAPHS = {  # encoders whose code differs in a graph
     **KINDS,
     "bert4rec": ("llama", repr({"model": {"kind": "idle"}, "encoder": {"name": "bert4rec"}}), "PSS"),
+    "comirec-sa": ("opt", repr({"model": {"kind": "ra-rec"}, "encoder": {"name": "comirec-sa"}}), "PPS-SPP"),
+    "neumf": ("opt", repr({"model": {"kind": "idle"}, "encoder": {"name": "neumf"}}), "PPS-SPP"),
     "fdsa": ("opt", repr({"model": {"kind": "ra-rec"}, "encoder": {"name": "fdsa"}}), "SPS-PPP"),
 }
 
