@@ -4,8 +4,9 @@ from dasearch.bayes.acquisition import Improvement
 from dasearch.bayes.choices import Choices
 from dasearch.bayes.kernel import LayeredKernel
 from dasearch.bayes.reparameterization import Maximum, ProbabilisticReparameterization, SpaceExhausted
-from dasearch.bayes.sampler import Proposal, PRSampler, curve_mean, propose, propose_batch
+from dasearch.bayes.sampler import Proposal, PRSampler, curve_mean, mean_of_curve, propose, propose_batch
 from dasearch.bayes.surrogate import Effects, LeaveOneOut, Posterior, Surrogate
+from dasearch.bayes.transfer import Observation, Prior
 
 __all__ = [
     "Choices",
@@ -14,13 +15,16 @@ __all__ = [
     "LayeredKernel",
     "LeaveOneOut",
     "Maximum",
+    "Observation",
     "PRSampler",
     "Posterior",
+    "Prior",
     "ProbabilisticReparameterization",
     "Proposal",
     "SpaceExhausted",
     "Surrogate",
     "curve_mean",
+    "mean_of_curve",
     "propose",
     "propose_batch",
 ]

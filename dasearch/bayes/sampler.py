@@ -27,11 +27,13 @@ from dasearch.bayes.choices import Choices, among, hold
 from dasearch.bayes.claims import claim, claimed
 from dasearch.bayes.reparameterization import Maximum, ProbabilisticReparameterization
 from dasearch.bayes.surrogate import Surrogate
+from dasearch.bayes.transfer import Observation, Prior
 
-STARTUP, REPARAMETERIZATION = "startup", "reparameterization"
+STARTUP, REPARAMETERIZATION, WARM_START = "startup", "reparameterization", "warm start"
 MOST_STARTUP = 10  # two homogeneous layouts and Sobol points
 FEWEST_STARTUP, STARTUP_SHARE = 2, 1 / 3  # of the number of parameters: a small space is learned from the first trials
 SOBOL_TRIES = 4096  # quasi-random points looked through for one that is not known yet
+MOST_BEFORE = 100  # observations of another study that the surrogate reads; each makes an ask slower
 PROMISING = 4  # evaluated points whose surroundings the maximiser looks at
 Space = Mapping[str, CategoricalDistribution]
 Theta = Mapping[str, list[float]]
@@ -45,8 +47,12 @@ def final_value(trial: FrozenTrial) -> float:
 
 def curve_mean(trial: FrozenTrial) -> float:
     """Mean of a trial's intermediate values, less noisy than its best; its final value if it reported none."""
-    reported = trial.intermediate_values.values()
-    return math.fsum(reported) / len(reported) if reported else final_value(trial)
+    return mean_of_curve(trial.intermediate_values, final_value(trial))
+
+
+def mean_of_curve(curve: Mapping[int, float], final: float) -> float:
+    """The mean of values by step; ``final`` where there are none."""
+    return math.fsum(curve.values()) / len(curve) if curve else final
 
 
 @dataclass(frozen=True)
@@ -77,12 +83,21 @@ class PRSampler(BaseSampler):
     Randomness depends on the seed and on how many trials are complete, pruned or running and on nothing that the sampler
     remembers, so that a study that was killed and resumed goes on as if it had not been.
 
+    Another study's results, ``prior``, warm this one up: the best of its layouts is tried first, each of its observations
+    stands for one of the default startup's trials (two remain), and the surrogate weighs the case that its values follow
+    this study's landscape against the case that they say nothing, by the values seen here (`transfer`). They are
+    standardised among themselves, so their scale does not matter. They are no trials: they count nowhere, and their
+    layouts may be proposed.
+
     Args:
         seed: of all randomness.
         n_startup: trials before the surrogate proposes: all first choices, all second choices, then Sobol points. By
             default a third of the parameters, 2 to 10.
         search_space: the categorical parameters; without it they are learned from completed trials, and the first trial
             is drawn at random.
+        prior: a value for each layout that another study tried, better in the direction of this study. Observations
+            without one of the parameters or with an unknown choice are left out, as are values that are not finite; of
+            more than 100, so many are read, evenly spread over the ranks of their values.
         signal: what the surrogate learns from a complete trial, in the direction of the study: by default its value.
             `curve_mean` where trials report a learning curve.
         on_proposal: told each proposal.
@@ -94,6 +109,7 @@ class PRSampler(BaseSampler):
         seed: int = 0,
         n_startup: int | None = None,
         search_space: Mapping[str, CategoricalDistribution] | None = None,
+        prior: Sequence[Observation] = (),
         signal: Signal = final_value,
         on_proposal: Callable[[Proposal], None] | None = None,
     ) -> None:
@@ -106,6 +122,7 @@ class PRSampler(BaseSampler):
             raise ValueError(f"n_startup is {n_startup}; a surrogate needs at least 1 trial")
         self._seed, self._n_startup = seed, n_startup
         self._space = dict(search_space) if search_space is not None else None
+        self._prior = tuple(Observation(*observation) for observation in prior)
         self._signal = signal
         self._intersection = IntersectionSearchSpace()
         self._on_proposal = on_proposal or (lambda _: None)
@@ -139,28 +156,30 @@ class PRSampler(BaseSampler):
             return {}
         while True:
             started = time.perf_counter()
-            history = _History(study, trial, space, self._signal)
+            history = _History(study, trial, space, self._signal, self._prior)
             maximum, source = self._choose(history)
             layout = {n: d.choices[int(c)] for (n, d), c in zip(space.items(), maximum.codes.tolist(), strict=True)}
             internal = dict(zip(space, maximum.codes.tolist(), strict=True))
             if history.repeatable or claim(study._storage, study._study_id, trial, internal):
                 break
         mean, sd = history.prediction(maximum.codes)
-        theta = None if source == STARTUP else _named(maximum.theta, history.choices, space)
-        acquisition = None if source == STARTUP else maximum.value
+        modelled = source == REPARAMETERIZATION
+        theta = _named(maximum.theta, history.choices, space) if modelled else None
+        acquisition = maximum.value if modelled else None
         seconds = time.perf_counter() - started
         self._on_proposal(Proposal(trial.number, source, layout, theta, acquisition, mean, sd, seconds))
         return layout
 
-    def _startup_trials(self, parameters: int) -> int:
+    def _startup_trials(self, history: _History) -> int:
         if self._n_startup is not None:
             return self._n_startup
-        return min(MOST_STARTUP, max(FEWEST_STARTUP, int(STARTUP_SHARE * parameters)))
+        cold = min(MOST_STARTUP, max(FEWEST_STARTUP, int(STARTUP_SHARE * history.choices.d)))
+        return max(FEWEST_STARTUP, cold - len(history.before))
 
     def _choose(self, history: _History) -> tuple[Maximum, str]:
         generator = torch.Generator().manual_seed(_seed_of(self._seed, history.known))
-        if history.known < self._startup_trials(history.choices.d) or not len(history.values):
-            return _startup(history, self._seed, generator), STARTUP
+        if history.known < self._startup_trials(history) or not len(history.values):
+            return _startup(history, self._seed, generator)
         return propose(
             history.surrogate, history.running, history.excluded, history.fixed, generator
         ), REPARAMETERIZATION
@@ -182,8 +201,12 @@ def propose(
     improvement = Improvement(believed)
     generator = generator or torch.Generator().manual_seed(0)
     reparameterized = ProbabilisticReparameterization(improvement, surrogate.choices, fixed, generator=generator)
-    promising = improvement.means.topk(min(PROMISING, len(improvement.means))).indices
-    return reparameterized.maximise(excluded, near=believed.codes[promising])
+    codes, means = believed.codes, improvement.means
+    if surrogate.prior is not None:
+        codes = torch.cat([codes, surrogate.prior.codes])
+        means = torch.cat([means, believed.posterior(surrogate.prior.codes).mean])
+    promising = means.topk(min(PROMISING, len(means))).indices
+    return reparameterized.maximise(excluded, near=codes[promising])
 
 
 def propose_batch(
@@ -207,7 +230,9 @@ def propose_batch(
 class _History:
     """A study as tensors. Values are negated where the study minimises, so that more is better."""
 
-    def __init__(self, study: Study, trial: FrozenTrial, space: Space, signal: Signal) -> None:
+    def __init__(
+        self, study: Study, trial: FrozenTrial, space: Space, signal: Signal, prior: Sequence[Observation]
+    ) -> None:
         self.space = space
         self.choices = Choices.named({name: len(d.choices) for name, d in space.items()})
         fixed = _fixed(trial, space)
@@ -223,15 +248,27 @@ class _History:
         self.running = self._stack([layouts[t.number] for t in others if _runs(t) and t.number in layouts])
         # where trials have parameters besides, one layout may come again with others of them
         self.repeatable = any(set(t.params) - set(space) for t in others)
-        known = [t.number for t in others if t.state is not TrialState.FAIL and t.number in layouts]
-        self.excluded = self._stack([] if self.repeatable else [layouts[number] for number in known])
+        taken = [t.number for t in others if t.state is not TrialState.FAIL and t.number in layouts]
+        self.taken = self._stack([layouts[number] for number in taken])
+        self.excluded = self._stack([]) if self.repeatable else self.taken
+        before = _spread([(c, o.value) for o in prior if (c := _chosen(o.params, space)) and math.isfinite(o.value)])
+        self.before = self._stack([codes for codes, _ in before])
+        self._before_values = self._sign * torch.tensor([value for _, value in before], dtype=torch.float64)
         self._fitted: Surrogate | None = None
 
     @property
     def surrogate(self) -> Surrogate:
         if self._fitted is None:
-            self._fitted = Surrogate.fit(self.codes, self.values, self.choices)
+            prior = Prior.standardised(self.before, self._before_values)
+            self._fitted = Surrogate.fit(self.codes, self.values, self.choices, prior=prior)
         return self._fitted
+
+    def best_before(self) -> Tensor:
+        """The other study's layouts, the best by its own posterior mean: ``(1, d)``, or ``(0, d)`` without a prior."""
+        if not len(self.before):
+            return self.before
+        means = Surrogate.fit(self.before, self._before_values, self.choices).posterior(self.before).mean
+        return self.before[means.argmax()][None]
 
     def prediction(self, codes: Tensor) -> tuple[float | None, float | None]:
         """Posterior mean and sd at a layout in the study's own units; None before the surrogate is first fitted."""
@@ -267,11 +304,22 @@ def _codes(trial: FrozenTrial, space: Space) -> list[float] | None:
     if not trial.state.is_finished():
         found = {**_fixed(trial, space), **found}
     if set(space) <= set(found):
-        chosen = [found[name] for name in space]
-        known = all(value in d.choices for value, d in zip(chosen, space.values(), strict=True))
-        return [float(_code(d, v)) for d, v in zip(space.values(), chosen, strict=True)] if known else None
+        return _chosen(found, space)
     claims = claimed(trial) if _runs(trial) else None
     return [float(claims[name]) for name in space] if claims and set(claims) == set(space) else None
+
+
+def _chosen(params: Mapping[str, Any], space: Space) -> list[float] | None:
+    """A choice of every parameter as codes; None where one is missing or not of this space."""
+    known = all(name in params and params[name] in d.choices for name, d in space.items())
+    return [float(_code(d, params[name])) for name, d in space.items()] if known else None
+
+
+def _spread(before: list[tuple[list[float], float]]) -> list[tuple[list[float], float]]:
+    """Not more than so many layouts with their values, from the worst to the best."""
+    ranked = sorted(before, key=lambda pair: pair[1])
+    places = torch.linspace(0, len(ranked) - 1, min(len(ranked), MOST_BEFORE), dtype=torch.float64)
+    return [ranked[place] for place in places.round().long().tolist()]
 
 
 def _fixed(trial: FrozenTrial, space: Space) -> dict[str, Any]:
@@ -280,14 +328,16 @@ def _fixed(trial: FrozenTrial, space: Space) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in space and value in space[name].choices}
 
 
-def _startup(history: _History, seed: int, generator: torch.Generator) -> Maximum:
-    """The first layout of the initial design that is not known yet."""
-    design = hold(_design(history.choices, seed), history.fixed)
-    fresh = design[~among(design, history.excluded)]
-    if len(fresh):
-        return Maximum(fresh[0], torch.zeros(0), 0.0)
+def _startup(history: _History, seed: int, generator: torch.Generator) -> tuple[Maximum, str]:
+    """The first of another study's best and the initial design that was not taken yet, where they repeat too."""
+    best = history.best_before()
+    design = hold(torch.cat([best, _design(history.choices, seed)]), history.fixed)
+    fresh = ~among(design, history.taken)
+    if fresh.any():
+        first = int(fresh.int().argmax())
+        return Maximum(design[first], torch.zeros(0), 0.0), WARM_START if first < len(best) else STARTUP
     nothing_known = Surrogate.fit(torch.zeros(1, history.choices.d), torch.zeros(1), history.choices)
-    return propose(nothing_known, history.running, history.excluded, history.fixed, generator)
+    return propose(nothing_known, history.running, history.excluded, history.fixed, generator), STARTUP
 
 
 def _design(choices: Choices, seed: int) -> Tensor:

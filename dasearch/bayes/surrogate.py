@@ -3,8 +3,9 @@
 One fixed kernel decides too much: a kernel with structure across layers wins where there is any and loses where there is
 none. This surrogate averages over members instead. Each member mixes the components of `features.Dictionary` in its own
 shares, or picks a few single choices and explains the rest as small (sparse landscapes); members are weighted by their
-evidence, so structure is used where the data show it. Output scale and noise are learned with them; there is nothing to
-optimise and nothing random, so a fit repeats bit for bit. Use it for up to a few hundred evaluations. Float64 throughout.
+evidence, so structure is used where the data show it, and so is what another study found (`transfer`). Output scale and
+noise are learned with them; there is nothing to optimise and nothing random, so a fit repeats bit for bit. Use it for up to a
+few hundred evaluations. Float64 throughout.
 
 Source of the parts: evidence with the scale integrated out, Rasmussen & Williams 2006, sec. 2.7 and 5.4; leave-one-out
 formulas, there sec. 5.4.2; believing in running trials, Ginsbourger et al. 2010.
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from dasearch.bayes.choices import Choices
 from dasearch.bayes.features import ISOTROPIC, LINEAR, PAIRS, Dictionary, dictionary
+from dasearch.bayes.transfer import CORRELATIONS, UNRELATED, Prior, related, spread_of
 
 NOISES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # noise variance as a share of the signal's
 MIDDLE_NOISE = 0.1  # at which mixtures are compared first
@@ -39,7 +41,6 @@ SPARSE_NOISES = (0.03, 0.1, 0.3)
 SPARSE_MOST = 12  # choices and pairs of them picked
 NEGLIGIBLE = 0.03  # members whose weight is a smaller share of the largest are dropped
 MOST_MEMBERS = 10
-CONSTANT = 1e-12  # values that spread less than this, relative to their size, are all alike
 
 
 class Posterior(NamedTuple):
@@ -69,12 +70,16 @@ class Effects(NamedTuple):
 
 
 class Members(NamedTuple):
-    """Kernels of the mixture: prior variances of features ``(M, F)`` and of the two kernels, noise, all ``(M,)``."""
+    """Kernels of the mixture: prior variances of features ``(M, F)`` and of the two kernels, noise, all ``(M,)``.
+
+    ``correlation`` is that with the landscape of a `Prior`; 0 where there is none, or it is not believed.
+    """
 
     features: Tensor
     pairs: Tensor
     isotropic: Tensor
     noise: Tensor
+    correlation: Tensor
     log_evidence: Tensor
 
     def chosen(self, index: Tensor) -> Members:
@@ -94,12 +99,16 @@ class Surrogate:
     scale: Tensor  # (M,), output variance of standardised values
     centre: Tensor
     spread: Tensor
+    prior: Prior | None = None
 
     @classmethod
-    def fit(cls, codes: Tensor, values: Tensor, choices: Choices | None = None) -> Surrogate:
+    def fit(
+        cls, codes: Tensor, values: Tensor, choices: Choices | None = None, *, prior: Prior | None = None
+    ) -> Surrogate:
         """Weigh the members by what is known.
 
         Shapes: codes ``(n, d)``, values ``(n,)``, n at least 1. Without ``choices`` codes are bits without layers.
+        ``prior`` is what another study found; as much of it is believed as the values bear out (`transfer`).
 
         Raises:
             ValueError: for no evaluation, or a value that is not finite.
@@ -108,26 +117,44 @@ class Surrogate:
         if not len(values) or not values.isfinite().all():
             raise ValueError("a surrogate needs at least one evaluation and finite values; drop the others")
         choices = choices or Choices.binary(codes.shape[1])
-        centre = values.mean()
-        spread = values.std() if len(values) > 1 else values.new_tensor(0.0)
-        if spread <= CONSTANT * values.abs().max():
+        centre, spread = values.mean(), spread_of(values)
+        if not spread:
             spread = values.new_tensor(1.0)
-        target = (values - centre) / spread
-        grams = _Grams(dictionary(choices), choices.contrasts(codes))
-        sparse, picked = _sparse(grams, target)
-        members = _joined(_mixtures(grams, target), sparse)
+        known = _Known(dictionary(choices), choices.contrasts(codes), (values - centre) / spread)
+        members, picked = _weighed(known) if prior is None else _informed(known, prior)
         weights = members.log_evidence.softmax(0)
         best = weights.topk(min(MOST_MEMBERS, len(weights))).indices
         kept = best[weights[best] > NEGLIGIBLE * weights.max()]
         members, weights = members.chosen(kept), weights[kept] / weights[kept].sum()
-        extended = grams.dictionary.with_pairs(picked)
-        unscaled = cls(choices, extended, codes, values, members, weights, torch.ones_like(weights), centre, spread)
-        quadratic = torch.einsum("n,mnk,k->m", target, unscaled.inverse, target)
-        return replace(unscaled, scale=(SCALE_RATE + quadratic / 2) / (SCALE_SHAPE + len(target) / 2))
+        extended, unscaled = known.dictionary.with_pairs(picked), torch.ones_like(weights)
+        found = cls(choices, extended, codes, values, members, weights, unscaled, centre, spread, prior)
+        return replace(found, scale=found._scales())
 
     @cached_property
     def contrasts(self) -> Tensor:
-        return self.choices.contrasts(self.codes)
+        """Of all evaluations, those of the prior last: ``(n, D)``; so are all other properties."""
+        known = self.codes if self.prior is None else torch.cat([self.codes, self.prior.codes])
+        return self.choices.contrasts(known)
+
+    @cached_property
+    def standardised(self) -> Tensor:
+        """The values of all evaluations, ``(n,)``."""
+        own = (self.values - self.centre) / self.spread
+        return own if self.prior is None else torch.cat([own, self.prior.values])
+
+    @cached_property
+    def correlation(self) -> Tensor:
+        """Of the landscape with the one behind each evaluation: 1 but for those of the prior; ``(M, n)``."""
+        found = torch.ones(len(self.weights), len(self.contrasts), dtype=torch.float64)
+        found[:, len(self.codes) :] = self.members.correlation[:, None]
+        return found
+
+    def _scales(self) -> Tensor:
+        """Posterior mode of the output variance, from the evaluations that a member believes: ``(M,)``."""
+        believed = self.correlation > 0
+        target = self.standardised * believed
+        quadratic = torch.einsum("mn,mnk,mk->m", target, self.inverse, target)
+        return (SCALE_RATE + quadratic / 2) / (SCALE_SHAPE + believed.sum(1) / 2)
 
     @cached_property
     def _weighted_features(self) -> Tensor:
@@ -139,21 +166,25 @@ class Surrogate:
     def inverse(self) -> Tensor:
         """Of each member's covariance of the evaluations, noise included, before the output scale: ``(M, n, n)``."""
         gram = self._covariance(self.contrasts, self.dictionary.features(self.contrasts))
+        gram = related(gram, len(self.codes), self.members.correlation)
         gram.diagonal(dim1=1, dim2=2).add_(self.members.noise[:, None])
         return torch.cholesky_inverse(torch.linalg.cholesky(gram))
 
     @cached_property
     def _solution(self) -> Tensor:
         """Inverse times standardised values, ``(M, n)``."""
-        return self.inverse @ ((self.values - self.centre) / self.spread)
+        return self.inverse @ self.standardised
 
     def _feature_covariance(self, features: Tensor) -> Tensor:
         """Of combinations of features ``(m, F)`` with the evaluations, before the output scale: ``(M, m, n)``."""
-        shape = (len(features), len(self.weights), len(self.codes))
+        shape = (len(features), len(self.weights), len(self.contrasts))
         return (features @ self._weighted_features).view(shape).transpose(0, 1)
 
     def _covariance(self, contrasts: Tensor, features: Tensor) -> Tensor:
-        """With the evaluations, before the output scale: contrasts ``(m, D)``, features ``(m, F)`` -> ``(M, m, n)``."""
+        """With the evaluations, before the output scale, as if all were of this landscape.
+
+        Shapes: contrasts ``(m, D)``, features ``(m, F)`` -> ``(M, m, n)``.
+        """
         pairs = self.dictionary.pair_kernel(contrasts, self.contrasts)
         isotropic = self.dictionary.isotropic_kernel(contrasts, self.contrasts)
         return (
@@ -181,8 +212,10 @@ class Surrogate:
     def _conditional(self, cross: Tensor, prior: Tensor, *, least: float) -> tuple[Tensor, Tensor]:
         """Every member's mean and sd of linear functionals, the centre not added: ``(M, k)`` twice.
 
-        Shapes: covariances with the evaluations ``(M, k, n)`` and prior variances ``(M, k)``, before the output scale.
+        Shapes: covariances with the evaluations ``(M, k, n)``, as if all were of this landscape, and prior variances
+        ``(M, k)``, before the output scale.
         """
+        cross = cross * self.correlation[:, None]
         mean = torch.einsum("mkn,mn->mk", cross, self._solution)
         explained = ((cross @ self.inverse) * cross).sum(-1)
         variance = (prior - explained).clamp(min=least) * self.scale[:, None]
@@ -206,8 +239,9 @@ class Surrogate:
 
     def leave_one_out(self) -> LeaveOneOut:
         """Exact for the members and scales found; members are weighed anew without the value left out."""
-        diagonal = self.inverse.diagonal(dim1=1, dim2=2)
-        mean = self.values - self.spread * self._solution / diagonal  # (M, n)
+        n = len(self.values)
+        diagonal = self.inverse.diagonal(dim1=1, dim2=2)[:, :n]
+        mean = self.values - self.spread * self._solution[:, :n] / diagonal  # (M, n)
         sd = self.spread * (self.scale[:, None] / diagonal).sqrt()
         density = torch.distributions.Normal(mean, sd).log_prob(self.values)
         log_weights = (self.weights.log()[:, None] - density).log_softmax(0)
@@ -271,11 +305,27 @@ def _mixed(weights: Tensor, mean: Tensor, sd: Tensor) -> tuple[Tensor, Tensor]:
     return centre, (weights * (sd.square() + (mean - centre).square())).sum(0).sqrt()
 
 
-class _Grams:
-    """Covariances of the evaluations under each component."""
+class _Known:
+    """Evaluations, of one study or of two, and their covariances under each component as if they were of one landscape.
 
-    def __init__(self, features: Dictionary, contrasts: Tensor) -> None:
-        self.dictionary, self.contrasts = features, contrasts
+    Args:
+        target: standardised values, ``(n,)``.
+        own: how many are of this study; they come first. By default all.
+        correlations: with the other study's landscape, to be compared.
+    """
+
+    def __init__(
+        self,
+        features: Dictionary,
+        contrasts: Tensor,
+        target: Tensor,
+        *,
+        own: int | None = None,
+        correlations: tuple[float, ...] = (0.0,),
+    ) -> None:
+        self.dictionary, self.contrasts, self.target = features, contrasts, target
+        self.own = len(target) if own is None else own
+        self.correlations = torch.tensor(correlations, dtype=torch.float64)
         known = features.features(contrasts)
         self.names = features.names
         self.belongs = torch.tensor([[float(c == name) for c in features.component] for name in self.names[:-2]])
@@ -284,10 +334,42 @@ class _Grams:
         parts += [features.pair_kernel(contrasts, contrasts), features.isotropic_kernel(contrasts, contrasts)]
         self.parts = torch.stack(parts)  # (components, n, n)
 
-    def members(self, shares: Tensor, noise: Tensor, log_evidence: Tensor) -> Members:
+    def log_evidence(self, covariance: Tensor, correlation: Tensor) -> Tensor:
+        """Of covariances as if all evaluations were of one landscape, ``(m, n, n)`` -> ``(m,)``."""
+        return _log_evidence(related(covariance, self.own, correlation), self.target)
+
+    def members(self, shares: Tensor, noise: Tensor, correlation: Tensor, log_evidence: Tensor) -> Members:
         """Shapes: shares ``(M, components)``."""
         pairs, isotropic = self.names.index(PAIRS), self.names.index(ISOTROPIC)
-        return Members(shares[:, :-2] @ self.belongs, shares[:, pairs], shares[:, isotropic], noise, log_evidence)
+        return Members(
+            shares[:, :-2] @ self.belongs, shares[:, pairs], shares[:, isotropic], noise, correlation, log_evidence
+        )
+
+
+Pick = tuple[int, ...]  # a column, or two picked columns
+Pairs = list[tuple[int, int]]
+
+
+def _weighed(known: _Known) -> tuple[Members, Pairs]:
+    """All members, and the pairs that any of them picked."""
+    sparse, picked = _sparse(known)
+    return _joined([(_mixtures(known), []), (sparse, picked)])
+
+
+def _informed(known: _Known, prior: Prior) -> tuple[Members, Pairs]:
+    """Members that know nothing of the prior, which is explained apart, and members that explain both together."""
+    features, choices = known.dictionary, known.dictionary.choices
+    elsewhere = choices.contrasts(prior.codes)
+    (other, _), (apart, picked) = (_weighed(one) for one in (_Known(features, elsewhere, prior.values), known))
+    contrasts, target = torch.cat([known.contrasts, elsewhere]), torch.cat([known.target, prior.values])
+    both = _Known(features, contrasts, target, own=known.own, correlations=CORRELATIONS)
+    together, picked_together = _weighed(both)
+    of_prior = other.log_evidence.logsumexp(0) - math.log(2) + _log_constant(len(prior.values))
+    apart_weight = math.log(UNRELATED) + _log_constant(known.own) + of_prior
+    together_weight = math.log(1 - UNRELATED) + _log_constant(len(target))
+    apart = apart._replace(log_evidence=apart.log_evidence + apart_weight)
+    together = together._replace(log_evidence=together.log_evidence + together_weight)
+    return _joined([(apart, picked), (together, picked_together)])
 
 
 @lru_cache(maxsize=8)
@@ -298,47 +380,59 @@ def _shares(components: int) -> Tensor:
     return torch.from_numpy(np.concatenate([alone, drawn]))
 
 
-def _mixtures(grams: _Grams, target: Tensor) -> Members:
-    """The most credible mixtures of components, with their noise."""
-    shares = _shares(len(grams.parts))
-    gram = torch.einsum("mk,kab->mab", shares, grams.parts) + LEVEL
-    prior = -math.log(len(shares) * len(NOISES))
-    likely = _log_evidence(_noisy(gram, MIDDLE_NOISE), target).topk(min(LIKELY, len(shares))).indices
+def _mixtures(known: _Known) -> Members:
+    """The most credible mixtures of components, with their noise and correlation."""
+    shares, noises = _shares(len(known.parts)), torch.tensor(NOISES, dtype=torch.float64)
+    gram = torch.einsum("mk,kab->mab", shares, known.parts) + LEVEL
+    prior = -math.log(len(shares) * len(noises) * len(known.correlations))
+    first = known.log_evidence(_noisy(gram, MIDDLE_NOISE), known.correlations.max())
+    likely = first.topk(min(LIKELY, len(shares))).indices
     shares, gram = shares[likely], gram[likely]
-    evidence = torch.stack([_log_evidence(_noisy(gram, noise), target) for noise in NOISES])
+    settings = torch.cartesian_prod(known.correlations, noises)
+    evidence = torch.stack([known.log_evidence(_noisy(gram, float(noise)), between) for between, noise in settings])
     best = evidence.flatten().topk(min(MOST_MEMBERS, evidence.numel()))
-    noise, mixture = best.indices // len(shares), best.indices % len(shares)
-    return grams.members(shares[mixture], torch.tensor(NOISES, dtype=torch.float64)[noise], best.values + prior)
+    correlation, noise = settings[best.indices // len(shares)].T
+    return known.members(shares[best.indices % len(shares)], noise, correlation, best.values + prior)
 
 
-Pick = tuple[int, ...]  # a column, or two picked columns
+def _sparse(known: _Known) -> tuple[Members, Pairs]:
+    """A few choices picked one after another, and pairs of those picked; one member a step, noise and correlation.
 
-
-def _sparse(grams: _Grams, target: Tensor) -> tuple[Members, list[tuple[int, int]]]:
-    """A few choices picked one after another, and pairs of those picked; one member a step and noise.
-
-    Each pick is the best beside those before. The prior gives every number of picks, and every set of that size, the same
-    probability. Also returns the pairs, in the order of their features, which come after the dictionary's own.
+    Each pick is the best beside those before, of two studies as if they were one. The prior gives every number of picks,
+    and every set of that size, the same probability. Also returns the pairs, in the order of their features, which come
+    after the dictionary's own.
     """
-    rest = torch.tensor([SPARSE_REST.get(name, 0.0) for name in grams.names], dtype=torch.float64)
-    base = torch.einsum("k,kab->ab", rest, grams.parts) + LEVEL
-    paths = [_picks(_noisy(base, noise), grams.contrasts, target) for noise in SPARSE_NOISES]
+    rest = torch.tensor([SPARSE_REST.get(name, 0.0) for name in known.names], dtype=torch.float64)
+    base = torch.einsum("k,kab->ab", rest, known.parts) + LEVEL
+    paths = [_picks(_noisy(base, noise), known.contrasts, known.target) for noise in SPARSE_NOISES]
     covariances = torch.cat([covariances for _, covariances in paths])
     picks = [picked[:count] for picked, _ in paths for count in range(1, len(picked) + 1)]
     noises = [noise for noise, (picked, _) in zip(SPARSE_NOISES, paths, strict=True) for _ in picked]
-    prior = [-_log_sets_of(picked, grams.contrasts.shape[1]) - math.log(len(picks)) for picked in picks]
-    evidence = _log_evidence(covariances, target) + torch.tensor(prior, dtype=torch.float64)
-    found = grams.members(rest.expand(len(picks), -1), torch.tensor(noises, dtype=torch.float64), evidence)
+    count = len(known.correlations)
+    prior = [-_log_sets_of(picked, known.contrasts.shape[1]) - math.log(len(picks) * count) for picked in picks]
+    by_correlation = [known.log_evidence(covariances, correlation) for correlation in known.correlations]
+    evidence = torch.stack(by_correlation) + torch.tensor(prior, dtype=torch.float64)
+    found = known.members(
+        rest.expand(evidence.numel(), -1),
+        torch.tensor(noises * count, dtype=torch.float64),
+        known.correlations.repeat_interleave(len(picks)),
+        evidence.flatten(),
+    )
+    return _with_picks(found, picks * count, known.contrasts.shape[1])
+
+
+def _with_picks(members: Members, picks: list[list[Pick]], columns: int) -> tuple[Members, Pairs]:
+    """Each member with the variance of what it picked."""
     pairs = list(dict.fromkeys((pick[0], pick[1]) for picked in picks for pick in picked if len(pick) == 2))
-    features = torch.nn.functional.pad(found.features, (0, len(pairs)))
-    columns, own = grams.contrasts.shape[1], found.features.shape[1]
+    own = members.features.shape[1]
+    features = torch.nn.functional.pad(members.features, (0, len(pairs)))
     for member, picked in enumerate(picks):
         for pick in picked:  # linear features come first, one a column, of variance 1 / D each
             if len(pick) == 1:
                 features[member, pick[0]] += SPARSE_SLAB * columns
             else:
                 features[member, own + pairs.index((pick[0], pick[1]))] = SPARSE_SLAB
-    return found._replace(features=features), pairs
+    return members._replace(features=features), pairs
 
 
 def _picks(covariance: Tensor, columns: Tensor, target: Tensor) -> tuple[list[Pick], Tensor]:
@@ -384,7 +478,7 @@ def _noisy(gram: Tensor, noise: float) -> Tensor:
 
 
 def _log_evidence(covariance: Tensor, target: Tensor) -> Tensor:
-    """Log density of the target with the output scale integrated out, up to a constant; ``(m, n, n)`` -> ``(m,)``."""
+    """Log density of the target with the output scale integrated out, but for `_log_constant`; ``(m, n, n)`` -> ``(m,)``."""
     lower = torch.linalg.cholesky(covariance)
     solved = torch.linalg.solve_triangular(lower, target[:, None].expand(len(lower), -1, 1), upper=False)
     rate = SCALE_RATE + solved.square().sum((1, 2)) / 2
@@ -397,8 +491,20 @@ def _log_sets(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
-def _joined(first: Members, wider: Members) -> Members:
-    """Both; the first has no variance in the features that only the wider has."""
-    missing = wider.features.shape[1] - first.features.shape[1]
-    first = first._replace(features=torch.nn.functional.pad(first.features, (0, missing)))
-    return Members(*(torch.cat(parts) for parts in zip(first, wider, strict=True)))
+def _log_constant(n: int) -> float:
+    """What `_log_evidence` leaves out, which depends on the number of values alone."""
+    shape = SCALE_SHAPE + n / 2
+    gammas = math.lgamma(shape) - math.lgamma(SCALE_SHAPE)
+    return gammas + SCALE_SHAPE * math.log(SCALE_RATE) - n / 2 * math.log(2 * math.pi)
+
+
+def _joined(found: Sequence[tuple[Members, Pairs]]) -> tuple[Members, Pairs]:
+    """All members over the union of their pairs; they have no variance in pairs that only others picked."""
+    union = list(dict.fromkeys(pair for _, pairs in found for pair in pairs))
+    widened = []
+    for members, pairs in found:
+        own = members.features.shape[1] - len(pairs)
+        features = torch.nn.functional.pad(members.features[:, :own], (0, len(union)))
+        features[:, [own + union.index(pair) for pair in pairs]] = members.features[:, own:]
+        widened.append(members._replace(features=features))
+    return Members(*(torch.cat(parts) for parts in zip(*widened, strict=True))), union

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -12,7 +13,7 @@ import torch
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
-from dasearch.bayes import Proposal, PRSampler, SpaceExhausted
+from dasearch.bayes import Observation, Prior, Proposal, PRSampler, SpaceExhausted
 from dasearch.bayes.claims import KEY, claim
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -202,6 +203,13 @@ def test_a_plain_study_with_mixed_parameters() -> None:
     assert {t.params["n"] for t in found.trials} == {1, 2, 3}
 
 
+def test_the_initial_design_does_not_repeat_where_layouts_may() -> None:
+    found = optuna.create_study(direction="maximize", sampler=PRSampler(seed=0, n_startup=6))
+    found.optimize(lambda t: _first(t) + t.suggest_float("x", 0, 1), n_trials=6)
+    first = [tuple(t.params[n] for n in NAMES[:3]) for t in found.trials]
+    assert len(set(first[1:])) == 5  # the first is drawn before the parameters are known
+
+
 def test_three_choices_are_searched() -> None:
     space = {f"layer{k:02d}.site": CategoricalDistribution(["a", "b", "c"]) for k in range(1, 9)}
     found = optuna.create_study(direction="minimize", sampler=PRSampler(seed=1, search_space=space))
@@ -326,6 +334,106 @@ def test_initial_design_follows_the_size() -> None:
         one = study(search_space={n: SPACE[n] for n in NAMES[:count]}, n_startup=None, on_proposal=told.append)
         one.optimize(lambda t, n=count: float(sum(t.suggest_categorical(x, CHOICES) == "serial" for x in NAMES[:n])), 6)
         assert [p.source for p in told].count("startup") == expected
+
+
+def observations(value: Callable[[torch.Tensor], torch.Tensor], n: int, seed: int = 0) -> list[Observation]:
+    """What another study might have found: random layouts and their values."""
+    bits = torch.randint(2, (n, 12), generator=torch.Generator().manual_seed(seed)).double()
+    params = [dict(zip(NAMES, (CHOICES[int(b)] for b in row), strict=True)) for row in bits]
+    return [Observation(*pair) for pair in zip(params, value(bits).tolist(), strict=True)]
+
+
+def rising(bits: torch.Tensor) -> torch.Tensor:
+    """`_noiseless` of bits."""
+    return bits @ torch.tensor([i % 5 - 2.0 for i in range(12)], dtype=torch.float64)
+
+
+def test_a_prior_is_tried_first_and_shortens_the_startup() -> None:
+    told: list[Proposal] = []
+    prior = observations(rising, 20)
+    warm = study(n_startup=None, prior=prior, on_proposal=told.append)
+    warm.optimize(_noiseless, n_trials=5)
+    assert [p.source for p in told] == ["warm start", "startup"] + ["reparameterization"] * 3
+    assert warm.trials[0].value == max(o.value for o in prior)
+    assert layout(warm.trials[1]) == "s" * 12
+    assert len({layout(t) for t in warm.trials}) == 5
+    assert len(warm.trials) == 5  # the prior is no trial
+    few: list[Proposal] = []
+    study(n_startup=None, prior=prior[:1], on_proposal=few.append).optimize(_noiseless, n_trials=5)
+    assert [p.source for p in few] == ["warm start"] + ["startup"] * 2 + ["reparameterization"] * 2  # 4 less 1
+
+
+def test_a_related_prior_helps_and_an_opposite_one_is_overruled() -> None:
+    share = {"cold": 0.0, "related": 0.0, "opposite": 0.0}
+    late = 0.0
+    for seed in range(3):
+        planted = Planted(seed)
+        for name, sign in (("cold", 0), ("related", 1), ("opposite", -1)):
+            prior = observations(lambda bits, s=sign, of=planted: s * of.value(bits), 20) if sign else []
+            found = study(seed, n_startup=None, prior=prior)
+            found.optimize(Planted(seed), n_trials=6)
+            share[name] += found.best_value / planted.best / 3
+            if name == "opposite":
+                found.optimize(Planted(seed), n_trials=19)
+                late += found.best_value / planted.best / 3
+    assert share["related"] > max(0.85, share["cold"] + 0.1)
+    assert late > 0.9
+
+
+def test_a_warm_study_that_was_killed_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    prior = observations(rising, 8)
+    whole = study(3, n_startup=None, prior=prior)
+    whole.optimize(_noiseless, n_trials=9)
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    for count in (1, 4, 4):
+        study(3, n_startup=None, prior=prior, storage=url).optimize(_noiseless, n_trials=count)
+    assert [layout(t) for t in study(3, storage=url).trials] == [layout(t) for t in whole.trials]
+
+
+def test_a_prior_mirrors_with_the_direction() -> None:
+    up = study(1, n_startup=None, prior=observations(rising, 8))
+    up.optimize(_noiseless, n_trials=6)
+    prior = observations(lambda bits: -rising(bits), 8)
+    down = optuna.create_study(direction="minimize", sampler=PRSampler(seed=1, search_space=SPACE, prior=prior))
+    down.optimize(lambda trial: -_noiseless(trial), n_trials=6)
+    assert [layout(t) for t in up.trials] == [layout(t) for t in down.trials]
+
+
+def test_observations_that_do_not_fit_are_left_out() -> None:
+    cold = study(2)
+    cold.optimize(_noiseless, n_trials=12)
+    fitting = observations(rising, 1)[0]
+    prior = [
+        fitting._replace(value=float("nan")),
+        Observation({n: c for n, c in fitting.params.items() if n != NAMES[3]}, 1.0),
+        Observation({**fitting.params, NAMES[0]: "sideways"}, 2.0),
+    ]
+    odd = study(2, prior=prior)
+    odd.optimize(_noiseless, n_trials=12)
+    assert [layout(t) for t in odd.trials] == [layout(t) for t in cold.trials]
+
+
+def test_of_many_observations_the_best_and_the_worst_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[torch.Tensor] = []
+    original = Prior.standardised
+    monkeypatch.setattr(Prior, "standardised", lambda codes, values: (read.append(values), original(codes, values))[1])
+    prior = observations(rising, 300)
+    study(n_startup=1, prior=prior).optimize(_noiseless, n_trials=2)
+    values = [o.value for o in prior]
+    assert len(read[0]) == 100
+    assert (float(read[0].min()), float(read[0].max())) == (min(values), max(values))
+    assert float(read[0].mean()) == pytest.approx(sum(values) / 300, abs=0.1)
+
+
+def test_an_enqueued_choice_is_kept_beside_a_prior() -> None:
+    prior = observations(rising, 8)
+    best = max(prior, key=lambda o: o.value)
+    other = {NAMES[4]: "serial" if best.params[NAMES[4]] == "parallel" else "parallel"}
+    found = study(prior=prior)
+    found.enqueue_trial(other)
+    found.optimize(_noiseless, n_trials=2)
+    assert found.trials[0].params == {**best.params, **other}
+    assert found.trials[1].params == best.params
 
 
 def test_wrong_use() -> None:
