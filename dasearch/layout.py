@@ -163,6 +163,28 @@ def replaced_layers(layers: int, every: int) -> tuple[int, ...]:
     return tuple(range(every - 1, layers, every))
 
 
+class Depth(NamedTuple):
+    """Where a layout's groups stand: the adapted layers, counted from 0 and ascending, of a backbone of so many."""
+
+    replaced: tuple[int, ...]
+    layers: int
+
+
+def carried(layout: Layout, of: Depth, to: Depth) -> Layout:
+    """A layout of one depth at another: every layer takes the choices of the layer nearest to it in relative depth.
+
+    Layer k of L stands at (2k + 1) / 2L. Of two layers equally near, the deeper one counts, so that where every r-th layer
+    is adapted, it speaks for the r - 1 before it, and so that equal depths give the layout back.
+    """
+    layout.require(len(of.replaced), layout.sites)
+
+    def nearest(layer: int) -> int:
+        gaps = [abs((2 * layer + 1) * of.layers - (2 * other + 1) * to.layers) for other in of.replaced]
+        return min(range(len(gaps)), key=lambda place: (gaps[place], -place))
+
+    return Layout(tuple(layout.bits[nearest(layer)] for layer in to.replaced))
+
+
 def site_names(replaced: Sequence[int], sites: Sequence[str]) -> tuple[str, ...]:
     """``layer03.context`` for every bit, in the order of `Layout.flat`; layers are named from 1."""
     return tuple(f"layer{layer + 1:02d}.{site}" for layer in replaced for site in sites)

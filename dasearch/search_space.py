@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dasearch.errors import LayoutError, SearchSpaceError, suggestion
-from dasearch.layout import CHOICES, SITES, Layout, ModelKind, as_record, replaced_layers, site_names
+from dasearch.layout import CHOICES, SITES, Depth, Layout, ModelKind, as_record, replaced_layers, site_names
 
 Choice = Literal["serial", "parallel"]
 
@@ -74,6 +74,11 @@ class SearchSpace:
     def layers(self) -> int:
         """Number of adapted layers: a layout's groups."""
         return len(self.replaced)
+
+    @property
+    def depth(self) -> Depth:
+        """Where the adapted layers stand in the backbone."""
+        return Depth(self.replaced, self.backbone_layers)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -148,6 +153,12 @@ class SearchSpace:
         """The layout of this space that takes ``layout``'s free bits."""
         record = as_record(layout.require(self.layers, len(self.sites)), self.names)
         return self.decode({name: record[name] for name in self.free})
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> SearchSpace:
+        """The space that `record` tells of."""
+        file = {key: value for key, value in record.items() if key != "backbone_layers"}
+        return cls(SearchSpaceFile.model_validate(file), int(record["backbone_layers"]))
 
     def record(self) -> dict[str, object]:
         """All that the hash covers, as JSON values."""

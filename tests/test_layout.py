@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dasearch.errors import LayoutError
-from dasearch.layout import Difference, Layout, replaced_layers, site_names
+from dasearch.layout import Depth, Difference, Layout, carried, replaced_layers, site_names
 
 layouts = st.integers(1, 6).flatmap(
     lambda layers: st.integers(1, 4).flatmap(
@@ -74,3 +74,40 @@ def test_replaced_layers_and_names() -> None:
     assert site_names((0, 2), ("a", "b")) == ("layer01.a", "layer01.b", "layer03.a", "layer03.b")
     with pytest.raises(LayoutError, match="choose a divisor of 12"):
         replaced_layers(12, 5)
+
+
+def depth(layers: int, every: int = 1) -> Depth:
+    return Depth(replaced_layers(layers * every, every), layers * every)
+
+
+@given(layouts, st.integers(1, 3), st.integers(1, 3), st.integers(1, 6))
+def test_carried_to_another_depth(layout: Layout, every: int, times: int, other: int) -> None:
+    here = depth(layout.layers, every)
+    assert carried(layout, here, here) == layout
+    deeper = depth(layout.layers * times)
+    there = carried(layout, depth(layout.layers), deeper)
+    assert there.bits == tuple(group for group in layout.bits for _ in range(times))  # each layer becomes so many
+    assert carried(there, deeper, depth(layout.layers)) == layout
+    anywhere = carried(layout, here, depth(other))
+    places = [layout.bits.index(group) for group in anywhere.bits]  # of layouts whose layers all differ
+    assert len(set(layout.bits)) < layout.layers or places == sorted(places)
+    assert set(anywhere.bits) <= set(layout.bits)
+
+
+@pytest.mark.parametrize(
+    ("text", "of", "to", "expected"),
+    [
+        ("PS-SP-SS-PP", depth(4), depth(2), "SP-PP"),  # of two equally near layers the deeper one
+        ("PS-SP", depth(2, every=2), depth(4), "PS-PS-SP-SP"),  # layers 2 and 4 of 4 speak for 1 and 3
+        ("PS-SP-SS-PP", depth(4), depth(2, every=2), "SP-PP"),  # the same layers keep their choices
+        ("PS-SP-SS", depth(3), depth(4), "PS-SP-SP-SS"),  # 1/8, 3/8, 5/8, 7/8 against 1/6, 3/6, 5/6
+        ("PS-SP", depth(2), depth(1), "SP"),
+    ],
+)
+def test_carried_by_hand(text: str, of: Depth, to: Depth, expected: str) -> None:
+    assert str(carried(Layout.parse(text), of, to)) == expected
+
+
+def test_a_layout_of_other_layers_than_its_depth_is_refused() -> None:
+    with pytest.raises(LayoutError, match=r"SPS has 1 layers of 3 sites and the model has 2 of 3"):
+        carried(Layout.parse("SPS"), depth(2), depth(4))
