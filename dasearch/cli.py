@@ -87,6 +87,14 @@ def run(
     no_train: Annotated[
         bool, typer.Option("--no-train", help="Stop before the final training and the test split.")
     ] = False,
+    warm_start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Begin with what another study found: its trials.json, a model's layout.json, or a database, as in "
+            "runs/dasearch.db:STUDY. Its depth may differ.",
+        ),
+    ] = None,
     trackers: Annotated[
         list[str] | None,
         typer.Option(
@@ -108,16 +116,19 @@ def run(
     from dasearch.report.tracking import track
     from dasearch.search.estimate import estimate
     from dasearch.search.events import Listeners
+    from dasearch.search.prior import prior_trials
     from dasearch.search.study import Study
 
     loaded = Study.load(study, _overrides(changes, budget, seed), storage=storage)
     console = _console()
     if dry_run:
+        if warm_start is not None:
+            prior_trials(warm_start, loaded.space())  # refused here as it would be there
         show_estimate(console, loaded.settings.yaml(), estimate(loaded))
         return
     terminal = Terminal(console)
     with closing(Listeners(terminal, track(loaded, *trackers or (), say=terminal.remarks))) as listener:
-        status = loaded.run(train=not no_train, listener=listener)
+        status = loaded.run(train=not no_train, listener=listener, warm_start=warm_start)
     summary(console, status, command=" ".join(["dasearch", *sys.argv[1:]]))
 
 

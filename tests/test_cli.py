@@ -76,6 +76,25 @@ def test_no_train_stops_before_the_test_split(here: Path, capsys: pytest.Capture
     assert "next: dasearch " in out
 
 
+def test_a_study_begins_with_what_another_found(trained: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    database, folder = trained / "runs" / "dasearch.db", trained / "runs" / "toy" / "model"
+    best = json.loads((folder / "layout.json").read_text())["layout"]
+    deeper = "-".join(group for group in best.split("-") for _ in range(2))
+    for source, name, said in (
+        (f"{database}:toy", "warm", "warm start: study toy (toy, 2 layers, seed 0), layouts: 3"),
+        (str(folder), "warmer", "warm start: study toy (2 layers, seed 0), layouts: 1"),
+    ):
+        command = ["run", "toy.yaml", "--budget", "1", "--no-train", "--set", f"name={name}"]
+        command += ["--set", "backbone.tiny.layers=4", "--warm-start", source]
+        assert run_command(command) == 0
+        out = capsys.readouterr().out
+        assert said in out
+        if name == "warmer":
+            assert f"1/1  {deeper}  MRR" in out
+    command = ["run", "toy.yaml", "--set", "name=warm", "--set", "backbone.tiny.layers=4", "--warm-start", str(folder)]
+    assert "study 'warm' began with another warm start, study toy (toy, 2 layers, seed 0);" in refused(capsys, *command)
+
+
 def test_dry_run_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(here)
     assert run_command(["run", "toy.yaml", "--dry-run", "--set", "trial.epochs=7"]) == 0
@@ -106,6 +125,9 @@ WRONG = [
     ),
     (["run", "toy.yaml", "--set", "device=cuda:7"], "this machine has no CUDA GPU; use --set device=cpu"),
     (["run", "nowhere.yaml"], "there is no study file 'nowhere.yaml'"),
+    (["run", "toy.yaml", "--warm-start", "nowhere.json"], "nowhere.json cannot be read (No such file or directory)"),
+    (["run", "toy.yaml", "--warm-start", "nowhere.json", "--dry-run"], "nowhere.json cannot be read"),
+    (["run", "toy.yaml", "--warm-start", "toy.yaml"], "toy.yaml is no trials.json, layout.json or study database"),
     (["train", "toy.yaml", "--layout", "SSS"], "the layout SSS has 1 layers of 3 sites and the model has 2 of 3"),
     (["train", "toy.yaml", "--layout", "SXS-SSS"], "a layout is written with S, P and -"),
     (["train", "toy.yaml", "--layout", "best"], "there are no studies under"),

@@ -15,7 +15,7 @@ from typing import Any
 
 from dasearch.bayes import Proposal
 from dasearch.config import StudySettings, parse_study
-from dasearch.errors import StoreError, WrongUse
+from dasearch.errors import WrongUse
 from dasearch.layout import Difference, Layout
 from dasearch.report.learned import Learned, learn
 from dasearch.search.confirmation import OBJECTIVE, Standing, standings, t_interval
@@ -201,10 +201,7 @@ def read_view(store: Store, name: str) -> StudyView:
     Raises:
         StoreError: if the database has no such study.
     """
-    stored = store.study(name)
-    if stored is None:
-        known = ", ".join(store.study_names()) or "none"
-        raise StoreError(f"there is no study {name!r} in this database; studies there: {known}")
+    stored = store.stored(name)
     space = stored_space(stored)
     epochs = store.epochs_by_run(name)
     return StudyView(

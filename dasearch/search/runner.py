@@ -16,7 +16,7 @@ from dataclasses import replace
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from dasearch.bayes import PRSampler, SpaceExhausted, curve_mean
+from dasearch.bayes import Observation, PRSampler, SpaceExhausted, curve_mean
 from dasearch.config import Recipe, StudySettings, resolve_output
 from dasearch.data import Dataset, Development, LeaveOneOut
 from dasearch.errors import DasearchError, TrainingError
@@ -48,6 +48,7 @@ class Runner:
         self.dataset = dataset
         self.split = LeaveOneOut(dataset)
         self.storage = store.optuna_storage()
+        self.prior = store.prior(settings.name)
         self.study = self._optuna_study()
         self.pace = 0.0  # seconds a user and epoch
         self.materials = prepare_study(
@@ -71,6 +72,7 @@ class Runner:
             seed=self.settings.seed,
             n_startup=self.settings.search.startup,
             search_space=dict.fromkeys(self.space.free, distribution),
+            prior=[Observation(self.space.encode(trial.layout), trial.value) for trial in self.prior],
             signal=curve_mean,  # predicts other seeds' MRR better than the best epoch: benchmarks/further_outputs.py
             on_proposal=lambda proposal: self.store.add_proposal(self.settings.name, proposal),
         )
@@ -92,6 +94,8 @@ class Runner:
     def search(self) -> None:
         """Ask, train, tell, until the budget of completed evaluations is met or every layout is known."""
         self._retry_lost_trials()
+        if self.prior:
+            self.listener.says(f"warm start: {self.prior[0].source}, layouts: {len(self.prior)}")
         while len(self._scores()) < self.settings.search.budget:
             self._require_progress()
             trial = self.study.ask()

@@ -42,7 +42,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from dasearch.bayes import Proposal
+from dasearch.bayes import Proposal, mean_of_curve
 from dasearch.errors import StoreError
 from dasearch.layout import Layout
 from dasearch.training.loop import Epoch
@@ -72,6 +72,17 @@ class StudyRow(Base):
     versions: Mapped[str] = mapped_column(Text)
     phase: Mapped[str] = mapped_column(String(20))
     created: Mapped[float] = mapped_column(Float)
+
+
+class PriorRow(Base):
+    """A layout of another study, as a layout of this one, with which a study was begun."""
+
+    __tablename__ = "dasearch_prior"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("dasearch_study.id"), index=True)
+    layout: Mapped[str] = mapped_column(Text)
+    value: Mapped[float] = mapped_column(Float)
+    source: Mapped[str] = mapped_column(Text)
 
 
 class EpochRow(Base):
@@ -192,6 +203,14 @@ class ArtifactRow(Base):
     sha256: Mapped[str] = mapped_column(String(64))
 
 
+class PriorTrial(NamedTuple):
+    """A layout of a study's space, what another study found it worth in its own units, and which study that was."""
+
+    layout: Layout
+    value: float
+    source: str
+
+
 class Stored(NamedTuple):
     """A study as it was begun."""
 
@@ -244,6 +263,11 @@ class TrialRecord(NamedTuple):
     retry_of: int | None
     started: datetime | None
     ended: datetime | None
+
+    @property
+    def signal(self) -> float | None:
+        """What the surrogate learns from a complete trial."""
+        return None if self.score is None else mean_of_curve(self.curve, self.score)
 
 
 class Confirmation(NamedTuple):
@@ -387,6 +411,18 @@ class Store:
                 row.created,
             )
 
+    def stored(self, name: str) -> Stored:
+        """The study as it was begun.
+
+        Raises:
+            StoreError: if there is no such study.
+        """
+        found = self.study(name)
+        if found is None:
+            known = ", ".join(self.study_names()) or "none"
+            raise StoreError(f"there is no study {name!r} in this database; studies there: {known}")
+        return found
+
     def begin(
         self,
         name: str,
@@ -396,28 +432,41 @@ class Store:
         space_hash: str,
         dataset: Mapping[str, Any],
         versions: Mapping[str, str],
+        prior: Sequence[PriorTrial] = (),
     ) -> None:
         """Record a new study: Optuna's part first, so that a study that can be seen here is whole."""
         optuna.create_study(study_name=name, storage=self.optuna_storage(), direction="maximize", load_if_exists=True)
+        row = StudyRow(
+            name=name,
+            settings=json.dumps(dict(settings)),
+            space=json.dumps(dict(space)),
+            space_hash=space_hash,
+            dataset=json.dumps(dict(dataset)),
+            versions=json.dumps(dict(versions)),
+            phase="search",
+            created=time.time(),
+        )
         with Session(self._engine) as session, session.begin():
-            session.add(
-                StudyRow(
-                    name=name,
-                    settings=json.dumps(dict(settings)),
-                    space=json.dumps(dict(space)),
-                    space_hash=space_hash,
-                    dataset=json.dumps(dict(dataset)),
-                    versions=json.dumps(dict(versions)),
-                    phase="search",
-                    created=time.time(),
-                )
+            session.add(row)
+            session.flush()  # its id
+            session.add_all(
+                PriorRow(study_id=row.id, layout=str(t.layout), value=t.value, source=t.source) for t in prior
             )
+
+    def prior(self, name: str) -> list[PriorTrial]:
+        """What the study was begun with; nothing, for most."""
+        if not inspect(self._engine).has_table(PriorRow.__tablename__):  # older databases lack it
+            return []
+        with Session(self._engine) as session:
+            study = self._row(session, name).id
+            rows = session.scalars(select(PriorRow).filter_by(study_id=study).order_by(PriorRow.id))
+            return [PriorTrial(Layout.parse(row.layout), row.value, row.source) for row in rows]
 
     def withdraw(self, name: str) -> None:
         """Take back a study that `begin` recorded, with all that is known of it."""
         with Session(self._engine) as session, session.begin():
             row = self._row(session, name)
-            for table in (EpochRow, ProposalRow):
+            for table in (EpochRow, ProposalRow, PriorRow):
                 session.execute(delete(table).where(table.study_id == row.id))
             session.delete(row)
         optuna.delete_study(study_name=name, storage=self.optuna_storage())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -21,9 +21,10 @@ from dasearch.models.pretrained import pretrained_layers
 from dasearch.models.tiny_opt import TINY_OPT
 from dasearch.search.confirmation import Standing, standings
 from dasearch.search.events import DONE, SEARCH, Listener
+from dasearch.search.prior import prior_trials
 from dasearch.search.runner import Runner
-from dasearch.search.store import Artifact, Result, Store, Stored, open_store, require_writable
-from dasearch.search_space import SearchSpace, SearchSpaceFile, find_shipped, load_search_space, space_differences
+from dasearch.search.store import Artifact, PriorTrial, Result, Store, Stored, open_store, require_writable
+from dasearch.search_space import SearchSpace, find_shipped, load_search_space, space_differences
 from dasearch.training.materials import resolve_device
 from dasearch.training.seeds import derive_seed
 
@@ -113,12 +114,22 @@ class Study:
         """How the study reads its data."""
         return self.settings.data.rules(derive_seed(self.settings.seed, "ties") % 2**31)
 
-    def run(self, budget: int | None = None, *, train: bool = True, listener: Listener | None = None) -> Status:
+    def run(
+        self,
+        budget: int | None = None,
+        *,
+        train: bool = True,
+        listener: Listener | None = None,
+        warm_start: str | Path | None = None,
+    ) -> Status:
         """Search until ``budget`` evaluations are complete, confirm, and (``train``) train and test the winner.
 
-        Goes on where an earlier run of the same study stopped.
+        Goes on where an earlier run of the same study stopped. A new study may begin with another one's trials: those of
+        ``warm_start``, a file of any form that `prior.read_trials` reads. It keeps them, so that a study that was begun
+        with them goes on with them whether they are given again or not.
 
         Raises:
+            LayoutError: if ``warm_start`` cannot be read, or is of another model.
             StudyError, SearchSpaceError: if the study in the database was begun with other settings or another space.
             StoreError: if another process runs this study, or its database cannot be used.
         """
@@ -130,13 +141,14 @@ class Study:
         resolve_device(settings.device)
         space = self.space()
         _require_choice(settings, space)
+        prior = None if warm_start is None else prior_trials(str(warm_start), space)
         dataset = self.dataset()
         store = open_store(self.storage, settings.output, create=True)
         try:
             require_writable(resolve_output(settings))
             with only_runner(resolve_output(settings)):
                 fresh = store.study(settings.name) is None
-                if _begin(store, settings, space, dataset) != DONE:
+                if _begin(store, settings, space, dataset, prior) != DONE:
                     with _withdrawn_if_refused(store, settings.name, fresh=fresh):
                         Runner(settings, space, dataset, store, listener or Listener()).run(train=train)
                 return status(store, settings.name)
@@ -168,10 +180,7 @@ def with_budget(settings: StudySettings, budget: int) -> StudySettings:
 
 def status(store: Store, name: str) -> Status:
     """Where a stored study stands."""
-    stored = store.study(name)
-    if stored is None:
-        known = ", ".join(store.study_names()) or "none"
-        raise StoreError(f"there is no study {name!r} in this database; studies there: {known}")
+    stored = store.stored(name)
     settings = parse_study(stored.settings, source=f"study {name}")
     space = stored_space(stored)
     study = optuna.load_study(study_name=name, storage=store.optuna_storage(), sampler=optuna.samplers.RandomSampler())
@@ -185,9 +194,7 @@ def status(store: Store, name: str) -> Status:
 
 def stored_space(stored: Stored) -> SearchSpace:
     """The search space that a study began with."""
-    record = dict(stored.space)
-    layers = int(record.pop("backbone_layers"))
-    return SearchSpace(SearchSpaceFile.model_validate(record), layers)
+    return SearchSpace.from_record(stored.space)
 
 
 def _view(trial: FrozenTrial, space: SearchSpace) -> TrialView:
@@ -224,7 +231,9 @@ def _withdrawn_if_refused(store: Store, name: str, *, fresh: bool) -> Iterator[N
         raise
 
 
-def _begin(store: Store, settings: StudySettings, space: SearchSpace, dataset: Dataset) -> str:
+def _begin(
+    store: Store, settings: StudySettings, space: SearchSpace, dataset: Dataset, prior: Sequence[PriorTrial] | None
+) -> str:
     """Record a new study, or check that the stored one is this one; its phase."""
     stored = store.study(settings.name)
     record = settings.model_dump(mode="json")
@@ -242,6 +251,7 @@ def _begin(store: Store, settings: StudySettings, space: SearchSpace, dataset: D
             versions={
                 name: version(name) for name in ("dasearch", "torch", "transformers", "botorch", "gpytorch", "optuna")
             },
+            prior=prior or (),
         )
         return SEARCH
     if stored.space_hash != space.hash:
@@ -253,6 +263,8 @@ def _begin(store: Store, settings: StudySettings, space: SearchSpace, dataset: D
         raise StudyError(
             f"the data of study {settings.name!r} changed since it began; restore them or pass --set name=NEW"
         )
+    if prior is not None:
+        _require_same_prior(settings.name, store.prior(settings.name), prior)
     before = parse_study(stored.settings, source=f"study {settings.name}")  # settings it does not know are at defaults
     differences = settings_differences(before.model_dump(mode="json"), record)
     fixed = [key for key in differences if not _may_change(key)]
@@ -264,6 +276,13 @@ def _begin(store: Store, settings: StudySettings, space: SearchSpace, dataset: D
         )
     store.update_settings(settings.name, record)
     return stored.phase
+
+
+def _require_same_prior(name: str, before: Sequence[PriorTrial], given: Sequence[PriorTrial]) -> None:
+    """A warm start is part of what a study began with, wherever its file lies now."""
+    if [trial[:2] for trial in before] != [trial[:2] for trial in given]:
+        began = f"with another warm start, {before[0].source}" if before else "without a warm start"
+        raise StudyError(f"study {name!r} began {began}; leave out --warm-start to go on, or pass --set name=NEW")
 
 
 def settings_differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:

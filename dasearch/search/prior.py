@@ -1,0 +1,207 @@
+"""What another study found, as prior trials of a new one.
+
+A file of any form below becomes `TrialsFile`; its layouts are carried to the new study's depth (`layout.carried`) and, where
+the new space holds sites fixed, to the nearest layout of that space: leaving out all that differ there would often leave
+nothing. What a fixed site was worth then counts as the other study's noise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+from dasearch.errors import LayoutError
+from dasearch.layout import SITES, Depth, Layout, LayoutFile, ModelKind, carried
+from dasearch.search.confirmation import OBJECTIVE
+from dasearch.search.store import PriorTrial, Store, TrialRecord, open_store
+from dasearch.search_space import SearchSpace
+from dasearch.versioned import parse_versioned, validated
+
+TRIALS_SCHEMA = "1.0"
+SQLITE = b"SQLite format 3\0"
+
+
+class ScoredLayout(BaseModel):
+    """A layout and what it is worth; more is better."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layout: str = Field(description="a letter a site, S serial or P parallel, a group an adapted layer: SPS-PPS")
+    score: FiniteFloat
+    signal: FiniteFloat | None = Field(
+        None, description="what the search learned from, the mean of the validation curve; null: the score"
+    )
+
+
+class TrialsFile(BaseModel):
+    """The contents of ``trials.json``: the complete trials of a study, for another one to begin with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: str = Field(TRIALS_SCHEMA, pattern=r"^\d+\.\d+$")
+    model: ModelKind
+    sites: list[str] = Field(description="of a layer, in the order of a layout's letters")
+    layers: int = Field(ge=1, description="layers of the backbone")
+    replaced: list[int] = Field(min_length=1, description="the layers that carry adapters, counted from 1, ascending")
+    metric: str = Field(description="of the scores, on validation data")
+    study: str
+    dataset: str | None = None
+    seed: int
+    trials: list[ScoredLayout] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> TrialsFile:
+        if sorted({layer for layer in self.replaced if 1 <= layer <= self.layers}) != self.replaced:
+            raise ValueError(f"replaced must ascend from 1 to at most {self.layers}")
+        for trial in self.trials:
+            Layout.parse(trial.layout).require(len(self.replaced), len(self.sites))
+        return self
+
+    @property
+    def depth(self) -> Depth:
+        return Depth(tuple(layer - 1 for layer in self.replaced), self.layers)
+
+    @property
+    def source(self) -> str:
+        """In words."""
+        data = f"{self.dataset}, " if self.dataset else ""
+        return f"study {self.study} ({data}{self.layers} layers, seed {self.seed})"
+
+
+def trials_schema() -> dict[str, Any]:
+    """JSON Schema of ``trials.json``."""
+    return TrialsFile.model_json_schema()
+
+
+def trials_of(store: Store, name: str) -> TrialsFile:
+    """The complete trials of a stored study.
+
+    Raises:
+        StoreError: if there is no such study.
+        LayoutError: if none of its trials is complete.
+    """
+    stored = store.stored(name)
+    space = SearchSpace.from_record(stored.space)
+    found = [scored for trial in store.trials(name) if (scored := _scored(trial, space)) is not None]
+    if not found:
+        raise LayoutError(f"study {name!r} has no complete trial yet; run it first")
+    return TrialsFile(
+        model=space.file.model,
+        sites=list(space.sites),
+        layers=space.backbone_layers,
+        replaced=[layer + 1 for layer in space.replaced],
+        metric=OBJECTIVE,
+        study=name,
+        dataset=stored.dataset.get("name"),
+        seed=stored.settings["seed"],
+        trials=found,
+    )
+
+
+def _scored(trial: TrialRecord, space: SearchSpace) -> ScoredLayout | None:
+    if trial.state != "complete" or trial.score is None or not set(space.free) <= set(trial.params):
+        return None
+    return ScoredLayout(layout=str(space.decode(trial.params)), score=trial.score, signal=trial.signal)
+
+
+def write_trials(store: Store, name: str, path: Path) -> Path:
+    """Write a stored study's ``trials.json``; errors as of `trials_of`."""
+    file = trials_of(store, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(file.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def prior_trials(source: str, space: SearchSpace) -> list[PriorTrial]:
+    """What a file tells a study of ``space``, as layouts of that space.
+
+    Raises:
+        LayoutError: if it cannot be read, or is of another model or other sites.
+        StoreError: for a database that cannot be opened.
+    """
+    file = read_trials(source)
+    if (file.model, tuple(file.sites)) != (space.file.model, space.sites):
+        raise LayoutError(
+            f"{source} holds layouts of {file.model} [{', '.join(file.sites)}] and this study searches those of "
+            f"{space.file.model} [{', '.join(space.sites)}]; give --warm-start a study of {space.file.model}"
+        )
+    return [
+        PriorTrial(
+            space.nearest(carried(Layout.parse(trial.layout), file.depth, space.depth)),
+            trial.score if trial.signal is None else trial.signal,
+            file.source,
+        )
+        for trial in file.trials
+    ]
+
+
+def read_trials(source: str) -> TrialsFile:
+    """A ``trials.json``, a model's ``layout.json`` or folder, or a database: ``FILE:STUDY`` where it holds several studies.
+
+    Raises:
+        LayoutError: for a file that is none of these, or holds no scored layout.
+        StoreError: for a database that cannot be opened, or does not hold the study.
+    """
+    path, study = _file_and_study(source)
+    path = path / "layout.json" if path.is_dir() else path
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise LayoutError(f"{path} cannot be read ({error.strerror}); check --warm-start") from None
+    if content.startswith(SQLITE):
+        return _stored(path, study)
+    try:
+        record = json.loads(content)
+    except ValueError:
+        record = None
+    form = next((key for key in FORMS if isinstance(record, dict) and key in record), None)
+    if form is None or study is not None:
+        raise LayoutError(f"{source} is no trials.json, layout.json or study database; check --warm-start")
+    return FORMS[form](record, str(path))
+
+
+def _file_and_study(source: str) -> tuple[Path, str | None]:
+    path, study = Path(source), None
+    if not path.exists() and ":" in source:
+        before, study = source.rsplit(":", 1)
+        path = Path(before)
+    return path.expanduser(), study
+
+
+def _stored(path: Path, study: str | None) -> TrialsFile:
+    with closing(open_store(str(path), str(path.parent), create=False)) as store:
+        names = store.study_names() if study is None else [study]
+        if len(names) != 1:
+            known = ", ".join(names) or "none"
+            raise LayoutError(f"{path} does not hold one study; name it as in {path}:STUDY (studies there: {known})")
+        return trials_of(store, names[0])
+
+
+def _of_trials(record: dict[str, Any], source: str) -> TrialsFile:
+    return parse_versioned(TrialsFile, record, known=TRIALS_SCHEMA, source=source)
+
+
+def _of_layout(record: dict[str, Any], source: str) -> TrialsFile:
+    """The one layout of a trained model."""
+    file = validated(LayoutFile, record, source=source)
+    if file.metric is None:
+        raise LayoutError(
+            f"{source} has no metric, so its layout has no score; give that of a model which dasearch trained"
+        )
+    known = {
+        "model": next(
+            (kind for kind, sites in SITES.items() if list(sites) == file.sites), file.model
+        ),  # not its variation
+        "metric": file.metric.name,
+        "trials": [{"layout": file.layout, "score": file.metric.value}],
+        **file.model_dump(include={"sites", "layers", "replaced", "study", "seed"}),
+    }
+    return validated(TrialsFile, known, source=source)
+
+
+FORMS: dict[str, Callable[[dict[str, Any], str], TrialsFile]] = {"trials": _of_trials, "layout": _of_layout}  # by a key
