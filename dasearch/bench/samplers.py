@@ -112,9 +112,23 @@ def race(entry: Entry) -> Race:
     space = {name: CategoricalDistribution(CHOICES) for name in landscape.names}
     study = optuna.create_study(direction="maximize", sampler=SAMPLERS[entry.sampler](entry.seed, space))
     noise = torch.Generator().manual_seed(entry.seed + 10_000)
+    curve, asks = play(study, landscape, min(entry.trials, 2 ** len(space)), noise)
+    return Race(
+        entry.landscape,
+        entry.sampler,
+        entry.seed,
+        [round(v, 5) for v in curve],
+        statistics.median(asks[len(asks) // 3 :]),
+    )
+
+
+def play(
+    study: optuna.Study, landscape: Landscape, trials: int, noise: torch.Generator
+) -> tuple[list[float], list[float]]:
+    """The best noise-free value so far, and the seconds of the ask, a number a trial."""
     curve: list[float] = []
     asks: list[float] = []
-    for _ in range(min(entry.trials, 2 ** len(space))):
+    for _ in range(trials):
         started = time.perf_counter()
         trial = study.ask()
         bits = tuple(CHOICES.index(trial.suggest_categorical(name, CHOICES)) for name in landscape.names)
@@ -124,13 +138,7 @@ def race(entry: Entry) -> Race:
             trial.report(epoch, number)
         study.tell(trial, value)
         curve.append(max([landscape.truth(bits), *curve[-1:]]))
-    return Race(
-        entry.landscape,
-        entry.sampler,
-        entry.seed,
-        [round(v, 5) for v in curve],
-        statistics.median(asks[len(asks) // 3 :]),
-    )
+    return curve, asks
 
 
 def planned(
