@@ -653,21 +653,14 @@ def _views(names: list[str], output: str, storage: str | None) -> list[Any]:
 
 
 def _status_record(found: Any) -> dict[str, Any]:
+    from dasearch.report.terminal import standing_record
+
     return {
         "name": found.name,
         "phase": found.phase,
         "budget": found.budget,
         "trials": [{**asdict(trial), "layout": str(trial.layout or "")} for trial in found.trials],
-        "confirmation": [
-            {
-                "layout": str(s.layout),
-                "role": s.role,
-                "score": s.score._asdict(),
-                "gain": s.gain and s.gain._asdict(),
-                "seeds": s.seeds,
-            }
-            for s in found.standings
-        ],
+        "confirmation": [standing_record(standing) for standing in found.standings],
         "results": [result._asdict() for result in found.results],
         "artifacts": [artifact._asdict() for artifact in found.artifacts],
     }

@@ -67,7 +67,7 @@ def sections(view: StudyView) -> list[Section]:
             "structure", "What was learned", figures=("main-effects", "pairs", "hamming"), tables=(effects_table(view),)
         ),
         Section("search", "The search", figures=("curves", "theta", "calibration", "cost", "timeline")),
-        Section("trials", "Trials", tables=(trials_table(view),)),
+        Section("trials", "Trials", tables=(trials_table(view), later_table(view))),
         Section("data", "Data", tuple(_data_sentences(view)), tables=(data_table(view),)),
         Section(
             "configuration",
@@ -185,6 +185,23 @@ def trainings_table(view: StudyView) -> Table:
     ]
     headings = ("row", "seed", *metrics, "parameters", "seconds", "peak MiB")
     return Table("Final trainings on all users", headings, tuple(rows))
+
+
+def later_table(view: StudyView) -> Table:
+    """When each training after the search ran."""
+    rows = [
+        (
+            t.phase,
+            f"{t.place} of {t.total}",
+            t.label,
+            str(t.layout),
+            t.began.strftime(WHEN),
+            "runs" if t.ended is None else f"{(t.ended - t.began).total_seconds():.1f}",
+        )
+        for t in view.later_trainings
+    ]
+    headings = ("phase", "place", "training", "layout", "began", "seconds")
+    return Table("Trainings after the search", headings, tuple(rows))
 
 
 def artifacts_table(view: StudyView) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -313,6 +314,17 @@ def symmetric(interval: Interval, sign: str = "") -> str:
 def finite_record(interval: Interval) -> dict[str, float | None]:
     """As JSON values: JSON has no infinity, so an interval of a single seed has no ends."""
     return {name: value if math.isfinite(value) else None for name, value in interval._asdict().items()}
+
+
+def standing_record(standing: Standing) -> dict[str, Any]:
+    """A confirmed layout."""
+    intervals = {"score": standing.score, "gain": standing.gain, "together": standing.together}
+    return {
+        "layout": str(standing.layout),
+        "role": standing.role,
+        "seeds": standing.seeds,
+        **{name: None if interval is None else finite_record(interval) for name, interval in intervals.items()},
+    }
 
 
 def plain_table(title: str) -> Table:

@@ -20,7 +20,7 @@ from dasearch.layout import Difference, Layout
 from dasearch.report.learned import Learned, learn
 from dasearch.search.confirmation import OBJECTIVE, Standing, standings, t_interval
 from dasearch.search.runner import BROKEN
-from dasearch.search.store import Artifact, Confirmation, FinalTraining, Result, Store, TrialRecord
+from dasearch.search.store import Artifact, Confirmation, FinalTraining, LaterTraining, Result, Store, TrialRecord
 from dasearch.search.study import stored_space
 from dasearch.search_space import SearchSpace
 from dasearch.training.loop import Epoch
@@ -111,6 +111,7 @@ class StudyView:
     confirmations: tuple[Confirmation, ...] = ()
     results: tuple[Result, ...] = ()
     final_trainings: tuple[FinalTraining, ...] = ()
+    later_trainings: tuple[LaterTraining, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
 
     @cached_property
@@ -218,6 +219,7 @@ def read_view(store: Store, name: str) -> StudyView:
         confirmations=tuple(store.confirmations(name)),
         results=tuple(store.results(name)),
         final_trainings=tuple(store.final_trainings(name)),
+        later_trainings=tuple(store.later_trainings(name)),
         artifacts=tuple(store.artifacts(name)),
     )
 

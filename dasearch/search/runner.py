@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -26,7 +27,16 @@ from dasearch.search.confirmation import OBJECTIVE, Contender, Standing, contend
 from dasearch.search.events import CONFIRMATION, FINAL, SEARCH, Finished, Listener, Training
 from dasearch.search.final import WINNER, Finalists, Model, evaluate_finally, final_rows, train_encoders
 from dasearch.search.objective import TRIAL_SEED, Objective
-from dasearch.search.store import HEARTBEAT_SECONDS, RETRY, Artifact, Confirmation, FinalTraining, Result, Store
+from dasearch.search.store import (
+    HEARTBEAT_SECONDS,
+    RETRY,
+    Artifact,
+    Confirmation,
+    FinalTraining,
+    LaterTraining,
+    Result,
+    Store,
+)
 from dasearch.search_space import SearchSpace
 from dasearch.training.loop import Epoch, Trained
 from dasearch.training.materials import Materials
@@ -162,6 +172,17 @@ class Runner:
         self.pace = pace if not self.pace else 0.7 * self.pace + 0.3 * pace
         return trained
 
+    def _train_later(self, objective: Objective, training: Training, run: str, seed: int) -> Trained:
+        """A training after the search, with its times: Optuna keeps those of trials alone."""
+        name, place = self.settings.name, (training.index, training.total)
+        began = datetime.now(UTC)
+        self.store.begin_training(
+            name, LaterTraining(run, training.phase, training.label, training.layout, *place, began)
+        )
+        trained = self._train(objective, training, run, seed)
+        self.store.end_training(name, run, datetime.now(UTC))
+        return trained
+
     def _tell_finished(self, training: Training, score: float | None, seconds: float) -> None:
         scores = self._scores()
         best = max(scores, key=lambda layout: scores[layout], default=None)
@@ -234,7 +255,7 @@ class Runner:
             run = f"confirm/{seed}/{contender.layout}"
             label = f"{contender.role}, seed {seed}"
             training = Training(CONFIRMATION, index, len(planned), contender.layout, label, self.settings.trial.epochs)
-            trained = self._train(self.short, training, run, seed)
+            trained = self._train_later(self.short, training, run, seed)
             record = Confirmation(contender.layout, contender.role, seed, trained.metrics.record(), trained.seconds)
             self.store.add_confirmation(self.settings.name, record)
             self.short.forget(run)
@@ -284,7 +305,7 @@ class Runner:
         if seed != TRIAL_SEED:
             run = f"{run}/{seed}"
         training = Training(FINAL, index, total, model.layout, label, self.settings.final.epochs)
-        trained = self._train(objective, training, run, seed)
+        trained = self._train_later(objective, training, run, seed)
         seconds_left = self.seconds_left(0, left)
         self.listener.finished(Finished(training, trained.metrics.mrr, None, None, trained.seconds, seconds_left))
         return trained

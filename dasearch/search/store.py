@@ -177,6 +177,23 @@ class FinalTrainingRow(Base):
     peak_memory: Mapped[int] = mapped_column(BigInteger)
 
 
+class LaterTrainingRow(Base):
+    """A training after the search; ``run`` as of `EpochRow`, times in seconds since 1970."""
+
+    __tablename__ = "dasearch_training"
+    __table_args__ = (UniqueConstraint("study_id", "run"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("dasearch_study.id"), index=True)
+    run: Mapped[str] = mapped_column(String(300))
+    phase: Mapped[str] = mapped_column(String(20))
+    label: Mapped[str] = mapped_column(Text)
+    layout: Mapped[str] = mapped_column(Text)
+    place: Mapped[int]
+    total: Mapped[int]
+    began: Mapped[float] = mapped_column(Float)
+    ended: Mapped[float | None] = mapped_column(Float)
+
+
 class AblationRow(Base):
     """One training of an ablation; ``run`` and ``variant`` are hashes of what decides its result beside the seed."""
 
@@ -311,6 +328,25 @@ class FinalTraining(NamedTuple):
     peak_memory: int
 
 
+class LaterTraining(NamedTuple):
+    """A training of the confirmation or the final phase: its place among ``total``, and when it ran.
+
+    Attributes:
+        run: as of `EpochRow`.
+        began: of one that was interrupted, when it last went on.
+        ended: None while it runs.
+    """
+
+    run: str
+    phase: str
+    label: str
+    layout: Layout
+    place: int
+    total: int
+    began: datetime
+    ended: datetime | None = None
+
+
 class AblationTraining(NamedTuple):
     """One training of an ablation; ``metrics`` on the validation split."""
 
@@ -382,7 +418,8 @@ class Store:
                 session.scalar(select(func.count()).where(kept.study_id == row.id))
                 for kept in (EpochRow, ProposalRow, ConfirmationRow, ResultRow, ArtifactRow)
             ]
-            recorded = (row.settings, row.phase, sorted(states.items()), tuple(running[1:]), own)
+            later = tuple((training.run, training.ended) for training in self._later_trainings(session, row.id))
+            recorded = (row.settings, row.phase, sorted(states.items()), tuple(running[1:]), own, later)
             return Progress(
                 name=row.name,
                 settings=json.loads(row.settings),
@@ -577,6 +614,48 @@ class Store:
                 for row in rows
             ]
 
+    def begin_training(self, name: str, training: LaterTraining) -> None:
+        """Record that a training after the search begins; of one that ended before, its times stay."""
+        with Session(self._engine) as session, session.begin():
+            key = {"study_id": self._row(session, name).id, "run": training.run}
+            row = session.scalar(select(LaterTrainingRow).filter_by(**key)) or LaterTrainingRow(**key)
+            if row.ended is None:
+                row.phase, row.label, row.layout = training.phase, training.label, str(training.layout)
+                row.place, row.total, row.began = training.place, training.total, training.began.timestamp()
+            session.add(row)
+
+    def end_training(self, name: str, run: str, ended: datetime) -> None:
+        """Record that a training that `begin_training` recorded is over."""
+        with Session(self._engine) as session, session.begin():
+            study = self._row(session, name).id
+            row = session.scalars(select(LaterTrainingRow).filter_by(study_id=study, run=run)).one()
+            row.ended = ended.timestamp() if row.ended is None else row.ended
+
+    def later_trainings(self, name: str) -> list[LaterTraining]:
+        """Every training after the search, in the order in which they began."""
+        with Session(self._engine) as session:
+            return self._later_trainings(session, self._row(session, name).id)
+
+    def _later_trainings(self, session: Session, study: int) -> list[LaterTraining]:
+        if not self._has(LaterTrainingRow):
+            return []
+        rows = session.scalars(
+            select(LaterTrainingRow).filter_by(study_id=study).order_by(LaterTrainingRow.began, LaterTrainingRow.id)
+        )
+        return [
+            LaterTraining(
+                row.run,
+                row.phase,
+                row.label,
+                Layout.parse(row.layout),
+                row.place,
+                row.total,
+                datetime.fromtimestamp(row.began, UTC),
+                None if row.ended is None else datetime.fromtimestamp(row.ended, UTC),
+            )
+            for row in rows
+        ]
+
     def finish(
         self, name: str, results: list[Result], artifacts: list[Artifact], trainings: Sequence[FinalTraining] = ()
     ) -> None:
@@ -595,7 +674,7 @@ class Store:
         with Session(self._engine) as session:
             study = self._row(session, name).id
             compared: dict[tuple[str, str], ComparisonRow] = {}
-            if inspect(self._engine).has_table(ComparisonRow.__tablename__):  # databases of 0.1's first weeks lack it
+            if self._has(ComparisonRow):
                 rows = session.scalars(select(ComparisonRow).filter_by(study_id=study))
                 compared = {(row.name, row.metric): row for row in rows}
             found = session.scalars(select(ResultRow).filter_by(study_id=study).order_by(ResultRow.id))
@@ -630,6 +709,10 @@ class Store:
                 select(ArtifactRow).filter_by(study_id=self._row(session, name).id).order_by(ArtifactRow.id)
             )
             return [Artifact(row.kind, row.path, row.sha256) for row in rows]
+
+    def _has(self, kept: type[Base]) -> bool:
+        """Whether the database has a table; those of 0.1's first weeks lack some."""
+        return inspect(self._engine).has_table(kept.__tablename__)
 
     def _row(self, session: Session, name: str) -> StudyRow:
         row = session.scalar(select(StudyRow).where(StudyRow.name == name))

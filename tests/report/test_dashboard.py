@@ -24,7 +24,7 @@ from dasearch.cli import run_command
 from dasearch.errors import WrongUse
 from dasearch.layout import Layout
 from dasearch.report.dashboard.app import application
-from dasearch.report.dashboard.live import progress_sentences, seconds_left
+from dasearch.report.dashboard.live import progress_sentences, seconds_left, share
 from dasearch.report.dashboard.numbers import numbers
 from dasearch.report.dashboard.pages import layout_map
 from dasearch.report.dashboard.reading import Reader
@@ -336,8 +336,32 @@ def test_progress_in_words() -> None:
     assert said[0] == "search: 5 of 5 evaluations complete, the best so far MRR 0.1400 (trial 3)."
     assert said[1] == f"Trial 7 runs: SSS-SSP, 1 of at most {view.settings.trial.epochs} epochs done."
     assert seconds_left(view) is None
+    assert share(view) == ("evaluations", 5, 5)
     short = views.view(view.trials[:3])
     assert seconds_left(short) == 2 * 9.0  # trials of 8, 9 and 10 s, two to come
+
+
+def test_progress_after_the_search() -> None:
+    silent = Progress("toy", {}, "final", 0.0, {}, None, None, "v")
+    first, second, final = views.later_trainings()
+    later = (first, second._replace(ended=None))
+    confirming = views.finished(phase="confirmation", later_trainings=later)
+    assert progress_sentences(confirming, silent)[1] == (
+        "1 of 6 trainings with fresh seeds are complete; all-serial, seed 2 runs since 00:01 UTC: SSS-SSS."
+    )
+    assert share(confirming) == ("trainings with fresh seeds", 1, 6)
+    training = views.finished(phase="final", later_trainings=(first, second, final))
+    assert (
+        "0 of 4 final trainings are complete; winner <b>, seed 0 runs since" in progress_sentences(training, silent)[1]
+    )
+    over = final._replace(place=4, ended=final.began)
+    done = views.finished(phase="final", later_trainings=(first, second, over))
+    assert progress_sentences(done, silent)[1] == (
+        "4 of 4 final trainings are complete, what is left are ID models and the test split."
+    )
+    assert progress_sentences(views.finished(phase="final"), silent)[1] == (
+        "6 trainings with fresh seeds are complete."  # of a study that kept no times
+    )
 
 
 # --- the database -----------------------------------------------------------------------------------------------------

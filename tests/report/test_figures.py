@@ -19,7 +19,7 @@ from dasearch.report.figures.search import free_lanes
 from dasearch.report.theme import BEST, DARK, LIGHT, PARALLEL, SERIAL, STATE_COLOURS, STATE_SYMBOLS, brief, words
 from dasearch.report.view import State, StudyView, Trial
 from dasearch.search.confirmation import t_interval
-from tests.report.views import BEGUN, LAYOUTS, SCORES, complete, finished, space, view
+from tests.report.views import BEGUN, LAYOUTS, SCORES, complete, finished, later_trainings, space, view
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +198,22 @@ def test_timeline_has_a_bar_a_trial(study: StudyView) -> None:
     assert list(traces["running"].y) == [2]  # it began while trial 6 ran
     assert list(traces["running"].x) == [3540_000.0]  # until the study was read
     assert "8 trials: 5 complete, 1 running, 1 pruned, 1 failed; 1 of them repeat" in words(found)
+
+
+def test_timeline_goes_on_after_the_search() -> None:
+    found = figures.timeline(finished(later_trainings=later_trainings()), LIGHT)
+    traces = named(found)
+    confirmed, final = traces["confirmation"], traces["final, running"]
+    assert list(confirmed.x) == [8000.0] * 2
+    assert list(confirmed.base) == ["2026-01-01T00:01:40+00:00", "2026-01-01T00:01:50+00:00"]
+    assert list(final.x) == [3480_000.0]  # until the study was read
+    assert confirmed.marker.color == STATE_COLOURS[State.COMPLETE]
+    assert final.marker.color == STATE_COLOURS[State.RUNNING]
+    hatches = [traces[name].marker.pattern.shape for name in ("complete", "confirmation", "final, running")]
+    assert len(set(hatches)) == 3
+    assert hatches[0] == ""
+    assert final.hovertext[0].startswith("winner &lt;b&gt;, seed 0: SSS-SSS<br>running, 3480.0 s")
+    assert words(found).endswith("After them 2 confirmation trainings and 1 final training.")
 
 
 def test_lanes_are_reused() -> None:

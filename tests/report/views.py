@@ -11,7 +11,7 @@ from dasearch.config import parse_study
 from dasearch.layout import Layout, as_record
 from dasearch.report.view import State, StudyView, Trial
 from dasearch.search.confirmation import ALL_PARALLEL, ALL_SERIAL, CANDIDATE
-from dasearch.search.store import Artifact, Confirmation, FinalTraining, Result
+from dasearch.search.store import Artifact, Confirmation, FinalTraining, LaterTraining, Result
 from dasearch.search_space import SearchSpace, load_search_space
 from dasearch.training.loop import Epoch
 from dasearch.training.metrics import Interval
@@ -125,6 +125,29 @@ def confirmations(layouts: Sequence[Layout]) -> tuple[Confirmation, ...]:
         for layout, role, scores in scored
         for seed, score in enumerate(scores, start=1)
     )
+
+
+def later_trainings() -> tuple[LaterTraining, ...]:
+    """Two of six confirmations, each of 8 s, then the first of four final trainings, which runs."""
+    layout = Layout.parse(LAYOUTS[0])
+    confirmed = [
+        LaterTraining(
+            f"confirm/{seed}/{layout}",
+            "confirmation",
+            f"all-serial, seed {seed}",
+            layout,
+            seed,
+            6,
+            began,
+            _after(began),
+        )
+        for seed, began in ((1, _at(100)), (2, _at(110)))
+    ]
+    return (*confirmed, LaterTraining(f"final/{layout}", "final", "winner <b>, seed 0", layout, 1, 4, _at(120)))
+
+
+def _after(began: datetime) -> datetime:
+    return began + timedelta(seconds=8)
 
 
 def results(winner: str) -> tuple[Result, ...]:

@@ -149,6 +149,20 @@ def test_interrupted_anywhere_it_ends_the_same(tmp_path: Path, phase: str) -> No
     resumed, ears = run(settings)
     assert outcome(resumed) == outcome(whole)
     assert len(ears.trainings) == len(set(ears.trainings))
+    assert later_trainings(tmp_path / "runs") == later_trainings(tmp_path / "whole")
+
+
+def later_trainings(output: Path) -> list[tuple[str, int, int]]:
+    """Run, place and total of each training after the search; they ran one after another."""
+    store = open_store(None, str(output), create=False)
+    found = store.later_trainings("toy")
+    done = {f"confirm/{c.seed}/{c.layout}" for c in store.confirmations("toy")}
+    store.close()
+    assert {one.run for one in found if one.phase == "confirmation"} == done
+    moments = [moment for one in found for moment in (one.began, one.ended)]
+    assert None not in moments
+    assert moments == sorted(moments)
+    return [(one.run, one.place, one.total) for one in found]
 
 
 @pytest.mark.parametrize("call", [2, 3, 4])

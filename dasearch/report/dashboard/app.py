@@ -22,7 +22,7 @@ from starlette.routing import Route
 from dasearch.errors import DasearchError, WrongUse
 from dasearch.report import compare
 from dasearch.report.dashboard import pages, records
-from dasearch.report.dashboard.live import is_silent, live_version, progress_sentences
+from dasearch.report.dashboard.live import is_silent, live_version, progress_sentences, share
 from dasearch.report.dashboard.numbers import numbers
 from dasearch.report.dashboard.reading import Missing, Reader, Snapshot, Unavailable, find_drawing
 from dasearch.report.dashboard.security import Guard, Visitors, content_policy
@@ -130,6 +130,7 @@ class Dashboard:
             verdict=verdict_sentences(view),
             silent=is_silent(snapshot.progress),
             progress=progress_sentences(view, snapshot.progress),
+            share=share(view),
             sections=pages.study_sections(view),
         )
 

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import statistics
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from dasearch.report.terminal import clock
 from dasearch.report.view import State, StudyView, Trial
 from dasearch.search.confirmation import OBJECTIVE
-from dasearch.search.events import DONE, SEARCH
-from dasearch.search.store import GRACE_SECONDS, Progress
+from dasearch.search.events import CONFIRMATION, FINAL, SEARCH
+from dasearch.search.store import GRACE_SECONDS, LaterTraining, Progress
+
+AFTER = {CONFIRMATION: "trainings with fresh seeds", FINAL: "final trainings"}
+
+
+class Share(NamedTuple):
+    """How much of a phase is complete."""
+
+    what: str
+    done: int
+    total: int
 
 
 def is_silent(progress: Progress, now: datetime | None = None) -> bool:
@@ -31,8 +42,8 @@ def progress_sentences(view: StudyView, progress: Progress) -> list[str]:
     if view.best is not None:
         first += f", the best so far {OBJECTIVE} {view.best.score:.4f} (trial {view.best.number})"
     found = [first + "."]
-    if view.phase not in (SEARCH, DONE):
-        found.append(f"{len(view.confirmations)} trainings with fresh seeds are complete.")
+    if view.phase in AFTER:
+        found.append(_later_sentence(view))
     if is_silent(progress) and progress.heard is not None:
         silent = clock((datetime.now(UTC) - progress.heard).total_seconds())
         return [
@@ -42,6 +53,31 @@ def progress_sentences(view: StudyView, progress: Progress) -> list[str]:
     found += [_running_sentence(view, trial) for trial in view.trials if trial.state is State.RUNNING]
     left = seconds_left(view)
     return [*found, f"About {clock(left)} left in the search at this pace."] if left else found
+
+
+def share(view: StudyView) -> Share:
+    """Of the evaluations, or after the search of its phase's trainings."""
+    last = _latest(view)
+    if last is None:
+        return Share("evaluations", len(view.completed), view.settings.search.budget)
+    return Share(AFTER[view.phase], last.place - (last.ended is None), last.total)
+
+
+def _latest(view: StudyView) -> LaterTraining | None:
+    """The training that began last, of the phase that the study is in."""
+    return next((one for one in reversed(view.later_trainings) if one.phase == view.phase), None)
+
+
+def _later_sentence(view: StudyView) -> str:
+    """Which trainings after the search are done, of how many, and what runs; of an older study what is known."""
+    last = _latest(view)
+    if last is None:
+        return f"{len(view.confirmations)} trainings with fresh seeds are complete."
+    what, done, total = share(view)
+    if last.ended is None:
+        return f"{done} of {total} {what} are complete; {last.label} runs since {last.began:%H:%M} UTC: {last.layout}."
+    rest = ", what is left are ID models and the test split" if view.phase == FINAL and done == total else ""
+    return f"{done} of {total} {what} are complete{rest}."
 
 
 def _running_sentence(view: StudyView, trial: Trial) -> str:

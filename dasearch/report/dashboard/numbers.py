@@ -57,7 +57,7 @@ def _bars(trace: Any, layout: Any) -> Iterator[Row]:
     for start, length, lane, story in zip(trace.base, trace.x, trace.y, trace.hovertext, strict=True):
         yield {
             "what": _plain(story),
-            "state": _plain(trace.name),
+            "series": _plain(trace.name),
             "lane": _shown(lane),
             "start": str(start),
             "seconds": f"{length / 1000:.1f}",

@@ -11,10 +11,9 @@ from typing import Any
 from dasearch.report.dashboard.live import live_version, progress_sentences
 from dasearch.report.dashboard.reading import Snapshot
 from dasearch.report.document import verdict_sentences
-from dasearch.report.terminal import finite_record
+from dasearch.report.terminal import standing_record
 from dasearch.report.view import StudyView, Trial
-from dasearch.search.confirmation import Standing
-from dasearch.search.store import Progress
+from dasearch.search.store import LaterTraining, Progress
 
 
 def progress_record(found: Progress) -> dict[str, Any]:
@@ -46,6 +45,7 @@ def study_record(snapshot: Snapshot) -> dict[str, Any]:
         "confirmation": [standing_record(standing) for standing in view.standings],
         "results": [result._asdict() for result in view.results],
         "final_trainings": [training._asdict() for training in view.final_trainings],
+        "later_trainings": [later_record(training) for training in view.later_trainings],
         "artifacts": [artifact._asdict() for artifact in view.artifacts],
         "settings": view.settings.model_dump(mode="json"),
         "space": view.space.record(),
@@ -86,14 +86,13 @@ def trial_record(view: StudyView, trial: Trial) -> dict[str, Any]:
     }
 
 
-def standing_record(standing: Standing) -> dict[str, Any]:
-    """A confirmed layout."""
-    intervals = {"score": standing.score, "gain": standing.gain, "together": standing.together}
+def later_record(training: LaterTraining) -> dict[str, Any]:
+    """A training after the search."""
     return {
-        "layout": str(standing.layout),
-        "role": standing.role,
-        "seeds": standing.seeds,
-        **{name: None if interval is None else finite_record(interval) for name, interval in intervals.items()},
+        **training._asdict(),
+        "layout": str(training.layout),
+        "began": _time(training.began),
+        "ended": _time(training.ended),
     }
 
 

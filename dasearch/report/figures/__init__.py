@@ -82,7 +82,8 @@ FIGURES: dict[str, Drawing] = {
     ),
     "timeline": Drawing(
         "Timeline",
-        "When each trial ran; a lane holds what ran one after another, so lanes are workers at work.",
+        "When each training ran, hatched those after the search; a lane holds what ran one after another, so lanes are "
+        "workers at work.",
         timeline,
     ),
 }

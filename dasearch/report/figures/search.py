@@ -24,11 +24,15 @@ from dasearch.report.theme import (
 )
 from dasearch.report.view import State, StudyView, Trial
 from dasearch.search.confirmation import OBJECTIVE
+from dasearch.search.events import CONFIRMATION, FINAL
 
 WIDE = 1.96  # standard deviations of a normal 95% interval
 ROW, FRAME = 20, 100  # pixels
 LANE = 44
+LEGEND = 22  # a row of two on a phone
 MILLISECONDS = 1000.0
+LATER = {CONFIRMATION: "confirmation", FINAL: "final"}  # phases after the search, as the timeline calls them
+HATCHES = {CONFIRMATION: "/", FINAL: "x"}
 
 
 def theta_over_trials(view: StudyView, theme: Theme) -> go.Figure:
@@ -119,40 +123,87 @@ def coverage(inside: int, found: Sequence[Foreseen], noise: float) -> str:
     )
 
 
+class Bar(NamedTuple):
+    """A training from start to end; ``hatch`` is a pattern of plotly, ``mark`` stands inside the bar."""
+
+    series: str
+    colour: str
+    start: datetime
+    end: datetime
+    story: str
+    hatch: str = ""
+    mark: str = ""
+
+
 def timeline(view: StudyView, theme: Theme) -> go.Figure:
-    """A bar a trial from start to end, a trace a state; what ran at one time lies in different lanes."""
-    spans = [(trial.started, trial.ended or view.read, trial) for trial in view.trials if trial.started]
-    if not spans:
+    """A bar a training from start to end, a trace a state; what ran at one time lies in different lanes."""
+    started = [trial for trial in view.trials if trial.started]
+    bars = [*_trial_bars(view), *_later_bars(view)]
+    if not bars:
         return nothing(theme, "No trial has started yet.")
-    lanes = free_lanes([(start, end) for start, end, _ in spans])
-    traces = []
-    for state in State:
-        chosen = [(*span, lane) for span, lane in zip(spans, lanes, strict=True) if span[2].state is state]
-        if chosen:
-            traces.append(_bars(state, chosen))
-    count = {state: sum(span[2].state is state for span in spans) for state in State}
-    retries = sum(span[2].retry_of is not None for span in spans)
+    lanes = free_lanes([(bar.start, bar.end) for bar in bars])
+    series = dict.fromkeys(bar.series for bar in bars)
+    traces = [_bars([(b, lane) for b, lane in zip(bars, lanes, strict=True) if b.series == name]) for name in series]
+    count = {state: sum(trial.state is state for trial in started) for state in State}
+    retries = sum(trial.retry_of is not None for trial in started)
     shares = ", ".join(f"{number} {state.word}" for state, number in count.items() if number)
-    says = f"{counted(len(spans), 'trial')}: {shares}; {retries} of them repeat a failed one."
+    again = f"; {retries} of them repeat a failed one" if retries else ""
+    says = f"{counted(len(started), 'trial')}: {shares}{again}.{_later_words(view)}"
     lanes_axis = {**counting("lane", max(lanes)), "autorange": "reversed"}
-    height = FRAME + LANE * (max(lanes) + 1)
+    height = FRAME + LANE * (max(lanes) + 1) + LEGEND * (len(series) // 2)
     x = {"type": "date"}
     return drawn(theme, *traces, says=says, barmode="overlay", height=height, xaxis=x, yaxis=lanes_axis)
 
 
-def _bars(state: State, spans: Sequence[tuple[datetime, datetime, Trial, int]]) -> go.Bar:
+def _trial_bars(view: StudyView) -> list[Bar]:
+    """State by state."""
+    bars = []
+    for trial in sorted(view.trials, key=lambda trial: list(State).index(trial.state)):
+        if trial.started:
+            end, mark = trial.ended or view.read, "" if trial.retry_of is None else "↻"
+            colour, story = STATE_COLOURS[trial.state], _story(trial, end - trial.started)
+            bars.append(Bar(trial.state.word, colour, trial.started, end, story, mark=mark))
+    return bars
+
+
+def _later_bars(view: StudyView) -> list[Bar]:
+    """Of the confirmation and the final phase."""
+    bars = []
+    for training in view.later_trainings:
+        state = State.RUNNING if training.ended is None else State.COMPLETE
+        end = training.ended or view.read
+        series = LATER[training.phase] + ("" if training.ended else f", {state.word}")
+        took = f"{state.word}, {(end - training.began).total_seconds():.1f} s"
+        story = f"{escaped(training.label)}: {brief(training.layout)}<br>{took}"
+        bars.append(Bar(series, STATE_COLOURS[state], training.began, end, story, hatch=HATCHES[training.phase]))
+    return bars
+
+
+def _later_words(view: StudyView) -> str:
+    numbers = {phase: sum(t.phase == phase for t in view.later_trainings) for phase in LATER}
+    parts = [counted(number, f"{LATER[phase]} training") for phase, number in numbers.items() if number]
+    return f" After them {' and '.join(parts)}." if parts else ""
+
+
+def _bars(placed: Sequence[tuple[Bar, int]]) -> go.Bar:
+    """A trace of bars of one series, each with its lane, counted from 0."""
+    first, _ = placed[0]
     return go.Bar(
-        base=[start.isoformat() for start, _, _, _ in spans],
-        x=[(end - start).total_seconds() * MILLISECONDS for start, end, _, _ in spans],
-        y=[lane + 1 for _, _, _, lane in spans],
+        base=[bar.start.isoformat() for bar, _ in placed],
+        x=[(bar.end - bar.start).total_seconds() * MILLISECONDS for bar, _ in placed],
+        y=[lane + 1 for _, lane in placed],
         orientation="h",
-        name=state.word,
-        text=["↻" if trial.retry_of is not None else "" for _, _, trial, _ in spans],
+        name=first.series,
+        text=[bar.mark for bar, _ in placed],
         textposition="inside",
-        hovertext=[_story(trial, end - start) for start, end, trial, _ in spans],
+        hovertext=[bar.story for bar, _ in placed],
         hoverinfo="text",
         width=0.7,
-        marker={"color": STATE_COLOURS[state], "line": {"color": NEUTRAL, "width": 0.5}},
+        marker={
+            "color": first.colour,
+            "line": {"color": NEUTRAL, "width": 0.5},
+            "pattern": {"shape": first.hatch, "size": 6, "fillmode": "overlay", "fgcolor": "#FFFFFF", "fgopacity": 0.7},
+        },
     )
 
 
