@@ -38,6 +38,10 @@ class StoreError(WrongUse):
     """A study database that cannot be opened or written."""
 
 
+class NoStudies(StoreError):
+    """There is no study database yet where one was looked for."""
+
+
 class ModelFolderError(WrongUse):
     """A trained model's folder that cannot be read, or a request it cannot answer."""
 

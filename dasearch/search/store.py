@@ -43,7 +43,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from dasearch.bayes import Proposal, mean_of_curve
-from dasearch.errors import StoreError
+from dasearch.errors import NoStudies, StoreError
 from dasearch.layout import Layout
 from dasearch.training.loop import Epoch
 from dasearch.training.metrics import Interval
@@ -378,8 +378,8 @@ class Store:
         try:
             if create:
                 Base.metadata.create_all(self._engine)
-            elif not inspect(self._engine).has_table(StudyRow.__tablename__):
-                raise StoreError(
+            elif not self._has(StudyRow):
+                raise NoStudies(
                     f"{_shown(url)} holds no dasearch studies; name the database of a study, or run one first"
                 )
         except (DatabaseError, sqlite3.DatabaseError) as error:
@@ -837,6 +837,7 @@ def open_store(url: str | None, output: str, *, create: bool, lock_seconds: floa
     """The store at a URL, or by default the SQLite file in the output folder; arguments as of `Store`.
 
     Raises:
+        NoStudies: where ``create`` is False, for a database or a file that is not there.
         StoreError: for a file that is no database, a folder that cannot be written, an unknown kind of database.
     """
     if url is None:
@@ -845,14 +846,14 @@ def open_store(url: str | None, output: str, *, create: bool, lock_seconds: floa
         if create:
             require_writable(folder)
         elif not path.is_file():
-            raise StoreError(
+            raise NoStudies(
                 f"there are no studies under {folder} yet; start one with `dasearch run`, or give --storage"
             )
         url = f"sqlite:///{path}"
     elif "://" not in url:
         url = f"sqlite:///{url}"
     if not create and url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
-        raise StoreError(f"there is no database {url.removeprefix('sqlite:///')}; check --storage")
+        raise NoStudies(f"there is no database {url.removeprefix('sqlite:///')}; check --storage")
     return Store(url, create=create, lock_seconds=lock_seconds)
 
 

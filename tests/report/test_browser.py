@@ -234,6 +234,47 @@ def test_by_keyboard(served: Served, browser: Any) -> None:
     context.close()
 
 
+def test_numbers_opened_before_the_script_has_loaded_are_filled(tmp_path: Path, browser: Any) -> None:
+    store = empty_study(tmp_path)
+    evaluate(store, "SSS-SSS", 0.1)
+    store.close()
+    dashboard, held = Served(tmp_path), []
+    context = browser.new_context(viewport=DESKTOP)
+    page = context.new_page()
+    page.route("**/static/dashboard.js", lambda route: held.append(route))  # playwright marks what it calls
+    page.goto(f"{dashboard.place}/studies/{NAME}", wait_until="commit")
+    summary = page.locator("#figure-best-so-far summary")
+    summary.focus()
+    page.keyboard.press("Enter")
+    page.locator("#figure-best-so-far details[open]").wait_for()
+    page.wait_for_timeout(200)  # the toggle event is over before anyone listens
+    assert page.locator("#figure-best-so-far table").count() == 0
+    (script,) = held
+    script.continue_()
+    page.locator("#figure-best-so-far .numbers table").wait_for()
+    assert "0.1" in page.locator("#figure-best-so-far .numbers table").inner_text()
+    context.close()
+    dashboard.stop()
+
+
+def test_the_first_study_appears_without_reload(tmp_path: Path, browser: Any) -> None:
+    dashboard, seen = Served(tmp_path), Seen()
+    context = browser.new_context(viewport=PHONE)
+    page = context.new_page()
+    seen.watch(page, dashboard.place)
+    page.goto(dashboard.place)
+    page.evaluate("window.stays = true")
+    assert "No study has begun" in page.locator("#none").inner_text()
+    assert fits(page)
+    empty_study(tmp_path).close()
+    page.get_by_role("link", name=NAME, exact=True).wait_for(timeout=30_000)
+    assert page.locator("#none").count() == 0
+    assert page.evaluate("window.stays") is True
+    assert not seen.complaints
+    context.close()
+    dashboard.stop()
+
+
 def test_it_says_that_the_server_is_gone(running_study: Path, browser: Any) -> None:
     dashboard = Served(running_study)
     context = browser.new_context(viewport=PHONE)

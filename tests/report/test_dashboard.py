@@ -30,6 +30,7 @@ from dasearch.report.dashboard.pages import layout_map
 from dasearch.report.dashboard.reading import Reader
 from dasearch.report.dashboard.records import finite
 from dasearch.report.dashboard.security import Visitors, is_local, visitors_for
+from dasearch.report.dashboard.server import first_command
 from dasearch.report.figures import FIGURES
 from dasearch.report.figures.trials import trial_curves, trial_difference
 from dasearch.report.theme import LIGHT, THEMES, words
@@ -417,6 +418,36 @@ def test_a_database_that_vanishes_and_comes_back(tmp_path: Path) -> None:
     assert found.get(f"/studies/{NAME}").status_code == 200
 
 
+@pytest.mark.parametrize("before", ["nothing", "a folder", "tables of another program"])
+def test_pages_wait_for_the_first_study(tmp_path: Path, before: str) -> None:
+    output = tmp_path / "runs"
+    if before != "nothing":
+        output.mkdir()
+    if before == "tables of another program":
+        with sqlite3.connect(output / "dasearch.db") as connection:
+            connection.execute("create table other(id)")
+    connect = partial(open_store, None, str(output), create=False)
+    waiting = Reader(connect, first_command(None, str(output)))
+    found = TestClient(application(waiting, None), base_url=PLACE)
+    page = found.get("/")
+    assert page.status_code == 200
+    assert f"<code>dasearch run --budget 30 --set output={output}</code>" in page.text
+    assert found.get("/api/studies").json() == {"version": "", "studies": []}
+    assert found.get(f"/studies/{NAME}").status_code == 503
+    assert output.exists() == (before != "nothing")
+    empty_study(output).close()
+    assert found.get("/api/studies").json()["version"] != ""
+    assert f'<a href="/studies/{NAME}">{NAME}</a>' in found.get("/").text
+    assert "dasearch run" not in found.get("/").text
+
+
+def test_the_command_that_begins_a_study() -> None:
+    assert first_command(None, "runs") == "dasearch run --budget 30"
+    assert first_command(None, "my runs") == "dasearch run --budget 30 --set 'output=my runs'"
+    assert first_command("my.db", "runs") == "dasearch run --budget 30 --storage my.db"
+    assert first_command("postgresql://me:secret@host/db", "runs") == "dasearch run --budget 30 --storage URL"
+
+
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "dasearch.db").write_bytes(b"no database" * 100)
     answer = client(tmp_path).get("/api/studies")
@@ -505,9 +536,9 @@ def test_the_command_refuses_in_one_sentence(tmp_path: Path, capsys: pytest.Capt
         "other machines can reach 0.0.0.0": [*here, "--host", "0.0.0.0"],
         "a token of 3 characters": [*here, "--token", "abc"],
         "cannot be used (Address already in use)": [*here, "--port", str(taken.getsockname()[1])],
-        "there are no studies under": ["dashboard", "--output", str(tmp_path / "nowhere")],
-        "there is no database": ["dashboard", "--storage", str(tmp_path / "no.db")],
+        "file is not a database": ["dashboard", "--storage", str(tmp_path / "text.db")],
     }
+    (tmp_path / "text.db").write_text("no database" * 100)
     for sentence, arguments in refused.items():
         assert run_command(arguments) == 2
         said = capsys.readouterr().err
@@ -521,17 +552,20 @@ def lines(process: subprocess.Popen[str]) -> Iterator[str]:
     yield from iter(process.stdout.readline, "")
 
 
-def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("begun", [True, False], ids=["a study", "no study yet"])
+def test_the_command_serves_until_it_is_interrupted(tmp_path: Path, begun: bool) -> None:
     import httpx2
 
-    empty_study(tmp_path).close()
+    if begun:
+        empty_study(tmp_path).close()
     arguments = [sys.executable, "-m", "dasearch.cli", "dashboard", "--output", str(tmp_path), "--port", "0"]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         said = next(lines(process))
         place = re.search(r"http://127\.0\.0\.1:\d+", said)
         assert place is not None, said
-        assert httpx2.get(f"{place[0]}/studies/{NAME}").status_code == 200
+        assert httpx2.get(f"{place[0]}/").status_code == 200
+        assert httpx2.get(f"{place[0]}/studies/{NAME}").status_code == (200 if begun else 503)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     finally:

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from dasearch.errors import DasearchError, WrongUse
+from dasearch.errors import DasearchError, NoStudies, WrongUse
 from dasearch.report import compare
 from dasearch.report.dashboard import pages, records
 from dasearch.report.dashboard.live import is_silent, live_version, progress_sentences, share
@@ -119,7 +119,8 @@ class Dashboard:
     def studies_page(self, request: Request) -> Response:
         found = self.reader.studies()
         version = " ".join(map(live_version, found))
-        return self._page("studies.html", table=pages.studies_table(found), version=version, watch="/api/studies")
+        table = pages.studies_table(found)
+        return self._page("studies.html", table=table, first=self.reader.first, version=version, watch="/api/studies")
 
     def study_page(self, request: Request) -> Response:
         snapshot = self._snapshot(request)
@@ -262,7 +263,7 @@ def told(error: Exception) -> tuple[int, str]:
     """An error's status and sentence."""
     if isinstance(error, HTTPException):
         return error.status_code, "There is no such page here; the list of studies is a good place to begin."
-    kinds = {Missing: 404, WrongQuery: 400, Unavailable: 503}
+    kinds = {Missing: 404, WrongQuery: 400, Unavailable: 503, NoStudies: 503}
     if isinstance(error, DasearchError):
         return kinds.get(type(error), 500), str(error)
     return 500, f"This cannot be shown ({type(error).__name__}); the terminal command `dasearch report` may say more."

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import plotly.graph_objects as go
 from sqlalchemy.exc import DatabaseError
 
-from dasearch.errors import DasearchError, StoreError, WrongUse, suggestion
+from dasearch.errors import DasearchError, NoStudies, StoreError, WrongUse, suggestion
 from dasearch.report.figures import FIGURES, Drawing
 from dasearch.report.figures.trials import TRIAL_FIGURES, TrialDrawing
 from dasearch.report.theme import Theme
@@ -103,17 +103,20 @@ class Reader:
 
     Args:
         connect: opens the database. It is opened for every answer, so that a file that was moved away is noticed.
+        first: the command that begins a study there.
     """
 
-    def __init__(self, connect: Callable[[], Store]) -> None:
+    def __init__(self, connect: Callable[[], Store], first: str = "dasearch run") -> None:
         self._connect = connect
+        self.first = first
         self._kept: OrderedDict[str, Snapshot] = OrderedDict()
         self._reading = threading.Lock()
 
     def studies(self) -> list[Progress]:
-        """How far every study is, the newest first."""
-        with self._store() as store:
+        """How far every study is, the newest first; none where there is no database yet."""
+        with suppress(NoStudies), self._store() as store:
             return [store.progress(name) for name in reversed(store.study_names())]
+        return []
 
     def progress(self, name: str) -> Progress:
         """How far a study is."""
@@ -147,6 +150,8 @@ class Reader:
                 yield store
             finally:
                 store.close()
+        except NoStudies:
+            raise
         except StoreError as error:
             raise Unavailable(str(error)) from None
         except DatabaseError as error:

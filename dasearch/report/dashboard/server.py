@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 import webbrowser
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from functools import partial
 import torch
 import uvicorn
 
-from dasearch.errors import WrongUse
+from dasearch.config import StudySettings
+from dasearch.errors import NoStudies, WrongUse
 from dasearch.report.dashboard.app import application
 from dasearch.report.dashboard.reading import LOCK_SECONDS, Reader
 from dasearch.report.dashboard.security import Visitors, visitors_for
@@ -40,11 +42,13 @@ def serve(
     """Serve the dashboard of a database until it is interrupted.
 
     Raises:
-        WrongUse: if the address may not be used so, is taken, or there is no database.
+        WrongUse: if the address may not be used so or is taken, or what is there is no study database.
     """
     visitors = visitors_for(address.host, allow_remote=address.allow_remote, token=address.token)
     connect = partial(open_store, storage, output, create=False, lock_seconds=LOCK_SECONDS)
-    connect().close()
+    first = first_command(storage, output)
+    with suppress(NoStudies):  # the pages wait for the first study
+        connect().close()
     with listening(address) as listener:
         place = url(address.host, listener.getsockname()[1])
         announce(place, visitors, say)
@@ -52,8 +56,18 @@ def serve(
         if open_browser:
             webbrowser.open(place if visitors is None else place + visitors.link)
         with suppress(KeyboardInterrupt):  # uvicorn has closed what it held, and raises the signal again
-            server(Reader(connect), visitors).run(sockets=[listener])
+            server(Reader(connect, first), visitors).run(sockets=[listener])
     say("dashboard stopped")
+
+
+def first_command(storage: str | None, output: str) -> str:
+    """What begins a study in a database; a URL may hold a password, so it is not shown."""
+    found = ["dasearch", "run", "--budget", "30"]
+    if storage is not None:
+        found += ["--storage", "URL" if "://" in storage else storage]
+    elif output != StudySettings.model_fields["output"].default:
+        found += ["--set", f"output={output}"]
+    return shlex.join(found)
 
 
 def server(reader: Reader, visitors: Visitors | None) -> uvicorn.Server:
