@@ -387,11 +387,7 @@ def changed(settings: StudySettings, changes: Mapping[str, Any], *, source: str)
     """
     content = settings.model_dump(mode="json")
     for key, value in changes.items():
-        *path, last = key.split(".")
-        holder = content
-        for part in path:
-            holder = holder.setdefault(part, {})
-        holder[last] = value
+        _put(content, key, value, source=source)
     return parse_study(content, source=source)
 
 
@@ -407,18 +403,21 @@ def _set(content: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key.strip():
         raise StudyError(f"--set takes key=value, as in --set trial.epochs=2; got {override!r}")
-    *path, last = key.strip().split(".")
+    try:
+        _put(content, key.strip(), yaml.safe_load(value), source=f"--set {override}")
+    except yaml.YAMLError:
+        raise StudyError(f"--set {override}: {value!r} is not a YAML value; quote it") from None
+
+
+def _put(content: dict[str, Any], key: str, value: Any, *, source: str) -> None:
+    """Write a value at a dotted key."""
+    *path, last = key.split(".")
     holder: Any = content
     for part in path:
         holder = holder.setdefault(part, {})
         if not isinstance(holder, dict):
-            raise StudyError(
-                f"--set {override}: {part} is a value and has no parts; name a section such as trial.epochs"
-            )
-    try:
-        holder[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise StudyError(f"--set {override}: {value!r} is not a YAML value; quote it") from None
+            raise StudyError(f"{source}: {part} is a value and has no parts; name a section such as trial.epochs")
+    holder[last] = value
 
 
 def _sentence(error: ErrorDetails, study: type[StudySettings]) -> str:

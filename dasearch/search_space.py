@@ -124,16 +124,23 @@ class SearchSpace:
         """The layout for a choice of each free bit.
 
         Raises:
-            LayoutError: if a free bit is missing.
+            LayoutError: if a free bit is missing, or has another choice than serial and parallel.
         """
-        missing = [name for name in self.free if name not in chosen]
-        if missing:
-            raise LayoutError(f"no choice is given for {missing[0]}; give one of {', '.join(CHOICES)}")
+        wrong = [name for name in self.free if chosen.get(name) not in CHOICES]
+        if wrong:
+            given = (
+                f"{wrong[0]} is {chosen[wrong[0]]!r}" if wrong[0] in chosen else f"no choice is given for {wrong[0]}"
+            )
+            raise LayoutError(f"{given}; give one of {', '.join(CHOICES)}")
         full = {**chosen, **self.fixed}
         bits = [
             CHOICES.index(full[self.leaders[name]] if name not in self.fixed else full[name]) for name in self.names
         ]
         return Layout.from_bits(bits, sites=len(self.sites))
+
+    def holds(self, chosen: Mapping[str, str]) -> bool:
+        """Whether `decode` finds a layout; not of a trial to be proposed, nor of one with choices from elsewhere."""
+        return all(chosen.get(name) in CHOICES for name in self.free)
 
     def encode(self, layout: Layout) -> dict[str, str]:
         """The choice of each free bit.

@@ -315,9 +315,8 @@ def test_compare_two_studies(trained: Path, capsys: pytest.CaptureFixture[str]) 
     found = json.loads(capsys.readouterr().out)
     assert found["studies"][0] == found["studies"][1]
     assert {row["name"] for row in found["studies"][0]["results"]} >= {"winner", "popularity"}
-    assert "there is no study 'toi' in this database; studies there: toy" in refused(
-        capsys, "compare", "toy", "toi", *output
-    )
+    said = refused(capsys, "compare", "toy", "toi", *output)
+    assert f"there is no study 'toi' in {trained / 'runs' / 'dasearch.db'}; studies there: toy" in said
     for wrong in (["compare", "toy", *output], ["compare", "toy", "toy", "--trials", "0", "1", *output]):
         assert "or two trials of one as in --trials 3 17" in refused(capsys, *wrong)
 

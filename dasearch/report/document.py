@@ -88,6 +88,10 @@ def sections(view: StudyView) -> list[Section]:
 def verdict_sentences(view: StudyView) -> list[str]:
     """Who won, and how sure that is."""
     best = view.best
+    if best is None and any(trial.state is State.COMPLETE for trial in view.trials):
+        return [
+            "No complete trial has a layout of this search space, so nothing can be said; the trials' notes say why."
+        ]
     if best is None:
         return [f"No trial is complete yet, so nothing can be said ({_states(view) or 'no trial has begun'})."]
     if not view.standings:

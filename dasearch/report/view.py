@@ -16,7 +16,7 @@ from typing import Any
 from dasearch.bayes import Proposal
 from dasearch.config import StudySettings, parse_study
 from dasearch.errors import WrongUse
-from dasearch.layout import Difference, Layout
+from dasearch.layout import CHOICES, Difference, Layout
 from dasearch.report.learned import Learned, learn
 from dasearch.search.confirmation import OBJECTIVE, Standing, standings, t_interval
 from dasearch.search.runner import BROKEN
@@ -53,7 +53,7 @@ class Trial:
         seconds: of training; of the attempt where nothing was trained to the end.
         peak_memory: in bytes.
         retry_of: the failed trial that this one repeats.
-        reason: why it was pruned or failed.
+        reason: why it was pruned or failed, or can have no layout.
     """
 
     number: int
@@ -200,9 +200,9 @@ def read_view(store: Store, name: str) -> StudyView:
     """A stored study as it stands now; may be read while another process runs it.
 
     Raises:
-        StoreError: if the database has no such study.
+        StoreError: if the database has no such study, or one whose search space this version cannot read.
     """
-    stored = store.stored(name)
+    stored = store.begun(name)
     space = stored_space(stored)
     epochs = store.epochs_by_run(name)
     return StudyView(
@@ -225,10 +225,9 @@ def read_view(store: Store, name: str) -> StudyView:
 
 
 def _trial(record: TrialRecord, space: SearchSpace, epochs: Mapping[str, Sequence[Epoch]]) -> Trial:
-    layout = space.decode(record.params) if set(space.free) <= set(record.params) else None
+    layout = space.decode(record.params) if space.holds(record.params) else None
     own = [epoch for epoch in epochs.get(f"trial/{layout}", ()) if epoch.number in record.curve]
     state, kept = State(record.state), record.attributes
-    attempt = (record.ended - record.started).total_seconds() if record.started and record.ended else None
     return Trial(
         number=record.number,
         state=state,
@@ -236,14 +235,20 @@ def _trial(record: TrialRecord, space: SearchSpace, epochs: Mapping[str, Sequenc
         score=record.score if state is State.COMPLETE else None,
         curve=record.curve,
         epochs=tuple(own),
-        seconds=kept.get("seconds", attempt),
+        seconds=record.seconds,
         parameters=kept.get("parameters"),
         peak_memory=kept.get("peak_memory"),
         started=record.started,
         ended=record.ended,
         retry_of=record.retry_of,
-        reason=_reason(state, layout, kept),
+        reason=_foreign(record.params, space) or _reason(state, layout, kept),
     )
+
+
+def _foreign(params: Mapping[str, Any], space: SearchSpace) -> str | None:
+    """Trials may have been added to the study by something else, with choices of its own."""
+    found = [name for name in space.free if name in params and params[name] not in CHOICES]
+    return f"{found[0]} is {params[found[0]]!r}, which is no choice of this search space" if found else None
 
 
 def _reason(state: State, layout: Layout | None, attributes: Mapping[str, Any]) -> str | None:

@@ -85,7 +85,7 @@ def trials_of(store: Store, name: str) -> TrialsFile:
         StoreError: if there is no such study.
         LayoutError: if none of its trials is complete.
     """
-    stored = store.stored(name)
+    stored = store.begun(name)
     space = SearchSpace.from_record(stored.space)
     found = [scored for trial in store.trials(name) if (scored := _scored(trial, space)) is not None]
     if not found:

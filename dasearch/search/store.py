@@ -286,6 +286,13 @@ class TrialRecord(NamedTuple):
         """What the surrogate learns from a complete trial."""
         return None if self.score is None else mean_of_curve(self.curve, self.score)
 
+    @property
+    def seconds(self) -> float | None:
+        """Of training; of the attempt where nothing was trained to the end."""
+        attempt = (self.ended - self.started).total_seconds() if self.started and self.ended else None
+        kept: float | None = self.attributes.get("seconds", attempt)
+        return kept
+
 
 class Confirmation(NamedTuple):
     layout: Layout
@@ -435,30 +442,16 @@ class Store:
         """The study as it was begun, or None."""
         with Session(self._engine) as session:
             row = session.scalar(select(StudyRow).where(StudyRow.name == name))
-            if row is None:
-                return None
-            return Stored(
-                row.name,
-                json.loads(row.settings),
-                json.loads(row.space),
-                row.space_hash,
-                json.loads(row.dataset),
-                row.phase,
-                json.loads(row.versions),
-                row.created,
-            )
+            return None if row is None else _stored(row)
 
-    def stored(self, name: str) -> Stored:
+    def begun(self, name: str) -> Stored:
         """The study as it was begun.
 
         Raises:
             StoreError: if there is no such study.
         """
-        found = self.study(name)
-        if found is None:
-            known = ", ".join(self.study_names()) or "none"
-            raise StoreError(f"there is no study {name!r} in this database; studies there: {known}")
-        return found
+        with Session(self._engine) as session:
+            return _stored(self._row(session, name))
 
     def begin(
         self,
@@ -720,6 +713,19 @@ class Store:
             known = ", ".join(self.study_names()) or "none"
             raise StoreError(f"there is no study {name!r} in {_shown(self.url)}; studies there: {known}")
         return row
+
+
+def _stored(row: StudyRow) -> Stored:
+    return Stored(
+        row.name,
+        json.loads(row.settings),
+        json.loads(row.space),
+        row.space_hash,
+        json.loads(row.dataset),
+        row.phase,
+        json.loads(row.versions),
+        row.created,
+    )
 
 
 # Optuna's tables, as far as `Store.trials` reads them

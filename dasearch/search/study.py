@@ -9,9 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import optuna
 from filelock import FileLock, Timeout
-from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 
 from dasearch.config import StudySettings, changed, load_study, parse_data, parse_study, resolve_output
 from dasearch.data import DATASETS, Dataset, Rules, load_dataset, sample_users, statistics
@@ -23,7 +22,7 @@ from dasearch.search.confirmation import Standing, standings
 from dasearch.search.events import DONE, SEARCH, Listener
 from dasearch.search.prior import prior_trials
 from dasearch.search.runner import Runner
-from dasearch.search.store import Artifact, PriorTrial, Result, Store, Stored, open_store, require_writable
+from dasearch.search.store import Artifact, PriorTrial, Result, Store, Stored, TrialRecord, open_store, require_writable
 from dasearch.search_space import SearchSpace, find_shipped, load_search_space, space_differences
 from dasearch.training.materials import resolve_device
 from dasearch.training.seeds import derive_seed
@@ -180,11 +179,10 @@ def with_budget(settings: StudySettings, budget: int) -> StudySettings:
 
 def status(store: Store, name: str) -> Status:
     """Where a stored study stands."""
-    stored = store.stored(name)
+    stored = store.begun(name)
     settings = parse_study(stored.settings, source=f"study {name}")
     space = stored_space(stored)
-    study = optuna.load_study(study_name=name, storage=store.optuna_storage(), sampler=optuna.samplers.RandomSampler())
-    trials = [_view(trial, space) for trial in study.get_trials(deepcopy=False)]
+    trials = [_view(trial, space) for trial in store.trials(name)]
     baseline = space.all_serial
     ranked = standings(store.confirmations(name), baseline)
     return Status(
@@ -193,15 +191,26 @@ def status(store: Store, name: str) -> Status:
 
 
 def stored_space(stored: Stored) -> SearchSpace:
-    """The search space that a study began with."""
-    return SearchSpace.from_record(stored.space)
+    """The search space that a study began with.
+
+    Raises:
+        StoreError: for one that this version cannot read, such as one of three choices.
+    """
+    try:
+        return SearchSpace.from_record(stored.space)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StoreError(
+            f"the search space of study {stored.name!r} cannot be read ({where}: {first['msg']}); it began with dasearch "
+            f"{stored.versions.get('dasearch', 'of another version')}, which can"
+        ) from None
 
 
-def _view(trial: FrozenTrial, space: SearchSpace) -> TrialView:
-    layout = space.decode(trial.params) if set(space.free) <= set(trial.params) else None
-    seconds = trial.duration.total_seconds() if trial.duration is not None else None
-    score = trial.value if trial.state is TrialState.COMPLETE else None
-    return TrialView(trial.number, layout, trial.state.name.lower(), score, trial.user_attrs.get("seconds", seconds))
+def _view(trial: TrialRecord, space: SearchSpace) -> TrialView:
+    layout = space.decode(trial.params) if space.holds(trial.params) else None
+    score = trial.score if trial.state == "complete" else None
+    return TrialView(trial.number, layout, trial.state, score, trial.seconds)
 
 
 @contextmanager

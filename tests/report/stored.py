@@ -124,3 +124,21 @@ def _write_proposals(
 
 def proposal(number: int, layout: Layout) -> Proposal:
     return Proposal(number, "startup", space().encode(layout), None, None, None, None, 0.1)
+
+
+def evaluate_elsewhere(store: Store) -> None:
+    """A trial that a plain Optuna program began the study with, three choices a site; Optuna then refuses other choices."""
+    three = optuna.distributions.CategoricalDistribution(("none", *CHOICES))
+    study = optuna_study(store)
+    study.enqueue_trial(dict.fromkeys(space().free, "none"))
+    trial = study.ask(dict.fromkeys(space().free, three))
+    trial.report(0.4, 0)
+    study.tell(trial, 0.5)
+
+
+def three_choices(folder: Path) -> None:
+    """Give the study a search space that only a later version may know."""
+    with sqlite3.connect(folder / "dasearch.db") as connection:
+        (record,) = connection.execute("select space from dasearch_study").fetchone()
+        changed = json.dumps({**json.loads(record), "choices": ["serial", "parallel", "none"]})
+        connection.execute("update dasearch_study set space = ?", (changed,))

@@ -37,7 +37,15 @@ from dasearch.report.theme import LIGHT, THEMES, words
 from dasearch.report.view import read_view
 from dasearch.search.store import Progress, Store, open_store
 from tests.report import stored, views
-from tests.report.stored import NAME, empty_study, evaluate, large_study, optuna_study
+from tests.report.stored import (
+    NAME,
+    empty_study,
+    evaluate,
+    evaluate_elsewhere,
+    large_study,
+    optuna_study,
+    three_choices,
+)
 
 PLACE = "http://127.0.0.1:8765"
 LAYOUTS = {"SSS-SSS": 0.10, "PPP-PPP": 0.08, "SPS-PPS": 0.13, "SPP-PPS": 0.14, "SPS-SPS": 0.12}
@@ -241,6 +249,36 @@ def test_studies_at_their_extremes(tmp_path: Path, fill: object) -> None:
     found = client(tmp_path)
     for address in [*addresses(), *of_figures()]:
         assert found.get(address).status_code == 200, address
+
+
+def test_trials_with_choices_from_elsewhere_are_listed(tmp_path: Path) -> None:
+    store = empty_study(tmp_path)
+    evaluate_elsewhere(store)
+    evaluate_elsewhere(store)
+    store.close()
+    found = client(tmp_path)
+    for address in [*addresses(), *of_figures(), f"/studies/{NAME}/trials/1", f"/api/studies/{NAME}/trials/1"]:
+        assert found.get(address).status_code == 200, address
+    assert (
+        "layer01.causal is &#39;none&#39;, which is no choice of this search space"
+        in found.get(f"/studies/{NAME}").text
+    )
+    record = found.get(f"/api/studies/{NAME}").json()
+    assert (record["best"], record["winner"]) == (None, None)
+    assert record["verdict"][0].startswith("No complete trial has a layout of this search space")
+    refused = found.get(f"/studies/{NAME}/compare?before=0&after=1")
+    assert (refused.status_code, "rial 0 of &#39;toy&#39; has no layout" in refused.text) == (404, True)
+
+
+def test_a_search_space_of_three_choices_is_a_sentence(tmp_path: Path) -> None:
+    empty_study(tmp_path).close()
+    three_choices(tmp_path)
+    found = client(tmp_path)
+    assert found.get("/").status_code == found.get("/api/studies").status_code == 200
+    for address in (f"/studies/{NAME}", f"/api/studies/{NAME}", f"/compare?before={NAME}&after={NAME}"):
+        answer = found.get(address)
+        assert answer.status_code == 503
+        assert "cannot be read (choices" in answer.text
 
 
 def test_names_are_text(tmp_path: Path) -> None:

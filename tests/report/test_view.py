@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -10,16 +11,26 @@ import optuna
 import pytest
 
 from dasearch.bayes import curve_mean
-from dasearch.errors import StoreError, WrongUse
+from dasearch.errors import LayoutError, StoreError, WrongUse
 from dasearch.layout import CHOICES, Layout
 from dasearch.report.figures import FIGURES
 from dasearch.report.learned import FEWEST, MOST, learn
 from dasearch.report.theme import LIGHT
 from dasearch.report.view import State, read_view
 from dasearch.search.confirmation import by_posterior_mean
-from dasearch.search.store import RETRY, Confirmation
-from tests.report.stored import NAME, empty_study, evaluate, large_study, optuna_study, proposal
-from tests.report.views import LAYOUTS, SCORES, complete, finished, space, view
+from dasearch.search.store import RETRY, Confirmation, open_store
+from dasearch.search.study import status
+from tests.report.stored import (
+    NAME,
+    empty_study,
+    evaluate,
+    evaluate_elsewhere,
+    large_study,
+    optuna_study,
+    proposal,
+    three_choices,
+)
+from tests.report.views import LAYOUTS, SCORES, complete, finished, later_trainings, space, view
 
 SECONDS = 2.0  # of this process's own time, so that a busy machine does not fail the test
 
@@ -77,6 +88,40 @@ def test_everything_of_a_trial(tmp_path: Path) -> None:
         found.trial(9)
 
 
+def test_times_of_trainings_after_the_search(tmp_path: Path) -> None:
+    store = empty_study(tmp_path)
+    first, second, final = later_trainings()
+    versions = [store.progress(NAME).version]
+
+    def changed() -> bool:
+        versions.append(store.progress(NAME).version)
+        return versions[-1] != versions[-2]
+
+    for training in (first, second):
+        assert training.ended is not None
+        store.begin_training(NAME, training._replace(began=training.began - timedelta(hours=1)))
+        assert changed()
+        store.begin_training(NAME, training)  # goes on after it was interrupted
+        store.end_training(NAME, training.run, training.ended)
+        assert changed()
+    store.begin_training(NAME, first._replace(began=final.began))  # ended before: its checkpoint is read
+    store.end_training(NAME, first.run, final.began)
+    assert not changed()
+    store.begin_training(NAME, final)
+    assert read_view(store, NAME).later_trainings == later_trainings()
+    store.close()
+    with sqlite3.connect(tmp_path / "dasearch.db") as connection:  # a database of before they were kept
+        connection.execute("drop table dasearch_training")
+    old = open_store(None, str(tmp_path), create=False)
+    assert read_view(old, NAME).later_trainings == ()
+    assert old.progress(NAME).phase == "search"
+    old.close()
+    again = open_store(None, str(tmp_path), create=True)
+    again.begin_training(NAME, final)
+    assert read_view(again, NAME).later_trainings == (final,)
+    again.close()
+
+
 def test_the_signal_is_the_searchs(tmp_path: Path) -> None:
     store = empty_study(tmp_path)
     evaluate(store, "SPS-PPS", 0.3)
@@ -87,7 +132,7 @@ def test_the_signal_is_the_searchs(tmp_path: Path) -> None:
 
 def test_no_such_study(tmp_path: Path) -> None:
     store = empty_study(tmp_path)
-    with pytest.raises(StoreError, match="there is no study 'nothing' in this database; studies there: toy"):
+    with pytest.raises(StoreError, match=r"there is no study 'nothing' in .*dasearch\.db; studies there: toy"):
         read_view(store, "nothing")
     store.close()
 
@@ -113,6 +158,33 @@ def test_reasons(tmp_path: Path) -> None:
         "it was interrupted, or its process was lost",
         "no layout was left to propose, or its process ended before one was",
     ]
+
+
+def test_choices_from_elsewhere_make_no_layout(tmp_path: Path) -> None:
+    store = empty_study(tmp_path)
+    evaluate_elsewhere(store)
+    found, told = read_view(store, NAME), status(store, NAME)
+    with pytest.raises(ValueError, match="does not support dynamic value space"):  # Optuna's own guard
+        evaluate(store, "SPS-PPS", 0.3)
+    store.close()
+    assert [t.layout for t in found.trials] == [t.layout for t in told.trials] == [None]
+    assert found.trials[0].reason == "layer01.causal is 'none', which is no choice of this search space"
+    assert (found.completed, found.best) == ((), None)
+    with pytest.raises(LayoutError, match=r"layer01\.causal is 'none'; give one of serial, parallel"):
+        space().decode(dict.fromkeys(space().free, "none"))
+
+
+def test_a_search_space_of_three_choices(tmp_path: Path) -> None:
+    store = empty_study(tmp_path)
+    three_choices(tmp_path)
+    sentence = (
+        r"the search space of study 'toy' cannot be read \(choices.*\); it began with dasearch 0\.1\.0, which can"
+    )
+    for read in (read_view, status):
+        with pytest.raises(StoreError, match=sentence):
+            read(store, NAME)
+    assert store.progress(NAME).phase == "search"
+    store.close()
 
 
 def test_top_is_by_posterior_mean() -> None:

@@ -106,7 +106,7 @@ def trial_facts(view: StudyView, trials: Mapping[str, Trial]) -> Table:
     """What is known of trials, a column a trial by its heading."""
     facts = {
         "state": lambda trial: trial.state.value,
-        "layout": lambda trial: str(trial.layout or "not proposed yet"),
+        "layout": lambda trial: str(trial.layout or ("none" if trial.reason else "not proposed yet")),
         f"validation {OBJECTIVE}": lambda trial: "" if trial.score is None else f"{trial.score:.4f}",
         "seconds": lambda trial: "" if trial.seconds is None else f"{trial.seconds:.1f}",
         "trained parameters": lambda trial: "" if trial.parameters is None else f"{trial.parameters:,}",
@@ -114,7 +114,7 @@ def trial_facts(view: StudyView, trials: Mapping[str, Trial]) -> Table:
         "began": lambda trial: "" if trial.started is None else trial.started.strftime(WHEN),
         "ended": lambda trial: "" if trial.ended is None else trial.ended.strftime(WHEN),
         "repeats trial": lambda trial: "" if trial.retry_of is None else str(trial.retry_of),
-        "why it ended": lambda trial: trial.reason or "",
+        "note": lambda trial: trial.reason or "",
         "confirmed": lambda trial: confirmed(view, trial),
     }
     rows = ((label, *map(fact, trials.values())) for label, fact in facts.items())
