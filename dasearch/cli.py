@@ -65,6 +65,12 @@ FormatOption = Annotated[
     str | None,
     typer.Option("--format", metavar="NAME", help="Its form, of `dasearch data formats`. Default: its files tell."),
 ]
+TrackOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track", metavar="NAME", help="Keep curves in tensorboard, mlflow or wandb as well; may be repeated."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 StoredStudy = Annotated[str, typer.Argument(metavar="STUDY", help="The name of a study that was run, or its file.")]
 OutputOption = Annotated[str, typer.Option(metavar="FOLDER", help="The studies' output folder.")]
@@ -95,12 +101,7 @@ def run(
             "runs/dasearch.db:STUDY. Its depth may differ.",
         ),
     ] = None,
-    trackers: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--track", metavar="NAME", help="Keep curves in tensorboard, mlflow or wandb as well; may be repeated."
-        ),
-    ] = None,
+    trackers: TrackOption = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -113,9 +114,7 @@ def run(
     Run the same command again to go on where it stopped.
     """
     from dasearch.report.terminal import Terminal, show_estimate, summary
-    from dasearch.report.tracking import track
     from dasearch.search.estimate import estimate
-    from dasearch.search.events import Listeners
     from dasearch.search.prior import prior_trials
     from dasearch.search.study import Study
 
@@ -126,8 +125,7 @@ def run(
             prior_trials(warm_start, loaded.space())  # refused here as it would be there
         show_estimate(console, loaded.settings.yaml(), estimate(loaded))
         return
-    terminal = Terminal(console)
-    with closing(Listeners(terminal, track(loaded, *trackers or (), say=terminal.remarks))) as listener:
+    with closing(_tracked(loaded, Terminal(console), trackers)) as listener:
         status = loaded.run(train=not no_train, listener=listener, warm_start=warm_start)
     summary(console, status, command=" ".join(["dasearch", *sys.argv[1:]]))
 
@@ -249,20 +247,17 @@ def train(
     ] = None,
     storage: StorageOption = None,
     changes: SetOption = None,
+    trackers: TrackOption = None,
 ) -> None:
     """Train one layout on all users by the study's final recipe, without a search. The test split stays closed."""
     from dasearch.report.terminal import Terminal
     from dasearch.search.single import train_layout
     from dasearch.search.study import Study
 
+    loaded = Study.load(study, changes or (), storage=storage)
     console = _console()
-    terminal = Terminal(console)
-    try:
-        folder, trained = train_layout(
-            Study.load(study, changes or (), storage=storage), layout, out=out, listener=terminal
-        )
-    finally:
-        terminal.close()
+    with closing(_tracked(loaded, Terminal(console), trackers)) as listener:
+        folder, trained = train_layout(loaded, layout, out=out, listener=listener)
     console.print(f"validation: {_metrics_text(trained.metrics.record())}", soft_wrap=True)
     console.print(
         f"{trained.parameters:,} trained parameters, {trained.seconds:.1f} s, peak memory {trained.peak_memory / 2**20:,.0f} MiB"
@@ -289,6 +284,7 @@ def ablate(
     ] = False,
     storage: StorageOption = None,
     changes: SetOption = None,
+    trackers: TrackOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train the paper's ablations of a study: one thing changed at a time, on validation data.
@@ -298,17 +294,14 @@ def ablate(
     from dasearch.report.ablation import ablation_figure, ablation_record, ablation_table
     from dasearch.report.terminal import Terminal
     from dasearch.search.ablation import Ablation, load_variants
-    from dasearch.search.events import Listener
     from dasearch.search.study import Study
 
     loaded = Study.load(study, changes or (), storage=storage)
     variants = load_variants(loaded, file, layout=layout, only=only or ())
     console = _console()
-    terminal = Terminal(console)
-    try:
-        scored = Ablation(loaded, variants, seeds, short=short, listener=Listener() if as_json else terminal).run()
-    finally:
-        terminal.close()
+    heard = Terminal(Console(stderr=True) if as_json else console)
+    with closing(_tracked(loaded, heard, trackers)) as listener:
+        scored = Ablation(loaded, variants, seeds, short=short, listener=listener).run()
     path = loaded.folder / "ablation.html"
     ablation_figure(scored, title=f"Ablations of {loaded.settings.name}").write_html(path, include_plotlyjs=True)
     if as_json:
@@ -619,6 +612,14 @@ def _quiet() -> None:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.disable_progress_bar()
+
+
+def _tracked(study: Any, terminal: Any, trackers: list[str] | None) -> Any:
+    """A listener that shows a study in the terminal and tells the trackers; close it in the end."""
+    from dasearch.report.tracking import track
+    from dasearch.search.events import Listeners
+
+    return Listeners(terminal, track(study, *trackers or (), say=terminal.remarks))
 
 
 def _overrides(changes: list[str] | None, budget: int | None, seed: int | None) -> list[str]:

@@ -15,7 +15,17 @@ from rich.text import Text
 
 from dasearch.search.confirmation import OBJECTIVE, Standing
 from dasearch.search.estimate import Estimate
-from dasearch.search.events import ABLATION, CONFIRMATION, DONE, FINAL, SEARCH, Finished, Listener, Training
+from dasearch.search.events import (
+    ABLATION,
+    CONFIRMATION,
+    DONE,
+    FINAL,
+    SEARCH,
+    SINGLE,
+    Finished,
+    Listener,
+    Training,
+)
 from dasearch.search.final import WINNER
 from dasearch.search.store import Result
 from dasearch.search.study import Status
@@ -27,6 +37,7 @@ HEADINGS = {
     SEARCH: "Search: validation MRR on Data_BO",
     CONFIRMATION: "Confirmation: the best and the controls again, with fresh seeds",
     FINAL: "Final training on all users",
+    SINGLE: "Training on all users",
     ABLATION: "Ablation: one thing changed at a time, the same seeds for all",
 }
 SURE = 0.05  # corrected p below which a lead is called one

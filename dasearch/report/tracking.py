@@ -1,8 +1,8 @@
 """A study in an experiment tracker: TensorBoard, MLflow or Weights & Biases, each a few lines over `Listener`.
 
-Use `dasearch run --track NAME`, or ``study.run(listener=...)`` with what `track` gives. A tracker keeps a run for the study
-and one for each training; the database stays the study's memory, so a tracker that fails is left out and nothing is lost.
-What was trained before a tracker was asked for is not told to it.
+Use `dasearch run --track NAME` (`train` and `ablate` too), or ``study.run(listener=...)`` with what `track` gives. A tracker
+keeps a run for the study and one for each training; the database stays the study's memory, so a tracker that fails is left
+out and nothing is lost. What was trained before a tracker was asked for is not told to it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dasearch.errors import WrongUse, suggestion
 from dasearch.layout import as_record
 from dasearch.report.document import flattened
 from dasearch.search.confirmation import OBJECTIVE
-from dasearch.search.events import SEARCH, Finished, Listener, Listeners, Training
+from dasearch.search.events import SEARCH, SINGLE, Finished, Listener, Listeners, Training
 from dasearch.search.store import Result
 from dasearch.search.study import Study
 from dasearch.training.loop import Epoch
@@ -103,7 +103,8 @@ class Tracking(Listener):
         self._tell(lambda tracker: tracker.close())
 
     def _facts(self, training: Training) -> dict[str, str]:
-        sites = as_record(training.layout, self.study.space().names)
+        space, layout = self.study.space(), training.layout
+        sites = as_record(layout, space.names) if layout.layers == space.layers else {}  # an ablation may adapt fewer
         about = {"layout": str(training.layout), "phase": training.phase, "label": training.label}
         return about | {name: str(choice) for name, choice in sites.items()}
 
@@ -144,7 +145,8 @@ def open_tracker(name: str, settings: StudySettings) -> Tracker:
 
 def run_name(training: Training) -> str:
     """``search/003-SPS-PPS`` or ``confirmation/004-all-serial-seed-1``: a path, and in the order of the phase."""
-    label = str(training.layout) if training.phase == SEARCH else training.label
+    own = {SEARCH: str(training.layout), SINGLE: f"{training.label} {training.layout}"}
+    label = own.get(training.phase, training.label)
     return f"{training.phase}/{training.index:03}-{re.sub(r'[^A-Za-z0-9.]+', '-', label).strip('-')}"
 
 

@@ -10,7 +10,7 @@ from dasearch.search.store import Result
 from dasearch.training.loop import Epoch
 
 SEARCH, CONFIRMATION, FINAL, DONE = "search", "confirmation", "final", "done"
-ABLATION = "ablation"
+ABLATION, SINGLE = "ablation", "train"  # beside a study: its ablations, and one layout without a search
 
 
 @dataclass(frozen=True)

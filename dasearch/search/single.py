@@ -10,7 +10,7 @@ from dasearch.errors import ModelFolderError, StudyError
 from dasearch.layout import Layout
 from dasearch.layout_file import Metric
 from dasearch.search.confirmation import ALL_PARALLEL, ALL_SERIAL, OBJECTIVE
-from dasearch.search.events import FINAL, Finished, Listener, Training
+from dasearch.search.events import SINGLE, Finished, Listener, Training
 from dasearch.search.objective import TRIAL_SEED, Objective
 from dasearch.search.store import require_writable
 from dasearch.search.study import Study
@@ -65,7 +65,7 @@ def train_layout(
     materials = prepare_study(settings, dataset, development, say=heard.says, language_model=heard.language_model)
     checkpoints = folder.parent / "checkpoints"
     objective = Objective(settings, materials, settings.final, space.file.replace_every, checkpoints)
-    training = Training(FINAL, 1, 1, layout, settings.model.label, settings.final.epochs)
+    training = Training(SINGLE, 1, 1, layout, settings.model.label, settings.final.epochs)
     heard.started(training)
     run = f"train/{settings.model.label}/{layout}"
     trained = objective.train(layout, run=run, seed=TRIAL_SEED, on_epoch=lambda epoch: heard.epoch(training, epoch))

@@ -340,3 +340,24 @@ def test_run_tracks(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     assert run_command(["run", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert all(name in shown for name in TRACKERS)
+
+
+def test_train_and_ablate_track(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "toy.yaml").write_text(small_study(tmp_path).yaml())
+    (tmp_path / "plan.yaml").write_text("{model: darec, groups: {r: {r = 2: {space.replace_every: 2}}}}")
+    toy, tracked = str(tmp_path / "toy.yaml"), ["--track", "tensorboard"]
+    assert run_command(["train", toy, "--layout", "SPS-PPS", *tracked]) == 0
+    plan = ["--file", str(tmp_path / "plan.yaml"), "--seeds", "1", "--short"]
+    capsys.readouterr()
+    assert run_command(["ablate", toy, *plan, *tracked, "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    kept = read_tensorboard(tmp_path / "runs" / "toy")
+    assert kept.points("train/001-darec-SPS-PPS", "validation/MRR")[0] == [0, 1]
+    assert kept.facts["train/001-darec-SPS-PPS"]["layer02.context"] == "parallel"
+    whole, sparse = "ablation/001-the-study-itself-seed-1", "ablation/002-r-r-2-seed-1"
+    assert set(kept.curves) == {STUDY, "train/001-darec-SPS-PPS", whole, sparse}
+    assert (kept.facts[whole]["layout"], kept.facts[sparse]["layout"]) == ("SSS-SSS", "SSS")
+    assert "layer02.context" not in kept.facts[sparse]
+    means = [variant["metrics"]["MRR"]["mean"] for variant in scored]
+    assert kept.points(STUDY, "ablation/MRR") == ([1, 2], pytest.approx(means, rel=FLOAT32))

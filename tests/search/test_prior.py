@@ -247,7 +247,7 @@ def test_withdrawn_with_its_study(tmp_path: Path) -> None:
     source = written(tmp_path, record())
     prior = prior_trials(source, space(2))
     with closing(empty_study(tmp_path)) as store:
-        fields = store.stored("toy")
+        fields = store.begun("toy")
         kept = {k: getattr(fields, k) for k in ("settings", "space", "space_hash", "dataset", "versions")}
         store.begin("warm", **kept, prior=prior)
         assert store.prior("warm") == prior
