@@ -280,11 +280,11 @@ def test_report_writes_one_file(trained: Path, tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().out == f"report: {path}\n"
     page = path.read_text()
     assert page.startswith("<!doctype html>")
-    assert "statistics.users" in page  # the data set's numbers, recorded when the study began
+    assert "train interactions</th>" in page  # the data set's numbers, recorded when the study began
     assert run_command(["report", str(trained / "toy.yaml"), "--output", output, "--format", "md"]) == 0
     text = (trained / "runs" / "toy" / "report.md").read_text()
     assert "## Verdict" in text
-    assert "| statistics.users | 60 |" in text
+    assert "| users | 60 |" in text
     storage, out = f"sqlite:///{trained}/runs/dasearch.db", tmp_path / "new" / "a.md"
     assert run_command(["report", "toy", "--storage", storage, "--format", "md", "--out", str(out)]) == 0
     assert "**Every trial**" in out.read_text()
@@ -296,7 +296,7 @@ def test_compare_two_trials(trained: Path, capsys: pytest.CaptureFixture[str]) -
     out = capsys.readouterr().out
     assert "SSS-SSS" in out
     assert "layer02.recommendation   serial    parallel" in out
-    assert "From trial 0 to trial 1 6 sites differ; MRR " in out
+    assert "From trial 0 to trial 1: 6 sites differ; MRR " in out
     assert "over fresh seeds, paired (95% t interval)" in out
     assert run_command(["compare", "toy", "--trials", "0", "1", "--json", *output]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -118,7 +118,8 @@ def facts_table(view: StudyView) -> Table:
     """The study at a glance."""
     settings, space = view.settings, view.space
     trained = sum(trial.seconds or 0.0 for trial in view.completed)
-    rest = sum(c.seconds for c in view.confirmations) + sum(t.seconds for t in view.final_trainings)
+    final = {(t.layout, t.seed, t.seconds) for t in view.final_trainings}  # one training may stand in several rows
+    rest = sum(c.seconds for c in view.confirmations) + sum(seconds for _, _, seconds in final)
     facts = {
         "model": f"{settings.model.kind.value}, over {settings.backbone.name}",
         "data": str(view.dataset.get("name", settings.data.source)),
@@ -245,7 +246,9 @@ def _repeats(number: int | None) -> str:
 
 def data_table(view: StudyView) -> Table:
     """What the study recorded of its data when it began."""
-    rows = tuple((name.replace("_", " "), shown(value)) for name, value in flattened(view.dataset).items())
+    counts = view.dataset.get("statistics", {})
+    facts = {name: value for name, value in view.dataset.items() if name != "statistics"} | counts
+    rows = tuple((name.replace("_", " "), shown(value)) for name, value in facts.items())
     return Table("The data as recorded when the study began", ("", ""), rows)
 
 
@@ -295,7 +298,7 @@ def flattened(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def shown(value: Any) -> str:
     """A recorded value as people read it."""
     if isinstance(value, list | tuple):
-        return ", ".join(map(shown, value))
+        return ", ".join(map(shown, value)) or "none"
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, int):

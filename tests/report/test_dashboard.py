@@ -26,7 +26,7 @@ from dasearch.layout import Layout
 from dasearch.report.dashboard.app import application
 from dasearch.report.dashboard.live import progress_sentences, seconds_left, share
 from dasearch.report.dashboard.numbers import numbers
-from dasearch.report.dashboard.pages import layout_map
+from dasearch.report.dashboard.pages import layout_map, worth_comparing
 from dasearch.report.dashboard.reading import Reader
 from dasearch.report.dashboard.records import finite
 from dasearch.report.dashboard.security import Visitors, is_local, visitors_for
@@ -653,6 +653,13 @@ def test_map_of_a_layout() -> None:
     assert [label for label, _ in rows] == ["layer 1", "layer 2"]
     assert ["".join(cell.letter for cell in cells) for _, cells in rows] == ["SPS", "PPP"]
     assert [cell.changed for _, cells in rows for cell in cells] == [False, True, False, False, False, False]
+
+
+def test_a_trial_worth_comparing_with_the_first() -> None:
+    view = views.finished()
+    assert worth_comparing(view) == 3  # the best
+    assert worth_comparing(views.view(view.trials[:2])) == 1  # the first is the best itself
+    assert worth_comparing(views.view(view.trials[:1])) is None
 
 
 def test_json_has_no_infinity() -> None:

@@ -185,6 +185,14 @@ def test_score_against_cost(study: StudyView) -> None:
     assert "8.0 to 12.0 s of training each, 50 s in all" in words(found)
 
 
+def test_equal_costs_have_no_panel() -> None:
+    alike = [complete(n, Layout.parse(text), 0.1 + n, parameters=7) for n, text in enumerate(LAYOUTS)]
+    (seconds,) = figures.score_against_cost(view(alike), LIGHT).data
+    assert list(seconds.x) == [8.0, 9.0, 10.0, 11.0, 12.0]
+    assert "all with 7 trained parameters" in words(figures.score_against_cost(view(alike), LIGHT))
+    assert len(figures.score_against_cost(view(alike[:1]), LIGHT).data) == 2
+
+
 def test_timeline_has_a_bar_a_trial(study: StudyView) -> None:
     found = figures.timeline(study, LIGHT)
     traces = named(found)

@@ -13,13 +13,22 @@ import yaml
 from dasearch.config import parse_study
 from dasearch.layout import Layout
 from dasearch.report import Format
-from dasearch.report.document import Section, Table, commands, flattened, sections, shown, verdict_sentences
+from dasearch.report.document import (
+    Section,
+    Table,
+    commands,
+    facts_table,
+    flattened,
+    sections,
+    shown,
+    verdict_sentences,
+)
 from dasearch.report.figures import FIGURES
 from dasearch.report.page import as_html, as_markdown, in_script, write_report
 from dasearch.report.theme import LIGHT, words
 from dasearch.report.view import State, StudyView, Trial, read_view
 from tests.report.stored import NAME, large_study
-from tests.report.views import BEGUN, LAYOUTS, complete, finished, view
+from tests.report.views import BEGUN, LAYOUTS, complete, finished, later_trainings, view
 
 LARGEST = 6_000_000  # bytes of a report of 100 trials
 NASTY = '<script>alert("1")</script> & ünï·コード | *x*'
@@ -240,11 +249,30 @@ def test_data_statistics_are_shown_where_they_are_recorded() -> None:
         "statistics": {"users": 2204, "density": 0.11236, "tied_last": 0.0},
     }
     (data,) = (section for section in sections(finished(dataset=recorded)) if section.key == "data")
-    assert ("statistics.users", "2,204") in data.tables[0].rows
-    assert ("statistics.density", "0.1124") in data.tables[0].rows
+    assert ("users", "2,204") in data.tables[0].rows
+    assert ("density", "0.1124") in data.tables[0].rows
     assert not data.sentences
     (without,) = (section for section in sections(finished()) if section.key == "data")
     assert "dasearch data stats complete-journey counts them" in without.sentences[0]
+
+
+def test_a_training_that_stands_in_two_rows_took_its_time_once() -> None:
+    (winner,) = finished().final_trainings
+    same, other = winner._replace(name="all-serial"), winner._replace(name="llmrec", layout=None, seconds=20.0)
+    rows = dict(facts_table(finished(final_trainings=(winner, same, other))).rows)
+    assert rows["training"] == "0:50 in trials, 2:08 after them"  # six confirmations of 8 s, 60 s and 20 s
+
+
+def test_trainings_after_the_search_have_their_times() -> None:
+    trials = next(
+        section for section in sections(finished(later_trainings=later_trainings())) if section.key == "trials"
+    )
+    began = "2026-01-01 00:01 UTC"
+    assert trials.tables[1].rows == (
+        ("confirmation", "1 of 6", "all-serial, seed 1", "SSS-SSS", began, "8.0"),
+        ("confirmation", "2 of 6", "all-serial, seed 2", "SSS-SSS", began, "8.0"),
+        ("final", "1 of 4", "winner <b>, seed 0", "SSS-SSS", "2026-01-01 00:02 UTC", "runs"),
+    )
 
 
 def test_a_table_without_rows_is_left_out() -> None:

@@ -1,4 +1,4 @@
-"""The dashboard's routes. Pages are HTML that `static/dashboard.js` keeps true; under ``/api`` is the same as JSON."""
+"""The dashboard's routes. Pages are HTML that ``templates/dashboard.js`` keeps true; under ``/api`` is the same as JSON."""
 
 from __future__ import annotations
 
@@ -133,6 +133,7 @@ class Dashboard:
             progress=progress_sentences(view, snapshot.progress),
             share=share(view),
             sections=pages.study_sections(view),
+            compared=pages.worth_comparing(view),
         )
 
     def trial_page(self, request: Request) -> Response:

@@ -24,7 +24,7 @@ from dasearch.report.document import (
     trials_table,
     versions_table,
 )
-from dasearch.report.terminal import clock, symmetric
+from dasearch.report.terminal import symmetric
 from dasearch.report.view import StudyView, Trial
 from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search.store import Progress
@@ -140,7 +140,8 @@ def epochs_table(trial: Trial) -> Table:
         )
         for epoch in trial.epochs
     ]
-    headings = ("epoch", *(f"loss: {name}" for name in losses), *metrics, "seconds")
+    named = ("validation loss" if name == "loss" else name for name in metrics)
+    headings = ("epoch", *(f"loss: {name}" for name in losses), *named, "seconds")
     return Table("Epochs: mean of each loss term, validation metrics", headings, tuple(rows))
 
 
@@ -180,8 +181,7 @@ def partners(view: StudyView, trial: Trial) -> dict[str, int]:
     return {label: other.number for label, other in named.items() if other is not None and other.layout != trial.layout}
 
 
-def elapsed(trial: Trial, view: StudyView) -> str:
-    """How long a trial ran or runs."""
-    if trial.started is None:
-        return ""
-    return clock(((trial.ended or view.read) - trial.started).total_seconds())
+def worth_comparing(view: StudyView) -> int | None:
+    """A trial to compare the first one with: the best, or where that is the first itself, the last."""
+    others = [trial.number for trial in view.trials[1:]]
+    return view.best.number if view.best and view.best.number in others else next(reversed(others), None)

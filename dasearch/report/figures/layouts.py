@@ -58,7 +58,7 @@ def layout_difference(view: StudyView, before: int, after: int, theme: Theme) ->
 def difference_in_words(found: TrialDifference) -> str:
     """How many sites differ, and what that is worth."""
     sites = "one site differs" if len(found.sites) == 1 else f"{len(found.sites) or 'no'} sites differ"
-    parts = [f"From trial {found.before.number} to trial {found.after.number} {sites}"]
+    parts = [f"From trial {found.before.number} to trial {found.after.number}: {sites}"]
     if found.score is not None:
         parts.append(f"{OBJECTIVE} {found.score:+.4f} in one training each")
     if found.confirmed is not None:

@@ -180,7 +180,12 @@ def score_against_cost(view: StudyView, theme: Theme) -> go.Figure:
     trials = view.completed
     if not trials:
         return nothing(theme, NO_SCORE)
-    panels = {"seconds of training": [t.seconds for t in trials], "trained parameters": [t.parameters for t in trials]}
+    every: dict[str, list[float | None]] = {
+        "seconds of training": [trial.seconds for trial in trials],
+        "trained parameters": [trial.parameters for trial in trials],
+    }
+    varied = {title: costs for title, costs in every.items() if len(set(costs)) > 1}  # the same for all needs no axis
+    panels = varied or every
     found = make_subplots(rows=len(panels), cols=1, vertical_spacing=0.22)
     for row, (title, costs) in enumerate(panels.items(), start=1):
         trace = go.Scatter(
@@ -195,7 +200,7 @@ def score_against_cost(view: StudyView, theme: Theme) -> go.Figure:
         found.add_trace(trace, row=row, col=1)
         found.update_xaxes(title_text=title, row=row, col=1)
         found.update_yaxes(title_text=SCORE, row=row, col=1)
-    return finished(found, theme, says=_costs(trials), height=2 * HEIGHT - 200)
+    return finished(found, theme, says=_costs(trials), height=len(panels) * (HEIGHT - 100))
 
 
 def _costs(trials: Sequence[Trial]) -> str:
