@@ -83,7 +83,9 @@ def by_posterior_mean(space: SearchSpace, signals: Mapping[Layout, float]) -> li
 
 def evaluations(space: SearchSpace, signals: Mapping[Layout, float]) -> tuple[Tensor, Tensor, Choices]:
     """What `Surrogate.fit` reads. Shapes: codes ``(layouts, free bits)``, values ``(layouts,)`` float64."""
-    codes = torch.tensor([[CHOICES.index(c) for c in space.encode(layout).values()] for layout in signals])
+    free = [space.names.index(name) for name in space.free]
+    bits = torch.tensor([layout.flat for layout in signals], dtype=torch.long).view(len(signals), len(space.names))
+    codes = bits[:, free]
     values = torch.tensor(list(signals.values()), dtype=torch.float64)
     return codes, values, Choices.named(dict.fromkeys(space.free, len(CHOICES)))
 
