@@ -1,82 +1,22 @@
-"""``layout.json``: a layout with all that another trainer needs to rebuild it, and how its form may grow.
-
-A form's version is ``MAJOR.MINOR``. A minor version only adds fields, so a reader of the same major leaves out what it does
-not know; a major version changes what a field means, and an older reader refuses it.
-"""
+"""``layout.json``: a layout with all that another trainer needs to rebuild it."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dasearch.errors import LayoutError, suggestion
 from dasearch.layout import SITES, Layout
+from dasearch.versioned import VersionedFile
 
 LAYOUT_NAME = "layout.json"
 
 
-class VersionedFile(BaseModel):
-    """A JSON file with a ``schema_version``; subclasses name their ``VERSION`` and what they are."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    VERSION: ClassVar[str]
-    WHAT: ClassVar[str]
-
-    schema_version: str = Field("", description="MAJOR.MINOR; a minor version only adds fields")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_version(cls, content: Any) -> Any:
-        if not isinstance(content, dict):
-            raise ValueError("it holds no object")
-        content = {**content, "schema_version": _as_version(content.get("schema_version", cls.VERSION))}
-        major, minor = _parts(content["schema_version"])
-        known_major, known_minor = _parts(cls.VERSION)
-        if major != known_major:
-            raise ValueError(
-                f"it has schema version {major}.{minor} and this dasearch reads {known_major}.x; "
-                + ("update dasearch" if major > known_major else "write it again with this dasearch")
-            )
-        unknown = sorted(set(content) - set(cls.model_fields))
-        if unknown and minor <= known_minor:
-            hint = suggestion(unknown[0], list(cls.model_fields))
-            raise ValueError(f"version {major}.{minor} has no field {unknown[0]!r}{hint}; take it out")
-        return content
-
-    @classmethod
-    def read(cls, path: str | Path) -> Self:
-        """Read and check a file.
-
-        Raises:
-            LayoutError: for a missing or damaged file, or one of another major version.
-        """
-        try:
-            return cls.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
-        except OSError as error:
-            raise LayoutError(f"{path} cannot be read ({error.strerror}); name a {cls.WHAT}") from None
-        except ValidationError as error:
-            raise LayoutError(f"{path} is no usable {cls.WHAT}: {_sentence(error)}") from None
-        except ValueError as error:  # no JSON, or no UTF-8
-            raise LayoutError(f"{path} is no {cls.WHAT} or is cut off ({error}); write or copy it again") from None
-
-    def text(self) -> str:
-        """The file's content."""
-        return self.model_dump_json(indent=2) + "\n"
-
-    @classmethod
-    def json_schema(cls) -> dict[str, Any]:
-        """The form as a JSON Schema, open to fields of later minor versions."""
-        found = cls.model_json_schema()
-        found["properties"]["schema_version"]["pattern"] = rf"^{_parts(cls.VERSION)[0]}\.\d+$"
-        return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
-
-
 class Metric(BaseModel):
     """A score and its 95% interval (None where there was a single run)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     value: float
@@ -130,22 +70,3 @@ class LayoutFile(VersionedFile):
     def parsed(self) -> Layout:
         """The layout, which has a group for every layer of ``replaced``."""
         return Layout.parse(self.layout).require(len(self.replaced), len(self.sites))
-
-
-def _as_version(value: Any) -> str:
-    """Before minor versions there was the number 1."""
-    return f"{value}.0" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def _parts(version: str) -> tuple[int, int]:
-    major, _, minor = version.partition(".")
-    if not (major.isdigit() and minor.isdigit()):
-        raise ValueError(f"schema_version {version!r} is not of the form MAJOR.MINOR")
-    return int(major), int(minor)
-
-
-def _sentence(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
-    return f"{where}: {reason}" if where else reason

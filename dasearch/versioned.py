@@ -1,45 +1,98 @@
-"""Files that outlive the release that wrote them: JSON with a ``schema_version`` of MAJOR.MINOR.
+"""JSON files that outlive the release that wrote them, by a ``schema_version`` of MAJOR.MINOR.
 
-A minor version adds fields, so a file of a newer one is read and what is unknown in it left out. In a file of a version that
-is known an unknown field is an edit or a misspelling, and refused; so is another major version.
+A minor version only adds fields, so of a file of a newer one what is unknown is left out. In a file of a version that is known
+an unknown field is an edit or a misspelling, and refused; so is another major version.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
-from dasearch.errors import LayoutError
+from dasearch.errors import LayoutError, suggestion
 
 FIELD = "schema_version"
-Model = TypeVar("Model", bound=BaseModel)
 
 
-def parse_versioned(model: type[Model], record: dict[str, Any], *, known: str, source: str) -> Model:
-    """Check the contents of a file that this release writes in version ``known``.
+class VersionedFile(BaseModel):
+    """Base of such files.
 
-    Raises:
-        LayoutError: for a version it cannot read, or contents that do not fit.
+    Attributes:
+        VERSION: what this release writes; also the default of the subclass's field ``schema_version``.
+        WHAT: what a sentence calls such a file.
     """
-    version = record.get(FIELD)
-    if not isinstance(version, str) or not re.fullmatch(r"\d+\.\d+", version):
-        raise LayoutError(f'{source} has no {FIELD} such as "{known}"; give a file that `dasearch` wrote')
-    (major, minor), (own_major, own_minor) = (map(int, text.split(".")) for text in (version, known))
-    if major != own_major:
-        raise LayoutError(
-            f"{source} is of schema version {version} and this release reads {known}; install another dasearch"
-        )
-    return validated(model, record, source=source, ignore_unknown=minor > own_minor)
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    VERSION: ClassVar[str]
+    WHAT: ClassVar[str]
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read and check a file.
+
+        Raises:
+            LayoutError: for a missing or damaged file, or one of another major version.
+        """
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise LayoutError(f"{path} cannot be read ({error.strerror}); name a {cls.WHAT}") from None
+        except ValueError as error:  # no JSON, or no UTF-8
+            raise LayoutError(f"{path} is no {cls.WHAT} or is cut off ({error}); write or copy it again") from None
+        return cls.of_record(record, str(path))
+
+    @classmethod
+    def of_record(cls, record: Any, source: str) -> Self:
+        """Check a file's contents.
+
+        Raises:
+            LayoutError: for another major version, or contents that do not fit.
+        """
+        if not isinstance(record, dict):
+            raise LayoutError(f"{source} is no usable {cls.WHAT}: it holds no object")
+        version = record.get(FIELD)
+        version = "1.0" if version == 1 else str(version)  # before minor versions there was the number 1
+        major, minor = _parts(version, source)
+        known_major, known_minor = _parts(cls.VERSION, cls.WHAT)
+        if major != known_major:
+            fix = "update dasearch" if major > known_major else "write it again with this dasearch"
+            raise LayoutError(f"{source} has schema version {version} and this dasearch reads {known_major}.x; {fix}")
+        try:
+            return cls.model_validate({**record, FIELD: version}, extra="ignore" if minor > known_minor else None)
+        except ValidationError as error:
+            reason = _reason(error.errors()[0], version, list(cls.model_fields))
+            raise LayoutError(f"{source} is no usable {cls.WHAT}: {reason}") from None
+
+    def text(self) -> str:
+        """The file's content."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """The form as a JSON Schema, open to fields of later minor versions."""
+        found = cls.model_json_schema()
+        for part in (found, *found.get("$defs", {}).values()):
+            part.pop("additionalProperties", None)
+        found["properties"][FIELD]["pattern"] = rf"^{cls.VERSION.split('.')[0]}\.\d+$"
+        return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
 
 
-def validated(model: type[Model], record: dict[str, Any], *, source: str, ignore_unknown: bool = False) -> Model:
-    """Check contents; the first thing that is wrong with them makes the sentence of a `LayoutError`."""
-    try:
-        return model.model_validate(record, extra="ignore" if ignore_unknown else None)
-    except ValidationError as error:
-        first = error.errors()[0]
-        reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"].lower()
-        place = ".".join(map(str, first["loc"])) or "its contents"
-        raise LayoutError(f"{source}: {place}: {reason}; write the file again") from None
+def _parts(version: str, source: str) -> tuple[int, int]:
+    if not re.fullmatch(r"\d+\.\d+", version):
+        raise LayoutError(f"{source}: {FIELD} {version!r} is not of the form MAJOR.MINOR; write the file again")
+    major, minor = map(int, version.split("."))
+    return major, minor
+
+
+def _reason(error: ErrorDetails, version: str, fields: list[str]) -> str:
+    where = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"version {version} has no field {where!r}{suggestion(where, fields)}; take it out"
+    reason = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
+    return f"{where}: {reason}" if where else reason

@@ -371,10 +371,13 @@ def test_export(
     model = str(trained / "runs" / "toy" / "model")
     assert run_command(["export", model, "--format", "layout", "--out", "elsewhere"]) == 0
     assert Layout.from_file("elsewhere") == Layout.from_file(model)
+    assert run_command(["export", "toy", "--format", "trials", "--out", "trials", *runs]) == 0
+    assert len(json.loads(Path("trials/trials.json").read_text())["trials"]) == 3
     assert run_command(["export", "--list"]) == 0
     assert "onnx  " in capsys.readouterr().out
     assert "name a study or the folder of a trained model" in refused(capsys, "export")
     assert "is not an empty folder" in refused(capsys, "export", "toy", "--format", "torch", *runs)
+    assert "is not an empty folder" in refused(capsys, "export", "toy", "--format", "trials", "--out", "trials", *runs)
     assert "there is no format 'hff'; did you mean hf" in refused(capsys, "export", "toy", "--format", "hff", *runs)
     assert "there is no study 'tyo'" in refused(capsys, "export", "tyo", *runs)
 
@@ -504,6 +507,6 @@ def test_a_snippet_is_printed_or_written(trained: Path, tmp_path: Path, capsys: 
     compile(text, "snippet", "exec")
     assert files(trained) == before
     assert run_command(["export", model, "--format", "snippet", "--out", str(tmp_path / "out")]) == 0
-    assert f"{tmp_path}/out/snippet.py  0.0 MiB" in capsys.readouterr().out
+    assert f"{tmp_path}/out/snippet.py" in capsys.readouterr().out
     assert 'weights=load_file(here / "adapters.safetensors")' in (tmp_path / "out" / "snippet.py").read_text()
     assert "did you mean snippet" in refused(capsys, "export", model, "--format", "snipet")

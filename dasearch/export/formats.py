@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,11 +12,12 @@ from dasearch.errors import ExportError, suggestion
 from dasearch.export.adapterhub import write_adapters
 from dasearch.export.graph import write_onnx, write_pt2
 from dasearch.export.huggingface import write_hf
-from dasearch.export.layout import write_layout
+from dasearch.export.layout import write_layout, write_study_trials
 from dasearch.export.pytorch import write_torch
 from dasearch.export.snippet import sketch, write_snippet
 from dasearch.export.source import open_trained
 from dasearch.folders import require_free, whole_folder
+from dasearch.search.store import Store, open_store
 from dasearch.training.recommender import Recommender
 
 
@@ -35,19 +37,26 @@ class Wishes:
 Write = Callable[[Recommender, Path, Wishes], None]
 
 
+@dataclass(frozen=True)
+class WriteStudy:
+    """Writes a study by its name in the store; no model need be trained."""
+
+    write: Callable[[Store, str, Path], None]
+
+
 class Format(NamedTuple):
     """One form.
 
     Attributes:
         title: what it is.
-        write: fills an empty folder.
+        write: fills an empty folder from a trained model, or, as a `WriteStudy`, from a stored study.
         opened: what to type to open the folder ``{out}``.
         grants: the `Wishes` that it can grant.
         text: what to print where no folder is named; None: a folder is written in any case.
     """
 
     title: str
-    write: Write
+    write: Write | WriteStudy
     opened: str
     grants: tuple[str, ...] = ()
     text: Callable[[Recommender, Wishes], str] | None = None
@@ -58,6 +67,11 @@ FORMATS: dict[str, Format] = {
         "layout.json and its JSON Schema",
         write_layout,
         "python -c \"import dasearch; print(dasearch.Layout.from_file('{out}'))\"",
+    ),
+    "trials": Format(
+        "the evaluated layouts of a study with their scores, and the JSON Schema of that",
+        WriteStudy(write_study_trials),
+        "dasearch run OTHER-STUDY --warm-start {out}/trials.json",
     ),
     "torch": Format(
         "one file of plain PyTorch with its weights, opened with torch and safetensors alone",
@@ -119,8 +133,11 @@ def export(recommender: Recommender, form: str, out: Path, wishes: Wishes | None
     """
     wishes = wishes or Wishes()
     require_format(form, wishes)
+    write = FORMATS[form].write
+    if isinstance(write, WriteStudy):
+        raise ExportError(f"format {form} is of a study, not of a model; name a study that was run")
     with whole_folder(out, ExportError) as folder:
-        FORMATS[form].write(recommender, folder, wishes)
+        write(recommender, folder, wishes)
     return out
 
 
@@ -133,10 +150,15 @@ def export_study(
     output: str = "runs",
     storage: str | None = None,
 ) -> Path:
-    """`export` of a study's winner, or of the trained model in a folder; by default into ``STUDY-FORM`` beside one."""
+    """`export` of a study's winner, of the trained model in a folder, or of the study itself; by default into ``STUDY-FORM``."""
     place = out or Path(f"{Path(study).name}-{form}")
     require_format(form, wishes or Wishes())
     require_free(place, ExportError)
+    write = FORMATS[form].write
+    if isinstance(write, WriteStudy):
+        with closing(open_store(storage, output, create=False)) as store, whole_folder(place, ExportError) as folder:
+            write.write(store, study, folder)
+        return place
     return export(open_trained(study, output=output, storage=storage), form, place, wishes)
 
 

@@ -1,4 +1,4 @@
-"""``layout``: the layout by itself, with the JSON Schema of its form."""
+"""``layout`` and ``trials``: JSON by itself, with the JSON Schema of its form."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dasearch.layout_file import LAYOUT_NAME, LayoutFile, VersionedFile
+from dasearch.layout_file import LAYOUT_NAME, LayoutFile
+from dasearch.search.prior import TRIALS_NAME, TrialsFile, write_trials
+from dasearch.search.store import Store
 from dasearch.training.recommender import Recommender
+from dasearch.versioned import VersionedFile
 
 if TYPE_CHECKING:
     from dasearch.export.formats import Wishes
 
-SCHEMAS: dict[str, type[VersionedFile]] = {"layout": LayoutFile}  # published in dasearch/export/schemas
+SCHEMAS: dict[str, type[VersionedFile]] = {
+    "layout": LayoutFile,
+    "trials": TrialsFile,
+}  # published in dasearch/export/schemas
 
 
 def schema_name(name: str) -> str:
@@ -36,9 +42,19 @@ def schema_text(name: str) -> str:
 def write_layout(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
     """``layout.json`` and ``layout-1.0.schema.json``."""
     write_layout_file(recommender, folder)
-    (folder / schema_name("layout")).write_text(schema_text("layout"), encoding="utf-8")
+    _write_schema("layout", folder)
 
 
 def write_layout_file(recommender: Recommender, folder: Path) -> None:
     """``layout.json`` alone."""
     (folder / LAYOUT_NAME).write_text(recommender.layout_file.text(), encoding="utf-8")
+
+
+def write_study_trials(store: Store, name: str, folder: Path) -> None:
+    """``trials.json`` and ``trials-1.0.schema.json``."""
+    write_trials(store, name, folder / TRIALS_NAME)
+    _write_schema("trials", folder)
+
+
+def _write_schema(name: str, folder: Path) -> None:
+    (folder / schema_name(name)).write_text(schema_text(name), encoding="utf-8")

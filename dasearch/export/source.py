@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from dasearch.errors import ExportError
@@ -26,11 +27,8 @@ def open_trained(name: str, *, output: str = "runs", storage: str | None = None)
 
 def trained_folder(name: str, *, output: str = "runs", storage: str | None = None) -> Path:
     """The folder of a study's winner, unchanged since it was written."""
-    store = open_store(storage, output, create=False)
-    try:
+    with closing(open_store(storage, output, create=False)) as store:
         models = [artifact for artifact in store.artifacts(name) if artifact.kind == MODEL]
-    finally:
-        store.close()
     if not models:
         raise ExportError(
             f"study {name} has no trained model yet; run `dasearch run {name}` to its end, or name a folder"

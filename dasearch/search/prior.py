@@ -16,13 +16,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from dasearch.errors import LayoutError
-from dasearch.layout import SITES, Depth, Layout, LayoutFile, ModelKind, carried
+from dasearch.layout import SITES, Depth, Layout, ModelKind, carried
+from dasearch.layout_file import LAYOUT_NAME, LayoutFile
 from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search.store import PriorTrial, Store, TrialRecord, open_store
 from dasearch.search_space import SearchSpace
-from dasearch.versioned import parse_versioned, validated
+from dasearch.versioned import VersionedFile
 
-TRIALS_SCHEMA = "1.0"
+TRIALS_NAME = "trials.json"
 SQLITE = b"SQLite format 3\0"
 
 
@@ -38,12 +39,13 @@ class ScoredLayout(BaseModel):
     )
 
 
-class TrialsFile(BaseModel):
+class TrialsFile(VersionedFile):
     """The contents of ``trials.json``: the complete trials of a study, for another one to begin with."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    VERSION = "1.0"
+    WHAT = "trials file (trials.json)"
 
-    schema_version: str = Field(TRIALS_SCHEMA, pattern=r"^\d+\.\d+$")
+    schema_version: str = Field(VERSION, description="MAJOR.MINOR; a minor version only adds fields")
     model: ModelKind
     sites: list[str] = Field(description="of a layer, in the order of a layout's letters")
     layers: int = Field(ge=1, description="layers of the backbone")
@@ -71,11 +73,6 @@ class TrialsFile(BaseModel):
         """In words."""
         data = f"{self.dataset}, " if self.dataset else ""
         return f"study {self.study} ({data}{self.layers} layers, seed {self.seed})"
-
-
-def trials_schema() -> dict[str, Any]:
-    """JSON Schema of ``trials.json``."""
-    return TrialsFile.model_json_schema()
 
 
 def trials_of(store: Store, name: str) -> TrialsFile:
@@ -113,7 +110,7 @@ def write_trials(store: Store, name: str, path: Path) -> Path:
     """Write a stored study's ``trials.json``; errors as of `trials_of`."""
     file = trials_of(store, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(file.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    path.write_text(file.text(), encoding="utf-8")
     return path
 
 
@@ -148,7 +145,7 @@ def read_trials(source: str) -> TrialsFile:
         StoreError: for a database that cannot be opened, or does not hold the study.
     """
     path, study = _file_and_study(source)
-    path = path / "layout.json" if path.is_dir() else path
+    path = path / LAYOUT_NAME if path.is_dir() else path
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -182,26 +179,22 @@ def _stored(path: Path, study: str | None) -> TrialsFile:
         return trials_of(store, names[0])
 
 
-def _of_trials(record: dict[str, Any], source: str) -> TrialsFile:
-    return parse_versioned(TrialsFile, record, known=TRIALS_SCHEMA, source=source)
-
-
 def _of_layout(record: dict[str, Any], source: str) -> TrialsFile:
     """The one layout of a trained model."""
-    file = validated(LayoutFile, record, source=source)
+    file = LayoutFile.of_record(record, source)
     if file.metric is None:
         raise LayoutError(
             f"{source} has no metric, so its layout has no score; give that of a model which dasearch trained"
         )
-    known = {
-        "model": next(
-            (kind for kind, sites in SITES.items() if list(sites) == file.sites), file.model
-        ),  # not its variation
-        "metric": file.metric.name,
-        "trials": [{"layout": file.layout, "score": file.metric.value}],
+    return TrialsFile(
+        model=next(kind for kind, sites in SITES.items() if list(sites) == file.sites),  # file.model is a variation
+        metric=file.metric.name,
+        trials=[ScoredLayout(layout=file.layout, score=file.metric.value)],
         **file.model_dump(include={"sites", "layers", "replaced", "study", "seed"}),
-    }
-    return validated(TrialsFile, known, source=source)
+    )
 
 
-FORMS: dict[str, Callable[[dict[str, Any], str], TrialsFile]] = {"trials": _of_trials, "layout": _of_layout}  # by a key
+FORMS: dict[str, Callable[[dict[str, Any], str], TrialsFile]] = {
+    "trials": TrialsFile.of_record,
+    "layout": _of_layout,
+}  # by a key

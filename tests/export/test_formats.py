@@ -43,7 +43,7 @@ def test_an_unknown_format_gets_a_suggestion(tmp_path: Path) -> None:
         export(made("opt"), "onxn", tmp_path / "out")
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", [name for name in FORMATS if name != "trials"])
 def test_a_taken_folder_stays_as_it_is(form: str, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ExportError, match="is not an empty folder; nothing was written: name another one"):
@@ -51,6 +51,11 @@ def test_a_taken_folder_stays_as_it_is(form: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     with pytest.raises(ExportError, match="is not an empty folder"):
         export(made("opt"), form, tmp_path / "mine.txt")
+
+
+def test_trials_are_of_a_study(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="format trials is of a study, not of a model; name a study that was run"):
+        export(made("opt"), "trials", tmp_path / "out")
 
 
 def test_a_wish_that_a_form_cannot_grant_is_refused(tmp_path: Path) -> None:
