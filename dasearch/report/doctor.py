@@ -29,7 +29,10 @@ EXTRAS = {  # distributions of pyproject's extras; a test compares the two
     "tensorboard": ("tensorboard",),
     "mlflow": ("mlflow-skinny",),
     "wandb": ("wandb",),
+    "export": ("onnx", "onnxscript"),
     "test": (
+        "onnxruntime",
+        "jsonschema",
         "pytest",
         "hypothesis",
         "ruff",

@@ -36,7 +36,7 @@ def darec_model(
 def rows_of(recommender: Recommender) -> SimpleNamespace:
     """Rows of all users' histories."""
     dataset = toy_dataset(USERS, ITEMS)
-    (batch,) = evaluation_batches(
+    ((_, batch),) = evaluation_batches(
         torch.arange(USERS).numpy(),
         list(dataset.sequences),
         None,
