@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dasearch.export.plain import code, plain
-from dasearch.export.pytorch import headline, write_catalogue, write_json, write_weights
+from dasearch.export.pytorch import headline, write_catalogue, write_json, write_tokenizer, write_weights
 from dasearch.models.named import NAMED
 from dasearch.models.tiny_opt import TINY_OPT
 from dasearch.training.recommender import Recommender
@@ -32,7 +32,7 @@ def write_hf(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
     }
     write_json(folder / "config.json", config)
     write_weights(folder / "model.safetensors", part, prefix="recommender.")
-    recommender.catalogue.tokenizer.save_pretrained(folder)
+    write_tokenizer(recommender, folder)
     write_catalogue(recommender, folder)
     (folder / "README.md").write_text(code(_card(recommender), "card.md.jinja"), encoding="utf-8")
 

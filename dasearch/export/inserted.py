@@ -14,6 +14,7 @@ from torch import Tensor
 from dasearch.errors import ExportError, LayoutError
 from dasearch.export.layout import write_layout_file
 from dasearch.export.plain import require_repeatable
+from dasearch.export.pytorch import write_tokenizer
 from dasearch.layout import SITES, Layout, ModelKind
 from dasearch.models.backbone import AttentionScale
 from dasearch.models.darec import DARec, DARecSettings, Variation
@@ -117,7 +118,7 @@ def write_surroundings(recommender: Recommender, found: Inserted, folder: Path) 
     """``layout.json`` of the whole model, the frozen backbone, what is trained beside the adapters, and whose rows those are."""
     write_layout_file(recommender, folder)
     recommender.model.backbone.model.save_pretrained(folder / BACKBONE_FOLDER)
-    recommender.catalogue.tokenizer.save_pretrained(folder / BACKBONE_FOLDER)
+    write_tokenizer(recommender, folder / BACKBONE_FOLDER)
     save_file(contiguous(found.parts), folder / PARTS_NAME)
     rows = {ITEMS_NAME: [item.identifier for item in recommender.items]}
     if USER_KEYS in found.parts:

@@ -53,5 +53,14 @@ def write_catalogue(recommender: Recommender, folder: Path) -> None:
     write_layout_file(recommender, folder)
 
 
+def write_tokenizer(recommender: Recommender, folder: Path) -> None:
+    """The tokenizer's files, by a class that transformers before 5 has as well."""
+    recommender.catalogue.tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
+
+
 def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-import sysconfig
-import venv
 from pathlib import Path
 
 import pytest
@@ -26,14 +23,12 @@ from dasearch.training.recommender import Recommender
 from tests.conftest import FAMILIES, VOCABULARY, seeded, tiny_model
 from tests.export.darec_models import darec_model, rows_of
 
-PINNED = ("adapters==1.3.0", "transformers==4.57.6", "huggingface_hub<1", "tokenizers<0.23")
 HE = {"parallel_reduce": "sum", "parallel_residual": False}  # He et al. 2022: SA + B(h), the library's own form
-NO_INDEX = ("Retrying (", "NewConnectionError", "Temporary failure in name resolution")
 OPEN = """
 import json, runpy, sys, torch
 from pathlib import Path
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 found = {}
 for folder in map(Path, sys.argv[1:]):
@@ -52,26 +47,10 @@ for folder in map(Path, sys.argv[1:]):
         "scores": far(scores, given["scores"]),
         "without": far(without, given["hidden"]),
         "trained": len(trained),
-        "words": PreTrainedTokenizerFast(tokenizer_file=str(folder / "backbone" / "tokenizer.json"))("w5 w9").input_ids,
+        "words": AutoTokenizer.from_pretrained(folder / "backbone")("w5 w9").input_ids,
     }
 print(json.dumps(found))
 """
-
-
-@pytest.fixture(scope="session")
-def adapterhub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python with the library and what it pins; torch and numpy are this environment's."""
-    place = tmp_path_factory.mktemp("adapterhub")
-    venv.create(place, with_pip=False)
-    python = place / "bin" / "python"
-    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--retries", "1", *PINNED]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode and any(sign in done.stderr + done.stdout for sign in NO_INDEX):
-        pytest.skip("no package index answers, and the library is not a dependency")
-    assert done.returncode == 0, done.stderr
-    site = sysconfig.get_path("purelib", vars={"base": str(place)})
-    (Path(site) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-    return python
 
 
 def random_cases() -> dict[str, Recommender]:

@@ -33,11 +33,13 @@ GRAPHS = {  # encoders whose code differs in a graph
 }
 
 
-def apart(recommender: Recommender, arguments: list[str], tmp_path: Path) -> list[float]:
+def apart(
+    recommender: Recommender, arguments: list[str], tmp_path: Path, python: str | Path = sys.executable
+) -> list[float]:
     """For each ``FORM=FOLDER`` the largest difference from our scores, in a process that sees nothing of dasearch."""
     bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, str(HERE / "open_exports.py"), *arguments],
+        [str(python), str(HERE / "open_exports.py"), *arguments],
         input=json.dumps(QUESTIONS), capture_output=True, text=True, check=False, cwd=tmp_path,
         env={**bare, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
@@ -56,6 +58,14 @@ def test_torch_hf_and_pt2(kind: str, tmp_path: Path) -> None:
     found = apart(recommender, [f"{form}={tmp_path / form}" for form in forms], tmp_path)
     assert max(found) <= CLOSE
     assert found[0] == found[2]  # the same text in one file and in the other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_hf_in_the_transformers_before_5(kind: str, tmp_path: Path, adapterhub: Path) -> None:
+    recommender = made(*KINDS[kind])
+    folder = export(recommender, "hf", tmp_path / "hf")
+    assert apart(recommender, [f"hf={folder}"], tmp_path, adapterhub)[0] <= CLOSE
 
 
 @pytest.mark.parametrize("case", GRAPHS)

@@ -118,7 +118,10 @@ def test_what_it_prints_builds_the_layout(tmp_path: Path, monkeypatch: pytest.Mo
     [
         ({"variation": "llmrec"}, "model.variation=llmrec has no adapters, which --format snippet cannot express; use"),
         ({"attn_scale": "model"}, "model.attn_scale=model changes the frozen attention"),
-        ({"mask_mode": "post_softmax"}, "model.mask_mode=post_softmax lets a row's padding, and so its batch, change its scores"),
+        (
+            {"mask_mode": "post_softmax"},
+            "model.mask_mode=post_softmax lets a row's padding, and so its batch, change its scores",
+        ),
         ({"variation": "both-causal"}, "the context branch of model.variation=both-causal is under the causal mask"),
     ],
 )
