@@ -186,15 +186,16 @@ def _of_layout(record: dict[str, Any], source: str) -> TrialsFile:
         raise LayoutError(
             f"{source} has no metric, so its layout has no score; give that of a model which dasearch trained"
         )
+    validated = file.metric.split == "validation"  # a search reads no test score; of one layout it would tell nothing
     return TrialsFile(
         model=next(kind for kind, sites in SITES.items() if list(sites) == file.sites),  # file.model is a variation
         metric=file.metric.name,
-        trials=[ScoredLayout(layout=file.layout, score=file.metric.value)],
+        trials=[ScoredLayout(layout=file.layout, score=file.metric.value if validated else 0.0)],
         **file.model_dump(include={"sites", "layers", "replaced", "study", "seed"}),
     )
 
 
-FORMS: dict[str, Callable[[dict[str, Any], str], TrialsFile]] = {
+FORMS: dict[str, Callable[[dict[str, Any], str], TrialsFile]] = {  # by a key that each has
     "trials": TrialsFile.of_record,
     "layout": _of_layout,
-}  # by a key
+}

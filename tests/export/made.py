@@ -14,7 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from dasearch.data import LeaveOneOut
+from dasearch.config import parse_data
+from dasearch.data import Dataset, LeaveOneOut, load_dataset
 from dasearch.layout import Layout
 from dasearch.models.named import NAMED
 from dasearch.training.loop import Trained
@@ -23,6 +24,7 @@ from dasearch.training.recommender import Recommender, load, save_recommender
 from tests.conftest import LAYERS, seeded, tiny_model, toy_dataset, word_tokenizer
 from tests.training.studies import small_settings
 
+TOY = "toy"
 DATASET = toy_dataset(40, 30)
 USER = DATASET.users[3]
 QUESTIONS: list[tuple[list[str], str | None]] = [  # a row of three items, the shortest, one that is cut, a known user's
@@ -43,13 +45,21 @@ def backbone_folder(family: str, layers: int) -> str:
     return folder
 
 
-def made(family: str, changes: str = "{}", letters: str = "SPS-PPS", *, layers: int = LAYERS) -> Recommender:
+def made(
+    family: str, changes: str = "{}", letters: str = "SPS-PPS", *, layers: int = LAYERS, data: str = TOY
+) -> Recommender:
     """A saved and opened recommender; ``changes`` to its settings as text, so that equal ones are made once."""
-    return load(made_folder(family, changes, letters, layers), device="cpu")
+    return load(made_folder(family, changes, letters, layers, data), device="cpu")
+
+
+@lru_cache(maxsize=2)
+def dataset_of(data: str) -> Dataset:
+    """The toy purchases, or those of a source by name."""
+    return DATASET if data == TOY else load_dataset(data, parse_data(data).rules(seed=0))
 
 
 @lru_cache(maxsize=64)
-def made_folder(family: str, changes: str, letters: str, layers: int = LAYERS) -> Path:
+def made_folder(family: str, changes: str, letters: str, layers: int = LAYERS, data: str = TOY) -> Path:
     """The folder of `made`; fewer groups of letters than layers make r > 1.
 
     ``family`` may also name real weights, whose first layers are read.
@@ -57,14 +67,15 @@ def made_folder(family: str, changes: str, letters: str, layers: int = LAYERS) -
     name = family if family in NAMED else backbone_folder(family, layers)
     backbone = {"name": name, **({"layers": layers} if family in NAMED else {})}
     settings = small_settings(**{**eval(changes), "backbone": backbone})
-    materials = prepare_study(settings, DATASET, LeaveOneOut(DATASET).development)
+    dataset = dataset_of(data)
+    materials = prepare_study(settings, dataset, LeaveOneOut(dataset).development)
     layout = Layout.parse(letters)
     model = build_model(settings, materials, replace_every=layers // layout.layers, seed=0)
     generator = seeded(5)
     for _, parameter in model.trainable():
         parameter.data.add_(torch.randn(parameter.shape, generator=generator) * NOISE)
     trained = cast(Trained, SimpleNamespace(model=model, layout=layout))
-    return save_recommender(Path(mkdtemp()) / "model", trained, settings, materials, DATASET)
+    return save_recommender(Path(mkdtemp()) / "model", trained, settings, materials, dataset)
 
 
 def our_scores(recommender: Recommender, history: Sequence[str], user: str | None) -> Tensor:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from dasearch.errors import ExportError
 from dasearch.export import Wishes, export
 from dasearch.layout_file import Metric
 from dasearch.training.recommender import Recommender
-from tests.export.made import QUESTIONS, made, our_scores
+from tests.export.made import QUESTIONS, dataset_of, made, our_scores
 
 CLOSE = 1e-5
 HERE = Path(__file__).parent
@@ -33,18 +34,29 @@ GRAPHS = {  # encoders whose code differs in a graph
 }
 
 
+REAL = {  # untrained on real purchases: every weight is random anyway
+    "darec": ("tiny-opt", repr({"cf": {"epochs": 0}}), "SPS-PPS"),
+    "idle": ("tiny-opt", repr({"model": {"kind": "idle"}, "encoder": {"name": "sasrec", "epochs": 0}}), "SPS-PSP"),
+    "ra-rec": ("tiny-opt", repr({"model": {"kind": "ra-rec"}, "encoder": {"name": "gru4rec", "epochs": 0}}), "PPS-SPP"),
+}
+
+
 def apart(
-    recommender: Recommender, arguments: list[str], tmp_path: Path, python: str | Path = sys.executable
+    recommender: Recommender,
+    arguments: list[str],
+    tmp_path: Path,
+    python: str | Path = sys.executable,
+    questions: Sequence[tuple[list[str], str | None]] = QUESTIONS,
 ) -> list[float]:
     """For each ``FORM=FOLDER`` the largest difference from our scores, in a process that sees nothing of dasearch."""
     bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [str(python), str(HERE / "open_exports.py"), *arguments],
-        input=json.dumps(QUESTIONS), capture_output=True, text=True, check=False, cwd=tmp_path,
+        input=json.dumps(questions), capture_output=True, text=True, check=False, cwd=tmp_path,
         env={**bare, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    ours = torch.stack([our_scores(recommender, history, user) for history, user in QUESTIONS])
+    ours = torch.stack([our_scores(recommender, history, user) for history, user in questions])
     return [float((torch.tensor(one) - ours).abs().max()) for one in json.loads(done.stdout)["scores"]]
 
 
@@ -58,6 +70,19 @@ def test_torch_hf_and_pt2(kind: str, tmp_path: Path) -> None:
     found = apart(recommender, [f"{form}={tmp_path / form}" for form in forms], tmp_path)
     assert max(found) <= CLOSE
     assert found[0] == found[2]  # the same text in one file and in the other
+
+
+@pytest.mark.parametrize("kind", REAL)
+def test_real_histories_over_real_items(kind: str, tmp_path: Path) -> None:
+    """Of complete-journey: long rows, repeats, 375 items with their own texts."""
+    recommender = made(*REAL[kind], data="complete-journey")
+    names, users = [item.identifier for item in recommender.items], list(recommender.users)
+    sequences = dataset_of("complete-journey").sequences[:20]
+    asked = [([names[k] for k in sequence], users[k] if k % 2 else None) for k, sequence in enumerate(sequences)]
+    for form in ("torch", "hf"):
+        export(recommender, form, tmp_path / form)
+    found = apart(recommender, [f"{form}={tmp_path / form}" for form in ("torch", "hf")], tmp_path, questions=asked)
+    assert max(found) <= CLOSE
 
 
 @pytest.mark.slow

@@ -100,7 +100,7 @@ def layout_file(**changes: Any) -> LayoutFile:
         "replaced": [2, 4],
         "sites": ["causal", "context", "recommendation"],
         "layout": "SPS-PPS",
-        "metric": Metric(name="MRR", value=0.3, split="test"),
+        "metric": Metric(name="MRR", value=0.3),
         "study": "a",
         "seed": 1,
         "versions": {},
@@ -113,6 +113,8 @@ def test_a_trained_models_layout_is_one_trial(tmp_path: Path) -> None:
     path.write_text(layout_file().model_dump_json())
     for source in (path, tmp_path):
         assert pairs(prior_trials(str(source), space(4))) == [("SPS-SPS-PPS-PPS", 0.3)]
+    path.write_text(layout_file(metric=Metric(name="MRR", value=0.3, split="test")).model_dump_json())
+    assert pairs(prior_trials(str(path), space(4))) == [("SPS-SPS-PPS-PPS", 0.0)]  # no search reads a test score
     path.write_text(layout_file(metric=None).model_dump_json())
     with pytest.raises(LayoutError, match="has no metric, so its layout has no score"):
         read_trials(str(path))
