@@ -165,6 +165,7 @@ def build_catalogue(
         history_items=settings.encoder.history if isinstance(settings, EncoderStudy) else HISTORY_ITEMS,
     )
     sentences = Sentences(tokenise_items(dataset.items, tokenizer, max_tokens=settings.data.item_tokens))
+    _require_room(backbone, max(len(row_format.opening), len([*row_format.start, *item_opening])), sentences)
     one_segment = not isinstance(settings.model, DARecSettings) or settings.model.prompt_group
     item_rows = ItemRows(item_opening, sentences, row_format, prompt_group=one_segment)
     identifiers = "\n".join(item.identifier for item in dataset.items)
@@ -178,6 +179,17 @@ def build_catalogue(
         item_rows,
         dataset.items,
     )
+
+
+def _require_room(backbone: FrozenBackbone, opening: int, sentences: Sentences) -> None:
+    """A row holds at least its opening and one item."""
+    longest = int(sentences.lengths.max())
+    needed = opening + longest + 1
+    if needed > backbone.max_tokens:
+        raise BackboneError(
+            f"{backbone.name or 'the backbone'} reads rows of {backbone.max_tokens} tokens, and the prompt ({opening}) with "
+            f"the longest item ({longest}) needs {needed}; lower data.item_tokens, or choose a backbone that reads more"
+        )
 
 
 def _closing_tokens(kind: ModelKind, backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:

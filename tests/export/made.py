@@ -64,9 +64,8 @@ def made_folder(family: str, changes: str, letters: str, layers: int = LAYERS, d
 
     ``family`` may also name real weights, whose first layers are read.
     """
-    name = family if family in NAMED else backbone_folder(family, layers)
-    backbone = {"name": name, **({"layers": layers} if family in NAMED else {})}
-    settings = small_settings(**{**eval(changes), "backbone": backbone})
+    named = {"name": family, "layers": layers} if family in NAMED else {"name": backbone_folder(family, layers)}
+    settings = small_settings(**{"backbone": named, **eval(changes)})
     dataset = dataset_of(data)
     materials = prepare_study(settings, dataset, LeaveOneOut(dataset).development)
     layout = Layout.parse(letters)

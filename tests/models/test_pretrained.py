@@ -19,7 +19,7 @@ from dasearch.models.named import NAMED, Package, available
 from dasearch.models.pretrained import load_pretrained, pretrained_layers
 from dasearch.search.study import Study
 from dasearch.training.materials import build_catalogue, open_backbone
-from tests.conftest import LAYERS, VOCABULARY, seeded, tiny_model, toy_dataset, word_tokenizer
+from tests.conftest import LAYERS, VOCABULARY, seeded, tiny_backbone, tiny_model, toy_dataset, word_tokenizer
 from tests.training.studies import small_settings
 
 DEEP = 3
@@ -218,3 +218,13 @@ def test_real_minilm_weights_equal_hugging_face() -> None:
     vectors = (found * real[..., None]).sum(1) / real.sum(1, keepdim=True)
     near, far = torch.cosine_similarity(vectors[:1], vectors[1:])
     assert near > far + 0.3
+
+
+def test_a_prompt_that_leaves_no_room_for_an_item_is_one_sentence() -> None:
+    backbone = tiny_backbone("opt")
+    backbone.max_tokens = 12
+    settings = small_settings(model={"kind": "idle"})
+    with pytest.raises(
+        BackboneError, match=r"reads rows of 12 tokens, and the prompt \(13\) with the longest item \(4\) needs 18"
+    ):
+        build_catalogue(settings, toy_dataset(), backbone, word_tokenizer())
