@@ -664,6 +664,7 @@ def _status_record(found: Any) -> dict[str, Any]:
         "confirmation": [standing_record(standing) for standing in found.standings],
         "results": [result._asdict() for result in found.results],
         "artifacts": [artifact._asdict() for artifact in found.artifacts],
+        "warm_start": [{**trial._asdict(), "layout": str(trial.layout)} for trial in found.prior],
     }
 
 

@@ -91,6 +91,13 @@ def test_a_study_begins_with_what_another_found(trained: Path, here: Path, capsy
         assert said in out
         if name == "warmer":
             assert f"1/1  {deeper}  MRR" in out
+    assert run_command(["status", "warm"]) == 0
+    assert "warm start: 3 layouts of study toy (toy, 2 layers, seed 0)" in capsys.readouterr().out
+    assert run_command(["status", "warm", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["warm_start"]) == 3
+    assert run_command(["report", "warm", "--format", "md", "--out", "warm.md"]) == 0
+    assert "| warm start | 3 layouts of study toy (toy, 2 layers, seed 0) |" in Path("warm.md").read_text()
+    capsys.readouterr()
     command = ["run", "toy.yaml", "--set", "name=warm", "--set", "backbone.tiny.layers=4", "--warm-start", str(folder)]
     assert "study 'warm' began with another warm start, study toy (toy, 2 layers, seed 0);" in refused(capsys, *command)
 

@@ -7,7 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dasearch.report.terminal import against_baselines, clock, counted, lead_text, p_text, spread, symmetric, verdict
+from dasearch.report.terminal import (
+    against_baselines,
+    clock,
+    counted,
+    lead_text,
+    p_text,
+    spread,
+    symmetric,
+    verdict,
+    warm_start,
+)
 from dasearch.report.view import State, StudyView
 from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search.events import DONE
@@ -127,6 +137,7 @@ def facts_table(view: StudyView) -> Table:
         "evaluations": f"{len(view.completed)} of {settings.search.budget}",
         "trials": _states(view) or "none",
         "training": f"{clock(trained)} in trials, {clock(rest)} after them",
+        **({"warm start": warm_start(view.prior)} if view.prior else {}),
         "phase": view.phase,
         "begun": view.created.strftime(WHEN),
         "read": view.read.strftime(WHEN),

@@ -27,7 +27,7 @@ from dasearch.search.events import (
     Training,
 )
 from dasearch.search.final import WINNER
-from dasearch.search.store import Result
+from dasearch.search.store import PriorTrial, Result
 from dasearch.search.study import Status
 from dasearch.training.loop import Epoch
 from dasearch.training.metrics import Interval
@@ -274,6 +274,8 @@ def show_status(console: Console, status: Status) -> None:
     console.print(
         Text(f"{status.name}: {status.phase}, {len(status.completed)} of {status.budget} evaluations", style="bold")
     )
+    if status.prior:
+        console.print(Text(f"warm start: {warm_start(status.prior)}"))
     if best is not None:
         console.print(Text(f"best so far: {best.layout}  {OBJECTIVE} {best.score:.4f}  (trial {best.number})"))
     table = plain_table("Trials")
@@ -325,6 +327,11 @@ def symmetric(interval: Interval, sign: str = "") -> str:
 def finite_record(interval: Interval) -> dict[str, float | None]:
     """As JSON values: JSON has no infinity, so an interval of a single seed has no ends."""
     return {name: value if math.isfinite(value) else None for name, value in interval._asdict().items()}
+
+
+def warm_start(prior: Sequence[PriorTrial]) -> str:
+    """Whose trials a study was begun with."""
+    return f"{counted(len(prior), 'layout')} of {prior[0].source}"
 
 
 def standing_record(standing: Standing) -> dict[str, Any]:

@@ -20,7 +20,16 @@ from dasearch.layout import CHOICES, Difference, Layout
 from dasearch.report.learned import Learned, learn
 from dasearch.search.confirmation import OBJECTIVE, Standing, standings, t_interval
 from dasearch.search.runner import BROKEN
-from dasearch.search.store import Artifact, Confirmation, FinalTraining, LaterTraining, Result, Store, TrialRecord
+from dasearch.search.store import (
+    Artifact,
+    Confirmation,
+    FinalTraining,
+    LaterTraining,
+    PriorTrial,
+    Result,
+    Store,
+    TrialRecord,
+)
 from dasearch.search.study import stored_space
 from dasearch.search_space import SearchSpace
 from dasearch.training.loop import Epoch
@@ -113,6 +122,7 @@ class StudyView:
     final_trainings: tuple[FinalTraining, ...] = ()
     later_trainings: tuple[LaterTraining, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
+    prior: tuple[PriorTrial, ...] = ()  # of another study, with which this one was begun
 
     @cached_property
     def completed(self) -> tuple[Trial, ...]:
@@ -221,6 +231,7 @@ def read_view(store: Store, name: str) -> StudyView:
         final_trainings=tuple(store.final_trainings(name)),
         later_trainings=tuple(store.later_trainings(name)),
         artifacts=tuple(store.artifacts(name)),
+        prior=tuple(store.prior(name)),
     )
 
 

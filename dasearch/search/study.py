@@ -54,6 +54,7 @@ class Status:
     results: list[Result]
     artifacts: list[Artifact]
     baseline: Layout | None
+    prior: list[PriorTrial]
 
     @property
     def completed(self) -> list[TrialView]:
@@ -186,7 +187,15 @@ def status(store: Store, name: str) -> Status:
     baseline = space.all_serial
     ranked = standings(store.confirmations(name), baseline)
     return Status(
-        name, stored.phase, settings.search.budget, trials, ranked, store.results(name), store.artifacts(name), baseline
+        name=name,
+        phase=stored.phase,
+        budget=settings.search.budget,
+        trials=trials,
+        standings=ranked,
+        results=store.results(name),
+        artifacts=store.artifacts(name),
+        baseline=baseline,
+        prior=store.prior(name),
     )
 
 

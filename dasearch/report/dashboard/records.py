@@ -47,6 +47,7 @@ def study_record(snapshot: Snapshot) -> dict[str, Any]:
         "final_trainings": [training._asdict() for training in view.final_trainings],
         "later_trainings": [later_record(training) for training in view.later_trainings],
         "artifacts": [artifact._asdict() for artifact in view.artifacts],
+        "warm_start": [{**trial._asdict(), "layout": str(trial.layout)} for trial in view.prior],
         "settings": view.settings.model_dump(mode="json"),
         "space": view.space.record(),
         "dataset": dict(view.dataset),
