@@ -10,7 +10,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -303,15 +302,10 @@ def test_names_are_text(tmp_path: Path) -> None:
 
 
 def test_a_thousand_trials_of_thirty_layers(tmp_path: Path) -> None:
-    """Each address of a server that has just begun, in processor time, for this machine may be busy."""
+    """Every address of a server that has just begun answers; how fast is for benchmarks/views.py to say."""
     large_study(tmp_path, trials=1000, layers=30).close()
-    slow = {}
     for address in [*addresses(), *of_trials(), *of_figures()]:
-        found = client(tmp_path)
-        began = time.process_time()
-        assert found.get(address).status_code == 200, address
-        slow[address] = time.process_time() - began
-    assert max(slow.values()) < 2, {address: round(seconds, 2) for address, seconds in slow.items() if seconds > 1}
+        assert client(tmp_path).get(address).status_code == 200, address
 
 
 # --- live -------------------------------------------------------------------------------------------------------------
