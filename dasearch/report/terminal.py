@@ -263,8 +263,8 @@ def next_steps(status: Status, command: str) -> list[str]:
         return [f"next: {command}   (goes on with this study)", "      dasearch status " + status.name]
     return [
         f"next: dasearch recommend {model} --history ITEM,ITEM,...",
-        f"      dasearch evaluate {model}",
-        f"      dasearch status {status.name}",
+        f"      dasearch report {status.name}",
+        f"      dasearch export {model} --format hf   (dasearch export --list shows the others)",
     ]
 
 
