@@ -128,7 +128,8 @@ class Prefix(nn.Module):
         learned = self.learned.expand(len(ids), -1, -1)
         if self.refine is Refine.CONCAT:
             return torch.cat([learned, projected], dim=1)
-        share = torch.lerp(self._gate(learned, projected), ids.new_tensor(0.5), average)
+        gate = self._gate(learned, projected)
+        share = torch.lerp(gate, gate.new_tensor(0.5), average.to(gate.dtype))  # lerp mixes no types: autocast's differ
         return share * projected + (1 - share) * learned
 
     def _gate(self, learned: Tensor, projected: Tensor) -> Tensor:
@@ -191,7 +192,8 @@ def inject(
     side = own + attend(Projected(projected.queries, extra.keys, extra.values), seen)
     if reduce is ParallelReduce.MEAN:
         side = side / 2
-    return block.finish(hidden, block.output(torch.lerp(inside, torch.where(any_visible, side, own), injection.beside)))
+    beside = injection.beside.to(inside.dtype)
+    return block.finish(hidden, block.output(torch.lerp(inside, torch.where(any_visible, side, own), beside)))
 
 
 def joint_mask(hidden: Tensor, mask: Tensor | None, visible: Tensor) -> Tensor:

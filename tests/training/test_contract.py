@@ -92,6 +92,17 @@ def state(model: RecommenderModel, batch: SequenceBatch, layout: Tensor) -> Tens
         return model.eval().states(batch, layout)
 
 
+@pytest.mark.parametrize("text", ["SSS", "PPP"])
+def test_learns_under_bfloat16_autocast(case: Case, text: str) -> None:
+    """What a GPU trains in: projections in bfloat16 beside norms and ID vectors in float32."""
+    model = case.model()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = case.loss(model, text)
+    assert float(loss.detach()) == pytest.approx(float(case.loss(model, text).detach()), rel=0.05, abs=0.05)
+    loss.backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for _, p in model.trainable())
+
+
 def test_only_its_own_parts_learn(case: Case) -> None:
     model = case.model()
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
