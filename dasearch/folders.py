@@ -1,14 +1,42 @@
-"""Folders that are there whole or not at all."""
+"""Folders that are there whole or not at all: filled beside their place, then renamed."""
 
 from __future__ import annotations
 
-import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 
 from dasearch.errors import WrongUse
+
+
+class Taken(StrEnum):
+    """What becomes of a folder that is there already when another is finished."""
+
+    KEPT = "kept"  # and what was filled goes: another process was faster
+    REPLACED = "replaced"
+    REFUSED = "refused"  # with an OSError, unless it is empty
+
+
+@contextmanager
+def written_beside(folder: Path, taken: Taken = Taken.KEPT) -> Iterator[Path]:
+    """A folder to fill, renamed to ``folder`` at the end, so that an interruption leaves none."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(f".{folder.name}.unfinished-{uuid.uuid4().hex[:8]}")
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        if taken is Taken.REPLACED and folder.exists():
+            shutil.rmtree(folder)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if taken is not Taken.KEPT or not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def require_free(out: Path, error: type[WrongUse]) -> None:
@@ -19,19 +47,14 @@ def require_free(out: Path, error: type[WrongUse]) -> None:
 
 @contextmanager
 def whole_folder(out: Path, error: type[WrongUse]) -> Iterator[Path]:
-    """A folder beside ``out`` that takes its name when the block ends well.
+    """`written_beside` for a place that a user named.
 
     Raises:
         WrongUse: as ``error``, if ``out`` holds something or cannot be written; ``out`` is then as it was.
     """
     require_free(out, error)
-    out = out.absolute()
-    unfinished = out.with_name(f".{out.name}.unfinished-{os.getpid()}")
     try:
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        unfinished.replace(out)
+        with written_beside(out.absolute(), Taken.REFUSED) as unfinished:
+            yield unfinished
     except OSError as problem:
         raise error(f"{out} cannot be written ({problem.strerror}); choose another place") from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

@@ -19,7 +19,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from dasearch.errors import BackboneError
-from dasearch.models.cache import default_cache, written_beside
+from dasearch.folders import written_beside
+from dasearch.models.cache import default_cache
 
 if TYPE_CHECKING:
     from gguf import GGUFReader

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM, OPTModel, PreTrainedModel, PreTrainedTokenizerFast
 
-from dasearch.models.cache import written_beside
+from dasearch.folders import written_beside
 
 TINY_OPT = "tiny-opt"
 PAD, START, UNKNOWN = "<pad>", "</s>", "<unk>"  # OPT opens every row with </s>

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +25,7 @@ from dasearch.config import EncoderStudy, StudySettings, parse_study
 from dasearch.data import Dataset, IntArray, Item, evaluation_batches
 from dasearch.data.batches import NO_ITEM
 from dasearch.errors import DasearchError, ModelFolderError, suggestion
+from dasearch.folders import Taken, written_beside
 from dasearch.layout import SITES, Layout, ModelKind
 from dasearch.layout_file import LAYOUT_NAME, LayoutFile, Metric
 from dasearch.models.backbone import FrozenBackbone
@@ -257,15 +256,8 @@ def save_recommender(
     results: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the folder beside its place and rename it there; one of the same name is replaced."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
-    try:
+    with written_beside(folder, Taken.REPLACED) as unfinished:
         _write(unfinished, trained, settings, materials, dataset, metric, results or {})
-        if folder.exists():
-            shutil.rmtree(folder)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 

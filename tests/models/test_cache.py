@@ -1,4 +1,4 @@
-"""A folder of the cache is there whole or not at all."""
+"""Where the cache is."""
 
 from __future__ import annotations
 
@@ -6,45 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dasearch.models.cache import default_cache, written_beside
-
-
-def test_a_finished_folder_takes_its_place(tmp_path: Path) -> None:
-    with written_beside(tmp_path / "kind" / "key") as unfinished:
-        (unfinished / "file").write_text("x")
-        assert not (tmp_path / "kind" / "key").exists()
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == [
-        "kind",
-        "kind/key",
-        "kind/key/file",
-    ]
-
-
-def interrupted(folder: Path) -> None:
-    with written_beside(folder) as unfinished:
-        (unfinished / "file").write_text("x")
-        raise KeyboardInterrupt
-
-
-def test_an_interruption_leaves_none(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        interrupted(tmp_path / "key")
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_faster_process_wins(tmp_path: Path) -> None:
-    with written_beside(tmp_path / "key") as slower:
-        (slower / "file").write_text("slower")
-        with written_beside(tmp_path / "key") as faster:
-            (faster / "file").write_text("faster")
-    assert [path.name for path in tmp_path.iterdir()] == ["key"]
-    assert (tmp_path / "key" / "file").read_text() == "faster"
-
-
-def test_a_file_in_the_way(tmp_path: Path) -> None:
-    (tmp_path / "key").write_text("a file")
-    with pytest.raises(NotADirectoryError), written_beside(tmp_path / "key"):
-        pass
+from dasearch.models.cache import default_cache
 
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
