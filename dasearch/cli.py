@@ -297,7 +297,7 @@ def ablate(
     from dasearch.search.study import Study
 
     loaded = Study.load(study, changes or (), storage=storage)
-    variants = load_variants(loaded, file, layout=layout, only=only or ())
+    variants = load_variants(loaded, file, layout=layout, only=only or (), short=short)
     console = _console()
     heard = Terminal(Console(stderr=True) if as_json else console)
     with closing(_tracked(loaded, heard, trackers)) as listener:

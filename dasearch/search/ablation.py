@@ -50,13 +50,17 @@ class AblationFile(BaseModel):
 
 @dataclass(frozen=True)
 class Variant:
-    """A study with one thing changed; ``group`` is empty for the study itself."""
+    """A study with one thing changed; ``group`` is empty for the study itself.
+
+    ``recipe`` is how it is trained, where that is not the study's own way.
+    """
 
     group: str
     name: str
     settings: StudySettings
     layout: Layout
     replace_every: int
+    recipe: Recipe | None = None
 
     @property
     def title(self) -> str:
@@ -65,7 +69,9 @@ class Variant:
     @property
     def key(self) -> str:
         """What decides its result beside the seed: 16 hexadecimal digits."""
-        content = [objective_hash(self.settings), str(self.layout), self.replace_every]
+        content: list[Any] = [objective_hash(self.settings), str(self.layout), self.replace_every]
+        if self.recipe is not None:
+            content.append(self.recipe.model_dump(mode="json"))
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
@@ -109,12 +115,9 @@ class Ablation:
 
     def _run_key(self) -> str:
         """Which trainings may be compared: the same study, recipe and users."""
-        recipe = self._recipe(self.study.settings).model_dump(mode="json")
+        recipe = recipe_of(self.study.settings, short=self.short).model_dump(mode="json")
         content = [objective_hash(self.study.settings), recipe, self.short]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-    def _recipe(self, settings: StudySettings) -> Recipe:
-        return settings.trial if self.short else settings.final
 
     def _train_missing(self, store: Store) -> None:
         distinct: dict[str, Variant] = {}
@@ -128,7 +131,7 @@ class Ablation:
         for index, (seed, variant) in enumerate(missing, start=1):
             place = len(planned) - len(missing) + index
             label = f"{variant.title}, seed {seed}"
-            epochs = self._recipe(variant.settings).epochs
+            epochs = recipe_of(variant.settings, short=self.short).epochs
             training = Training(ABLATION, place, len(planned), variant.layout, label, epochs)
             self.listener.started(training)
             trained = self._train(self._objective(materials, variant), variant, seed, training)
@@ -150,7 +153,7 @@ class Ablation:
         materials = prepared.of(variant.settings)
         if self.short:
             materials = materials.on(data_bo(variant.settings, materials.development))
-        recipe = self._recipe(variant.settings)
+        recipe = recipe_of(variant.settings, short=self.short)
         return Objective(variant.settings, materials, recipe, variant.replace_every, self._checkpoints)
 
     def _train(self, objective: Objective, variant: Variant, seed: int, training: Training) -> Trained:
@@ -188,13 +191,14 @@ class Prepared:
 
 
 def load_variants(
-    study: Study, file: str | None = None, *, layout: str = ALL_SERIAL, only: Iterable[str] = ()
+    study: Study, file: str | None = None, *, layout: str = ALL_SERIAL, only: Iterable[str] = (), short: bool = False
 ) -> list[Variant]:
     """The study itself and the variants of an ablation file, by path or shipped name (its model's own by default).
 
     Args:
         layout: as `named_layout` reads it; a variant that adapts fewer layers takes its layers' groups.
         only: groups to keep, by the beginning of their names.
+        short: as of `Ablation`.
 
     Raises:
         StudyError: for a file that is missing, malformed or of another model, or a group that it does not have.
@@ -211,11 +215,22 @@ def load_variants(
     groups = _chosen(found.groups, list(only))
     return [
         whole,
-        *(_variant(study, whole, group, name, groups[group][name]) for group in groups for name in groups[group]),
+        *(
+            _variant(study, whole, group, name, changes, short=short)
+            for group, named in groups.items()
+            for name, changes in named.items()
+        ),
     ]
 
 
-def _variant(study: Study, whole: Variant, group: str, name: str, changes: Mapping[str, Any]) -> Variant:
+def recipe_of(settings: StudySettings, *, short: bool) -> Recipe:
+    """How an ablation of these settings is trained."""
+    return settings.trial if short else settings.final
+
+
+def _variant(
+    study: Study, whole: Variant, group: str, name: str, changes: Mapping[str, Any], *, short: bool
+) -> Variant:
     settings = changed(study.settings, {key: value for key, value in changes.items() if key != LAYOUT}, source=name)
     own = Study(settings, storage=study.storage)
     space = own.space()
@@ -223,7 +238,9 @@ def _variant(study: Study, whole: Variant, group: str, name: str, changes: Mappi
     layout = _on_layers(whole, there, space.layers)
     if LAYOUT in changes:
         layout = named_layout(str(changes[LAYOUT]), own, space)
-    return Variant(group, name, settings, layout, there)
+    recipe = recipe_of(settings, short=short)
+    own_way = None if recipe == recipe_of(study.settings, short=short) else recipe
+    return Variant(group, name, settings, layout, there, own_way)
 
 
 def _on_layers(whole: Variant, replace_every: int, layers: int) -> Layout:

@@ -132,6 +132,20 @@ def test_another_recipe_is_another_ablation(tmp_path: Path, plan: str) -> None:
     assert short[0].metrics not in (first[0].metrics, second[0].metrics)
 
 
+def test_a_variant_may_be_trained_in_another_way(tmp_path: Path, plan: str) -> None:
+    """It is a training of its own, not the study itself under another name."""
+    own, ears = study(tmp_path), Ears()
+    longer = _with(plan, {"length": {"three epochs": {"final.epochs": 3}, "trials alone": {"trial.epochs": 3}}})
+    scored = Ablation(own, load_variants(own, longer), 1, listener=ears).run()
+    assert ears.labels == [
+        f"{WHOLE}, seed 1",
+        "length: three epochs, seed 1",
+    ]  # how trials are trained says nothing here
+    assert scored[1].metrics != scored[0].metrics == scored[2].metrics
+    short = load_variants(own, longer, short=True)
+    assert [variant.recipe is None for variant in short] == [True, True, False]
+
+
 def test_the_test_split_stays_closed(tmp_path: Path, plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LeaveOneOut, "open_test", lambda self: pytest.fail("the test split was opened"))
     own = study(tmp_path)
