@@ -382,8 +382,7 @@ def recommend(
         options = {"exclude_seen": exclude_seen, "skip_bad": skip_bad, "overwrite": overwrite, "batch_size": batch_size}
         _answer_file(load(model, device=device), source, out, as_json, k=k, **options)
         return
-    items = [item.strip() for item in str(history).split(",") if item.strip()]
-    found = load(model, device=device).recommend(items, k, user=user, exclude_seen=exclude_seen)
+    found = load(model, device=device).recommend(_listed(str(history)), k, user=user, exclude_seen=exclude_seen)
     if as_json:
         _print_json([one._asdict() for one in found])
         return
@@ -427,8 +426,7 @@ def export_command(
         return
     if study is None:
         raise WrongUse("name a study or the folder of a trained model, as in: dasearch export quickstart --format hf")
-    named = None if sites is None else tuple(site.strip() for site in sites.split(",") if site.strip())
-    wishes = Wishes(named, top)
+    wishes = Wishes(None if sites is None else tuple(_listed(sites)), top)
     if out is None and (text := text_of_study(study, form, wishes, output=output, storage=storage)) is not None:
         typer.echo(text, nl=False)
         return
@@ -634,6 +632,11 @@ def _reading(
     return [*(changes or []), *(f"data.{key}={value}" for key, value in own if value is not None)]
 
 
+def _listed(text: str) -> list[str]:
+    """What commas separate."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def _study_name(study: str) -> str:
     """A stored study's name, from itself or from the file it was made of."""
     from dasearch.config import load_study
@@ -654,7 +657,7 @@ def _views(names: list[str], output: str, storage: str | None) -> list[Any]:
 
 
 def _status_record(found: Any) -> dict[str, Any]:
-    from dasearch.report.terminal import standing_record
+    from dasearch.report.terminal import prior_record, standing_record
 
     return {
         "name": found.name,
@@ -664,7 +667,7 @@ def _status_record(found: Any) -> dict[str, Any]:
         "confirmation": [standing_record(standing) for standing in found.standings],
         "results": [result._asdict() for result in found.results],
         "artifacts": [artifact._asdict() for artifact in found.artifacts],
-        "warm_start": [{**trial._asdict(), "layout": str(trial.layout)} for trial in found.prior],
+        "warm_start": [prior_record(trial) for trial in found.prior],
     }
 
 

@@ -19,11 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dasearch.errors import ExportError
-from dasearch.export.inserted import Inserted, contiguous, inserted, row_in_words, write_surroundings
+from dasearch.export.inserted import Inserted, inserted, row_in_words, write_surroundings
 from dasearch.layout import CHOICES, site_names
 from dasearch.models.adapters import Activation, ParallelReduce
 from dasearch.models.darec import RecommendationSite, Variation
 from dasearch.models.insertion import CONTEXT, TWO_SITES
+from dasearch.training.checkpoints import copied
 from dasearch.training.recommender import Recommender
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def write_adapters(recommender: Recommender, folder: Path, wishes: Wishes) -> No
     write_surroundings(recommender, found, folder)
     for name, content in {CONFIG_NAME: record, INTERFACE_NAME: interface}.items():
         (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    save_file(contiguous(weights(found.adapters, home.root)), folder / WEIGHTS_NAME)
+    save_file(copied(weights(found.adapters, home.root)), folder / WEIGHTS_NAME)
     for name, text in {"load.py": _template("load.py.txt"), "README.md": _readme(recommender, found)}.items():
         (folder / name).write_text(text, encoding="utf-8")
 

@@ -17,7 +17,7 @@ from torch.export import Dim
 
 from dasearch.errors import ExportError
 from dasearch.export.plain import Part, code, plain
-from dasearch.export.pytorch import headline, write_catalogue, write_json
+from dasearch.export.pytorch import headline, model_text, write_catalogue, write_json
 from dasearch.training.recommender import Recommender
 
 if TYPE_CHECKING:
@@ -128,9 +128,8 @@ def _written_model(recommender: Recommender, part: Part) -> nn.Module:
     """The model that `code` says, with its weights."""
     module = ModuleType("written")
     module.__file__ = "written.py"
-    exec(
-        compile(code(part.choices, **headline(recommender), hf=False), "written.py", "exec"), vars(module)
-    )  # our own text
+    program = compile(model_text(recommender, part, hf=False), "written.py", "exec")
+    exec(program, vars(module))  # our own text
     model: nn.Module = module.Recommender(SimpleNamespace(**part.config))
     model.load_state_dict(part.tensors)
     return model

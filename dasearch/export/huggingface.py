@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dasearch.export.plain import code, plain
-from dasearch.export.pytorch import headline, write_catalogue, write_json, write_tokenizer, write_weights
+from dasearch.export.pytorch import model_text, write_catalogue, write_json, write_tokenizer, write_weights
 from dasearch.models.named import NAMED
 from dasearch.models.tiny_opt import TINY_OPT
 from dasearch.training.recommender import Recommender
@@ -21,8 +21,7 @@ EXAMPLE_ITEMS = 3  # of the card's call
 def write_hf(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
     """Config, weights, the modelling file, tokenizer, catalogue, ``layout.json`` and a model card."""
     part = plain(recommender)
-    text = code(part.choices, **headline(recommender), hf=True)
-    (folder / f"{MODULE}.py").write_text(text, encoding="utf-8")
+    (folder / f"{MODULE}.py").write_text(model_text(recommender, part, hf=True), encoding="utf-8")
     config = {
         "model_type": "dasearch",
         "architectures": ["DasearchModel"],

@@ -19,6 +19,7 @@ from dasearch.layout import SITES, Layout, ModelKind
 from dasearch.models.backbone import AttentionScale
 from dasearch.models.darec import DARec, DARecSettings, Variation
 from dasearch.models.insertion import ADAPTERS, CONTEXT, TWO_SITES, chosen_sites, three_site_bits
+from dasearch.training.checkpoints import copied
 from dasearch.training.recommender import Recommender
 
 BACKBONE_FOLDER = "backbone"
@@ -119,7 +120,7 @@ def write_surroundings(recommender: Recommender, found: Inserted, folder: Path) 
     write_layout_file(recommender, folder)
     recommender.model.backbone.model.save_pretrained(folder / BACKBONE_FOLDER)
     write_tokenizer(recommender, folder / BACKBONE_FOLDER)
-    save_file(contiguous(found.parts), folder / PARTS_NAME)
+    save_file(copied(found.parts), folder / PARTS_NAME)
     rows = {ITEMS_NAME: [item.identifier for item in recommender.items]}
     if USER_KEYS in found.parts:
         rows[USERS_NAME] = list(recommender.users)
@@ -132,8 +133,3 @@ def row_in_words(recommender: Recommender) -> str:
     form = recommender.catalogue.row_format
     opening = "".join(f"token {token}, " for token in form.opening)
     return f"{opening}then each item's sentence and [SEQ], token {form.seq_token}; [ALIGN] is token {form.align_token}"
-
-
-def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As safetensors stores them."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -25,7 +25,7 @@ from dasearch.models.darec import CollabProjection, DARec, DARecSettings, Recomm
 from dasearch.models.id_encoders import ENCODERS, FactorEncoder, IDEncoder
 from dasearch.models.id_encoders.comirec import ROUNDS
 from dasearch.models.idle import IDLEAdapter, TextHead
-from dasearch.models.prefix import Pool, Prefix, PrefixModel, Refine
+from dasearch.models.prefix import Prefix, PrefixModel, Refine
 from dasearch.models.ra_rec import RARec
 from dasearch.training.recommender import Recommender
 
@@ -274,12 +274,9 @@ def _prefixed(recommender: Recommender, refine: Refine) -> Part:
     """What IDLE-Adapter and RA-Rec share: how prefixes are made, read, and how a row becomes one state."""
     model = cast(PrefixModel, recommender.model)
     settings = model.settings
-    pool = settings.pool
-    if pool is Pool.AUTO:
-        pool = Pool.LAST if model.backbone.causal else Pool.MEAN
     choices = {
         "refine": refine.value,
-        "pool": pool.value,
+        "pool": settings.pool.of(causal=model.backbone.causal).value,
         "parallel_mean": settings.parallel_reduce is ParallelReduce.MEAN,
     }
     part = Part({"prefix": settings.prefix}, {}, choices)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
-from torch import Tensor
 
 from dasearch import __version__
 from dasearch.export.layout import write_layout_file
 from dasearch.export.plain import Part, catalogue, code, plain
+from dasearch.training.checkpoints import copied
 from dasearch.training.recommender import Recommender
 
 if TYPE_CHECKING:
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 def write_torch(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
     """``recommender.py``, ``config.json``, ``model.safetensors``, ``catalogue.json``, ``layout.json``."""
     part = plain(recommender)
-    text = code(part.choices, **headline(recommender), hf=False)
-    (folder / "recommender.py").write_text(text, encoding="utf-8")
+    (folder / "recommender.py").write_text(model_text(recommender, part, hf=False), encoding="utf-8")
     write_json(folder / "config.json", part.config)
     write_weights(folder / "model.safetensors", part)
     write_catalogue(recommender, folder)
@@ -39,11 +38,14 @@ def headline(recommender: Recommender) -> dict[str, str]:
     }
 
 
+def model_text(recommender: Recommender, part: Part, *, hf: bool) -> str:
+    """The file of Python that says the model; ``hf``: as a Hugging Face modelling file."""
+    return code(part.choices, **headline(recommender), hf=hf)
+
+
 def write_weights(path: Path, part: Part, *, prefix: str = "") -> None:
     """All tensors, each its own copy."""
-    tensors: dict[str, Tensor] = {
-        f"{prefix}{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in part.tensors.items()
-    }
+    tensors = {f"{prefix}{name}": tensor for name, tensor in copied(part.tensors).items()}
     save_file(tensors, path, metadata={"format": "pt"})
 
 

@@ -15,7 +15,6 @@ from dasearch.export.inserted import (
     USER_KEYS,
     USERS_NAME,
     Inserted,
-    contiguous,
     inserted,
     row_in_words,
     write_surroundings,
@@ -23,6 +22,7 @@ from dasearch.export.inserted import (
 from dasearch.models.insertion import CONTEXT
 from dasearch.models.named import NAMED
 from dasearch.models.tiny_opt import TINY_OPT
+from dasearch.training.checkpoints import copied
 from dasearch.training.recommender import Recommender
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def write_snippet(recommender: Recommender, folder: Path, wishes: Wishes) -> Non
     """``snippet.py``, ``layout.json``, ``backbone/``, and the trained tensors as safetensors."""
     found = inserted(recommender, FORM, wishes.sites)
     write_surroundings(recommender, found, folder)
-    save_file(contiguous(found.adapters), folder / ADAPTERS_NAME)
+    save_file(copied(found.adapters), folder / ADAPTERS_NAME)
     (folder / SNIPPET_NAME).write_text(trained_snippet(recommender, found), encoding="utf-8")
 
 

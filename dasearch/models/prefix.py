@@ -49,6 +49,12 @@ class Pool(StrEnum):
     MEAN = "mean"
     FIRST = "first"
 
+    def of(self, *, causal: bool) -> Pool:
+        """What it means for a decoder or an encoder."""
+        if self is not Pool.AUTO:
+            return self
+        return Pool.LAST if causal else Pool.MEAN
+
 
 class Variation(StrEnum):
     """The whole model, or what is left of it without the ID model."""
@@ -225,8 +231,7 @@ def run_layers(
 
 def pooled(hidden: Tensor, rows: Rows, pool: Pool, *, causal: bool) -> Tensor:
     """One state a row: ``(batch, width)``."""
-    if pool is Pool.AUTO:
-        pool = Pool.LAST if causal else Pool.MEAN
+    pool = pool.of(causal=causal)
     if pool is Pool.FIRST:
         return hidden[:, 0]
     if pool is Pool.MEAN:

@@ -334,6 +334,11 @@ def warm_start(prior: Sequence[PriorTrial]) -> str:
     return f"{counted(len(prior), 'layout')} of {prior[0].source}"
 
 
+def prior_record(trial: PriorTrial) -> dict[str, Any]:
+    """A layout of another study, with which a study was begun."""
+    return {**trial._asdict(), "layout": str(trial.layout)}
+
+
 def standing_record(standing: Standing) -> dict[str, Any]:
     """A confirmed layout."""
     intervals = {"score": standing.score, "gain": standing.gain, "together": standing.together}

@@ -101,7 +101,7 @@ def trials_of(store: Store, name: str) -> TrialsFile:
 
 
 def _scored(trial: TrialRecord, space: SearchSpace) -> ScoredLayout | None:
-    if trial.state != "complete" or trial.score is None or not set(space.free) <= set(trial.params):
+    if trial.state != "complete" or trial.score is None or not space.holds(trial.params):
         return None
     return ScoredLayout(layout=str(space.decode(trial.params)), score=trial.score, signal=trial.signal)
 

@@ -23,14 +23,18 @@ RECORD = "dasearch"
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
     """Write tensors and a JSON record to one file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     os.close(handle)
     try:
-        save_file(plain, beside, metadata={RECORD: json.dumps(dict(record))})
+        save_file(copied(tensors), beside, metadata={RECORD: json.dumps(dict(record))})
         os.replace(beside, path)
     finally:
         Path(beside).unlink(missing_ok=True)
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As safetensors stores them: on the CPU, in one piece, none sharing memory with another."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

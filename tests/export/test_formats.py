@@ -75,13 +75,23 @@ def test_nothing_half_written_is_left(problem: BaseException, tmp_path: Path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_catalogue_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "before", "after", "said"),
+    [
+        ("catalogue.jsonl", "item3", "itemX", "is not the catalogue that the model was trained on; put it back"),
+        ("layout.json", "SPS-PPS", "SPS-PPP", "says SPS-PPP and the weights were trained with SPS-PPS"),
+    ],
+)
+def test_an_edited_model_folder_is_noticed(file: str, before: str, after: str, said: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(made_folder("opt", "{}", "SPS-PPS"), folder)
-    path = folder / "catalogue.jsonl"
-    path.write_text(path.read_text().replace("item3", "itemX"))
-    with pytest.raises(ModelFolderError, match="is not the catalogue that the model was trained on; put it back"):
+    path = folder / file
+    path.write_text(path.read_text().replace(before, after))
+    with pytest.raises(ModelFolderError, match=said):
         load(folder, device="cpu")
+
+
+def test_another_catalogue_beside_a_written_file_is_noticed(tmp_path: Path) -> None:
     out = export(made("opt", "{}", "SPS-PPS"), "torch", tmp_path / "out")
     edited(out / "catalogue.json", users=[])
     with pytest.raises(ValueError, match=r"catalogue\.json is not that of config\.json; put back"):
@@ -98,12 +108,3 @@ def test_written_files_answer_from_a_terminal(form: str, file: str, tmp_path: Pa
     refused = subprocess.run([*call, "item1,nonsense"], capture_output=True, text=True, check=False)
     assert refused.stderr.strip() == "unknown item 'nonsense'; catalogue.json lists them all"
     assert refused.returncode == 1
-
-
-def test_an_edited_layout_file_is_noticed(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(made_folder("opt", "{}", "SPS-PPS"), folder)
-    path = folder / "layout.json"
-    path.write_text(path.read_text().replace("SPS-PPS", "SPS-PPP"))
-    with pytest.raises(ModelFolderError, match="says SPS-PPP and the weights were trained with SPS-PPS"):
-        load(folder, device="cpu")

@@ -11,7 +11,7 @@ from typing import Any
 from dasearch.report.dashboard.live import live_version, progress_sentences
 from dasearch.report.dashboard.reading import Snapshot
 from dasearch.report.document import verdict_sentences
-from dasearch.report.terminal import standing_record
+from dasearch.report.terminal import prior_record, standing_record
 from dasearch.report.view import StudyView, Trial
 from dasearch.search.store import LaterTraining, Progress
 
@@ -47,7 +47,7 @@ def study_record(snapshot: Snapshot) -> dict[str, Any]:
         "final_trainings": [training._asdict() for training in view.final_trainings],
         "later_trainings": [later_record(training) for training in view.later_trainings],
         "artifacts": [artifact._asdict() for artifact in view.artifacts],
-        "warm_start": [{**trial._asdict(), "layout": str(trial.layout)} for trial in view.prior],
+        "warm_start": [prior_record(trial) for trial in view.prior],
         "settings": view.settings.model_dump(mode="json"),
         "space": view.space.record(),
         "dataset": dict(view.dataset),
