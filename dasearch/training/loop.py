@@ -11,7 +11,7 @@ import json
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,59 @@ class Trained:
     def metrics(self) -> Metrics:
         """Validation metrics of the best epoch."""
         return Metrics.from_record(self.progress.best.metrics)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layout to train from one seed.
+
+    Attributes:
+        seed: picks initial weights and data order; the same for every layout of a comparison.
+        checkpoint: file to write after each epoch and to go on from; it is removed by whoever keeps the result.
+    """
+
+    layout: Layout
+    seed: int = 0
+    checkpoint: Path | None = None
+
+
+def train_together(
+    settings: StudySettings,
+    materials: Materials,
+    candidates: Sequence[Candidate],
+    recipe: Recipe,
+    *,
+    replace_every: int = 1,
+    on_epoch: Callable[[int, Epoch], None] = lambda place, epoch: None,
+) -> list[Trained | TrainingError]:
+    """Train candidates side by side; what became of each, in their order: its training, or why it diverged.
+
+    Args:
+        on_epoch: told each new epoch, with the candidate's place among ``candidates``.
+    """
+    found: list[Trained | TrainingError] = []
+    for place, candidate in enumerate(candidates):
+        try:
+            found.append(
+                train(
+                    settings,
+                    materials,
+                    candidate.layout,
+                    recipe,
+                    replace_every=replace_every,
+                    seed=candidate.seed,
+                    checkpoint=candidate.checkpoint,
+                    on_epoch=lambda epoch, place=place: on_epoch(place, epoch),
+                )
+            )
+        except TrainingError as error:
+            found.append(error)
+    return found
+
+
+def candidates_at_once(settings: StudySettings, materials: Materials, recipe: Recipe) -> int:
+    """How many candidates train side by side on this device where ``search.batch`` is ``auto``."""
+    return 4
 
 
 def train(
