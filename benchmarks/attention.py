@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dasearch.models.attention import ItemBlocks, Projected, attend
+from dasearch.models.attention import ItemBlocks, Keys, Projected, attend
 from dasearch.models.masks import context_mask
 
 HEADS, HEAD_WIDTH, REPEATS = 12, 64, 9
@@ -38,7 +38,7 @@ def main() -> None:
         shape = (rows, HEADS, items * tokens, HEAD_WIDTH)
         leaves = [torch.randn(shape, generator=generator).requires_grad_() for _ in range(3)]
         parts = Projected(*leaves)
-        key = Projected(*(torch.randn(rows, HEADS, 1, HEAD_WIDTH, generator=generator) for _ in range(3)))
+        key = Keys(*(torch.randn(rows, HEADS, 1, HEAD_WIDTH, generator=generator) for _ in range(2)))
         whole, blocks = context_mask(segments), ItemBlocks(segments)
         torch.testing.assert_close(blocks.attend(parts, key), attend(parts.with_key(key), whole))
         dense = median_seconds(partial(attend, parts.with_key(key), whole), leaves)

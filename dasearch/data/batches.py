@@ -1,6 +1,6 @@
-"""Rows that a language model reads: a user's item sentences, or the alignment prompt with one item's.
+"""Which rows an epoch reads, and in which batches: users' whole rows, single targets, held-out items.
 
-``[SEQ]`` closes each item and is never cut; an item's tokens and its ``[SEQ]`` share a segment (DARec sec. 2.2.2, 2.2.3).
+A plan is made once and says what every row is as a part of one flat table of items; batches are then cut from tensors.
 """
 
 from __future__ import annotations
@@ -14,322 +14,164 @@ from torch import Tensor
 
 from dasearch.data.dataset import IntArray
 from dasearch.data.examples import Examples
+from dasearch.data.rows import NO_ITEM, RowFormat, RowTable, SequenceBatch
 from dasearch.data.sentences import Sentences
 from dasearch.data.splits import Development
 
-PAD_SEGMENT = -1
-NO_ITEM = -1
-HISTORY_ITEMS = 50  # newest items that an ID encoder reads
 BUCKET_BATCHES = 16  # batches whose rows are sorted by length together
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Shapes: tokens, segments ``(batch, m)`` int64.
+class RowPlan:
+    """Rows as parts of a flat table of items, and what each is to predict.
 
-    A segment's tokens stand together; segment -1 is padding, on the right.
+    Shapes: items ``(total,)``; users, begin (where the user's items begin), first (where the row's do), stop (after the
+    last), sizes (tokens of the row's items), examples, and targets ``(rows,)``. ``following`` ``(total,)`` says what a row
+    predicts at the item before each, -1 nothing; without it a row predicts its one target at its last item.
     """
 
-    tokens: Tensor
-    segments: Tensor
-
-    @property
-    def real(self) -> Tensor:
-        """True where a token is no padding, ``(batch, m)``."""
-        return self.segments != PAD_SEGMENT
-
-    def to(self, device: torch.device | str) -> Rows:
-        return Rows(self.tokens.to(device), self.segments.to(device))
-
-
-@dataclass(frozen=True)
-class SequenceBatch:
-    """Users' rows. Shapes: users, examples ``(batch,)``; items, ends, targets ``(batch, n)``; histories ``(batch, h)``.
-
-    ``users`` are positions in the data set (-1 someone else), ``items`` the row's items (-1 padding), ``ends`` the token
-    index of each one's ``[SEQ]`` (0 padding), ``targets`` the item to predict there (-1 none), ``histories`` the newest
-    items before the last target, which may be more than the row holds (-1 padding), ``examples`` the row's place among
-    the study's `Examples` (-1 none).
-    """
-
-    rows: Rows
-    users: Tensor
+    table: RowTable
     items: Tensor
-    ends: Tensor
+    users: Tensor
+    begin: Tensor
+    first: Tensor
+    stop: Tensor
+    sizes: IntArray
     targets: Tensor
-    histories: Tensor
     examples: Tensor
+    following: Tensor | None = None
 
-    def to(self, device: torch.device | str) -> SequenceBatch:
-        parts = (self.users, self.items, self.ends, self.targets, self.histories, self.examples)
-        return SequenceBatch(self.rows.to(device), *(part.to(device) for part in parts))
+    def __len__(self) -> int:
+        return len(self.users)
 
-    @property
-    def last(self) -> Tensor:
-        """Index of each row's last item, ``(batch,)``."""
-        return (self.items != NO_ITEM).sum(dim=1) - 1
+    def n_batches(self, batch_size: int) -> int:
+        """Number of batches that `shuffled` gives."""
+        return -(-len(self) // batch_size)
 
-    def at_last(self, values: Tensor) -> Tensor:
-        """Of ``values`` ``(batch, n)`` those at each row's last item, ``(batch,)``."""
-        return values.gather(1, self.last[:, None]).squeeze(1)
+    def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[SequenceBatch]:
+        """Every row once; rows of similar length share a batch, within chunks of `BUCKET_BATCHES` batches.
+
+        A batch with fewer rows comes last, so that two orders have batches of the same sizes.
+        """
+        order = torch.randperm(len(self), generator=generator).numpy()
+        chunk = batch_size * BUCKET_BATCHES
+        pieces = [order[start : start + chunk] for start in range(0, len(order), chunk)]
+        batches: list[IntArray] = []
+        for piece in pieces:
+            by_size = piece[np.argsort(self.sizes[piece], kind="stable")]
+            batches += [by_size[start : start + batch_size] for start in range(0, len(by_size), batch_size)]
+        turns = torch.randperm(len(batches), generator=generator).tolist()
+        for turn in sorted(turns, key=lambda turn: len(batches[turn]) < batch_size):
+            yield self.batch(torch.from_numpy(batches[turn]))
+
+    def by_length(self, batch_size: int) -> Iterator[tuple[IntArray, SequenceBatch]]:
+        """Every row once, those of similar length together; each batch with the places of its rows."""
+        order = np.argsort(self.sizes, kind="stable")
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            yield places, self.batch(torch.from_numpy(places))
+
+    def batch(self, chosen: Tensor) -> SequenceBatch:
+        """The rows at these places."""
+        first, stop = self.first[chosen], self.stop[chosen]
+        items = self._part(self.items, first, stop)
+        rows, ends = self.table.rows(items)
+        if self.following is not None:
+            targets = self._part(self.following, first + 1, stop + 1)
+        else:
+            targets = torch.full_like(items, NO_ITEM)
+            targets.scatter_(1, (stop - first - 1)[:, None], self.targets[chosen][:, None])
+        newest = torch.maximum(self.begin[chosen], stop - self.table.format.history_items)
+        histories = self._part(self.items, newest, stop)
+        return SequenceBatch(rows, self.users[chosen], items, ends, targets, histories, self.examples[chosen])
+
+    @staticmethod
+    def _part(values: Tensor, first: Tensor, stop: Tensor) -> Tensor:
+        """``values[first:stop]`` of every row, padded on the right."""
+        places = first[:, None] + torch.arange(int((stop - first).max()))
+        real = places < stop[:, None]
+        return torch.where(real, values[places.clamp(max=len(values) - 1)], NO_ITEM)
 
 
-@dataclass(frozen=True)
-class RowFormat:
-    """How rows are laid out; token ids of ``[SEQ]``, ``[ALIGN]``, padding, a row's start, if any, and a prompt after it."""
-
-    seq_token: int
-    align_token: int
-    pad_token: int = 0
-    start_token: int | None = None
-    max_items: int = 50
-    max_tokens: int = 2048
-    prompt: tuple[int, ...] = ()
-    history_items: int = HISTORY_ITEMS
-
-    @property
-    def start(self) -> list[int]:
-        return [] if self.start_token is None else [self.start_token]
-
-    @property
-    def opening(self) -> list[int]:
-        """What a user's row begins with."""
-        return [*self.start, *self.prompt]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One unpadded row. Shapes: tokens, segments ``(m,)``; items, and the index of each one's ``[SEQ]``, ``(n,)``."""
-
-    tokens: IntArray
-    segments: IntArray
-    items: IntArray
-    ends: IntArray
-
-
-def fitting(history: IntArray, sentences: Sentences, row_format: RowFormat) -> IntArray:
-    """The newest items of a history that fit a row: at most ``max_items``, at most ``max_tokens`` tokens, at least one."""
-    newest = history[-row_format.max_items :]
-    sizes = np.cumsum((sentences.lengths[newest] + 1)[::-1])
+def row_plan(
+    users: IntArray,
+    sequences: Sequence[IntArray],
+    begin: IntArray,
+    stop: IntArray,
+    sentences: Sentences,
+    row_format: RowFormat,
+    *,
+    targets: IntArray | None = None,
+    examples: IntArray | None = None,
+    following: IntArray | None = None,
+) -> RowPlan:
+    """A row of the newest items that fit, at least one, for each user's part ``begin`` to ``stop`` of all sequences."""
+    items = np.concatenate([*sequences, np.zeros(0, dtype=np.int64)])
+    tokens = np.concatenate([[0], np.cumsum(sentences.lengths[items] + 1)])
     room = row_format.max_tokens - len(row_format.opening)
-    count = max(1, int(np.searchsorted(sizes, room, side="right")))
-    return newest[-count:]
-
-
-def sequence_row(history: IntArray, sentences: Sentences, row_format: RowFormat) -> Row:
-    """``[start] [prompt] T_1 [SEQ] ... T_n [SEQ]`` of the newest items that fit; each is its own segment, even a repeated one."""
-    items = fitting(history, sentences, row_format)
-    sizes = sentences.lengths[items] + 1
-    start = row_format.opening
-    ends = len(start) + np.cumsum(sizes) - 1
-    tokens = np.full(len(start) + int(sizes.sum()), row_format.seq_token, dtype=np.int64)
-    tokens[: len(start)] = start
-    inside = np.ones(len(tokens), dtype=np.bool_)
-    inside[ends] = False
-    inside[: len(start)] = False
-    offsets = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    sources = (np.repeat(sentences.starts[items], sizes) + offsets)[inside[len(start) :]]
-    tokens[inside] = sentences.flat[sources]
-    segments = np.concatenate([np.zeros(len(start)), np.repeat(np.arange(len(items)), sizes) + len(start)]).astype(
-        np.int64
-    )
-    return Row(tokens, segments, items, ends)
-
-
-def stack(arrays: Sequence[IntArray], fill: int) -> Tensor:
-    """Right-padded ``(len(arrays), longest)``."""
-    out = np.full((len(arrays), max(len(array) for array in arrays)), fill, dtype=np.int64)
-    for line, array in zip(out, arrays, strict=True):
-        line[: len(array)] = array
-    return torch.from_numpy(out)
-
-
-def _batch(
-    users: IntArray,
-    rows: Sequence[Row],
-    targets: Sequence[IntArray],
-    histories: Sequence[IntArray],
-    row_format: RowFormat,
-    examples: IntArray | None = None,
-) -> SequenceBatch:
-    return SequenceBatch(
-        Rows(stack([r.tokens for r in rows], row_format.pad_token), stack([r.segments for r in rows], PAD_SEGMENT)),
-        torch.as_tensor(users),
-        stack([r.items for r in rows], NO_ITEM),
-        stack([r.ends for r in rows], 0),
-        stack(targets, NO_ITEM),
-        stack([history[-row_format.history_items :] for history in histories], NO_ITEM),
-        torch.full((len(users),), -1) if examples is None else torch.as_tensor(examples),
+    fitting = np.searchsorted(tokens, tokens[stop] - room)
+    first = np.minimum(np.maximum.reduce([begin, stop - row_format.max_items, fitting]), stop - 1)
+    nothing = np.full(len(users), NO_ITEM)
+    chosen = (users, begin, first, stop)
+    return RowPlan(
+        RowTable(sentences, row_format),
+        torch.from_numpy(items),
+        *(torch.from_numpy(np.asarray(part, dtype=np.int64)) for part in chosen),
+        tokens[stop] - tokens[first],
+        *(torch.from_numpy(nothing if part is None else part) for part in (targets, examples)),
+        None if following is None else torch.from_numpy(following),
     )
 
 
-def trainable_users(development: Development) -> IntArray:
-    """Places in ``development`` of users with something to predict: two training items or more."""
-    return np.flatnonzero([len(sequence) > 1 for sequence in development.train])
+def training_plan(
+    development: Development, sentences: Sentences, row_format: RowFormat, examples: Examples | None = None
+) -> RowPlan:
+    """Every user with two training items or more: the newest items in, at each ``[SEQ]`` the item after it.
 
-
-def n_training_batches(development: Development, batch_size: int) -> int:
-    """Number of batches that `training_batches` gives."""
-    return -(-len(trainable_users(development)) // batch_size)
-
-
-def training_batches(
-    development: Development,
-    sentences: Sentences,
-    row_format: RowFormat,
-    *,
-    batch_size: int,
-    generator: torch.Generator,
-    examples: Examples | None = None,
-) -> Iterator[SequenceBatch]:
-    """Every user with two training items or more, once: the newest items in, at each ``[SEQ]`` the item after it.
-
-    Rows of similar length share a batch, within chunks of `BUCKET_BATCHES` batches of shuffled users. Of ``examples``,
-    where given, only those count as targets.
+    Of ``examples``, where given, only those count as targets.
     """
-    users = trainable_users(development)
-    inputs = {k: fitting(development.train[k][:-1], sentences, row_format) for k in users.tolist()}
-    sizes = np.array([int((sentences.lengths[inputs[k]] + 1).sum()) for k in users.tolist()], dtype=np.int64)
-    for chosen in _bucketed(sizes, batch_size, generator):
-        places = users[chosen].tolist()
-        rows = [sequence_row(inputs[k], sentences, row_format) for k in places]
-        targets = [_targets(development, k, len(inputs[k]), examples) for k in places]
-        histories = [development.train[k][:-1] for k in places]
-        yield _batch(development.users[places], rows, targets, histories, row_format)
+    begin, lengths = _starts(development.train)
+    kept = np.flatnonzero(lengths > 1)
+    items = np.concatenate(development.train)
+    if examples is not None:
+        counted = np.zeros(len(items), dtype=np.bool_)
+        chosen = examples.of(development.users)
+        counted[begin[np.searchsorted(development.users, examples.users[chosen])] + examples.cuts[chosen]] = True
+        items = np.where(counted, items, NO_ITEM)
+    stop = (begin + lengths - 1)[kept]
+    users, sequences = development.users[kept], development.train
+    return row_plan(users, sequences, begin[kept], stop, sentences, row_format, following=items)
 
 
-def _targets(development: Development, k: int, count: int, examples: Examples | None) -> IntArray:
-    """The newest ``count`` training items of the k-th user; `NO_ITEM` where the item is not among ``examples``."""
-    sequence = development.train[k]
-    if examples is None:
-        return sequence[-count:]
-    places = np.arange(len(sequence) - count, len(sequence))
-    chosen = np.isin(places, examples.cuts_of(int(development.users[k])))
-    return np.where(chosen, sequence[-count:], NO_ITEM)
-
-
-def example_batches(
-    development: Development,
-    examples: Examples,
-    sentences: Sentences,
-    row_format: RowFormat,
-    *,
-    batch_size: int,
-    generator: torch.Generator,
-) -> Iterator[SequenceBatch]:
-    """Every example of ``development``'s users once: the items before its cut in, one target at the last ``[SEQ]``."""
+def example_plan(
+    development: Development, examples: Examples, sentences: Sentences, row_format: RowFormat
+) -> RowPlan:
+    """Every example of ``development``'s users: the items before its cut in, one target at the last ``[SEQ]``."""
+    begin, _ = _starts(development.train)
     places = examples.of(development.users)
-    row = {user: k for k, user in enumerate(development.users.tolist())}
-    sequences = [development.train[row[user]] for user in examples.users[places].tolist()]
-    cuts = examples.cuts[places].tolist()
-    histories = [sequence[:cut] for sequence, cut in zip(sequences, cuts, strict=True)]
-    targets = np.array([sequence[cut] for sequence, cut in zip(sequences, cuts, strict=True)], dtype=np.int64)
-    sizes = _row_sizes(histories, sentences, row_format)
-    for chosen in _bucketed(sizes, batch_size, generator):
-        yield _one_target_batch(
-            examples.users[places[chosen]],
-            [histories[k] for k in chosen.tolist()],
-            targets[chosen],
-            sentences,
-            row_format,
-            examples=places[chosen],
-        )
+    start = begin[np.searchsorted(development.users, examples.users[places])]
+    stop = start + examples.cuts[places]
+    targets = np.concatenate(development.train)[stop]
+    users, sequences = examples.users[places], development.train
+    return row_plan(users, sequences, start, stop, sentences, row_format, targets=targets, examples=places)
 
 
-def n_example_batches(development: Development, examples: Examples, batch_size: int) -> int:
-    """Number of batches that `example_batches` gives."""
-    return -(-len(examples.of(development.users)) // batch_size)
-
-
-def _row_sizes(histories: Sequence[IntArray], sentences: Sentences, row_format: RowFormat) -> IntArray:
-    inputs = (fitting(history, sentences, row_format) for history in histories)
-    return np.array([int((sentences.lengths[items] + 1).sum()) for items in inputs], dtype=np.int64)
-
-
-def _one_target_batch(
+def evaluation_plan(
     users: IntArray,
     histories: Sequence[IntArray],
     targets: IntArray | None,
     sentences: Sentences,
     row_format: RowFormat,
-    *,
-    examples: IntArray | None = None,
-) -> SequenceBatch:
-    rows = [sequence_row(history, sentences, row_format) for history in histories]
-    wanted = [np.full(len(row.items), NO_ITEM, dtype=np.int64) for row in rows]
-    if targets is not None:
-        for line, target in zip(wanted, targets, strict=True):
-            line[-1] = target
-    return _batch(users, rows, wanted, histories, row_format, examples)
+) -> RowPlan:
+    """Every user: the newest history in, the held-out item, if there is one, at the last ``[SEQ]``.
 
-
-def _bucketed(sizes: IntArray, batch_size: int, generator: torch.Generator) -> list[IntArray]:
-    """Indices of each batch."""
-    order = torch.randperm(len(sizes), generator=generator).numpy()
-    chunk = batch_size * BUCKET_BATCHES
-    pieces = [order[start : start + chunk] for start in range(0, len(order), chunk)]
-    batches: list[IntArray] = []
-    for piece in pieces:
-        by_size = piece[np.argsort(sizes[piece], kind="stable")]
-        batches += [by_size[start : start + batch_size] for start in range(0, len(by_size), batch_size)]
-    return [batches[k] for k in torch.randperm(len(batches), generator=generator).tolist()]
-
-
-def evaluation_batches(
-    users: IntArray,
-    histories: Sequence[IntArray],
-    targets: IntArray | None,
-    sentences: Sentences,
-    row_format: RowFormat,
-    *,
-    batch_size: int,
-) -> Iterator[tuple[IntArray, SequenceBatch]]:
-    """Every user once, rows of similar length together: the newest history in, the held-out item at the last ``[SEQ]``.
-
-    Without ``targets`` there is nothing to predict but `SequenceBatch.last` still says where a prediction is read. Each
-    batch comes with the places of its rows among ``users``.
+    Without ``targets`` there is nothing to predict but `SequenceBatch.last` still says where a prediction is read.
     """
-    order = np.argsort(_row_sizes(histories, sentences, row_format), kind="stable")
-    for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
-        yield (
-            places,
-            _one_target_batch(
-                users[places],
-                [histories[k] for k in places.tolist()],
-                None if targets is None else targets[places],
-                sentences,
-                row_format,
-            ),
-        )
+    begin, lengths = _starts(histories)
+    return row_plan(users, histories, begin, begin + lengths, sentences, row_format, targets=targets)
 
 
-class ItemRows:
-    """``prompt T_i [ALIGN]`` for any item i (DARec sec. 2.2.2); without ``[ALIGN]`` trained, RA-Rec's item rows.
-
-    Args:
-        prompt_group: the prompt and the item are one segment; else the prompt is its own.
-
-    Attributes:
-        opening: tokens in front of every item's.
-    """
-
-    def __init__(
-        self, prompt: Sequence[int], sentences: Sentences, row_format: RowFormat, *, prompt_group: bool = True
-    ) -> None:
-        self._sentences, self._format = sentences, row_format
-        self.opening = [*row_format.start, *prompt]
-        self._opening_segments = [0] * len(row_format.start) + [1 if prompt_group else 2] * len(prompt)
-
-    def select(self, items: Tensor) -> Rows:
-        """The rows of ``items`` ``(k,)``, as long as the longest of them."""
-        tokens, segments = [], []
-        for item in items.tolist():
-            sentence = self._sentences.of(item)
-            tokens.append(np.array([*self.opening, *sentence, self._format.align_token], dtype=np.int64))
-            segments.append(np.array([*self._opening_segments, *[1] * (len(sentence) + 1)], dtype=np.int64))
-        return Rows(stack(tokens, self._format.pad_token), stack(segments, PAD_SEGMENT))
-
-    def ends(self, items: Tensor) -> Tensor:
-        """Token index of each row's ``[ALIGN]``, ``(k,)``."""
-        return torch.from_numpy(self._sentences.lengths[items.numpy()] + len(self.opening))
+def _starts(sequences: Sequence[IntArray]) -> tuple[IntArray, IntArray]:
+    """Where each sequence begins when they stand one after another, and its length."""
+    lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+    return np.cumsum(lengths) - lengths, lengths

@@ -13,7 +13,7 @@ from scipy import sparse
 from scipy.sparse.linalg import svds
 from torch import Tensor
 
-from dasearch.data.batches import SequenceBatch
+from dasearch.data.rows import SequenceBatch
 from dasearch.data.dataset import IntArray
 
 FRACTION = 0.005  # of the catalogue, in each space (app. A: Pantry 25, Arts 113)

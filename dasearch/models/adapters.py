@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dasearch.models.stacking import Linear
+
 BOTTLENECK = 64  # DARec fig. 8: best of 16..256 on Pantry
 INIT_SD = 0.01  # of the down-projection, as in the code of DARec's reference [8]
 
@@ -49,8 +51,8 @@ class BottleneckAdapter(nn.Module):
     ) -> None:
         super().__init__()
         self.activation = activation
-        self.down = nn.Linear(width, bottleneck)
-        self.up = nn.Linear(bottleneck, width)
+        self.down = Linear(width, bottleneck)
+        self.up = Linear(bottleneck, width)
         self._initialise(init, generator)
 
     def _initialise(self, init: AdapterInit, generator: torch.Generator) -> None:
@@ -84,37 +86,36 @@ def place(
     """Serial where ``parallel`` is 0, parallel where it is 1, without branching.
 
     Serial is ``SA + B(SA)``, parallel ``(SA + h + B(h)) / 2`` with ``h`` the sublayer's input (DARec sec. 2.3.3).
-    ``reduce="sum", residual=False`` is the parallel adapter of He et al. 2022, ``SA + B(h)``.
+    ``reduce="sum", residual=False`` is the parallel adapter of He et al. 2022, ``SA + B(h)``. With x what the adapter
+    reads, all of them are ``a (SA + B(x)) + c h``.
 
-    Shapes: sublayer_out, sublayer_in ``(batch, tokens, width)``, parallel ``()`` -> ``(batch, tokens, width)``.
+    Shapes: sublayer_out, sublayer_in ``(rows, tokens, width)``, parallel ``()`` or ``(rows, 1, 1)``
+    -> ``(rows, tokens, width)``.
     """
-    kind = sublayer_out.dtype  # autocast projects in bfloat16 and norms in float32, which lerp does not mix
+    kind = sublayer_out.dtype  # a trainer's autocast may project in bfloat16 and norm in float32, which lerp does not mix
     sublayer_in, parallel = sublayer_in.to(kind), parallel.to(kind)
-    update = adapter(torch.lerp(sublayer_out, sublayer_in, parallel))
-    beside = sublayer_out + update
-    if residual:
-        beside = beside + sublayer_in
+    updated = sublayer_out + adapter(torch.lerp(sublayer_out, sublayer_in, parallel))
     if reduce is ParallelReduce.MEAN:
-        beside = beside / 2
-    return torch.lerp(sublayer_out + update, beside, parallel)
+        half = parallel / 2
+        return torch.lerp(updated, sublayer_in, half) if residual else updated * (1 - half)
+    return torch.addcmul(updated, parallel, sublayer_in) if residual else updated
 
 
 class MaskRouter(nn.Module):
     """Composes the causal and the context branch by token: ``beta = softmax([q; p] W + b)`` (DARec sec. 2.3.3, Router).
 
-    Starts at one half each. Shapes: q, p ``(batch, tokens, width)`` -> ``(batch, tokens, width)``.
+    Starts at one half each. Shapes: q, p ``(rows, tokens, width)`` -> ``(rows, tokens, width)``.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(2 * width, 2)
+        self.gate = Linear(2 * width, 2)
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
 
     def weights(self, q: Tensor, p: Tensor) -> Tensor:
-        """Shape ``(batch, tokens, 2)``: non-negative, summing to one over the branches."""
+        """Shape ``(rows, tokens, 2)``: non-negative, summing to one over the branches."""
         return torch.softmax(self.gate(torch.cat([q, p], dim=-1)), dim=-1)
 
     def forward(self, q: Tensor, p: Tensor) -> Tensor:
-        beta = self.weights(q, p)
-        return beta[..., :1] * q + beta[..., 1:] * p
+        return torch.lerp(p, q, self.weights(q, p)[..., :1])  # the two weights sum to one

@@ -1,12 +1,13 @@
 """Attention of one projection under DARec's two masks: causal over the row, in both directions inside an item.
 
-Liu et al. 2024 (DARec), app. C. `attend` takes any mask; `attend_causally` and `ItemBlocks` give the same numbers without
-one: the first skips the future, the second attends within each item and never forms the row's square, which pays for
-long rows (`benchmarks/attention.py`).
+Liu et al. 2024 (DARec), app. C. `attend` takes any mask, `attend_under` several at once, from one product of queries and
+keys; `attend_causally` and `ItemBlocks` give the same numbers without one: the first skips the future, the second attends
+within each item and never forms the row's square, which pays for long rows (`benchmarks/attention.py`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -14,7 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dasearch.data.batches import PAD_SEGMENT
+from dasearch.data.rows import PAD_SEGMENT
+from dasearch.models.stacking import take
+
+SQUARE_TOKENS = 256  # longest row whose square of scores is formed; above it the CPU's fused kernels win (benchmarks/attention.py)
+ALIGNED = 8  # a mask's last axis is stored in multiples of it, as CUDA's fused attention wants
 
 
 class MaskMode(StrEnum):
@@ -23,16 +28,60 @@ class MaskMode(StrEnum):
 
 
 class Projected(NamedTuple):
-    """Queries (scaled), keys and values, each ``(batch, heads, tokens, head width)``."""
+    """Queries (scaled), keys and values, each ``(batch, heads, tokens, head width)``; queries may be of fewer tokens."""
 
     queries: Tensor
     keys: Tensor
     values: Tensor
 
-    def with_key(self, extra: Projected) -> Projected:
-        """One more key and value in front; the queries stay."""
+    def with_key(self, extra: Keys) -> Projected:
+        """Further keys and values in front; the queries stay."""
         keys = torch.cat([extra.keys, self.keys], dim=2)
         return Projected(self.queries, keys, torch.cat([extra.values, self.values], dim=2))
+
+
+class Keys(NamedTuple):
+    """Keys and values that no query belongs to, each ``(batch, heads, tokens, head width)``."""
+
+    keys: Tensor
+    values: Tensor
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores: 0 where a query may look, minus infinity elsewhere.
+
+    Shapes: mask ``(batch, queries, keys)`` bool -> ``(batch, 1, queries, keys)``.
+    """
+    batch, queries, keys = mask.shape
+    stored = torch.full((batch, queries, -keys % ALIGNED + keys), -torch.inf, dtype=dtype, device=mask.device)
+    found = stored[..., :keys]
+    found.masked_fill_(mask, 0.0)
+    return found[:, None]
+
+
+def attend_under(
+    projected: Projected, biases: Sequence[Tensor], mode: MaskMode = MaskMode.ADDITIVE
+) -> tuple[Tensor, ...]:
+    """Attention under each of several masks, of which `additive` made ``biases``.
+
+    In training on a CPU from one product of queries and keys, which is quicker for rows of up to `SQUARE_TOKENS` than a
+    fused kernel a mask, above all backwards.
+
+    Shapes: each bias ``(batch, 1, queries, keys)`` -> each ``(batch, queries, heads * head width)``.
+    """
+    queries, keys, values = projected
+    if mode is MaskMode.ADDITIVE and (queries.is_cuda or not torch.is_grad_enabled()):
+        found = [F.scaled_dot_product_attention(*projected, attn_mask=bias, scale=1.0) for bias in biases]
+    else:
+        scores = queries @ keys.transpose(-1, -2)
+        found = [_weights(scores, bias, mode) @ values for bias in biases]
+    return tuple(out.transpose(1, 2).flatten(2) for out in found)
+
+
+def _weights(scores: Tensor, bias: Tensor, mode: MaskMode) -> Tensor:
+    if mode is MaskMode.ADDITIVE:
+        return torch.softmax(scores + bias, dim=-1)
+    return torch.softmax(scores, dim=-1) * (bias == 0)
 
 
 def attend(projected: Projected, mask: Tensor, mode: MaskMode = MaskMode.ADDITIVE) -> Tensor:
@@ -85,7 +134,7 @@ class ItemBlocks:
         keys[..., 0] = True  # an empty block sees something, so that nothing is NaN
         self._bias = torch.zeros(keys.shape, device=keys.device).masked_fill(~keys, -torch.inf)
 
-    def attend(self, projected: Projected, key: Projected | None) -> Tensor:
+    def attend(self, projected: Projected, key: Keys | None) -> Tensor:
         """Each item's tokens attend to each other and to ``key`` ``(batch, heads, 1, head width)``.
 
         Shapes: -> ``(batch, tokens, heads * head width)``.
@@ -94,15 +143,15 @@ class ItemBlocks:
         blocks = Projected(*(self._cut(part) for part in projected))
         bias = self._bias.to(blocks.queries.dtype)
         if key is not None:
-            blocks = blocks.with_key(Projected(*(part.repeat_interleave(self._count, dim=0) for part in key)))
+            blocks = blocks.with_key(Keys(*(part.repeat_interleave(self._count, dim=0) for part in key)))
             bias = F.pad(bias, (1, 0))
         out = F.scaled_dot_product_attention(*blocks, attn_mask=bias, scale=1.0)
         flat = out.transpose(1, 2).reshape(-1, heads * width)
-        return F.embedding(self._slot_of_token, flat)
+        return take(flat, self._slot_of_token)
 
     def _cut(self, part: Tensor) -> Tensor:
         """``(batch, heads, tokens, head width)`` -> ``(batch * segments, heads, longest, head width)``."""
         heads, width = part.shape[1], part.shape[3]
         flat = part.transpose(1, 2).reshape(-1, heads * width)
-        cut = F.embedding(self._token_of_slot, flat)
+        cut = take(flat, self._token_of_slot)
         return cut.view(-1, self._longest, heads, width).transpose(1, 2)

@@ -7,6 +7,7 @@ modules themselves do all the rest.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from enum import StrEnum
@@ -14,12 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import rotate_half
 
 from dasearch.errors import BackboneError
-from dasearch.models.attention import Projected, attend, attend_causally
+from dasearch.models.attention import Keys, Projected, attend, attend_causally
+from dasearch.models.stacking import gather_tokens, linear
 
 
 class AttentionScale(StrEnum):
@@ -57,13 +58,26 @@ class Block(nn.Module):
         """The attention's output projection."""
         raise NotImplementedError
 
-    def project(self, normed: Tensor, positions: Positions | None) -> Projected:
+    def project(self, normed: Tensor, positions: Positions, at: Tensor | None = None) -> Projected:
+        """Keys and values of every token; queries of every token, or of those at ``at`` alone.
+
+        Shapes: normed ``(batch, tokens, width)``, at ``(batch, n)``.
+        """
+        chosen = normed if at is None else gather_tokens(normed, at)
+        queries = self.project_queries(chosen, positions if at is None else positions.at(at))
+        return Projected(queries, *self.project_keys(normed, positions))
+
+    def project_queries(self, normed: Tensor, positions: Positions) -> Tensor:
+        """Scaled queries. Shapes: normed ``(batch, tokens, width)`` -> ``(batch, heads, tokens, head width)``."""
+        raise NotImplementedError
+
+    def project_keys(self, normed: Tensor, positions: Positions | None) -> Keys:
         """Shapes: normed ``(batch, tokens, width)``; ``positions`` None: no position (the collaborative key)."""
         raise NotImplementedError
 
-    def project_key(self, vectors: Tensor) -> Projected:
+    def project_key(self, vectors: Tensor) -> Keys:
         """The collaborative key: one more token, without a position. Shapes: vectors ``(batch, width)``."""
-        return self.project(self.norm1(vectors[:, None]), None)
+        return self.project_keys(self.norm1(vectors[:, None]), None)
 
     def _heads(self, projected: Tensor) -> Tensor:
         split: Tensor = projected.unflatten(-1, (-1, self.head_width))
@@ -96,10 +110,17 @@ class DecoderBlock(Block):
 
 
 class Positions(NamedTuple):
-    """Cosine and sine of the rotary embedding, ``(batch, tokens, head width)``; None where positions were added."""
+    """Cosine and sine of the rotary embedding, ``(batch or 1, tokens, head width)``; None where positions were added."""
 
     cos: Tensor | None
     sin: Tensor | None
+
+    def at(self, places: Tensor) -> Positions:
+        """Those of some tokens of each row, ``(batch, n)``."""
+        if self.cos is None or self.sin is None:
+            return self
+        rows = torch.arange(len(places), device=places.device)[:, None]
+        return Positions(*(part.expand(len(places), -1, -1)[rows, places] for part in (self.cos, self.sin)))
 
 
 class OPTBlock(DecoderBlock):
@@ -121,13 +142,12 @@ class OPTBlock(DecoderBlock):
     def output(self, attended: Tensor) -> Tensor:
         return self.layer.self_attn.out_proj(attended)  # type: ignore[no-any-return]
 
-    def project(self, normed: Tensor, positions: Positions | None) -> Projected:
+    def project_queries(self, normed: Tensor, positions: Positions) -> Tensor:
+        return self._heads(self.layer.self_attn.q_proj(normed) * self.scale)
+
+    def project_keys(self, normed: Tensor, positions: Positions | None) -> Keys:
         attention = self.layer.self_attn
-        return Projected(
-            self._heads(attention.q_proj(normed) * self.scale),
-            self._heads(attention.k_proj(normed)),
-            self._heads(attention.v_proj(normed)),
-        )
+        return Keys(self._heads(attention.k_proj(normed)), self._heads(attention.v_proj(normed)))
 
 
 class LlamaBlock(DecoderBlock):
@@ -149,16 +169,27 @@ class LlamaBlock(DecoderBlock):
     def output(self, attended: Tensor) -> Tensor:
         return self.layer.self_attn.o_proj(attended)  # type: ignore[no-any-return]
 
-    def project(self, normed: Tensor, positions: Positions | None) -> Projected:
+    def project_queries(self, normed: Tensor, positions: Positions) -> Tensor:
+        queries = self._heads(self.layer.self_attn.q_proj(normed))
+        return rotated(queries, positions) * self.scale
+
+    def project_keys(self, normed: Tensor, positions: Positions | None) -> Keys:
         attention = self.layer.self_attn
-        queries, keys = self._heads(attention.q_proj(normed)), self._heads(attention.k_proj(normed))
+        keys, values = self._heads(attention.k_proj(normed)), self._heads(attention.v_proj(normed))
         if positions is not None:
-            queries, keys = apply_rotary_pos_emb(queries, keys, positions.cos, positions.sin)
-        values = self._heads(attention.v_proj(normed))
+            keys = rotated(keys, positions)
         shared = self.heads // keys.shape[1]
         if shared > 1:
             keys, values = keys.repeat_interleave(shared, dim=1), values.repeat_interleave(shared, dim=1)
-        return Projected(queries * self.scale, keys, values)
+        return Keys(keys, values)
+
+
+def rotated(parts: Tensor, positions: Positions) -> Tensor:
+    """Queries or keys ``(batch, heads, tokens, head width)`` turned by their positions."""
+    assert positions.cos is not None and positions.sin is not None
+    cos, sin = positions.cos.unsqueeze(1), positions.sin.unsqueeze(1)
+    turned: Tensor = parts * cos + rotate_half(parts) * sin
+    return turned
 
 
 class BertBlock(Block):
@@ -175,13 +206,12 @@ class BertBlock(Block):
         out = self.layer.output.dense(self.layer.intermediate(normed))
         return self.layer.output.LayerNorm(normed + out)  # type: ignore[no-any-return]
 
-    def project(self, normed: Tensor, positions: Positions | None) -> Projected:
+    def project_queries(self, normed: Tensor, positions: Positions) -> Tensor:
+        return self._heads(self.layer.attention.self.query(normed) * self.scale)
+
+    def project_keys(self, normed: Tensor, positions: Positions | None) -> Keys:
         attention = self.layer.attention.self
-        return Projected(
-            self._heads(attention.query(normed) * self.scale),
-            self._heads(attention.key(normed)),
-            self._heads(attention.value(normed)),
-        )
+        return Keys(self._heads(attention.key(normed)), self._heads(attention.value(normed)))
 
 
 class FrozenBackbone(nn.Module):
@@ -196,7 +226,8 @@ class FrozenBackbone(nn.Module):
         family = FAMILIES.get(model.config.model_type)
         if family is None:
             raise unknown_family(name or "the backbone", model.config.model_type)
-        self.name = name
+        self.name, self.scale = name, scale
+        self._elsewhere: dict[tuple[torch.dtype, torch.device], FrozenBackbone] = {}
         self.model = model.eval().requires_grad_(False)
         self.config = model.config
         self.width = int(model.config.hidden_size)
@@ -205,6 +236,16 @@ class FrozenBackbone(nn.Module):
         self.causal = model.config.model_type in DECODERS
         self._parts = family(model)
         self.blocks = nn.ModuleList(self._parts.block(layer, model.config, scale) for layer in self._parts.layers)
+
+    def computing_in(self, dtype: torch.dtype, device: torch.device) -> FrozenBackbone:
+        """This model in another type or place; made once, and this one stays as it is."""
+        weights = next(self.model.parameters())
+        if (weights.dtype, weights.device.type) == (dtype, device.type):
+            return self
+        if (dtype, device) not in self._elsewhere:
+            model = copy.deepcopy(self.model).to(device=device, dtype=dtype)
+            self._elsewhere[dtype, device] = FrozenBackbone(model, name=self.name, scale=self.scale)
+        return self._elsewhere[dtype, device]
 
     def train(self, mode: bool = True) -> FrozenBackbone:
         """Stays in evaluation mode: a frozen model has no dropout."""
@@ -234,20 +275,21 @@ class FrozenBackbone(nn.Module):
         return None if self.causal else real[:, None, :].expand(-1, real.shape[1], -1)
 
     def embed(self, tokens: Tensor, extra_rows: Tensor | None = None) -> Tensor:
-        """Token embeddings, where ids from ``vocabulary`` on take the rows of ``extra_rows`` ``(k, width)``.
+        """Token embeddings, where ids from ``vocabulary`` on take the rows of ``extra_rows``.
 
-        Shapes: tokens ``(batch, m)`` -> ``(batch, m, width)``.
+        Shapes: tokens ``(batch, m)``, extra_rows ``(e, width)``, or ``(K, e, width)`` -> ``(batch, m, width)``.
         """
         if extra_rows is None:
             return self._parts.tokens(tokens)
         special = tokens >= self.vocabulary
         frozen = self._parts.tokens(tokens.masked_fill(special, 0))
-        added = F.embedding((tokens - self.vocabulary).clamp(min=0), extra_rows)
-        return torch.where(special[..., None], added.to(frozen.dtype), frozen)
+        ids = self.vocabulary + torch.arange(extra_rows.shape[-2], device=tokens.device)
+        chosen = (tokens[..., None] == ids).to(frozen.dtype)  # a product, whose backward is one too: few rows, many tokens
+        return torch.where(special[..., None], linear(chosen, extra_rows.transpose(-1, -2), None), frozen)
 
     def start(self, embedded: Tensor) -> tuple[Tensor, Positions]:
         """Hidden states below the first block, and the positions every block reads."""
-        places = torch.arange(embedded.shape[1], device=embedded.device).expand(embedded.shape[:2])
+        places = torch.arange(embedded.shape[1], device=embedded.device)[None]  # the same for every row
         return self._parts.start(embedded, places)
 
     def final_norm(self, hidden: Tensor) -> Tensor:

@@ -7,11 +7,10 @@ from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-
 from dasearch.data import ItemRows, SequenceBatch
 from dasearch.layout import SITES, Layout, ModelKind, replaced_layers
 from dasearch.models.backbone import FrozenBackbone
+from dasearch.models.stacking import Linear, per_row
 
 HEAD_SD = 0.02  # of a head's rows at the start: OPT's own
 Scorer = Callable[[Tensor], Tensor]  # states (batch, width) -> scores (batch, items)
@@ -46,7 +45,11 @@ class RecommenderModel(nn.Module):
         self.replaced = replaced_layers(len(backbone.blocks), replace_every)
 
     def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:
-        """The state that predicts the item after each row's history: ``(batch, width)``."""
+        """The state that predicts the item after each row's history: ``(batch, width)``.
+
+        Layout ``(layers, sites)``, or ``(K, layers, sites)`` where the trained parameters are those of K candidates (see
+        `dasearch.models.stacking`) and the rows K times as many, candidate by candidate.
+        """
         raise NotImplementedError
 
     def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
@@ -99,19 +102,20 @@ def log_frequency(item_counts: Tensor) -> Tensor:
     return ((item_counts + 1.0) / (item_counts + 1.0).sum()).log()
 
 
-def gather_tokens(hidden: Tensor, positions: Tensor) -> Tensor:
-    """Shapes: hidden ``(batch, m, width)``, positions ``(batch, n)`` -> ``(batch, n, width)``.
+def layer_gates(layout: Tensor, rows: int) -> Tensor:
+    """A layout's choices as layers read them.
 
-    A lookup in one flat table, whose backward adds in a fixed order (bit-for-bit on CPU).
+    Shapes: layout ``(layers, sites)`` -> the same; of K candidates ``(K, layers, sites)``
+    -> ``(layers, sites, rows, 1, 1)``, at each row its candidate's.
     """
-    batch, m, width = hidden.shape
-    rows = torch.arange(batch, device=hidden.device)[:, None] * m
-    return F.embedding(positions + rows, hidden.reshape(batch * m, width))
+    if layout.dim() == 2:
+        return layout
+    return per_row(layout, rows).permute(1, 2, 0)[..., None, None]
 
 
-def new_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+def new_linear(inputs: int, outputs: int, generator: torch.Generator) -> Linear:
     """A linear map with Glorot's uniform start and no offset."""
-    layer = nn.Linear(inputs, outputs)
+    layer = Linear(inputs, outputs)
     nn.init.xavier_uniform_(layer.weight, generator=generator)
     nn.init.zeros_(layer.bias)
     return layer

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dasearch.models.stacking import Linear, Table, linear
+
 CF_WIDTH = 64  # unstated in the paper; SPEC 1.4
 INIT_SD = 0.01  # of the tables, as in He et al. 2017
 RIDGE = 1e-3  # of the fold-in regression, relative to the mean square of its inputs
@@ -45,7 +47,7 @@ class MatrixFactorization(nn.Module):
         self.width, self.n_items = width, n_items
         self.users = _table(n_users, width, generator)
         self.items = _table(n_items, width, generator)
-        self.bias = nn.Embedding(n_items, 1)
+        self.bias = Table(n_items, 1)
         nn.init.zeros_(self.bias.weight)
 
     def user_vectors(self, users: Tensor) -> Tensor:
@@ -112,9 +114,12 @@ def own_or_estimated(model: CollaborativeModel, matrix: Tensor, users: Tensor, h
     Shapes: users ``(batch,)``, histories ``(batch, n)`` padded with -1 -> ``(batch, width)``.
     """
     own = model.user_vectors(users.clamp(min=0))
+    if bool((users >= 0).all()):
+        return own
     real = (histories >= 0)[..., None]
     mean = (model.item_vectors(histories.clamp(min=0)) * real).sum(1) / real.sum(1)
-    return torch.where((users >= 0)[:, None], own, F.pad(mean, (0, 1), value=1.0) @ matrix)
+    estimated = linear(F.pad(mean, (0, 1), value=1.0), matrix.transpose(-1, -2), None)
+    return torch.where((users >= 0)[:, None], own, estimated)
 
 
 @torch.no_grad()
@@ -131,14 +136,14 @@ def fold_in_matrix(model: CollaborativeModel, users: Tensor, sequences: Sequence
     return solved.float()
 
 
-def _table(rows: int, width: int, generator: torch.Generator) -> nn.Embedding:
-    table = nn.Embedding(rows, width)
+def _table(rows: int, width: int, generator: torch.Generator) -> Table:
+    table = Table(rows, width)
     nn.init.normal_(table.weight, std=INIT_SD, generator=generator)
     return table
 
 
-def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs)
+def _linear(inputs: int, outputs: int, generator: torch.Generator) -> Linear:
+    layer = Linear(inputs, outputs)
     nn.init.xavier_uniform_(layer.weight, generator=generator)
     nn.init.zeros_(layer.bias)
     return layer

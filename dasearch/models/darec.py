@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from dasearch.data import ItemRows, Rows, SequenceBatch
-from dasearch.data.batches import PAD_SEGMENT
+from dasearch.data.rows import PAD_SEGMENT
 from dasearch.layout import ModelKind
 from dasearch.models.adapters import Activation, AdapterInit, BottleneckAdapter, MaskRouter, ParallelReduce, place
-from dasearch.models.attention import ItemBlocks, MaskMode, Projected, attend, attend_causally
+from dasearch.models.attention import SQUARE_TOKENS, ItemBlocks, MaskMode, Projected, additive, attend_causally, attend_under
 from dasearch.models.backbone import AttentionScale, DecoderBlock, FrozenBackbone, Positions
 from dasearch.models.base import (
     HEAD_SD,
@@ -28,7 +28,7 @@ from dasearch.models.base import (
     HeadRows,
     RecommenderModel,
     Scorer,
-    gather_tokens,
+    layer_gates,
     new_linear,
     start_head,
 )
@@ -41,6 +41,7 @@ from dasearch.models.collaborative import (
     own_or_estimated,
 )
 from dasearch.models.masks import causal_mask, context_mask
+from dasearch.models.stacking import Linear, gather_tokens
 
 SPECIAL_TOKENS = 2  # [SEQ] and [ALIGN], the ids after the backbone's vocabulary
 TOKEN_SD = 0.02  # of the new token rows: OPT's own
@@ -69,6 +70,14 @@ class CFMode(StrEnum):
 class CollabProjection(StrEnum):
     SHARED = "shared"
     PER_LAYER = "per_layer"
+
+
+class Branch(StrEnum):
+    """What a query of a dynamically adapted layer sees (sec. 2.3.1, fig. 6)."""
+
+    CAUSAL = "causal"
+    CONTEXT = "context"
+    CAUSAL_WITH_KEY = "causal with key"  # the context branch of `Variation.BOTH_CAUSAL`
 
 
 class RecommendationSite(StrEnum):
@@ -131,29 +140,48 @@ class DARecSettings(BaseModel):
 
 
 class LayerInputs:
-    """What all layers of one forward share, each built when first asked for: positions, masks, items' blocks."""
+    """What all layers of one forward share, each built when first asked for: positions, masks, items' blocks.
 
-    def __init__(self, positions: Positions, segments: Tensor) -> None:
+    Args:
+        at: tokens of each row whose state is read after the last layer, ``(batch, n)``; None: all.
+    """
+
+    def __init__(self, positions: Positions, segments: Tensor, at: Tensor | None = None) -> None:
         self.positions = positions
         self.segments = segments
+        self.at = at
+        self._biases: dict[tuple[Branch, bool, bool], Tensor] = {}
 
     @cached_property
     def blocks(self) -> ItemBlocks:
         return ItemBlocks(self.segments)
 
-    @cached_property
-    def causal(self) -> Tensor:
-        return causal_mask(self.segments)
+    @property
+    def square(self) -> bool:
+        """Whether attention goes by masks of the whole row rather than item by item."""
+        return self.segments.is_cuda or (torch.is_grad_enabled() and self.segments.shape[1] <= SQUARE_TOKENS)
 
-    @cached_property
-    def context(self) -> Tensor:
-        return context_mask(self.segments)
+    def bias(self, branch: Branch, dtype: torch.dtype, *, key: bool, chosen: bool) -> Tensor:
+        """The branch's mask as `attend_under` reads it, with the collaborative key's column where there is a ``key``.
 
-    @cached_property
-    def causal_with_key(self) -> Tensor:
-        """The causal mask with the collaborative key in sight: the context branch of `Variation.BOTH_CAUSAL`."""
-        sees = (self.segments != PAD_SEGMENT)[:, :, None]
-        return torch.cat([sees, self.causal[:, :, 1:]], dim=2)
+        Shapes: ``(batch, 1, m or n, m + 1 or m)``; of the tokens ``at`` alone where ``chosen``.
+        """
+        found = self._biases.get((branch, key, chosen))
+        if found is None:
+            mask = self._mask(branch)[..., 0 if key else 1 :]
+            if chosen and self.at is not None:
+                mask = mask.gather(1, self.at[..., None].expand(-1, -1, mask.shape[-1]))
+            found = self._biases[branch, key, chosen] = additive(mask, dtype)
+        return found
+
+    def _mask(self, branch: Branch) -> Tensor:
+        if branch is Branch.CONTEXT:
+            return context_mask(self.segments)
+        found = causal_mask(self.segments)
+        if branch is Branch.CAUSAL_WITH_KEY:
+            sees = (self.segments != PAD_SEGMENT)[:, :, None]
+            found = torch.cat([sees, found[:, :, 1:]], dim=2)
+        return found
 
 
 class PlainLayer(nn.Module):
@@ -163,8 +191,12 @@ class PlainLayer(nn.Module):
         super().__init__()
         self.block = block
 
-    def forward(self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None) -> Tensor:
-        found: Tensor = self.block(hidden, inputs.positions)
+    def forward(
+        self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None, *, last: bool = False
+    ) -> Tensor:
+        normed = self.block.norm1(hidden)
+        attention = attend_under_causal(self.block, normed, inputs, MaskMode.ADDITIVE, last=last)
+        found: Tensor = self.block.finish(_chosen(hidden, inputs, last=last), attention)
         return found
 
 
@@ -178,13 +210,20 @@ class BaseLayer(nn.Module):
         self.attention_adapter = _adapter(width, settings, generator)
         self.recommendation_adapter = _adapter(width, settings, generator)
 
-    def forward(self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None) -> Tensor:
-        projected = self.block.project(self.block.norm1(hidden), inputs.positions)
-        attention = self.block.output(attend_under_causal(projected, inputs, self.settings.mask_mode))
-        hidden = hidden + (attention + self.attention_adapter(attention))
+    def forward(
+        self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None, *, last: bool = False
+    ) -> Tensor:
+        normed = self.block.norm1(hidden)
+        attention = attend_under_causal(self.block, normed, inputs, self.settings.mask_mode, last=last)
+        hidden = _chosen(hidden, inputs, last=last) + (attention + self.attention_adapter(attention))
         out = self.block.ffn(self.block.norm2(hidden))
         hidden = hidden + (out + self.recommendation_adapter(out))
         return hidden
+
+
+def _chosen(states: Tensor, inputs: LayerInputs, *, last: bool) -> Tensor:
+    """The states that a layer goes on with after its attention: of the last one, those that are read."""
+    return gather_tokens(states, inputs.at) if last and inputs.at is not None else states
 
 
 class AdaptedSites(nn.Module):
@@ -230,42 +269,53 @@ class AdaptedSites(nn.Module):
 class DALayer(AdaptedSites):
     """Dynamically adapted layer (sec. 2.3.3, fig. 4).
 
-    Shapes: hidden ``(batch, m, width)``, layout ``(3,)`` of 0 (serial) and 1 (parallel), collaborative ``(batch, width)``.
+    Shapes: hidden ``(batch, m, width)``; layout ``(3,)`` of 0 (serial) and 1 (parallel), or ``(3, batch, 1, 1)`` where rows
+    are of several candidates; collaborative ``(batch, width)``.
     """
 
     def __init__(self, block: DecoderBlock, settings: DARecSettings, width: int, generator: torch.Generator) -> None:
         super().__init__(settings, width, generator)
         self.block = block
 
-    def forward(self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None, *, last: bool = False
+    ) -> Tensor:
         normed = self.block.norm1(hidden)
-        hidden = hidden + self.after_attention(normed, *self._branches(normed, inputs, collaborative), layout)
+        causal, context = self._branches(normed, inputs, collaborative, last=last)
+        hidden, normed = (_chosen(states, inputs, last=last) for states in (hidden, normed))
+        hidden = hidden + self.after_attention(normed, causal, context, layout)
         normed = self.block.norm2(hidden)
         return hidden + self.after_ffn(normed, self.block.ffn(normed), layout)
 
-    def _branches(self, normed: Tensor, inputs: LayerInputs, collaborative: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _branches(
+        self, normed: Tensor, inputs: LayerInputs, collaborative: Tensor | None, *, last: bool
+    ) -> tuple[Tensor, Tensor]:
         """Attention under both masks, from one projection of queries, keys and values."""
-        projected = self.block.project(normed, inputs.positions)
-        causal = attend_under_causal(projected, inputs, self.settings.mask_mode)
-        key = None if collaborative is None else self.block.project_key(collaborative)
-        context = self._context(projected, key, inputs)
-        return self.block.output(causal), self.block.output(context)
+        block, mode = self.block, self.settings.mask_mode
+        other = Branch.CAUSAL_WITH_KEY if self.settings.variation is Variation.BOTH_CAUSAL else Branch.CONTEXT
+        chosen = last and inputs.at is not None
+        projected = block.project(normed, inputs.positions, inputs.at if last else None)
+        key = None if collaborative is None else block.project_key(collaborative.to(normed.dtype))
+        if not inputs.square and mode is MaskMode.ADDITIVE and other is Branch.CONTEXT and not chosen:
+            return block.output(attend_causally(projected)), block.output(inputs.blocks.attend(projected, key))
+        widened = projected if key is None else projected.with_key(key)
+        biases = [
+            inputs.bias(branch, normed.dtype, key=key is not None, chosen=chosen) for branch in (Branch.CAUSAL, other)
+        ]
+        causal, context = attend_under(widened, biases, mode)
+        return block.output(causal), block.output(context)
 
-    def _context(self, projected: Projected, key: Projected | None, inputs: LayerInputs) -> Tensor:
-        both_causal = self.settings.variation is Variation.BOTH_CAUSAL
-        if self.settings.mask_mode is MaskMode.ADDITIVE and not both_causal:
-            return inputs.blocks.attend(projected, key)
-        mask = inputs.causal_with_key if both_causal else inputs.context
-        if key is None:
-            return attend(projected, mask[:, :, 1:], self.settings.mask_mode)
-        return attend(projected.with_key(key), mask, self.settings.mask_mode)
 
-
-def attend_under_causal(projected: Projected, inputs: LayerInputs, mode: MaskMode) -> Tensor:
-    """The causal branch; the collaborative key is not among its keys."""
-    if mode is MaskMode.ADDITIVE:
-        return attend_causally(projected)
-    return attend(projected, inputs.causal[:, :, 1:], mode)
+def attend_under_causal(
+    block: DecoderBlock, normed: Tensor, inputs: LayerInputs, mode: MaskMode, *, last: bool = False
+) -> Tensor:
+    """The frozen attention with its output projection, causal; the collaborative key is not among its keys."""
+    projected = block.project(normed, inputs.positions, inputs.at if last else None)
+    chosen = last and inputs.at is not None
+    if mode is MaskMode.ADDITIVE and not chosen and (normed.is_cuda or not inputs.square):
+        return block.output(attend_causally(projected))
+    (attended,) = attend_under(projected, [inputs.bias(Branch.CAUSAL, normed.dtype, key=False, chosen=chosen)], mode)
+    return block.output(attended)
 
 
 def _adapter(width: int, settings: DARecSettings, generator: torch.Generator) -> BottleneckAdapter:
@@ -311,7 +361,7 @@ class DARec(RecommenderModel):
         self.layers = nn.ModuleList(
             self._layer(index, block, generator) for index, block in enumerate(backbone.decoder_blocks)
         )
-        self.head = nn.Linear(width, n_items)
+        self.head = Linear(width, n_items)
         nn.init.normal_(self.head.weight, std=HEAD_SD, generator=generator)
         nn.init.zeros_(self.head.bias)
         self.cf = self._collaborative(n_users, n_items, generator) if settings.uses_collaborative else None
@@ -333,21 +383,25 @@ class DARec(RecommenderModel):
         cf = build_collaborative(self.settings, n_users, n_items, generator)
         return cf.requires_grad_(self.settings.cf_mode is CFMode.JOINT)
 
-    def hidden(self, rows: Rows, layout: Tensor, collaborative: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, rows: Rows, layout: Tensor, collaborative: Tensor | None = None, at: Tensor | None = None
+    ) -> Tensor:
         """Last hidden states after the final norm.
 
-        Shapes: rows of m tokens, layout ``(adapted layers, 3)``, collaborative ``(adapted layers or 1, batch, width)``
-        (None: nothing is injected) -> ``(batch, m, width)``.
+        Shapes: rows of m tokens, layout ``(adapted layers, 3)`` or ``(K, adapted layers, 3)`` for the K candidates that the
+        rows are of, collaborative ``(adapted layers or 1, batch, width)`` (None: nothing is injected), at ``(batch, n)``
+        (None: every token) -> ``(batch, n or m, width)``.
         """
         hidden, positions = self.backbone.start(self.backbone.embed(rows.tokens, self.special))
-        inputs = LayerInputs(positions, rows.segments)
-        adapted = 0
+        inputs = LayerInputs(positions, rows.segments, at)
+        gates = layer_gates(layout, len(hidden))
+        adapted, top = 0, len(self.layers) - 1
         for index, layer in enumerate(self.layers):
             if index not in self.replaced:
-                hidden = layer(hidden, inputs, layout[0], None)
+                hidden = layer(hidden, inputs, gates[0], None, last=index == top)
                 continue
             vectors = None if collaborative is None else collaborative[min(adapted, len(collaborative) - 1)]
-            hidden = layer(hidden, inputs, layout[adapted], vectors)
+            hidden = layer(hidden, inputs, gates[adapted], vectors, last=index == top)
             adapted += 1
         return self.backbone.final_norm(hidden)
 
@@ -357,8 +411,7 @@ class DARec(RecommenderModel):
 
     def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:
         keys = None if self.cf is None else self._project(self._user_vectors(batch), self.user_projection)
-        hidden = self.hidden(batch.rows, layout, keys)
-        return gather_tokens(hidden, batch.at_last(batch.ends)[:, None]).squeeze(1)
+        return self.hidden(batch.rows, layout, keys, batch.at_last(batch.ends)[:, None]).squeeze(1)
 
     def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
         return self.logits
@@ -385,11 +438,11 @@ class DARec(RecommenderModel):
 
     def sequence_hidden(self, rows: Rows, users: Tensor, ends: Tensor, layout: Tensor) -> Tensor:
         """Hidden states of the ``[SEQ]`` tokens; ends ``(batch, n)`` -> ``(batch, n, width)``."""
-        return gather_tokens(self.hidden(rows, layout, self.user_keys(users)), ends)
+        return self.hidden(rows, layout, self.user_keys(users), ends)
 
     def alignment_hidden(self, rows: Rows, items: Tensor, ends: Tensor, layout: Tensor) -> Tensor:
         """Hidden states of the ``[ALIGN]`` tokens; ends ``(k,)`` -> ``(k, width)``."""
-        return gather_tokens(self.hidden(rows, layout, self.item_keys(items)), ends[:, None]).squeeze(1)
+        return self.hidden(rows, layout, self.item_keys(items), ends[:, None]).squeeze(1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Item scores ``(..., items)`` of hidden states ``(..., width)``; one head serves both tasks."""

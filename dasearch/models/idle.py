@@ -23,17 +23,14 @@ from dasearch.models.base import (
     HeadBias,
     HeadRows,
     Scorer,
+    layer_gates,
     log_frequency,
     new_linear,
     start_head,
 )
 from dasearch.models.id_encoders import IDEncoder
-from dasearch.models.prefix import (
-    Injection,
-    PrefixModel,
-    PrefixSettings,
-    Refine,
-)
+from dasearch.models.prefix import Injection, PrefixModel, PrefixSettings, Refine
+from dasearch.models.stacking import Linear, linear, per_row
 
 INJECTION, REFINEMENT, ALIGNMENT = range(3)
 
@@ -65,8 +62,9 @@ class TextHead(nn.Module):
         self.register_buffer("texts", torch.zeros(n_items, width))
 
     def forward(self, states: Tensor) -> Tensor:
-        scores: Tensor = self.map(states) @ self.texts.T + self.bias
-        return scores
+        scores = linear(self.map(states), self.texts, None)
+        bias = self.bias if self.bias.dim() == 1 else per_row(self.bias, len(states))
+        return scores + bias
 
 
 class IDLEAdapter(PrefixModel):
@@ -97,23 +95,25 @@ class IDLEAdapter(PrefixModel):
         if settings.head is Head.DOT_ITEM_TEXT:
             self.head = TextHead(backbone.width, n_items, generator)
         else:
-            self.head = nn.Linear(backbone.width, n_items)
+            self.head = Linear(backbone.width, n_items)
             nn.init.normal_(self.head.weight, std=HEAD_SD, generator=generator)
             nn.init.zeros_(self.head.bias)
 
     def layer_prefixes(self, batch: SequenceBatch, layout: Tensor) -> list[Tensor]:
-        """D of every adapted layer, each ``(batch, tokens, width)``."""
+        """D of every adapted layer, each ``(rows, tokens, width)``."""
         ids = self.user_ids(batch)
-        return [prefix(ids, layout[k, REFINEMENT]) for k, prefix in enumerate(self.prefixes)]
+        gates = layer_gates(layout, len(ids))
+        return [prefix(ids, gates[k, REFINEMENT]) for k, prefix in enumerate(self.prefixes)]
 
     def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:
         return self.states_with(batch, self.layer_prefixes(batch, layout), layout)
 
     def states_with(self, batch: SequenceBatch, prefixes: list[Tensor], layout: Tensor) -> Tensor:
         """As `states`, with prefixes already made."""
+        gates = layer_gates(layout, len(batch.users))
         injections = {
             layer: Injection(
-                tokens, torch.ones(tokens.shape[1], dtype=torch.bool, device=tokens.device), layout[k, INJECTION]
+                tokens, torch.ones(tokens.shape[1], dtype=torch.bool, device=tokens.device), gates[k, INJECTION]
             )
             for k, (layer, tokens) in enumerate(zip(self.replaced, prefixes, strict=False))
         }

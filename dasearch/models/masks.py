@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dasearch.data.batches import PAD_SEGMENT
+from dasearch.data.rows import PAD_SEGMENT
 
 
 def context_mask(segments: Tensor) -> Tensor:

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from dasearch.data import Rows, SequenceBatch
 from dasearch.layout import ModelKind
 from dasearch.models.adapters import ParallelReduce
-from dasearch.models.attention import Projected, attend, attend_causally
+from dasearch.models.attention import SQUARE_TOKENS, Keys, Projected, attend, attend_causally
 from dasearch.models.backbone import AttentionScale, Block, FrozenBackbone, Positions
-from dasearch.models.base import RecommenderModel, gather_tokens, new_linear
+from dasearch.models.base import RecommenderModel, layer_gates, new_linear
 from dasearch.models.id_encoders import IDEncoder
+from dasearch.models.stacking import Linear, gather_tokens, per_row
 
 PREFIX_TOKENS = 10  # no length is printed with the formulas; RA-Rec's figures run from 30 to 70
 PREFIX_SD = 0.02
@@ -108,8 +109,8 @@ class PrefixSettings(BaseModel):
 class Prefix(nn.Module):
     """The prefix D of one layer.
 
-    Shapes: ids ``(batch, vectors, id width)``, average ``()`` of 0 (the gate) and 1 (``(p + c_t) / 2``)
-    -> ``(batch, tokens, width)``.
+    Shapes: ids ``(rows, vectors, id width)``, average ``()`` or ``(rows, 1, 1)`` of 0 (the gate) and 1 (``(p + c_t) / 2``)
+    -> ``(rows, tokens, width)``.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class Prefix(nn.Module):
         if refine is not Refine.NONE:
             self.learned = nn.Parameter(torch.empty(tokens, width).normal_(std=PREFIX_SD, generator=generator))
         if refine is Refine.GATE:
-            self.gate = nn.Linear(2 * width, 1)
+            self.gate = Linear(2 * width, 1)
             nn.init.zeros_(self.gate.weight)
             nn.init.zeros_(self.gate.bias)
         elif refine is Refine.SCALAR_GATE:
@@ -131,7 +132,7 @@ class Prefix(nn.Module):
         projected: Tensor = self.projection(ids)
         if self.refine is Refine.NONE:
             return projected
-        learned = self.learned.expand(len(ids), -1, -1)
+        learned = self._at_rows(self.learned, 2, len(ids))
         if self.refine is Refine.CONCAT:
             return torch.cat([learned, projected], dim=1)
         gate = self._gate(learned, projected)
@@ -140,8 +141,14 @@ class Prefix(nn.Module):
 
     def _gate(self, learned: Tensor, projected: Tensor) -> Tensor:
         if self.refine is Refine.SCALAR_GATE:
-            return torch.sigmoid(self.gate_logit)
+            return torch.sigmoid(self._at_rows(self.gate_logit, 0, len(projected)).view(-1, 1, 1))
         return torch.sigmoid(self.gate(torch.cat([learned, projected.expand_as(learned)], dim=-1)))
+
+
+    @staticmethod
+    def _at_rows(parameter: Tensor, dims: int, rows: int) -> Tensor:
+        """A parameter of so many dimensions at each row: one for all, or its candidate's where they are stacked."""
+        return parameter.expand(rows, *parameter.shape) if parameter.dim() == dims else per_row(parameter, rows)
 
 
 def build_prefixes(
@@ -170,7 +177,10 @@ def build_prefixes(
 
 @dataclass(frozen=True)
 class Injection:
-    """One layer's prefix. Shapes: tokens ``(batch, t, width)``, visible ``(t,)`` bool, beside ``()`` of 0 and 1."""
+    """One layer's prefix.
+
+    Shapes: tokens ``(rows, t, width)``; visible ``(t,)`` or ``(rows, t)`` bool, beside ``()`` or ``(rows, 1, 1)`` of 0 and 1.
+    """
 
     tokens: Tensor
     visible: Tensor
@@ -184,32 +194,65 @@ def inject(
     mask: Tensor | None,
     injection: Injection,
     reduce: ParallelReduce = ParallelReduce.MEAN,
+    at: Tensor | None = None,
 ) -> Tensor:
     """A frozen layer whose attention also reads a prefix; where nothing of it is visible, the frozen layer itself.
 
-    Shapes: hidden ``(batch, m, width)``, mask as `FrozenBackbone.mask` -> ``(batch, m, width)``.
+    Shapes: hidden ``(rows, m, width)``, mask as `FrozenBackbone.mask`, at ``(rows, n)`` (None: every token)
+    -> ``(rows, m or n, width)``.
     """
-    projected = block.project(block.norm1(hidden), positions)
-    extra = block.project(block.norm1(injection.tokens), None)
-    own = attend_causally(projected) if mask is None else attend(projected, mask)
-    inside = attend(projected.with_key(extra), joint_mask(hidden, mask, injection.visible))
-    any_visible = injection.visible.any()
-    seen = (injection.visible | ~any_visible).expand(1, hidden.shape[1], -1)
-    side = own + attend(Projected(projected.queries, extra.keys, extra.values), seen)
+    projected = block.project(block.norm1(hidden), positions, at)
+    extra = block.project_keys(block.norm1(injection.tokens.to(hidden.dtype)), None)
+    visible = injection.visible.expand(len(hidden), -1)
+    any_visible = visible.any(dim=1)[:, None, None]
+    seen = (visible[:, None] | ~any_visible).expand(-1, projected.queries.shape[2], -1)
+    own, inside, side = _attend_thrice(projected, extra, mask, at, visible, seen)
+    side = own + side
     if reduce is ParallelReduce.MEAN:
         side = side / 2
     beside = injection.beside.to(inside.dtype)
-    return block.finish(hidden, block.output(torch.lerp(inside, torch.where(any_visible, side, own), beside)))
+    attended = torch.lerp(inside, torch.where(any_visible, side, own), beside)
+    return block.finish(hidden if at is None else gather_tokens(hidden, at), block.output(attended))
 
 
-def joint_mask(hidden: Tensor, mask: Tensor | None, visible: Tensor) -> Tensor:
-    """The row's own mask with the prefix's columns in front: ``(batch or 1, m, t + m)``.
+def _attend_thrice(
+    projected: Projected, extra: Keys, mask: Tensor | None, at: Tensor | None, visible: Tensor, seen: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The row's own attention, the one that also reads the prefix, and the one that reads nothing else.
+
+    Shapes: visible ``(rows, t)``, seen ``(rows, queries, t)`` -> each ``(rows, queries, heads * head width)``. In training on
+    short rows from one product of queries and keys, whose weights the three share.
+    """
+    rows, m = len(visible), projected.keys.shape[2]
+    whole = joint_mask(visible, m, mask, at)
+    if projected.queries.is_cuda or not torch.is_grad_enabled() or m > SQUARE_TOKENS:
+        alone = whole[..., visible.shape[1] :]
+        own = attend_causally(projected) if mask is None and at is None else attend(projected, alone)
+        beside = attend(Projected(projected.queries, *extra), seen)
+        return own, attend(projected.with_key(extra), whole.expand(rows, -1, -1)), beside
+    widened, t = projected.with_key(extra), visible.shape[1]
+    scores = widened.queries @ widened.keys.transpose(-1, -2)
+    hidden = scores.masked_fill(~whole[:, None], -torch.inf)
+    own = torch.softmax(hidden[..., t:], dim=-1) @ projected.values
+    inside = torch.softmax(hidden, dim=-1) @ widened.values
+    beside = torch.softmax(scores[..., :t].masked_fill(~seen[:, None], -torch.inf), dim=-1) @ extra.values
+    return tuple(out.transpose(1, 2).flatten(2) for out in (own, inside, beside))  # type: ignore[return-value]
+
+
+def joint_mask(visible: Tensor, m: int, mask: Tensor | None, at: Tensor | None = None) -> Tensor:
+    """The row's own mask with the prefix's columns in front: ``(rows, m or n, t + m)``.
 
     ``mask`` None is causal, the same for every row; a row is padded on the right, so that no real token sees padding.
     """
-    m = hidden.shape[1]
-    own = mask if mask is not None else hidden.new_ones(1, m, m, dtype=torch.bool).tril()
-    return torch.cat([visible.expand(len(own), m, -1), own], dim=2)
+    if mask is None:
+        places = torch.arange(m, device=visible.device)
+        own = places <= (places if at is None else at)[..., None]
+        own = own.expand(len(visible), -1, -1)
+    elif at is not None:
+        own = mask.gather(1, at[..., None].expand(-1, -1, m))
+    else:
+        own = mask
+    return torch.cat([visible[:, None].expand(-1, own.shape[1], -1), own], dim=2)
 
 
 def run_layers(
@@ -217,27 +260,38 @@ def run_layers(
     rows: Rows,
     injections: dict[int, Injection],
     reduce: ParallelReduce = ParallelReduce.MEAN,
+    at: Tensor | None = None,
 ) -> Tensor:
-    """Last hidden states of the frozen model with prefixes in the layers of ``injections``: ``(batch, m, width)``."""
+    """Last hidden states of the frozen model with prefixes in the layers of ``injections``.
+
+    Shapes: at ``(rows, n)``, the tokens whose states are read (None: all) -> ``(rows, m or n, width)``.
+    """
     hidden, positions = backbone.start(backbone.embed(rows.tokens))
     mask = backbone.mask(rows.real)
+    *_, top = range(len(backbone.blocks))
     for index, block in enumerate(backbone.all_blocks):
+        chosen = at if index == top else None
         if index in injections:
-            hidden = inject(block, hidden, positions, mask, injections[index], reduce)
+            hidden = inject(block, hidden, positions, mask, injections[index], reduce, chosen)
         else:
             hidden = block(hidden, positions, mask)
+            hidden = hidden if chosen is None else gather_tokens(hidden, chosen)
     return backbone.final_norm(hidden)
 
 
-def pooled(hidden: Tensor, rows: Rows, pool: Pool, *, causal: bool) -> Tensor:
-    """One state a row: ``(batch, width)``."""
+def read_tokens(rows: Rows, pool: Pool, *, causal: bool) -> Tensor | None:
+    """The token of each row whose state `pooled` reads, ``(rows, 1)``; None where it reads all."""
     pool = pool.of(causal=causal)
-    if pool is Pool.FIRST:
-        return hidden[:, 0]
     if pool is Pool.MEAN:
-        return token_mean(hidden, rows.real)
-    last = rows.real.sum(1) - 1
-    return gather_tokens(hidden, last[:, None]).squeeze(1)
+        return None
+    last = rows.real.sum(1, keepdim=True) - 1
+    return torch.zeros_like(last) if pool is Pool.FIRST else last
+
+
+def pooled(hidden: Tensor, rows: Rows, pool: Pool, *, causal: bool) -> Tensor:
+    """One state a row, of the states of all its tokens: ``(rows, width)``."""
+    at = read_tokens(rows, pool, causal=causal)
+    return token_mean(hidden, rows.real) if at is None else gather_tokens(hidden, at).squeeze(1)
 
 
 def token_mean(hidden: Tensor, real: Tensor) -> Tensor:
@@ -249,7 +303,7 @@ def token_mean(hidden: Tensor, real: Tensor) -> Tensor:
 def frozen_layer_means(backbone: FrozenBackbone, rows: Rows, layers: Sequence[int]) -> Tensor:
     """What the given layers of the plain model read, averaged over tokens: ``(batch, layers, width)``."""
     states = [state for k, state in enumerate(backbone.layer_states(rows.tokens, rows.real)) if k in layers]
-    return torch.stack([token_mean(state, rows.real) for state in states], dim=1)
+    return torch.stack([token_mean(state.float(), rows.real) for state in states], dim=1)
 
 
 class PrefixModel(RecommenderModel):
@@ -304,5 +358,6 @@ class PrefixModel(RecommenderModel):
 
     def pooled_states(self, rows: Rows, injections: dict[int, Injection]) -> Tensor:
         """One last state a row: ``(batch, width)``."""
-        hidden = run_layers(self.backbone, rows, injections, self.settings.parallel_reduce)
-        return pooled(hidden, rows, self.settings.pool, causal=self.backbone.causal)
+        at = read_tokens(rows, self.settings.pool, causal=self.backbone.causal)
+        hidden = run_layers(self.backbone, rows, injections, self.settings.parallel_reduce, at)
+        return token_mean(hidden, rows.real) if at is None else hidden.squeeze(1)

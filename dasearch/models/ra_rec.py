@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from dasearch.data import ItemRows, Rows, SequenceBatch
 from dasearch.layout import ModelKind
 from dasearch.models.backbone import FrozenBackbone
-from dasearch.models.base import Scorer, log_frequency
+from dasearch.models.base import Scorer, layer_gates, log_frequency
 from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.prefix import Injection, PrefixModel, PrefixSettings, Refine
+from dasearch.models.stacking import per_row
 
 USER, ITEM, INSTRUCTION = range(3)
 ITEM_BATCH = 256  # item rows of one forward pass when all are scored
@@ -57,12 +58,15 @@ class Tower(nn.Module):
         return [prefix(ids, ids.new_zeros(())) for prefix in self.prefixes]
 
     def injections(self, prefixes: list[Tensor], layers: tuple[int, ...], layout: Tensor) -> dict[int, Injection]:
+        """What each layer reads under the layout, ``(layers, 3)`` or ``(K, layers, 3)``."""
+        if not prefixes:
+            return {}
         instructions = self.settings.prefix if self.settings.instruction else 0
+        gates = layer_gates(layout, len(prefixes[0]))
+        counted = torch.arange(prefixes[0].shape[1], device=layout.device) >= instructions
         return {
             layer: Injection(
-                tokens,
-                (torch.arange(tokens.shape[1], device=tokens.device) >= instructions) | (layout[k, INSTRUCTION] < 0.5),
-                layout[k, self.site],
+                tokens, counted | (gates[k, INSTRUCTION] < 0.5).reshape(-1, 1).expand(len(tokens), 1), gates[k, self.site]
             )
             for k, (layer, tokens) in enumerate(zip(layers, prefixes, strict=False))
         }
@@ -118,21 +122,28 @@ class RARec(PrefixModel):
     def product(self, users: Tensor, items: Tensor, biases: Tensor) -> Tensor:
         """``h_u . h_i / sqrt(width) + b_i``; the scale, which the source does not print, keeps products of normed states small.
 
-        Shapes: users ``(batch, width)``, items ``(k, width)``, biases ``(k,)`` -> ``(batch, k)``.
+        Shapes: users ``(batch, width)``, items ``(k, width)``, biases ``(k,)`` -> ``(batch, k)``; all with a leading K for
+        several candidates.
         """
-        scores: Tensor = users @ items.T / self.backbone.width**0.5 + biases
+        scores: Tensor = users @ items.mT / self.backbone.width**0.5 + biases[..., None, :]
         return scores
 
     def catalogue_states(self, item_rows: ItemRows, layout: Tensor) -> Tensor:
-        """States of all items: ``(items, width)``."""
+        """States of all items: ``(items, width)``; of K candidates ``(K, items, width)``."""
+        k = None if layout.dim() == 2 else len(layout)
         found = []
         for items in torch.arange(self.n_items).split(ITEM_BATCH):
-            found.append(self.item_states(item_rows.select(items).to(layout.device), items.to(layout.device), layout))
-        return torch.cat(found)
+            rows = Rows.together([item_rows.select(items)] * (k or 1)).to(layout.device)
+            states = self.item_states(rows, items.repeat(k or 1).to(layout.device), layout)
+            found.append(states if k is None else states.view(k, len(items), -1))
+        return torch.cat(found, dim=-2)
 
     def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
         states = self.catalogue_states(item_rows, layout)
-        return lambda users: self.product(users, states, self.item_bias)
+        if states.dim() == 2:
+            return lambda users: self.product(users, states, self.item_bias)
+        biases = self.item_bias.expand(len(states), -1)
+        return lambda users: self.product(users.view(len(states), -1, users.shape[-1]), states, biases).flatten(0, 1)
 
     @torch.no_grad()
     def start_bias(self, item_counts: Tensor) -> None:

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 RECORD = "dasearch"
 
@@ -49,32 +48,3 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return {name: file.get_tensor(name) for name in file.keys()}, record  # noqa: SIM118 (not a mapping)
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a file that dasearch wrote, or it is damaged ({error}); delete it") from None
-
-
-def training_state(
-    trainable: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """All tensors that a training needs to go on exactly where it stands."""
-    tensors = {f"parameter/{name}": parameter for name, parameter in trainable.items()}
-    for name, parameter in trainable.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer/{key}/{name}"] = value
-    return {**tensors, "generator": generator.get_state()}
-
-
-@torch.no_grad()
-def restore_training(
-    tensors: Mapping[str, Tensor],
-    trainable: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-) -> None:
-    """Undo `training_state` in place."""
-    for name, parameter in trainable.items():
-        parameter.copy_(tensors[f"parameter/{name}"])
-    generator.set_state(tensors["generator"])
-    for key, value in tensors.items():
-        if key.startswith("optimizer/"):
-            _, slot, name = key.split("/", 2)
-            parameter = trainable[name]
-            optimizer.state[parameter][slot] = value.clone() if slot == "step" else value.to(parameter.device).clone()

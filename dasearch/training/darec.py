@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,22 +16,47 @@ from dasearch.data import (
     Examples,
     HardNegatives,
     IntArray,
+    RowPlan,
+    Rows,
     SequenceBatch,
     hard_negatives,
     mf_vectors,
-    n_training_batches,
     sample_contrastive,
-    training_batches,
+    training_plan,
 )
-from dasearch.data.batches import HISTORY_ITEMS
+from dasearch.data.rows import HISTORY_ITEMS, NO_ITEM, PAD_SEGMENT
+from dasearch.models.attention import MaskMode
 from dasearch.models.base import RecommenderModel
-from dasearch.models.darec import CollaborativeKind, DARec, Variation, build_collaborative
+from dasearch.models.darec import CFMode, CollaborativeKind, DARec, Variation, build_collaborative
 from dasearch.models.id_encoders import FactorEncoder
+from dasearch.models.stacking import take
 from dasearch.training.encoders import encoder_ranks
-from dasearch.training.losses import bpr_loss, contrastive_loss, item_cross_entropy
+from dasearch.training.losses import bpr_loss, contrastive_loss, item_cross_entropy, reduced
 from dasearch.training.materials import PurchaseIndex, Shared
-from dasearch.training.method import SHARED_READS, Method, Say
+from dasearch.training.method import SHARED_READS, Drawn, Method, Say
 from dasearch.training.seeds import generator_for
+
+
+@dataclass(frozen=True)
+class DARecDrawn(Drawn):
+    """What DARec's losses read beside a batch; None where a loss does not count.
+
+    Shapes: items ``(K, a)`` (-1 padding), their alignment rows' tokens and segments ``(K, a, m)`` and ends ``(K, a)``; row,
+    position, positive, anchored (bool) ``(K, c)`` and negative ``(K, c, n_cl)`` of the anchors, positive and negative as
+    places among the items; unbought ``(K, B, n)``.
+    """
+
+    items: Tensor | None = None
+    tokens: Tensor | None = None
+    segments: Tensor | None = None
+    ends: Tensor | None = None
+    row: Tensor | None = None
+    position: Tensor | None = None
+    positive: Tensor | None = None
+    negative: Tensor | None = None
+    anchored: Tensor | None = None
+    unbought: Tensor | None = None
+    fills = {"items": NO_ITEM, "segments": PAD_SEGMENT}  # noqa: RUF012 (a class variable of the base)
 
 
 @dataclass(frozen=True)
@@ -72,45 +98,61 @@ class DARecMethod(Method):
             model.cf.load_state_dict(self.cf_state)
         return model
 
-    def n_batches(self, development: Development, batch_size: int) -> int:
-        return n_training_batches(development, batch_size)
+    @property
+    def reads_padding(self) -> bool:
+        return self.settings.model.mask_mode is MaskMode.POST_SOFTMAX
 
-    def batches(self, materials: Shared, batch_size: int, generator: torch.Generator) -> Iterator[SequenceBatch]:
-        return training_batches(
-            materials.development,
-            materials.catalogue.sentences,
-            materials.catalogue.row_format,
-            batch_size=batch_size,
-            generator=generator,
-            examples=self.examples,
-        )
+    def plan(self, materials: Shared, batch_size: int) -> RowPlan:
+        catalogue = materials.catalogue
+        return training_plan(materials.development, catalogue.sentences, catalogue.row_format, self.examples)
 
-    def terms(
-        self,
-        model: RecommenderModel,
-        batch: SequenceBatch,
-        layout: Tensor,
-        materials: Shared,
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
-        """The terms of L whose weight is not zero, by name: sequence, align, contrastive, collaborative (sec. 2.4)."""
-        assert isinstance(model, DARec)
+    def draw(self, batch: SequenceBatch, materials: Shared, generator: torch.Generator) -> DARecDrawn:
+        """Anchors of L_cl, the items of L_align, and an item that the user did not buy for each that L_cf counts."""
         losses = self.settings.losses
-        moved = batch.to(layout.device)
-        hidden = model.sequence_hidden(moved.rows, moved.users, moved.ends, layout)
-        terms = {"sequence": item_cross_entropy(model.logits(hidden), moved.targets, losses.reduction)}
         if self.settings.model.variation is Variation.LLMREC:
-            return terms
+            return DARecDrawn()
         sample = _contrastive_sample(batch, self.negatives, losses, generator)
         items = _alignment_items(batch, sample, losses, generator)
-        if len(items):
-            aligned = _align(model, materials, items, layout)
+        found = _drawn_rows(materials, items) if len(items) else DARecDrawn()
+        if sample is not None:
+            found = dataclasses.replace(
+                found,
+                row=sample.row[None],
+                position=sample.position[None],
+                positive=torch.searchsorted(items, sample.positive)[None],
+                negative=torch.searchsorted(items, sample.negatives)[None],
+                anchored=torch.ones_like(sample.row, dtype=torch.bool)[None],
+            )
+        if self.learns_collaborative:
+            users = batch.users[:, None].expand_as(batch.targets)
+            unbought = materials.purchases.sample_negatives(users.flatten(), generator).view_as(users)
+            found = dataclasses.replace(found, unbought=unbought[None])
+        return found
+
+    @property
+    def learns_collaborative(self) -> bool:
+        """Whether L_cf counts."""
+        model = self.settings.model
+        joint = model.uses_collaborative and model.cf_mode is CFMode.JOINT
+        return joint and self.settings.losses.collaborative > 0
+
+    def losses(
+        self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: Shared
+    ) -> dict[str, Tensor]:
+        """sequence, align, contrastive, collaborative (sec. 2.4)."""
+        assert isinstance(model, DARec) and isinstance(drawn, DARecDrawn)
+        losses, k = self.settings.losses, 1 if layout.dim() == 2 else len(layout)
+        hidden = model.sequence_hidden(batch.rows, batch.users, batch.ends, layout)
+        targets = batch.targets.view(k, -1)
+        terms = {"sequence": item_cross_entropy(_of_each(model.logits(hidden), k), targets, losses.reduction)}
+        if drawn.items is not None:
+            aligned = _align(model, drawn, layout)
             if losses.align:
-                terms["align"] = item_cross_entropy(model.logits(aligned), items.to(layout.device), losses.reduction)
-            if sample is not None:
-                terms["contrastive"] = _contrastive(hidden, aligned, items, sample, losses)
-        if model.cf is not None and losses.collaborative and any(p.requires_grad for p in model.cf.parameters()):
-            terms["collaborative"] = _collaborative(model, batch, materials, losses, generator)
+                terms["align"] = item_cross_entropy(_of_each(model.logits(aligned), k), drawn.items, losses.reduction)
+            if drawn.row is not None:
+                terms["contrastive"] = _contrastive(hidden, aligned, drawn, losses)
+        if drawn.unbought is not None:
+            terms["collaborative"] = _collaborative(model, batch, drawn.unbought, losses)
         return terms
 
     @property
@@ -145,7 +187,7 @@ def pretrain_collaborative(
     for _ in range(settings.cf.epochs):
         for batch in torch.randperm(len(users), generator=generator).split(settings.cf.batch_size):
             negatives = purchases.sample_negatives(users[batch], generator)
-            loss = bpr_loss(model.scores(users[batch], items[batch]), model.scores(users[batch], negatives))
+            loss = bpr_loss(model.scores(users[batch], items[batch]), model.scores(users[batch], negatives)).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -182,37 +224,48 @@ def _alignment_items(
     return items
 
 
-def _align(model: DARec, materials: Shared, items: Tensor, bits: Tensor) -> Tensor:
+def _drawn_rows(materials: Shared, items: Tensor) -> DARecDrawn:
     alignment = materials.catalogue.item_rows
-    rows, ends = alignment.select(items).to(bits.device), alignment.ends(items).to(bits.device)
-    return model.alignment_hidden(rows, items.to(bits.device), ends, bits)
+    rows = alignment.select(items)
+    ends = alignment.ends(items)
+    return DARecDrawn(items=items[None], tokens=rows.tokens[None], segments=rows.segments[None], ends=ends[None])
 
 
-def _contrastive(
-    hidden: Tensor, aligned: Tensor, items: Tensor, sample: ContrastiveSample, losses: LossSettings
-) -> Tensor:
-    """L_cl; ``aligned`` holds a row for each of the sorted ``items``."""
-    anchor = (sample.row * hidden.shape[1] + sample.position).to(hidden.device)
-    positive = torch.searchsorted(items, sample.positive).to(hidden.device)
-    negative = torch.searchsorted(items, sample.negatives).to(hidden.device)
-    embedding = torch.nn.functional.embedding  # its backward adds in a fixed order, where indexing's need not
-    return contrastive_loss(
-        embedding(anchor, hidden.flatten(0, 1)),
-        embedding(positive, aligned),
-        embedding(negative, aligned),
+def _of_each(values: Tensor, k: int) -> Tensor:
+    """Every candidate's values: ``(K * B, ..., width)`` -> ``(K, B * ..., width)``."""
+    return values.reshape(k, -1, values.shape[-1])
+
+
+def _align(model: DARec, drawn: DARecDrawn, layout: Tensor) -> Tensor:
+    """States of the ``[ALIGN]`` tokens of all candidates' alignment rows, ``(K * items, width)``."""
+    assert drawn.items is not None and drawn.tokens is not None and drawn.segments is not None
+    assert drawn.ends is not None
+    rows = Rows(drawn.tokens.flatten(0, 1), drawn.segments.flatten(0, 1))
+    return model.alignment_hidden(rows, drawn.items.flatten().clamp(min=0), drawn.ends.flatten(), layout)
+
+
+def _contrastive(hidden: Tensor, aligned: Tensor, drawn: DARecDrawn, losses: LossSettings) -> Tensor:
+    """L_cl of every candidate; ``aligned`` holds a row for each of its sorted items."""
+    assert drawn.items is not None and drawn.row is not None and drawn.position is not None
+    assert drawn.positive is not None and drawn.negative is not None and drawn.anchored is not None
+    k, count = drawn.items.shape
+    candidate = torch.arange(k, device=hidden.device)
+    rows = candidate[:, None] * (len(hidden) // k) + drawn.row
+    first = candidate[:, None] * count  # of each candidate's aligned items
+    values = contrastive_loss(
+        take(hidden.flatten(0, 1), rows * hidden.shape[1] + drawn.position),
+        take(aligned, first + drawn.positive),
+        take(aligned, first[..., None] + drawn.negative),
         temperature=losses.temperature,
-        reduction=losses.reduction,
     )
+    return reduced(values, drawn.anchored, losses.reduction)
 
 
-def _collaborative(
-    model: DARec, batch: SequenceBatch, materials: Shared, losses: LossSettings, generator: torch.Generator
-) -> Tensor:
-    """L_cf on the batch's own purchases, each against an item the user did not buy."""
+def _collaborative(model: DARec, batch: SequenceBatch, unbought: Tensor, losses: LossSettings) -> Tensor:
+    """L_cf on every candidate's own purchases, each against an item the user did not buy."""
     assert model.cf is not None
-    real = batch.targets >= 0
-    users = batch.users[:, None].expand_as(batch.targets)[real]
-    negatives = materials.purchases.sample_negatives(users, generator)
-    device = model.device
-    users, bought, negatives = users.to(device), batch.targets[real].to(device), negatives.to(device)
-    return bpr_loss(model.cf.scores(users, bought), model.cf.scores(users, negatives), losses.reduction)
+    bought = batch.targets.clamp(min=0)
+    users = batch.users[:, None].expand_as(bought)
+    values = bpr_loss(model.cf.scores(users, bought), model.cf.scores(users, unbought.view_as(bought)))
+    k = len(unbought)
+    return reduced(values.view(k, -1), (batch.targets >= 0).view(k, -1), losses.reduction)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dasearch.data import Development, IntArray
-from dasearch.data.batches import stack
+from dasearch.data.rows import stack
 from dasearch.errors import StudyError
 from dasearch.models.cache import default_cache
 from dasearch.models.id_encoders import EncoderBatch, EncoderSettings, IDEncoder, Reads, build_encoder, encoder_entry

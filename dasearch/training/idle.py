@@ -8,15 +8,22 @@ import torch
 from torch import Tensor
 
 from dasearch.config import IDLEStudy
-from dasearch.data import Development, Examples, SequenceBatch
+from dasearch.data import Examples, RowPlan, SequenceBatch
 from dasearch.errors import StudyError
 from dasearch.models.base import RecommenderModel
 from dasearch.models.idle import ALIGNMENT, IDLEAdapter
 from dasearch.training.encoders import study_encoder
 from dasearch.training.losses import MMD_BATCH, item_cross_entropy, mmd
 from dasearch.training.materials import Shared
-from dasearch.training.method import Say
+from dasearch.training.method import Drawn, Say
 from dasearch.training.with_encoder import EncoderMethod, frozen_examples
+
+
+@dataclass(frozen=True)
+class IDLEDrawn(Drawn):
+    """The plain model's states of a batch that MMD compares with, ``(K, B, all layers, width)``; None without MMD."""
+
+    frozen: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -47,34 +54,37 @@ class IDLEMethod(EncoderMethod):
         model.start_head(materials.item_counts.to(materials.device), materials.text_vectors.to(materials.device))
         return model
 
-    def n_batches(self, development: Development, batch_size: int) -> int:
-        found = len(self.examples.of(development.users))
-        if found < MMD_BATCH and self.settings.aligns:
+    def plan(self, materials: Shared, batch_size: int) -> RowPlan:
+        found = super().plan(materials, batch_size)
+        if len(found) < MMD_BATCH and self.settings.aligns:
             raise StudyError(
-                f"these users have {found} training examples and MMD compares samples of at least {MMD_BATCH}; "
+                f"these users have {len(found)} training examples and MMD compares samples of at least {MMD_BATCH}; "
                 "raise data.bo_fraction or examples.per_user, or set losses.mmd=0"
             )
-        return super().n_batches(development, batch_size)
+        return found
 
-    def terms(
-        self,
-        model: RecommenderModel,
-        batch: SequenceBatch,
-        layout: Tensor,
-        materials: Shared,
-        generator: torch.Generator,
+    def draw(self, batch: SequenceBatch, materials: Shared, generator: torch.Generator) -> IDLEDrawn:
+        """Nothing is random; the frozen model's states, where the batch is large enough for MMD."""
+        if not self.settings.aligns or len(batch.users) < MMD_BATCH:
+            return IDLEDrawn()
+        return IDLEDrawn(self.frozen_means(batch, materials))
+
+    def losses(
+        self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: Shared
     ) -> dict[str, Tensor]:
         """``next`` and, for a batch large enough, ``mmd`` averaged over the layers that the layout aligns."""
-        assert isinstance(model, IDLEAdapter)
-        moved = batch.to(layout.device)
-        prefixes = model.layer_prefixes(moved, layout)
-        states = model.states_with(moved, prefixes, layout)
-        terms = {"next": item_cross_entropy(model.head(states), moved.at_last(moved.targets))}
-        if self.settings.aligns and len(batch.users) >= MMD_BATCH:
-            frozen = self.frozen_means(batch, materials, model.replaced)
-            aligned = 1 - layout[:, ALIGNMENT]
-            each = torch.stack([mmd(prefix.mean(1), frozen[:, k]) for k, prefix in enumerate(prefixes)])
-            terms["mmd"] = (aligned * each).sum() / aligned.sum().clamp(min=1)
+        assert isinstance(model, IDLEAdapter) and isinstance(drawn, IDLEDrawn)
+        k = 1 if layout.dim() == 2 else len(layout)
+        prefixes = model.layer_prefixes(batch, layout)
+        states = model.states_with(batch, prefixes, layout)
+        targets = batch.at_last(batch.targets).view(k, -1)
+        terms = {"next": item_cross_entropy(model.head(states).view(k, targets.shape[1], -1), targets)}
+        if drawn.frozen is not None:
+            means = torch.stack([prefix.mean(1) for prefix in prefixes], dim=1)  # (K * B, layers, width)
+            frozen = drawn.frozen[:, :, list(model.replaced)]
+            own, frozen = (part.view(k, -1, *means.shape[1:]).transpose(1, 2) for part in (means, frozen))
+            aligned = (1 - layout[..., ALIGNMENT]).view(k, -1)
+            terms["mmd"] = (aligned * mmd(own, frozen)).sum(1) / aligned.sum(1).clamp(min=1)
         return terms
 
     @property

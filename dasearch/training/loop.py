@@ -1,4 +1,4 @@
-"""Training one recommender under one layout.
+"""Training recommenders, one layout or several side by side.
 
 AdamW, linear warm-up then cosine, clipping; validation after each epoch; a checkpoint after each epoch from which a
 killed training goes on to the same result. Liu et al. 2024, sec. 2.4 and 3.1.4.
@@ -8,72 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import resource
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from dasearch.config import Precision, Recipe, StudySettings
-from dasearch.data import SequenceBatch
+from dasearch.config import Recipe, StudySettings
 from dasearch.errors import TrainingError
 from dasearch.layout import Layout
 from dasearch.models.base import RecommenderModel
-from dasearch.training.checkpoints import load_tensors, restore_training, save_tensors, training_state
-from dasearch.training.evaluation import validation_held
+from dasearch.models.stacking import StackedParameters
 from dasearch.training.materials import Materials
-from dasearch.training.method import weighted_total
-from dasearch.training.metrics import TOP_K, Metrics, summarise
-from dasearch.training.preparation import build_model
-from dasearch.training.seeds import generator_for
+from dasearch.training.metrics import Metrics
+from dasearch.training.stack import Candidate, Epoch, Ground, Progress, Run, Stack
 
-SELECTION = f"NDCG@{TOP_K}"  # the validation metric of early stopping and of the epoch kept; the paper names none
-LOSS = "loss"  # mean cross-entropy of the validation items, beside the ranking metrics
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One epoch's means of every loss term, its validation metrics, and its seconds."""
-
-    number: int
-    losses: dict[str, float]
-    metrics: dict[str, float]
-    seconds: float
-
-
-@dataclass
-class Progress:
-    """What a training has seen so far; all of it is in the checkpoint."""
-
-    epochs: list[Epoch] = field(default_factory=list)
-    best_epoch: int = 0
-
-    @property
-    def best(self) -> Epoch:
-        return self.epochs[self.best_epoch]
-
-    def add(self, epoch: Epoch) -> bool:
-        """Append an epoch; True if it is the best so far."""
-        self.epochs.append(epoch)
-        better = len(self.epochs) == 1 or epoch.metrics[SELECTION] > self.best.metrics[SELECTION]
-        if better:
-            self.best_epoch = len(self.epochs) - 1
-        return better
-
-    def stale(self, patience: int | None) -> bool:
-        return patience is not None and len(self.epochs) - 1 - self.best_epoch >= patience
-
-    def record(self) -> dict[str, Any]:
-        return {"epochs": [asdict(epoch) for epoch in self.epochs], "best_epoch": self.best_epoch}
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> Progress:
-        return cls([Epoch(**epoch) for epoch in record["epochs"]], record["best_epoch"])
+OnEpoch = Callable[[int, Epoch], None]  # a candidate's place, and its new epoch
 
 
 @dataclass(frozen=True)
@@ -93,59 +45,6 @@ class Trained:
         return Metrics.from_record(self.progress.best.metrics)
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A layout to train from one seed.
-
-    Attributes:
-        seed: picks initial weights and data order; the same for every layout of a comparison.
-        checkpoint: file to write after each epoch and to go on from; it is removed by whoever keeps the result.
-    """
-
-    layout: Layout
-    seed: int = 0
-    checkpoint: Path | None = None
-
-
-def train_together(
-    settings: StudySettings,
-    materials: Materials,
-    candidates: Sequence[Candidate],
-    recipe: Recipe,
-    *,
-    replace_every: int = 1,
-    on_epoch: Callable[[int, Epoch], None] = lambda place, epoch: None,
-) -> list[Trained | TrainingError]:
-    """Train candidates side by side; what became of each, in their order: its training, or why it diverged.
-
-    Args:
-        on_epoch: told each new epoch, with the candidate's place among ``candidates``.
-    """
-    found: list[Trained | TrainingError] = []
-    for place, candidate in enumerate(candidates):
-        try:
-            found.append(
-                train(
-                    settings,
-                    materials,
-                    candidate.layout,
-                    recipe,
-                    replace_every=replace_every,
-                    seed=candidate.seed,
-                    checkpoint=candidate.checkpoint,
-                    on_epoch=lambda epoch, place=place: on_epoch(place, epoch),
-                )
-            )
-        except TrainingError as error:
-            found.append(error)
-    return found
-
-
-def candidates_at_once(settings: StudySettings, materials: Materials, recipe: Recipe) -> int:
-    """How many candidates train side by side on this device where ``search.batch`` is ``auto``."""
-    return 4
-
-
 def train(
     settings: StudySettings,
     materials: Materials,
@@ -160,145 +59,98 @@ def train(
     """Train ``layout`` by ``recipe`` on ``materials.development``.
 
     Args:
-        seed: picks initial weights and data order; the same for every layout of a comparison.
-        checkpoint: file to write after each epoch and to go on from; it is removed by whoever keeps the result.
+        seed, checkpoint: as of `Candidate`.
         on_epoch: told each new epoch.
 
     Raises:
         TrainingError: if a loss is not a finite number.
     """
-    started = time.perf_counter()
+    candidate = Candidate(layout, seed, checkpoint)
+    (found,) = train_together(
+        settings, materials, [candidate], recipe, replace_every=replace_every, on_epoch=lambda _, e: on_epoch(e)
+    )
+    if isinstance(found, TrainingError):
+        raise found
+    return found
+
+
+def train_together(
+    settings: StudySettings,
+    materials: Materials,
+    candidates: Sequence[Candidate],
+    recipe: Recipe,
+    *,
+    replace_every: int = 1,
+    on_epoch: OnEpoch = lambda place, epoch: None,
+) -> list[Trained | TrainingError]:
+    """Train candidates side by side; what became of each, in their order: its training, or why it diverged.
+
+    All go through the frozen model together, and each is clipped, stopped early and kept by itself: it comes out as it
+    would alone, but for the last digits of sums over other shapes.
+
+    Args:
+        on_epoch: told each new epoch, with the candidate's place among ``candidates``.
+    """
     if materials.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(materials.device)
-    run = _Run(settings, materials, layout, recipe, replace_every, seed)
-    progress = run.resume(checkpoint) if checkpoint is not None else Progress()
-    while len(progress.epochs) < recipe.epochs and not progress.stale(recipe.patience):
-        epoch = run.epoch(len(progress.epochs))
-        if progress.add(epoch):
-            run.keep()
-        if checkpoint is not None:
-            run.save(checkpoint, progress)
-        on_epoch(epoch)
-    run.restore_best()
-    count = sum(parameter.numel() for parameter in run.trainable.values())
-    seconds = sum(epoch.seconds for epoch in progress.epochs) if checkpoint else time.perf_counter() - started
-    return Trained(run.model, layout, progress, count, seconds, peak_memory(materials.device))
+    ground = Ground(settings, materials, recipe, replace_every)
+    runs = [
+        Run.begin(ground, candidate, place, _identity(settings, recipe, candidate))
+        for place, candidate in enumerate(candidates)
+    ]
+    while level := _lowest(runs, recipe):
+        _train_level(ground, level, runs, on_epoch)
+    return [_result(ground, run) for run in runs]
 
 
-class _Run:
-    """The moving parts of one training."""
+def candidates_at_once(settings: StudySettings, materials: Materials, recipe: Recipe) -> int:
+    """How many candidates train side by side on this device where ``search.batch`` is ``auto``."""
+    return 4
 
-    def __init__(
-        self,
-        settings: StudySettings,
-        materials: Materials,
-        layout: Layout,
-        recipe: Recipe,
-        replace_every: int,
-        seed: int,
-    ) -> None:
-        self.settings, self.materials, self.recipe = settings, materials, recipe
-        self.layout = layout
-        self.model = build_model(settings, materials, replace_every=replace_every, seed=seed)
-        self.bits = self.model.layout_tensor(layout)
-        self.trainable = dict(self.model.trainable())
-        self.optimizer = torch.optim.AdamW(
-            self.trainable.values() or [torch.zeros(())], lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
-        )
-        self.generator = generator_for(settings.seed, "order", seed)
-        batches = materials.method.n_batches(materials.development, recipe.batch_size)
-        self.steps_per_epoch = math.ceil(batches / recipe.accumulate)
-        self.identity = {
-            "layout": str(layout),
-            "seed": seed,
-            "recipe": recipe.model_dump(mode="json"),
-            "study": objective_hash(settings),
-        }
-        self.best: dict[str, Tensor] = {}
 
-    def epoch(self, number: int) -> Epoch:
-        started = time.perf_counter()
-        losses = self._optimise(number)
-        self.model.eval()
-        with self._autocast():
-            held = validation_held(self.model, self.materials.catalogue, self.materials.development, self.bits)
-        metrics = {**summarise(held.ranks).record(), LOSS: float(held.losses.mean())}
-        return Epoch(number, losses, metrics, time.perf_counter() - started)
+def _lowest(runs: Sequence[Run], recipe: Recipe) -> list[Run]:
+    """Of the unfinished runs those with the fewest epochs, which can be stacked."""
+    left = [run for run in runs if not run.over(recipe)]
+    first = min(left, key=_rung, default=None)
+    return [] if first is None else [run for run in left if _rung(run) == _rung(first)]
 
-    def _optimise(self, number: int) -> dict[str, float]:
-        """One pass over the training rows; the mean of each loss term."""
-        if not self.trainable:  # the frozen model alone
-            return {}
-        self.model.train()
-        sums: dict[str, float] = {}
-        step, batches = number * self.steps_per_epoch, 0
-        for group in _groups(self._batches(), self.recipe.accumulate):
-            self._set_lr(step)
-            self.optimizer.zero_grad(set_to_none=True)
-            for batch in group:
-                terms = self._terms(batch)
-                total = weighted_total(terms, self.materials.method.weights)
-                (total / len(group)).backward()
-                for name, value in {**terms, "total": total}.items():
-                    sums[name] = sums.get(name, 0.0) + value.item()
-                batches += 1
-            if not math.isfinite(sums["total"]):
-                raise TrainingError(
-                    f"the loss of {self.layout} is not a finite number; lower the learning rate of its recipe"
-                )
-            torch.nn.utils.clip_grad_norm_(self.trainable.values(), self.recipe.clip)
-            self.optimizer.step()
-            step += 1
-        return {name: value / max(batches, 1) for name, value in sums.items()}
 
-    def _batches(self) -> Iterator[SequenceBatch]:
-        return self.materials.method.batches(self.materials, self.recipe.batch_size, self.generator)
+def _rung(run: Run) -> tuple[int, int]:
+    """Runs on the same one can be stacked."""
+    return len(run.progress.epochs), run.kind
 
-    def _terms(self, batch: SequenceBatch) -> dict[str, Tensor]:
-        with self._autocast():
-            return self.materials.method.terms(self.model, batch, self.bits, self.materials, self.generator)
 
-    def _autocast(self) -> torch.autocast:
-        wanted = self.recipe.precision
-        on = wanted is Precision.BFLOAT16 or (wanted is Precision.AUTO and self.materials.device.type == "cuda")
-        return torch.autocast(self.materials.device.type, dtype=torch.bfloat16, enabled=on)
+def _train_level(ground: Ground, level: list[Run], runs: Sequence[Run], on_epoch: OnEpoch) -> None:
+    """Train runs on one rung until one of them is over, or they have caught up with others."""
+    stack = Stack(ground, level)
+    while True:
+        for run, epoch in zip(level, stack.epoch(_rung(level[0])[0]), strict=True):
+            run.add(epoch, ground.flat)
+        for run in level:
+            if run.error is None:
+                on_epoch(run.place, run.progress.epochs[-1])
+        if _lowest(runs, ground.recipe) != level:
+            return
 
-    def _set_lr(self, step: int) -> None:
-        total = self.steps_per_epoch * self.recipe.epochs
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr * schedule(step, total, self.recipe.warmup)
 
-    def keep(self) -> None:
-        self.best = {name: parameter.detach().clone() for name, parameter in self.trainable.items()}
+def _result(ground: Ground, run: Run) -> Trained | TrainingError:
+    if run.error is not None:
+        return run.error
+    model = ground.model(run.candidate.seed)
+    StackedParameters(model, ground.flat, [run.best])
+    seconds = sum(epoch.seconds for epoch in run.progress.epochs)
+    peak = peak_memory(ground.materials.device)
+    return Trained(model.eval(), run.candidate.layout, run.progress, len(ground.flat), seconds, peak)
 
-    @torch.no_grad()
-    def restore_best(self) -> None:
-        for name, parameter in self.trainable.items():
-            parameter.copy_(self.best[name])
-        self.model.eval()
 
-    def save(self, path: Path, progress: Progress) -> None:
-        tensors = training_state(self.trainable, self.optimizer, self.generator)
-        tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
-        save_tensors(path, tensors, {**self.identity, "progress": progress.record()})
-
-    def resume(self, path: Path) -> Progress:
-        """Go on from a checkpoint of this very training; another's, or none, starts anew."""
-        if not path.is_file():
-            return Progress()
-        tensors, record = load_tensors(path)
-        progress = Progress.from_record(record.pop("progress"))
-        if record != self.identity:
-            return Progress()
-        restore_training(
-            {k: v for k, v in tensors.items() if not k.startswith("best/")},
-            self.trainable,
-            self.optimizer,
-            self.generator,
-        )
-        device = self.materials.device
-        self.best = {k.removeprefix("best/"): v.to(device) for k, v in tensors.items() if k.startswith("best/")}
-        return progress
+def _identity(settings: StudySettings, recipe: Recipe, candidate: Candidate) -> dict[str, Any]:
+    """What a checkpoint is of."""
+    return {
+        "layout": str(candidate.layout),
+        "seed": candidate.seed,
+        "recipe": recipe.model_dump(mode="json"),
+        "study": objective_hash(settings),
+    }
 
 
 def objective_hash(settings: StudySettings) -> str:
@@ -308,27 +160,8 @@ def objective_hash(settings: StudySettings) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def schedule(step: int, total: int, warmup: float) -> float:
-    """Share of the peak rate: linear to the peak over the first ``warmup`` of the steps, cosine to zero after (sec. 3.1.4)."""
-    rising = max(1, round(total * warmup))
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
-
-
 def peak_memory(device: torch.device) -> int:
     """Bytes: the GPU's peak since the training began, or the process's own peak on CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _groups(batches: Iterator[SequenceBatch], size: int) -> Iterator[list[SequenceBatch]]:
-    group: list[SequenceBatch] = []
-    for batch in batches:
-        group.append(batch)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group

@@ -21,13 +21,23 @@ class Reduction(StrEnum):
     SUM = "sum"
 
 
+def reduced(values: Tensor, counted: Tensor, reduction: Reduction) -> Tensor:
+    """Mean or sum over all axes but the first, which counts candidates, of the values that count.
+
+    Shapes: values, counted (bool) ``(K, ...)`` -> ``(K,)``.
+    """
+    values = torch.where(counted, values, 0.0).flatten(1).sum(1)
+    return values / counted.flatten(1).sum(1) if reduction is Reduction.MEAN else values
+
+
 def item_cross_entropy(logits: Tensor, targets: Tensor, reduction: Reduction = Reduction.MEAN) -> Tensor:
     """L_seq and L_align: cross-entropy of item scores; targets below 0 do not count.
 
-    Shapes: logits ``(..., items)``, targets ``(...)`` -> ``()``.
+    Shapes: logits ``(K, ..., items)``, targets ``(K, ...)`` -> ``(K,)``.
     """
     flat, wanted = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
-    return F.cross_entropy(flat.float(), wanted.clamp(min=-1), ignore_index=-1, reduction=reduction.value)
+    values = F.cross_entropy(flat.float(), wanted.clamp(min=-1), ignore_index=-1, reduction="none")
+    return reduced(values.view(targets.shape), targets >= 0, reduction)
 
 
 def contrastive_loss(
@@ -36,22 +46,19 @@ def contrastive_loss(
     negatives: Tensor,
     *,
     temperature: float = 1.0,
-    reduction: Reduction = Reduction.MEAN,
 ) -> Tensor:
     """L_cl: InfoNCE by cosine, the denominator over the positive and the hard negatives (sec. 2.2.4).
 
-    Shapes: anchors, positives ``(a, width)``, negatives ``(a, n_cl, width)`` -> ``()``.
+    Shapes: anchors, positives ``(..., width)``, negatives ``(..., n_cl, width)`` -> ``(...)``.
     """
-    candidates = torch.cat([positives[:, None], negatives], dim=1)
-    similarity = F.cosine_similarity(anchors[:, None].float(), candidates.float(), dim=-1) / temperature
-    first = torch.zeros(len(anchors), dtype=torch.long, device=anchors.device)
-    return F.cross_entropy(similarity, first, reduction=reduction.value)
+    candidates = torch.cat([positives[..., None, :], negatives], dim=-2)
+    similarity = F.cosine_similarity(anchors[..., None, :].float(), candidates.float(), dim=-1) / temperature
+    return -F.log_softmax(similarity, dim=-1)[..., 0]
 
 
-def bpr_loss(positive: Tensor, negative: Tensor, reduction: Reduction = Reduction.MEAN) -> Tensor:
-    """L_cf: ``-log sigmoid(score of bought - score of not bought)`` (Rendle et al. 2009). Shapes ``(n,)`` -> ``()``."""
-    loss = -F.logsigmoid((positive - negative).float())
-    return loss.mean() if reduction is Reduction.MEAN else loss.sum()
+def bpr_loss(positive: Tensor, negative: Tensor) -> Tensor:
+    """L_cf: ``-log sigmoid(score of bought - score of not bought)`` (Rendle et al. 2009). Shapes ``(...)`` -> ``(...)``."""
+    return -F.logsigmoid((positive - negative).float())
 
 
 def mmd(first: Tensor, second: Tensor, scales: tuple[float, ...] = MMD_SCALES) -> Tensor:
@@ -60,20 +67,26 @@ def mmd(first: Tensor, second: Tensor, scales: tuple[float, ...] = MMD_SCALES) -
     ``k(x, y) = mean over scales s of exp(-|x - y|^2 / (2 s m))`` with m the mean squared distance of the pooled rows,
     which carries no gradient. A reconstruction of IDLE-Adapter's alignment (SPEC 3).
 
-    Shapes: first, second ``(rows, width)`` -> ``()``, at least 0, and 0 for equal samples.
+    Shapes: first, second ``(..., rows, width)`` -> ``(...)``, at least 0, and 0 for equal samples.
     """
-    pooled = torch.cat([first, second]).float()
-    squares = (pooled[:, None] - pooled[None]).square().sum(-1)
-    bandwidth = squares.detach().mean().clamp(min=1e-12)
+    pooled = torch.cat([first, second], dim=-2).float()
+    squares = (pooled[..., :, None, :] - pooled[..., None, :, :]).square().sum(-1)
+    bandwidth = squares.detach().mean(dim=(-2, -1), keepdim=True).clamp(min=1e-12)
     kernel = torch.stack([torch.exp(-squares / (2 * scale * bandwidth)) for scale in scales]).mean(0)
-    n = len(first)
-    return kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean()
+    n = first.shape[-2]
+    within = kernel[..., :n, :n].mean(dim=(-2, -1)) + kernel[..., n:, n:].mean(dim=(-2, -1))
+    return within - 2 * kernel[..., :n, n:].mean(dim=(-2, -1))
 
 
-def info_nce(first: Tensor, second: Tensor, temperature: float = 1.0) -> Tensor:
+def info_nce(first: Tensor, second: Tensor, temperature: float = 1.0, counted: Tensor | None = None) -> Tensor:
     """Row k of ``first`` against row k of ``second`` among all its rows, by cosine (RA-Rec's alignment, SPEC 4).
 
-    Shapes: first, second ``(rows, width)`` -> ``()``.
+    Shapes: first, second ``(K, rows, width)``, counted ``(K, rows)`` bool, None: all -> ``(K,)``.
     """
-    similarity = F.normalize(first.float(), dim=1) @ F.normalize(second.float(), dim=1).T / temperature
-    return F.cross_entropy(similarity, torch.arange(len(first), device=first.device))
+    similarity = F.normalize(first.float(), dim=-1) @ F.normalize(second.float(), dim=-1).mT / temperature
+    if counted is None:
+        counted = torch.ones(similarity.shape[:2], dtype=torch.bool, device=similarity.device)
+    itself = torch.eye(similarity.shape[-1], dtype=torch.bool, device=similarity.device)  # so that no row is empty
+    others = ~(counted[:, None] | itself)
+    own = F.log_softmax(similarity.masked_fill(others, -torch.inf), dim=-1).diagonal(dim1=1, dim2=2)
+    return reduced(-own, counted, Reduction.MEAN)

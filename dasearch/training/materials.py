@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dasearch.config import EncoderStudy, StudySettings
+from dasearch.config import EncoderStudy, Precision, StudySettings
 from dasearch.data import Dataset, Development, Item, ItemRows, RowFormat, Sentences, item_sentence, tokenise_items
-from dasearch.data.batches import HISTORY_ITEMS
+from dasearch.data.rows import HISTORY_ITEMS
 from dasearch.errors import BackboneError
 from dasearch.layout import ModelKind
 from dasearch.models.backbone import FrozenBackbone
@@ -82,6 +82,11 @@ class Materials(Shared):
         """The same study on other users, such as Data_BO."""
         return dataclasses.replace(self, development=development)
 
+    def computing_in(self, precision: Precision) -> Materials:
+        """The same study with the frozen model as this precision reads it."""
+        backbone = self.catalogue.backbone.computing_in(compute_dtype(precision, self.device), self.device)
+        return dataclasses.replace(self, catalogue=dataclasses.replace(self.catalogue, backbone=backbone))
+
     def under(self, settings: StudySettings) -> Materials:
         """The same study with a variation of its model."""
         return dataclasses.replace(self, method=self.method.under(settings))
@@ -128,6 +133,12 @@ def resolve_device(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise BackboneError(f"device is {name} and this machine has no CUDA GPU; use --set device=cpu")
     return torch.device(name)
+
+
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """What the frozen model computes in; trained parameters, their moments and the losses are float32 everywhere."""
+    wanted = device.type == "cuda" if precision is Precision.AUTO else precision is Precision.BFLOAT16
+    return torch.bfloat16 if wanted else torch.float32
 
 
 def open_backbone(
@@ -210,6 +221,6 @@ def text_vectors(catalogue: Catalogue, device: torch.device) -> Tensor:
     for items in torch.arange(len(catalogue.sentences)).split(VECTOR_BATCH):
         tokens, real = catalogue.sentences.padded(items, pad_token=catalogue.row_format.pad_token)
         tokens, real = tokens.to(device), real.to(device)
-        hidden = catalogue.backbone.hidden_states(tokens, real)
+        hidden = catalogue.backbone.hidden_states(tokens, real).float()
         found.append((hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True))
     return torch.cat(found).clone()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dasearch.config import StudySettings
-from dasearch.data import Development, IntArray, SequenceBatch
+from dasearch.data import IntArray, RowPlan, SequenceBatch
+from dasearch.data.rows import moved
 from dasearch.models.base import RecommenderModel
 
 if TYPE_CHECKING:
@@ -20,6 +22,42 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 SHARED_READS = ("seed", "device", "data", "backbone", "examples", "model.kind", "model.attn_scale")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Tensors that a batch's losses read beside it; the first axis counts candidates.
+
+    Attributes:
+        fills: what pads a tensor, by its name, where candidates have more or fewer; 0 for the others.
+    """
+
+    fills: ClassVar[dict[str, int]] = {}
+
+    def to(self, device: torch.device) -> Self:
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return type(self)(**{n: part if part is None else moved(part, device) for n, part in parts.items()})
+
+    @classmethod
+    def together(cls, drawn: Sequence[Drawn]) -> Self:
+        """Those of several candidates, one after another, padded alike by what counts for nothing."""
+        if len(drawn) == 1:
+            return drawn[0]  # type: ignore[return-value]
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: _padded([getattr(one, name) for one in drawn], cls.fills.get(name, 0)) for name in names})
+
+
+def _padded(parts: Sequence[Tensor | None], fill: int) -> Tensor | None:
+    """Along the first axis, every other axis padded at its end to the longest; None where none is there."""
+    found = [part for part in parts if part is not None]
+    if not found:
+        return None
+    longest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in found), strict=True)]
+    padded = []
+    for part in found:
+        room = [size - own for size, own in zip(longest, part.shape[1:], strict=True)]
+        padded.append(F.pad(part, [end for size in reversed(room) for end in (0, size)], value=fill))
+    return torch.cat(padded)
 
 
 @dataclass(frozen=True)
@@ -42,15 +80,33 @@ class Method(ABC):
     def build(self, materials: Shared, *, replace_every: int, generator: torch.Generator) -> RecommenderModel:
         """A recommender at its start."""
 
-    @abstractmethod
-    def n_batches(self, development: Development, batch_size: int) -> int:
-        """Batches of an epoch."""
+    @property
+    def reads_padding(self) -> bool:
+        """Whether a row's padding changes its states, so that rows of several seeds cannot be padded alike."""
+        return False
 
     @abstractmethod
-    def batches(self, materials: Shared, batch_size: int, generator: torch.Generator) -> Iterator[SequenceBatch]:
-        """One epoch."""
+    def plan(self, materials: Shared, batch_size: int) -> RowPlan:
+        """The rows of an epoch.
+
+        Raises:
+            StudyError: if batches of this size are too small for the model's losses.
+        """
 
     @abstractmethod
+    def draw(self, batch: SequenceBatch, materials: Shared, generator: torch.Generator) -> Drawn:
+        """What a batch's losses draw at random, and everything else that no layout changes; on the CPU."""
+
+    @abstractmethod
+    def losses(
+        self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: Shared
+    ) -> dict[str, Tensor]:
+        """The terms of the loss whose weight is not zero, by name, each ``(K,)``: one of every candidate.
+
+        ``batch`` and ``drawn`` are those of all K candidates, one after another, on the layout's device; layout
+        ``(layers, sites)`` for K = 1, ``(K, layers, sites)`` for more.
+        """
+
     def terms(
         self,
         model: RecommenderModel,
@@ -59,7 +115,9 @@ class Method(ABC):
         materials: Shared,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """The terms of the loss whose weight is not zero, by name."""
+        """`losses` of a single candidate, with what they draw."""
+        drawn = self.draw(batch, materials, generator)
+        return self.losses(model, batch.to(layout.device), drawn.to(layout.device), layout, materials)
 
     @property
     @abstractmethod
@@ -72,5 +130,5 @@ class Method(ABC):
 
 
 def weighted_total(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-    """The loss: each term times its weight, summed."""
-    return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+    """The loss of every candidate, ``(K,)``: each term times its weight, summed."""
+    return torch.stack([weights[name] * value for name, value in terms.items()]).sum(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from dasearch.config import DARecStudy, IDLEStudy, RARecStudy, StudySettings
@@ -21,6 +23,7 @@ from dasearch.training.materials import (
     PurchaseIndex,
     Shared,
     build_catalogue,
+    compute_dtype,
     open_backbone,
     resolve_device,
     text_vectors,
@@ -49,17 +52,19 @@ def prepare(
 ) -> Materials:
     """Everything that trainings share, from training and validation data alone."""
     device = resolve_device(settings.device)
-    catalogue.backbone.to(device)
+    frozen = catalogue.backbone.computing_in(compute_dtype(settings.trial.precision, device), device)
+    reading = dataclasses.replace(catalogue, backbone=frozen)
     say("reading the catalogue with the frozen model")
     shared = Shared(
         catalogue,
         development,
         PurchaseIndex(development),
         torch.as_tensor(development.item_counts(), dtype=torch.float32),
-        text_vectors(catalogue, device),
+        text_vectors(reading, device),
         device,
     )
-    return Materials(**vars(shared), method=_method(settings, shared, say))
+    method = _method(settings, dataclasses.replace(shared, catalogue=reading), say)
+    return Materials(**vars(shared), method=method)
 
 
 def untrained_model(

@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dasearch.config import RARecStudy
-from dasearch.data import Examples, SequenceBatch
+from dasearch.data import Examples, Rows, SequenceBatch
+from dasearch.data.rows import PAD_SEGMENT
 from dasearch.models.base import RecommenderModel
 from dasearch.models.prefix import Injection, frozen_layer_means
 from dasearch.models.ra_rec import ITEM_BATCH, RARec
 from dasearch.training.encoders import study_encoder
-from dasearch.training.losses import bpr_loss, info_nce
+from dasearch.training.losses import Reduction, bpr_loss, info_nce, reduced
 from dasearch.training.materials import Shared
-from dasearch.training.method import Say
+from dasearch.training.method import Drawn, Say
 from dasearch.training.with_encoder import EncoderMethod, frozen_examples, kept_or_computed
+
+
+@dataclass(frozen=True)
+class RARecDrawn(Drawn):
+    """What RA-Rec's losses read beside a batch.
+
+    Shapes: items, counted (bool, False for padding) ``(K, a)``, their rows' tokens and segments ``(K, a, m)``; positive
+    ``(K, B)``, drawn ``(K, n)`` as places among the items; unbought ``(K, B, n)`` bool; the plain model's states
+    frozen_users ``(K, B, all layers, width)``, frozen_items ``(K, a, all layers, width)``.
+    """
+
+    items: Tensor
+    counted: Tensor
+    tokens: Tensor
+    segments: Tensor
+    positive: Tensor
+    drawn: Tensor
+    unbought: Tensor
+    frozen_users: Tensor | None = None
+    frozen_items: Tensor | None = None
+    fills = {"segments": PAD_SEGMENT}  # noqa: RUF012 (a class variable of the base)
 
 
 @dataclass(frozen=True)
@@ -54,47 +76,63 @@ class RARecMethod(EncoderMethod):
         model.start_bias(materials.item_counts.to(materials.device))
         return model
 
-    def terms(
-        self,
-        model: RecommenderModel,
-        batch: SequenceBatch,
-        layout: Tensor,
-        materials: Shared,
-        generator: torch.Generator,
+    def draw(self, batch: SequenceBatch, materials: Shared, generator: torch.Generator) -> RARecDrawn:
+        """Items drawn for the whole batch, with their rows and, where the losses align, the plain model's states."""
+        n_items = materials.development.n_items
+        positive = batch.at_last(batch.targets)
+        drawn = torch.randint(n_items, (self.settings.losses.negatives,), generator=generator)
+        items = torch.cat([positive, drawn]).unique()
+        rows = materials.catalogue.item_rows.select(items)
+        owners = batch.users[:, None].expand(-1, len(drawn))
+        unbought = ~materials.purchases.bought(owners.flatten(), drawn.repeat(len(owners))).view_as(owners)
+        found = RARecDrawn(
+            items[None],
+            torch.ones_like(items, dtype=torch.bool)[None],
+            rows.tokens[None],
+            rows.segments[None],
+            torch.searchsorted(items, positive)[None],
+            torch.searchsorted(items, drawn)[None],
+            (unbought & (drawn != positive[:, None]))[None],
+        )
+        if not self.settings.aligns:
+            return found
+        frozen_rows = kept_or_computed(self.frozen_items, items, rows, materials)[None]
+        return dataclasses.replace(found, frozen_users=self.frozen_means(batch, materials), frozen_items=frozen_rows)
+
+    def losses(
+        self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: Shared
     ) -> dict[str, Tensor]:
         """``bpr``, ``l2`` and, where asked for, ``align``, the mean over layers of both towers' InfoNCE."""
-        assert isinstance(model, RARec)
-        device = layout.device
-        moved = batch.to(device)
-        positive = batch.at_last(batch.targets)
-        drawn = torch.randint(model.n_items, (self.settings.losses.negatives,), generator=generator)
-        items = torch.cat([positive, drawn]).unique()
-        rows = materials.catalogue.item_rows.select(items).to(device)
-        user_prefixes, item_prefixes = model.user_prefixes(moved), model.item_prefixes(items.to(device))
-        users = model.tower_states(model.user_tower, moved.rows, user_prefixes, layout)
-        states = model.tower_states(model.item_tower, rows, item_prefixes, layout)
-        scores = model.product(users, states, model.item_bias[items.to(device)])
-        unbought = ~materials.purchases.bought(
-            batch.users[:, None].expand(-1, len(drawn)).flatten(), drawn.repeat(len(batch.users))
-        ).view(-1, len(drawn))
-        terms = {"bpr": bpr_of_drawn(scores, items, positive, drawn, unbought)}
+        assert isinstance(model, RARec) and isinstance(drawn, RARecDrawn)
+        k, count = drawn.items.shape
+        rows = Rows(drawn.tokens.flatten(0, 1), _never_empty(drawn.segments.flatten(0, 1)))
+        user_prefixes, item_prefixes = model.user_prefixes(batch), model.item_prefixes(drawn.items.flatten())
+        users = model.tower_states(model.user_tower, batch.rows, user_prefixes, layout).view(k, -1, model.backbone.width)
+        states = model.tower_states(model.item_tower, rows, item_prefixes, layout).view(k, count, -1)
+        biases = model.item_bias.expand(k, -1).gather(1, drawn.items)
+        scores = model.product(users, states, biases)
+        terms = {"bpr": bpr_of_drawn(scores, drawn.positive, drawn.drawn, drawn.unbought)}
         trained = [parameter for _, parameter in model.trainable()]
         if self.settings.losses.l2 and trained:
-            terms["l2"] = torch.stack([parameter.square().sum() for parameter in trained]).sum()
-        if self.settings.aligns:
-            frozen_users = self.frozen_means(batch, materials, model.replaced)
-            frozen_rows = kept_or_computed(self.frozen_items, items, rows, materials, model.replaced)
+            terms["l2"] = torch.stack([parameter.reshape(k, -1).square().sum(1) for parameter in trained]).sum(0)
+        if drawn.frozen_users is not None and drawn.frozen_items is not None:
             on_users = model.user_tower.injections(user_prefixes, model.replaced, layout)
             on_items = model.item_tower.injections(item_prefixes, model.replaced, layout)
-            terms["align"] = self._align(on_users, frozen_users) + self._align(on_items, frozen_rows)
+            whole = torch.ones(users.shape[:2], dtype=torch.bool, device=users.device)
+            of_users, of_items = (part[:, :, list(model.replaced)] for part in (drawn.frozen_users, drawn.frozen_items))
+            terms["align"] = self._align(on_users, of_users, whole) + self._align(on_items, of_items, drawn.counted)
         return terms
 
-    def _align(self, injections: dict[int, Injection], frozen: Tensor) -> Tensor:
-        """Mean over layers of InfoNCE between a prefix's visible tokens, averaged, and the plain model's states."""
-        temperature = self.settings.losses.temperature
+    def _align(self, injections: dict[int, Injection], frozen: Tensor, counted: Tensor) -> Tensor:
+        """Mean over layers of InfoNCE between a prefix's visible tokens, averaged, and the plain model's states.
+
+        Shapes: frozen ``(K, rows, layers, width)``, counted ``(K, rows)`` -> ``(K,)``.
+        """
+        means = torch.stack([_visible_mean(one) for one in injections.values()]).view(-1, *counted.shape, frozen.shape[-1])
+        frozen, temperature = frozen.movedim(2, 0), self.settings.losses.temperature
         return torch.stack(
-            [info_nce(_visible_mean(one), frozen[:, k], temperature) for k, one in enumerate(injections.values())]
-        ).mean()
+            [info_nce(own, theirs, temperature, counted) for own, theirs in zip(means, frozen, strict=True)]
+        ).mean(0)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -103,24 +141,26 @@ class RARecMethod(EncoderMethod):
         return {"bpr": 1.0, "l2": losses.l2, "align": losses.align}
 
 
-def bpr_of_drawn(scores: Tensor, items: Tensor, positive: Tensor, drawn: Tensor, unbought: Tensor) -> Tensor:
+def _never_empty(segments: Tensor) -> Tensor:
+    """Segments of rows of which those that only pad have one token, so that their states are numbers."""
+    return torch.cat([segments[:, :1].clamp(min=0), segments[:, 1:]], dim=1)
+
+
+def bpr_of_drawn(scores: Tensor, positive: Tensor, drawn: Tensor, unbought: Tensor) -> Tensor:
     """Mean of ``-log sigmoid(y_u,pos - y_u,neg)`` over each row's own positive and the drawn items the user did not buy.
 
-    Shapes: scores ``(batch, items)`` of the sorted ``items``, positive ``(batch,)``, drawn ``(n,)``, unbought ``(batch, n)``.
+    Shapes: scores ``(K, batch, items)``, positive ``(K, batch)`` and drawn ``(K, n)`` as places among the items, unbought
+    ``(K, batch, n)`` -> ``(K,)``; 0 where the users bought everything.
     """
-    device = scores.device
-    own = scores.gather(1, torch.searchsorted(items, positive)[:, None].to(device))
-    others = F.embedding(torch.searchsorted(items, drawn).to(device), scores.T).T
-    counts = (unbought & (drawn != positive[:, None])).to(device)
-    if not bool(counts.any()):
-        return scores.sum() * 0
-    return bpr_loss(own.expand_as(others)[counts], others[counts])
+    own = scores.gather(2, positive[..., None])
+    others = scores.gather(2, drawn[:, None].expand(-1, scores.shape[1], -1))
+    return reduced(bpr_loss(own, others), unbought, Reduction.MEAN)
 
 
 def _visible_mean(injection: Injection) -> Tensor:
-    """Mean of a prefix's visible tokens: ``(batch, width)``."""
-    weights = injection.visible.to(injection.tokens.dtype)
-    return (injection.tokens * weights[:, None]).sum(1) / weights.sum().clamp(min=1)
+    """Mean of a prefix's visible tokens: ``(rows, width)``."""
+    weights = injection.visible.to(injection.tokens.dtype).expand(len(injection.tokens), -1)
+    return (injection.tokens * weights[..., None]).sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
 
 
 def frozen_items(materials: Shared) -> Tensor:

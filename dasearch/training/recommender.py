@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from dasearch.config import EncoderStudy, StudySettings, parse_study
-from dasearch.data import Dataset, IntArray, Item, evaluation_batches
-from dasearch.data.batches import NO_ITEM
+from dasearch.data import Dataset, IntArray, Item, evaluation_plan
+from dasearch.data.rows import NO_ITEM
 from dasearch.errors import DasearchError, ModelFolderError, suggestion
 from dasearch.folders import Taken, written_beside
 from dasearch.layout import SITES, Layout, ModelKind
@@ -180,7 +180,7 @@ class Recommender:
         users = np.array([request.user for request in requests], dtype=np.int64)
         histories = [request.history for request in requests]
         sentences, row_format = self.catalogue.sentences, self.catalogue.row_format
-        for places, batch in evaluation_batches(users, histories, None, sentences, row_format, batch_size=size):
+        for places, batch in evaluation_plan(users, histories, None, sentences, row_format).by_length(size):
             for part, scores in score_batch(self.model, batch, self._scorer, self._bits):
                 rows = places[part].tolist()
                 if exclude_seen:

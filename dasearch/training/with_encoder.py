@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dasearch.config import EncoderStudy
-from dasearch.data import Development, Examples, IntArray, Rows, SequenceBatch, example_batches, n_example_batches
+from dasearch.data import Examples, IntArray, RowPlan, Rows, SequenceBatch, example_plan
 from dasearch.models.id_encoders import ENCODERS, IDEncoder
 from dasearch.models.prefix import frozen_layer_means
 from dasearch.training.encoders import encoder_ranks
 from dasearch.training.materials import Shared
 from dasearch.training.method import SHARED_READS, Method
-from dasearch.training.seeds import generator_for
 
 FROZEN_BATCH = 128  # rows of one forward pass of the plain model
 KEPT_BYTES = 2**30  # frozen states are kept up to this size, else computed again for each batch
@@ -35,35 +34,28 @@ class EncoderMethod(Method):
     frozen: Tensor | None
     reads = (*SHARED_READS, "encoder")
 
-    def n_batches(self, development: Development, batch_size: int) -> int:
-        return n_example_batches(development, self.examples, batch_size)
+    def plan(self, materials: Shared, batch_size: int) -> RowPlan:
+        return _examples_plan(materials, self.examples)
 
-    def batches(self, materials: Shared, batch_size: int, generator: torch.Generator) -> Iterator[SequenceBatch]:
-        catalogue = materials.catalogue
-        return example_batches(
-            materials.development,
-            self.examples,
-            catalogue.sentences,
-            catalogue.row_format,
-            batch_size=batch_size,
-            generator=generator,
-        )
-
-    def frozen_means(self, batch: SequenceBatch, materials: Shared, layers: tuple[int, ...]) -> Tensor:
-        """Token means of what the given layers of the plain model read, ``(batch, layers, width)``, on the device."""
-        return kept_or_computed(self.frozen, batch.examples, batch.rows, materials, layers)
+    def frozen_means(self, batch: SequenceBatch, materials: Shared) -> Tensor:
+        """Token means of what every layer of the plain model reads: ``(1, batch, layers, width)``."""
+        return kept_or_computed(self.frozen, batch.examples, batch.rows, materials)[None]
 
     def baseline_ranks(self, users: IntArray, histories: Sequence[IntArray], targets: IntArray) -> dict[str, IntArray]:
         return {ENCODERS[self.settings.encoder.name].title: encoder_ranks(self.encoder, users, histories, targets)}
 
 
-def kept_or_computed(
-    kept: Tensor | None, places: Tensor, rows: Rows, materials: Shared, layers: tuple[int, ...]
-) -> Tensor:
-    """Frozen means of ``rows``, on the device: ``kept`` at their places, or computed anew where none are kept."""
+def kept_or_computed(kept: Tensor | None, places: Tensor, rows: Rows, materials: Shared) -> Tensor:
+    """Frozen means of ``rows``: ``kept`` at their places, or computed anew where none are kept."""
     if kept is not None:
-        return kept[places][:, list(layers)].to(materials.device)
-    return frozen_layer_means(materials.catalogue.backbone, rows.to(materials.device), layers)
+        return kept[places]
+    backbone = materials.catalogue.backbone
+    return frozen_layer_means(backbone, rows.to(materials.device), range(len(backbone.blocks)))
+
+
+def _examples_plan(materials: Shared, examples: Examples) -> RowPlan:
+    catalogue = materials.catalogue
+    return example_plan(materials.development, examples, catalogue.sentences, catalogue.row_format)
 
 
 def frozen_examples(materials: Shared, examples: Examples) -> Tensor | None:
@@ -74,13 +66,6 @@ def frozen_examples(materials: Shared, examples: Examples) -> Tensor | None:
     if 4 * shape[0] * shape[1] * shape[2] > KEPT_BYTES:
         return None
     kept = torch.empty(shape)
-    for batch in example_batches(
-        materials.development,
-        examples,
-        materials.catalogue.sentences,
-        materials.catalogue.row_format,
-        batch_size=FROZEN_BATCH,
-        generator=generator_for("frozen states"),
-    ):
+    for _, batch in _examples_plan(materials, examples).by_length(FROZEN_BATCH):
         kept[batch.examples] = frozen_layer_means(backbone, batch.rows.to(materials.device), layers).cpu()
     return kept

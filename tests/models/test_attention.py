@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dasearch.models.attention import ItemBlocks, MaskMode, Projected, attend, attend_causally
+from dasearch.models.attention import ItemBlocks, Keys, MaskMode, Projected, additive, attend, attend_causally, attend_under
 from dasearch.models.masks import causal_mask, context_mask
 from tests.conftest import seeded, toy_rows
 
@@ -39,7 +39,7 @@ def test_causal_without_a_mask_equals_the_mask() -> None:
 @pytest.mark.parametrize("with_key", [True, False])
 def test_item_blocks_equal_the_context_mask(with_key: bool) -> None:
     real = ROWS.segments >= 0
-    parts, key = projected(10), projected(1, seed=9)
+    parts, key = projected(10), Keys(*projected(1, seed=9)[1:])
     mask = context_mask(ROWS.segments)
     expected = attend(parts.with_key(key), mask) if with_key else attend(parts, mask[:, :, 1:])
     found = ItemBlocks(ROWS.segments).attend(parts, key if with_key else None)
@@ -51,7 +51,7 @@ def test_gradients_of_item_blocks_equal_the_context_masks() -> None:
     real = ROWS.segments >= 0
     gradients = []
     for blocks in (True, False):
-        parts, key = projected(10), projected(1, seed=9)
+        parts, key = projected(10), Keys(*projected(1, seed=9)[1:])
         leaves = [part.requires_grad_() for part in (*parts, key.keys, key.values)]
         mask = context_mask(ROWS.segments)
         out = ItemBlocks(ROWS.segments).attend(parts, key) if blocks else attend(parts.with_key(key), mask)
@@ -59,3 +59,16 @@ def test_gradients_of_item_blocks_equal_the_context_masks() -> None:
         gradients.append([leaf.grad for leaf in leaves])
     for mine, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, expected)
+
+
+@pytest.mark.parametrize("mode", list(MaskMode))
+def test_several_masks_at_once_equal_one_after_another(mode: MaskMode) -> None:
+    parts = projected(10)
+    masks = [causal_mask(ROWS.segments)[:, :, 1:], context_mask(ROWS.segments)[:, :, 1:]]
+    found = attend_under(parts, [additive(mask, torch.float32) for mask in masks], mode)
+    for mine, mask in zip(found, masks, strict=True):
+        torch.testing.assert_close(mine, attend(parts, mask, mode))
+    with torch.no_grad():
+        for mine, mask in zip(found, masks, strict=True):
+            (fused,) = attend_under(parts, [additive(mask, torch.float32)], mode)
+            torch.testing.assert_close(mine, fused)

@@ -73,7 +73,7 @@ def by_hand(backbone: FrozenBackbone, hidden: Tensor, tokens: Tensor, visible: T
     block = backbone.all_blocks[0]
     positions = backbone.start(backbone.embed(rows().tokens))[1]
     q, k, v = block.project(block.norm1(hidden), positions)
-    _, pk, pv = block.project(block.norm1(tokens), None)
+    pk, pv = block.project_keys(block.norm1(tokens), None)
     out = torch.zeros_like(q)
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dasearch.data.batches import NO_ITEM
+from dasearch.data.rows import NO_ITEM
 
 WIDTH = 64  # ComiRec's own; SPEC 3
 

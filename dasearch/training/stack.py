@@ -1,0 +1,349 @@
+"""K trainings side by side over one frozen model: their steps, their validation, their checkpoints.
+
+The rows of all candidates go through the frozen layers together, trained parameters are stacked
+(`dasearch.models.stacking`). A loss is summed over candidates, so that each one's gradient is its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from dasearch.config import Recipe, StudySettings
+from dasearch.data import RowPlan, SequenceBatch
+from dasearch.errors import TrainingError
+from dasearch.layout import Layout
+from dasearch.models.base import RecommenderModel
+from dasearch.models.stacking import Flat, StackedParameters
+from dasearch.training.checkpoints import load_tensors, save_tensors
+from dasearch.training.evaluation import held_out, validation_plan
+from dasearch.training.materials import Materials
+from dasearch.training.method import Drawn, weighted_total
+from dasearch.training.metrics import TOP_K, summarise
+from dasearch.training.preparation import build_model
+from dasearch.training.seeds import generator_for
+
+T = TypeVar("T")
+SELECTION = f"NDCG@{TOP_K}"  # the validation metric of early stopping and of the epoch kept; the paper names none
+LOSS = "loss"  # mean cross-entropy of the validation items, beside the ranking metrics
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
+CUDA_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # cuDNN's plans anew a shape
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layout to train from one seed.
+
+    Attributes:
+        seed: picks initial weights and data order; the same for every layout of a comparison.
+        checkpoint: file to write after each epoch and to go on from; it is removed by whoever keeps the result.
+    """
+
+    layout: Layout
+    seed: int = 0
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch's means of every loss term, its validation metrics, and its seconds.
+
+    Of candidates side by side each has its share of the seconds.
+    """
+
+    number: int
+    losses: dict[str, float]
+    metrics: dict[str, float]
+    seconds: float
+
+
+@dataclass
+class Progress:
+    """What a training has seen so far; all of it is in the checkpoint."""
+
+    epochs: list[Epoch] = field(default_factory=list)
+    best_epoch: int = 0
+
+    @property
+    def best(self) -> Epoch:
+        return self.epochs[self.best_epoch]
+
+    def add(self, epoch: Epoch) -> bool:
+        """Append an epoch; True if it is the best so far."""
+        self.epochs.append(epoch)
+        better = len(self.epochs) == 1 or epoch.metrics[SELECTION] > self.best.metrics[SELECTION]
+        if better:
+            self.best_epoch = len(self.epochs) - 1
+        return better
+
+    def stale(self, patience: int | None) -> bool:
+        return patience is not None and len(self.epochs) - 1 - self.best_epoch >= patience
+
+    def record(self) -> dict[str, Any]:
+        return {"epochs": [asdict(epoch) for epoch in self.epochs], "best_epoch": self.best_epoch}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Progress:
+        return cls([Epoch(**epoch) for epoch in record["epochs"]], record["best_epoch"])
+
+
+class Ground:
+    """What all trainings of one recipe share: the rows they read, and models at their start.
+
+    Attributes:
+        flat: the trained parameters as a line of numbers.
+        share: of an epoch's seconds that count for its stack; less where several stacks train at once.
+        stop: asked before each step; true where the training is to be given up.
+    """
+
+    def __init__(
+        self,
+        settings: StudySettings,
+        materials: Materials,
+        recipe: Recipe,
+        replace_every: int,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.settings, self.recipe, self.replace_every, self.stop = settings, recipe, replace_every, stop
+        self.materials = materials.computing_in(recipe.precision)
+        self.plan = self.materials.method.plan(self.materials, recipe.batch_size)
+        self.validation = validation_plan(self.materials.catalogue, self.materials.development)
+        self.share = 1.0
+        self._starts: dict[int, RecommenderModel] = {}
+        self.flat = Flat(self.start(0))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.plan.n_batches(self.recipe.batch_size) / self.recipe.accumulate)
+
+    def model(self, seed: int) -> RecommenderModel:
+        """A new model at its start."""
+        return build_model(self.settings, self.materials, replace_every=self.replace_every, seed=seed)
+
+    def start(self, seed: int) -> RecommenderModel:
+        """The same, made once a seed and not to be trained."""
+        if seed not in self._starts:
+            self._starts[seed] = self.model(seed)
+        return self._starts[seed]
+
+    def kind(self, seed: int) -> int:
+        """A number that seeds share whose trainings can be stacked: their models' untrained tensors are the same."""
+        for other in () if self.materials.method.reads_padding else self._starts:
+            if all(torch.equal(*pair) for pair in zip(self._untrained(seed), self._untrained(other), strict=True)):
+                return other
+        return seed
+
+    def _untrained(self, seed: int) -> Iterator[Tensor]:
+        return (t for name, t in self.start(seed).own_tensors().items() if name not in self.flat.shapes)
+
+
+@dataclass
+class Run:
+    """One candidate's training: everything that its checkpoint holds.
+
+    Shapes: line (trained parameters), each of the moments, and best (parameters of the best epoch) ``(n,)``.
+
+    Attributes:
+        place: of the candidate among those of one call.
+        kind: runs of one kind can be stacked.
+        steps: of the optimiser so far.
+        order: state of the generator of the data's order.
+    """
+
+    candidate: Candidate
+    place: int
+    identity: dict[str, Any]
+    kind: int
+    line: Tensor
+    moments: tuple[Tensor, ...]
+    best: Tensor
+    order: Tensor
+    steps: int = 0
+    progress: Progress = field(default_factory=Progress)
+    error: TrainingError | None = None
+
+    @classmethod
+    def begin(cls, ground: Ground, candidate: Candidate, place: int, identity: dict[str, Any]) -> Run:
+        """At its start, or where its checkpoint stands; the checkpoint of another training is not used."""
+        line = ground.flat.line(dict(ground.start(candidate.seed).named_parameters()))
+        order = generator_for(ground.settings.seed, "order", candidate.seed).get_state()
+        moments = tuple(torch.zeros_like(line) for _ in MOMENTS)
+        run = cls(candidate, place, identity, ground.kind(candidate.seed), line, moments, line, order)
+        if candidate.checkpoint is not None and candidate.checkpoint.is_file():
+            run._resume(ground.flat, candidate.checkpoint)
+        return run
+
+    def over(self, recipe: Recipe) -> bool:
+        """Whether it diverged, has all its epochs, or has stopped improving."""
+        done = len(self.progress.epochs) >= recipe.epochs or self.progress.stale(recipe.patience)
+        return self.error is not None or done
+
+    def add(self, epoch: Epoch, flat: Flat) -> None:
+        """Take an epoch in, and save it; or note that the training diverged."""
+        if not all(math.isfinite(value) for value in epoch.losses.values()):
+            layout = self.candidate.layout
+            self.error = TrainingError(
+                f"the loss of {layout} is not a finite number; lower the learning rate of its recipe"
+            )
+            return
+        if self.progress.add(epoch):
+            self.best = self.line.clone()
+        if self.candidate.checkpoint is not None:
+            self._save(flat, self.candidate.checkpoint)
+
+    def _save(self, flat: Flat, path: Path) -> None:
+        tensors = {f"parameter/{name}": part for name, part in flat.named(self.line).items()}
+        for moment, line in zip(MOMENTS, self.moments, strict=True):
+            tensors |= {f"optimizer/{moment}/{name}": part for name, part in flat.named(line).items()}
+        tensors |= {f"optimizer/step/{name}": torch.tensor(float(self.steps)) for name in flat.shapes}
+        tensors |= {f"best/{name}": part for name, part in flat.named(self.best).items()}
+        save_tensors(path, {**tensors, "generator": self.order}, {**self.identity, "progress": self.progress.record()})
+
+    def _resume(self, flat: Flat, path: Path) -> None:
+        tensors, record = load_tensors(path)
+        progress = Progress.from_record(record.pop("progress"))
+        if record != self.identity:
+            return
+        def read(kind: str) -> Tensor:
+            found = {name: tensors[f"{kind}/{name}"] for name in flat.shapes}
+            return flat.line(found).to(self.line)
+
+        self.line, self.best, self.order = read("parameter"), read("best"), tensors["generator"]
+        steps = [int(tensors[f"optimizer/step/{name}"]) for name in flat.shapes]
+        self.steps = max(steps, default=0)
+        if self.steps:
+            self.moments = tuple(read(f"optimizer/{moment}") for moment in MOMENTS)
+        self.progress = progress
+
+
+class Stack:
+    """The moving parts of K runs that stand at the same epoch."""
+
+    def __init__(self, ground: Ground, runs: Sequence[Run]) -> None:
+        self.ground, self.runs, self.recipe = ground, runs, ground.recipe
+        self.materials = ground.materials
+        self.model = ground.model(runs[0].candidate.seed)
+        self.parameters = StackedParameters(self.model, ground.flat, [run.line for run in runs])
+        layouts = [self.model.layout_tensor(run.candidate.layout) for run in runs]
+        self.layout = layouts[0] if len(runs) == 1 else torch.stack(layouts)
+        self.generators = {run.candidate.seed: torch.Generator() for run in runs}
+        for run in runs:
+            self.generators[run.candidate.seed].set_state(run.order)
+        self.optimizer = self._optimizer(runs)
+
+    def _optimizer(self, runs: Sequence[Run]) -> torch.optim.AdamW:
+        matrix, recipe = self.parameters.matrix, self.recipe
+        found = torch.optim.AdamW([matrix], lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        if runs[0].steps:
+            step = torch.tensor(float(runs[0].steps), device=matrix.device)
+            moments = (torch.stack(lines) for lines in zip(*(run.moments for run in runs), strict=True))
+            found.state[matrix] = {"step": step, **dict(zip(MOMENTS, moments, strict=True))}
+        return found
+
+    def epoch(self, number: int) -> list[Epoch]:
+        """Train on every row once, then validate; an `Epoch` of each run, and its state in the run."""
+        started = time.perf_counter()
+        with _attention(self.materials.device):
+            losses = self._optimise(number)
+            held = held_out(self.model, self.materials.catalogue, self.ground.validation, self.layout)
+        self._unstack(number + 1)
+        seconds = (time.perf_counter() - started) * self.ground.share / len(self.runs)
+        return [
+            Epoch(number, own, {**summarise(h.ranks).record(), LOSS: float(h.losses.mean())}, seconds)
+            for own, h in zip(losses, held, strict=True)
+        ]
+
+    def _unstack(self, epochs: int) -> None:
+        """Give every run its state: lines of what is stacked, which the next epoch changes."""
+        moments = self.optimizer.state.get(self.parameters.matrix, {})
+        for k, run in enumerate(self.runs):
+            run.line = self.parameters.matrix[k]
+            run.moments = tuple(moments[name][k] for name in MOMENTS) if moments else run.moments
+            run.order = self.generators[run.candidate.seed].get_state()
+            run.steps = epochs * self.ground.steps_per_epoch if moments else 0
+
+    def _optimise(self, number: int) -> list[dict[str, float]]:
+        """One pass over the training rows; each run's mean of every loss term, read from the device at its end."""
+        if not len(self.ground.flat):  # the frozen model alone
+            return [{} for _ in self.runs]
+        self.model.train()
+        sums: dict[str, Tensor] = {}
+        batches = 0
+        for step, group in enumerate(_groups(self.batches(), self.recipe.accumulate), start=number * self.ground.steps_per_epoch):
+            self._set_lr(step)
+            gradient: Tensor | None = None
+            for batch, drawn in group:
+                terms = self.terms(batch, drawn)
+                part = self.parameters.gradient(terms["total"].sum() / len(group))
+                gradient = part if gradient is None else gradient + part
+                for name, value in terms.items():
+                    sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+            assert gradient is not None
+            self._update(gradient)
+            batches += len(group)
+            if self.ground.stop():
+                raise KeyboardInterrupt
+        read = {name: (value / batches).tolist() for name, value in sums.items()}
+        return [{name: values[k] for name, values in read.items()} for k in range(len(self.runs))]
+
+    def batches(self) -> Iterator[tuple[SequenceBatch, Drawn]]:
+        """An epoch's batches of all runs, on the device; each run's rows are those of its seed."""
+        method, materials, device = self.materials.method, self.materials, self.materials.device
+        streams = {
+            seed: self.ground.plan.shuffled(self.recipe.batch_size, generator)
+            for seed, generator in self.generators.items()
+        }
+        for found in zip(*streams.values(), strict=True):
+            batches = dict(zip(streams, found, strict=True))
+            drawn = {seed: method.draw(batch, materials, self.generators[seed]) for seed, batch in batches.items()}
+            seeds = [run.candidate.seed for run in self.runs]
+            kind = type(drawn[seeds[0]])
+            yield (
+                SequenceBatch.together([batches[seed] for seed in seeds]).to(device),
+                kind.together([drawn[seed] for seed in seeds]).to(device),
+            )
+
+    def terms(self, batch: SequenceBatch, drawn: Drawn) -> dict[str, Tensor]:
+        """Every term of the loss and its total, each ``(K,)``."""
+        method = self.materials.method
+        terms = method.losses(self.model, batch, drawn, self.layout, self.materials)
+        return {**terms, "total": weighted_total(terms, method.weights)}
+
+    def _update(self, gradient: Tensor) -> None:
+        """A step of the optimiser; each run's gradient ``(n,)`` is clipped by its own norm, as `clip_grad_norm_` does it."""
+        norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+        self.parameters.matrix.grad = gradient * (self.recipe.clip / (norms + 1e-6)).clamp(max=1.0)
+        self.optimizer.step()
+
+    def _set_lr(self, step: int) -> None:
+        total = self.ground.steps_per_epoch * self.recipe.epochs
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr * schedule(step, total, self.recipe.warmup)
+
+
+def schedule(step: int, total: int, warmup: float) -> float:
+    """Share of the peak rate: linear to the peak over the first ``warmup`` of the steps, cosine to zero after (sec. 3.1.4)."""
+    rising = max(1, round(total * warmup))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+
+
+def _attention(device: torch.device) -> AbstractContextManager[None]:
+    return sdpa_kernel(CUDA_ATTENTION) if device.type == "cuda" else nullcontext()
+
+
+def _groups(parts: Iterator[T], size: int) -> Iterator[list[T]]:
+    while group := list(itertools.islice(parts, size)):
+        yield group
