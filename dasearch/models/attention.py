@@ -64,13 +64,13 @@ def attend_under(
 ) -> tuple[Tensor, ...]:
     """Attention under each of several masks, of which `additive` made ``biases``.
 
-    In training on a CPU from one product of queries and keys, which is quicker for rows of up to `SQUARE_TOKENS` than a
-    fused kernel a mask, above all backwards.
+    On a CPU from one product of queries and keys, which is quicker for rows of up to `SQUARE_TOKENS` than a fused kernel a
+    mask, above all backwards.
 
     Shapes: each bias ``(batch, 1, queries, keys)`` -> each ``(batch, queries, heads * head width)``.
     """
     queries, keys, values = projected
-    if mode is MaskMode.ADDITIVE and (queries.is_cuda or not torch.is_grad_enabled()):
+    if mode is MaskMode.ADDITIVE and queries.is_cuda:
         found = [F.scaled_dot_product_attention(*projected, attn_mask=bias, scale=1.0) for bias in biases]
     else:
         scores = queries @ keys.transpose(-1, -2)

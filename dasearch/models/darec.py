@@ -159,7 +159,8 @@ class LayerInputs:
     @property
     def square(self) -> bool:
         """Whether attention goes by masks of the whole row rather than item by item."""
-        return self.segments.is_cuda or (torch.is_grad_enabled() and self.segments.shape[1] <= SQUARE_TOKENS)
+        short = self.segments.shape[1] <= SQUARE_TOKENS
+        return self.segments.is_cuda or (short and (self.at is not None or torch.is_grad_enabled()))
 
     def bias(self, branch: Branch, dtype: torch.dtype, *, key: bool, chosen: bool) -> Tensor:
         """The branch's mask as `attend_under` reads it, with the collaborative key's column where there is a ``key``.
@@ -392,6 +393,18 @@ class DARec(RecommenderModel):
         rows are of, collaborative ``(adapted layers or 1, batch, width)`` (None: nothing is injected), at ``(batch, n)``
         (None: every token) -> ``(batch, n or m, width)``.
         """
+        if self.lanes is None or layout.dim() == 3:
+            return self._hidden(rows, layout, collaborative, at)
+
+        def some(part: slice, *keys: Tensor) -> Tensor:
+            chosen = Rows(rows.tokens[part], rows.segments[part])
+            own = keys[0].transpose(0, 1) if keys else None
+            return self._hidden(chosen, layout, own, None if at is None else at[part])
+
+        by_row = [] if collaborative is None else [collaborative.transpose(0, 1)]
+        return self.lanes.run(some, len(rows.tokens), by_row)
+
+    def _hidden(self, rows: Rows, layout: Tensor, collaborative: Tensor | None, at: Tensor | None) -> Tensor:
         hidden, positions = self.backbone.start(self.backbone.embed(rows.tokens, self.special))
         inputs = LayerInputs(positions, rows.segments, at)
         gates = layer_gates(layout, len(hidden))
