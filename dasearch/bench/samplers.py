@@ -252,16 +252,16 @@ def scores(races: Sequence[Race]) -> list[Score]:
     ):
         of = [r for r in races if r.landscape in members]
         compared = ((sampler, batch), (PR, batch), (sampler, 1))
-        values, ours, alone = (_reached(of, name, size, trials) for name, size in compared)
+        values, ours, alone = (reached(of, name, size, trials) for name, size in compared)
         if pairs := [pair for pair in values if pair in ours and pair in alone]:
             mean = statistics.fmean(values[pair] for pair in pairs)
-            lead = _mean_and_error([ours[pair] - values[pair] for pair in pairs])
-            cost = _mean_and_error([alone[pair] - values[pair] for pair in pairs])
+            lead = mean_and_error([ours[pair] - values[pair] for pair in pairs])
+            cost = mean_and_error([alone[pair] - values[pair] for pair in pairs])
             found.append(Score(group, sampler, batch, trials, mean, *lead, *cost, len(pairs)))
     return found
 
 
-def _reached(races: Iterable[Race], sampler: str, batch: int, trials: int) -> dict[tuple[str, int], float]:
+def reached(races: Iterable[Race], sampler: str, batch: int, trials: int) -> dict[tuple[str, int], float]:
     """The best value of each race that went so far, by landscape and seed."""
     return {
         (r.landscape, r.seed): r.curve[trials - 1]
@@ -270,8 +270,8 @@ def _reached(races: Iterable[Race], sampler: str, batch: int, trials: int) -> di
     }
 
 
-def _mean_and_error(differences: Sequence[float]) -> tuple[float, float]:
-    """The mean and its standard error, which one difference does not have."""
+def mean_and_error(differences: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard error; of one difference the latter is not a number."""
     n = len(differences)
     return statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(n) if n > 1 else math.nan
 
