@@ -518,6 +518,14 @@ def samplers(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Races of each sampler on each landscape.")] = 20,
     trials: Annotated[int, typer.Option(min=11, metavar="N", help="Trials of a race on a planted landscape.")] = 60,
+    batches: Annotated[
+        str,
+        typer.Option(
+            "--batch",
+            metavar="N,...",
+            help="Trials asked for before they are told, one number or several; compared with one at a time.",
+        ),
+    ] = "1",
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Races at a time, a process each.")] = 1,
     ask: Annotated[bool, typer.Option("--ask/--no-ask", help="Measure the seconds of an ask as well.")] = True,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="For races.jsonl, scores.json, samplers.html.")] = Path(
@@ -530,7 +538,7 @@ def samplers(
     Run the same command again to go on where it stopped.
     """
     from dasearch.bench.command import race_samplers
-    from dasearch.report.bench import figure, show_asks, show_scores
+    from dasearch.report.bench import figure, show_asks, show_costs, show_scores
 
     console = _console()
     found = race_samplers(
@@ -542,6 +550,7 @@ def samplers(
         trials=trials,
         workers=workers,
         ask=ask,
+        batches=_numbers(batches),
         out=out,
         say=(lambda _: None) if as_json else lambda line: console.print(line, soft_wrap=True, markup=False),
     )
@@ -551,6 +560,7 @@ def samplers(
         return
     for count in sorted({score.trials for score in found.scores}):
         show_scores(console, found.scores, count)
+        show_costs(console, found.scores, count)
     if found.ask_seconds:
         show_asks(console, found.ask_seconds)
     console.print(f"figure: {out / 'samplers.html'}   numbers: {out / 'scores.json'}", soft_wrap=True, markup=False)
@@ -635,6 +645,14 @@ def _reading(
 def _listed(text: str) -> list[str]:
     """What commas separate."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    """Whole numbers that commas separate."""
+    parts = _listed(text)
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise WrongUse(f"{text!r} is no list of whole numbers; separate them by commas, as in 1,4,8")
+    return [int(part) for part in parts]
 
 
 def _study_name(study: str) -> str:

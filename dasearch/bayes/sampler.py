@@ -81,7 +81,8 @@ class PRSampler(BaseSampler):
     out at their posterior mean. Workers claim a layout before they take it (`claims`), so that no two have the same.
 
     Randomness depends on the seed and on how many trials are complete, pruned or running and on nothing that the sampler
-    remembers, so that a study that was killed and resumed goes on as if it had not been.
+    remembers, so that a study that was killed and resumed goes on as if it had not been. What it does remember is the last
+    fit, so that trials asked for side by side cost one: it follows from what was told and changes no proposal.
 
     Another study's results, ``prior``, warm this one up: the best of its layouts is tried first, each of its observations
     stands for one of the default startup's trials (two remain), and the surrogate weighs the case that its values follow
@@ -126,6 +127,7 @@ class PRSampler(BaseSampler):
         self._signal = signal
         self._intersection = IntersectionSearchSpace()
         self._on_proposal = on_proposal or (lambda _: None)
+        self._fit = _LastFit()
 
     def reseed_rng(self) -> None:
         """Nothing to do: the sampler remembers no randomness."""
@@ -156,7 +158,7 @@ class PRSampler(BaseSampler):
             return {}
         while True:
             started = time.perf_counter()
-            history = _History(study, trial, space, self._signal, self._prior)
+            history = _History(study, trial, space, self._signal, self._prior, fit=self._fit)
             maximum, source = self._choose(history)
             layout = {n: d.choices[int(c)] for (n, d), c in zip(space.items(), maximum.codes.tolist(), strict=True)}
             internal = dict(zip(space, maximum.codes.tolist(), strict=True))
@@ -227,11 +229,39 @@ def propose_batch(
     return found
 
 
+class _LastFit:
+    """Fits a surrogate, or hands out the last one where it was fitted to the same."""
+
+    def __init__(self) -> None:
+        self._last: Surrogate | None = None
+
+    def __call__(self, codes: Tensor, values: Tensor, choices: Choices, prior: Prior | None) -> Surrogate:
+        last = self._last
+        if last is None or not _fitted_to(last, codes, values, choices, prior):
+            self._last = last = Surrogate.fit(codes, values, choices, prior=prior)
+        return last
+
+
+def _fitted_to(surrogate: Surrogate, codes: Tensor, values: Tensor, choices: Choices, prior: Prior | None) -> bool:
+    before = surrogate.prior
+    if surrogate.choices != choices or (before is None) != (prior is None):
+        return False
+    pairs = [(surrogate.codes, codes), (surrogate.values, values), *zip(before or (), prior or (), strict=True)]
+    return all(torch.equal(known, now) for known, now in pairs)
+
+
 class _History:
     """A study as tensors. Values are negated where the study minimises, so that more is better."""
 
     def __init__(
-        self, study: Study, trial: FrozenTrial, space: Space, signal: Signal, prior: Sequence[Observation]
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        space: Space,
+        signal: Signal,
+        prior: Sequence[Observation],
+        *,
+        fit: _LastFit,
     ) -> None:
         self.space = space
         self.choices = Choices.named({name: len(d.choices) for name, d in space.items()})
@@ -254,13 +284,14 @@ class _History:
         before = _spread([(c, o.value) for o in prior if (c := _chosen(o.params, space)) and math.isfinite(o.value)])
         self.before = self._stack([codes for codes, _ in before])
         self._before_values = self._sign * torch.tensor([value for _, value in before], dtype=torch.float64)
+        self._fit = fit
         self._fitted: Surrogate | None = None
 
     @property
     def surrogate(self) -> Surrogate:
         if self._fitted is None:
             prior = Prior.standardised(self.before, self._before_values)
-            self._fitted = Surrogate.fit(self.codes, self.values, self.choices, prior=prior)
+            self._fitted = self._fit(self.codes, self.values, self.choices, prior)
         return self._fitted
 
     def best_before(self) -> Tensor:

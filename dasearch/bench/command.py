@@ -43,12 +43,15 @@ def race_samplers(
     workers: int,
     ask: bool,
     out: Path,
+    batches: Sequence[int] = (1,),
     say: Callable[[str], None],
 ) -> Bench:
     """Run every race that ``out`` does not hold yet and write the scores; None stands for all there are.
 
+    Every sampler is asked for one trial at a time, and for as many as ``batches`` says beside that.
+
     Raises:
-        WrongUse: for an unknown family, sampler or table, or bits that are no whole layers.
+        WrongUse: for an unknown family, sampler or table, bits that are no whole layers, or an empty batch.
     """
     _require_known(families or (), FAMILIES, "family")
     _require_known(samplers or (), SAMPLERS, "sampler")
@@ -57,6 +60,8 @@ def race_samplers(
             raise WrongUse(
                 f"{size} bits are no whole layers; planted landscapes have {SITES} sites a layer, so give 6, 36, 90"
             )
+    if any(batch < 1 for batch in batches):
+        raise WrongUse(f"a batch of {min(batches)} asks for nothing; give --batch numbers from 1 on, as in 1,4,8")
     tables = _tables() if tables is None else tables
     for table in tables:
         if not table.is_file():
@@ -64,7 +69,9 @@ def race_samplers(
         read_table(table)
     names = list(dict.fromkeys([PR, *(SAMPLERS if samplers is None else samplers)]))
     out.mkdir(parents=True, exist_ok=True)
-    entries = planned(FAMILIES if families is None else families, bits, tables, names, seeds=seeds, trials=trials)
+    batches = list(dict.fromkeys([1, *batches]))
+    planted = FAMILIES if families is None else families
+    entries = planned(planted, bits, tables, names, seeds=seeds, trials=trials, batches=batches)
     started = time.perf_counter()
     with ExitStack() as stack:
         map_races: Callable[..., Any] = map
@@ -74,11 +81,11 @@ def race_samplers(
         for done, (left, race) in enumerate(run(entries, out / RACES, map_races=map_races), start=1):
             minutes = (time.perf_counter() - started) / done * left / 60
             say(
-                f"{race.landscape}  {race.sampler}  seed {race.seed}: {race.curve[-1]:.2f}   {left} left, {minutes:.0f} min"
+                f"{race.landscape}  {race.label}  seed {race.seed}: {race.curve[-1]:.2f}   {left} left, {minutes:.0f} min"
             )
-    keys = {(entry.landscape, entry.sampler, entry.seed) for entry in entries}
+    keys = {entry.key for entry in entries}
     races = [race for race in read_races(out / RACES) if race.key in keys]
-    found = Bench(races, scores(races), ask_seconds(names) if ask else {})
+    found = Bench(races, scores(races), ask_seconds(names, batches) if ask else {})
     (out / SCORES).write_text(json.dumps(found.record(), indent=1) + "\n", encoding="utf-8")
     return found
 

@@ -1,7 +1,9 @@
 """Races of samplers on landscapes, each trial through Optuna's own ask and tell.
 
 Every sampler sees the same landscape and the same noise generator's seed; a race's curve is the best noise-free value among
-the layouts evaluated so far. Curves are written as they come, so that an interrupted bench goes on where it stopped.
+the layouts evaluated so far, so that one less it is the regret. A sampler may be asked for several trials before any of them
+is told, as a search does that trains them side by side. Curves are written as they come, so that an interrupted bench goes on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 import torch
@@ -72,6 +74,14 @@ SAMPLERS: dict[str, Make] = {
 }
 
 
+Key = tuple[str, str, int, int]  # landscape, sampler, seed, batch
+
+
+def labelled(sampler: str, batch: int) -> str:
+    """A sampler's name and how many trials it is asked for at a time, where that is more than one."""
+    return sampler if batch == 1 else f"{sampler}, {batch} at a time"
+
+
 @dataclass(frozen=True)
 class Race:
     """One sampler on one landscape with one seed."""
@@ -81,10 +91,15 @@ class Race:
     seed: int
     curve: list[float]  # best noise-free value so far, a number a trial
     ask_seconds: float  # median, the first third left out
+    batch: int = 1  # trials asked for before they are told; earlier files do not say it
 
     @property
-    def key(self) -> tuple[str, str, int]:
-        return self.landscape, self.sampler, self.seed
+    def key(self) -> Key:
+        return self.landscape, self.sampler, self.seed, self.batch
+
+    @property
+    def label(self) -> str:
+        return labelled(self.sampler, self.batch)
 
 
 @dataclass(frozen=True)
@@ -96,6 +111,11 @@ class Entry:
     seed: int
     trials: int
     table: Path | None = None
+    batch: int = 1
+
+    @property
+    def key(self) -> Key:
+        return self.landscape, self.sampler, self.seed, self.batch
 
     def open(self) -> Landscape:
         if self.table is not None:
@@ -112,32 +132,50 @@ def race(entry: Entry) -> Race:
     space = {name: CategoricalDistribution(CHOICES) for name in landscape.names}
     study = optuna.create_study(direction="maximize", sampler=SAMPLERS[entry.sampler](entry.seed, space))
     noise = torch.Generator().manual_seed(entry.seed + 10_000)
-    curve, asks = play(study, landscape, min(entry.trials, 2 ** len(space)), noise)
+    curve, asks = play(study, landscape, min(entry.trials, 2 ** len(space)), noise, batch=entry.batch)
     return Race(
         entry.landscape,
         entry.sampler,
         entry.seed,
         [round(v, 5) for v in curve],
         statistics.median(asks[len(asks) // 3 :]),
+        entry.batch,
     )
 
 
+class Asked(NamedTuple):
+    """A trial, its layout, and the seconds until it was known."""
+
+    trial: optuna.Trial
+    bits: tuple[int, ...]
+    seconds: float
+
+
+def ask(study: optuna.Study, names: Iterable[str]) -> Asked:
+    """The next trial with a choice for every name."""
+    started = time.perf_counter()
+    trial = study.ask()
+    bits = tuple(CHOICES.index(trial.suggest_categorical(name, CHOICES)) for name in names)
+    return Asked(trial, bits, time.perf_counter() - started)
+
+
 def play(
-    study: optuna.Study, landscape: Landscape, trials: int, noise: torch.Generator
+    study: optuna.Study, landscape: Landscape, trials: int, noise: torch.Generator, *, batch: int = 1
 ) -> tuple[list[float], list[float]]:
-    """The best noise-free value so far, and the seconds of the ask, a number a trial."""
+    """The best noise-free value so far, and the seconds of the ask, a number a trial.
+
+    ``batch`` trials are asked for, then observed and told in that order; the last batch is smaller where they do not divide.
+    """
     curve: list[float] = []
     asks: list[float] = []
-    for _ in range(trials):
-        started = time.perf_counter()
-        trial = study.ask()
-        bits = tuple(CHOICES.index(trial.suggest_categorical(name, CHOICES)) for name in landscape.names)
-        asks.append(time.perf_counter() - started)
-        *epochs, value = landscape.observe(bits, noise)
-        for number, epoch in enumerate(epochs):
-            trial.report(epoch, number)
-        study.tell(trial, value)
-        curve.append(max([landscape.truth(bits), *curve[-1:]]))
+    while len(curve) < trials:
+        for trial, bits, seconds in [ask(study, landscape.names) for _ in range(min(batch, trials - len(curve)))]:
+            *epochs, value = landscape.observe(bits, noise)
+            for number, epoch in enumerate(epochs):
+                trial.report(epoch, number)
+            study.tell(trial, value)
+            curve.append(max([landscape.truth(bits), *curve[-1:]]))
+            asks.append(seconds)
     return curve, asks
 
 
@@ -149,15 +187,17 @@ def planned(
     *,
     seeds: int,
     trials: int,
+    batches: Sequence[int] = (1,),
 ) -> list[Entry]:
     """Every race, seeds outermost: a bench that is cut short has compared everything equally often."""
     planted = [(f"{family}/{size}", trials, None) for family, size in itertools.product(families, sizes)]
     real = [(f"{TABLE}{path.stem}", min(trials, TABLE_TRIALS), path) for path in tables]
     return [
-        Entry(landscape, sampler, seed, count, path)
+        Entry(landscape, sampler, seed, count, path, batch)
         for seed in range(seeds)
         for landscape, count, path in [*planted, *real]
         for sampler in samplers
+        for batch in batches
     ]
 
 
@@ -166,7 +206,7 @@ def run(
 ) -> Iterator[tuple[int, Race]]:
     """Run what the file at ``path`` does not hold yet; yields how many are left, and the race."""
     done = {found.key for found in read_races(path)} if path.is_file() else set()
-    left = [entry for entry in entries if (entry.landscape, entry.sampler, entry.seed) not in done]
+    left = [entry for entry in entries if entry.key not in done]
     for index, finished in enumerate(map_races(race, left), start=1):
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(finished)) + "\n")
@@ -179,48 +219,78 @@ def read_races(path: Path) -> list[Race]:
 
 @dataclass(frozen=True)
 class Score:
-    """A sampler at a number of trials: mean best value, and PRSampler's lead over it, paired by landscape and seed."""
+    """A sampler at a number of trials: mean best value, PRSampler's lead over it, and what its batch costs.
+
+    The lead is over PRSampler asked for as many at a time, the cost the same sampler's lead when it is asked for one at a
+    time: the regret that the batch adds. Both are paired by landscape and seed.
+    """
 
     landscape: str
     sampler: str
+    batch: int
     trials: int
     mean: float
     lead: float
     lead_error: float
+    cost: float
+    cost_error: float
     seeds: int
+
+    @property
+    def label(self) -> str:
+        return labelled(self.sampler, self.batch)
 
 
 def scores(races: Sequence[Race]) -> list[Score]:
     """By landscape, and pooled over planted ones."""
-    curves = {found.key: found.curve for found in races}
     landscapes = list(dict.fromkeys(found.landscape for found in races))
     groups = {name: [name] for name in landscapes}
     groups["planted, pooled"] = [name for name in landscapes if not name.startswith(TABLE)]
     found = []
-    for (group, members), sampler, trials in itertools.product(
-        groups.items(), dict.fromkeys(r.sampler for r in races), CHECKPOINTS
+    for (group, members), (sampler, batch), trials in itertools.product(
+        groups.items(), dict.fromkeys((r.sampler, r.batch) for r in races), CHECKPOINTS
     ):
-        pairs = [
-            (curves[landscape, PR, seed][trials - 1], curve[trials - 1])
-            for (landscape, other, seed), curve in curves.items()
-            if other == sampler and landscape in members and len(curve) >= trials and (landscape, PR, seed) in curves
-        ]
-        if pairs:
-            leads = [ours - theirs for ours, theirs in pairs]
-            error = statistics.stdev(leads) / math.sqrt(len(leads)) if len(leads) > 1 else math.nan
-            mean = statistics.fmean(theirs for _, theirs in pairs)
-            found.append(Score(group, sampler, trials, mean, statistics.fmean(leads), error, len(pairs)))
+        of = [r for r in races if r.landscape in members]
+        compared = ((sampler, batch), (PR, batch), (sampler, 1))
+        values, ours, alone = (reached(of, name, size, trials) for name, size in compared)
+        if pairs := [pair for pair in values if pair in ours and pair in alone]:
+            mean = statistics.fmean(values[pair] for pair in pairs)
+            lead = mean_and_error([ours[pair] - values[pair] for pair in pairs])
+            cost = mean_and_error([alone[pair] - values[pair] for pair in pairs])
+            found.append(Score(group, sampler, batch, trials, mean, *lead, *cost, len(pairs)))
     return found
 
 
-def ask_seconds(samplers: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Median seconds of an ask, ``{bits/trials: {sampler: seconds}}``, all in this process on the same trials."""
+def reached(races: Iterable[Race], sampler: str, batch: int, trials: int) -> dict[tuple[str, int], float]:
+    """The best value of each race that went so far, by landscape and seed."""
+    return {
+        (r.landscape, r.seed): r.curve[trials - 1]
+        for r in races
+        if (r.sampler, r.batch) == (sampler, batch) and len(r.curve) >= trials
+    }
+
+
+def mean_and_error(differences: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard error; of one difference the latter is not a number."""
+    n = len(differences)
+    return statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(n) if n > 1 else math.nan
+
+
+def ask_seconds(samplers: Sequence[str], batches: Sequence[int] = (1,)) -> dict[str, dict[str, float]]:
+    """Median seconds of an ask, ``{bits/trials: {sampler: seconds}}``, all in this process on the same trials.
+
+    Of a batch, the seconds of all its asks over their number.
+    """
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return {f"{bits}/{told}": {name: _ask(name, bits, told) for name in samplers} for bits, told in ASK_SIZES}
+    raced = list(itertools.product(samplers, batches))
+    return {
+        f"{bits}/{told}": {labelled(name, batch): _ask(name, bits, told, batch) for name, batch in raced}
+        for bits, told in ASK_SIZES
+    }
 
 
-def _ask(sampler: str, bits: int, told: int) -> float:
+def _ask(sampler: str, bits: int, told: int, batch: int) -> float:
     generator = torch.Generator().manual_seed(0)
     landscape = FAMILIES["independent"](bits // SITES, generator)
     space: dict[str, BaseDistribution] = {name: CategoricalDistribution(CHOICES) for name in landscape.names}
@@ -235,9 +305,8 @@ def _ask(sampler: str, bits: int, told: int) -> float:
         tell(tuple(torch.randint(2, (bits,), generator=generator).tolist()))
     seconds = []
     for _ in range(ASK_REPEATS + 1):
-        started = time.perf_counter()
-        trial = study.ask()
-        drawn = tuple(CHOICES.index(trial.suggest_categorical(name, CHOICES)) for name in space)
-        seconds.append(time.perf_counter() - started)
-        study.tell(trial, landscape.observe(drawn, generator)[-1])
+        asked = [ask(study, space) for _ in range(batch)]
+        seconds.append(statistics.fmean(one.seconds for one in asked))
+        for trial, drawn, _ in asked:
+            study.tell(trial, landscape.observe(drawn, generator)[-1])
     return statistics.median(seconds[1:])  # the first warms up

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -20,20 +21,32 @@ PANEL_HEIGHT = 260
 def show_scores(console: Console, scores: Sequence[Score], trials: int) -> None:
     """Mean best value after so many trials, a row a landscape; PRSampler's paired lead in brackets."""
     chosen = [score for score in scores if score.trials == trials]
-    samplers = list(dict.fromkeys(score.sampler for score in chosen))
-    table = Table(title=f"best value after {trials} trials, 1 is the optimum (lead of {PR} ± standard error)")
+    title = f"best value after {trials} trials, 1 is the optimum (lead of {PR} ± standard error)"
+    console.print(_by_landscape(title, chosen, _value))
+
+
+def show_costs(console: Console, scores: Sequence[Score], trials: int) -> None:
+    """The regret that asking for several trials at a time adds, paired; nothing where none were asked for so."""
+    chosen = [score for score in scores if score.trials == trials and score.batch > 1]
+    if chosen:
+        title = f"regret added by asking for several at a time, after {trials} trials (± standard error)"
+        console.print(_by_landscape(title, chosen, lambda score: f"{score.cost:+.3f} ± {score.cost_error:.3f}"))
+
+
+def _by_landscape(title: str, scores: Sequence[Score], cell: Callable[[Score], str]) -> Table:
+    """A row a landscape, a column a sampler and batch."""
+    table = Table(title=title)
     table.add_column("landscape")
-    for name in samplers:
-        table.add_column(name, justify="right")
-    for landscape in dict.fromkeys(score.landscape for score in chosen):
-        row = {score.sampler: score for score in chosen if score.landscape == landscape}
-        table.add_row(landscape, *(_cell(row.get(name)) for name in samplers))
-    console.print(table)
+    labels = list(dict.fromkeys(score.label for score in scores))
+    for label in labels:
+        table.add_column(label, justify="right")
+    for landscape in dict.fromkeys(score.landscape for score in scores):
+        row = {score.label: cell(score) for score in scores if score.landscape == landscape}
+        table.add_row(landscape, *(row.get(label, "") for label in labels))
+    return table
 
 
-def _cell(score: Score | None) -> str:
-    if score is None:
-        return ""
+def _value(score: Score) -> str:
     lead = "" if score.sampler == PR else f" ({score.lead:+.2f} ± {score.lead_error:.2f})"
     return f"{score.mean:.2f}{lead}"
 
@@ -50,27 +63,27 @@ def show_asks(console: Console, seconds: dict[str, dict[str, float]]) -> None:
 
 
 def figure(races: Sequence[Race]) -> go.Figure:
-    """Mean best value so far, a panel a landscape, a line a sampler."""
+    """Mean best value so far, a panel a landscape, a line a sampler and batch."""
     landscapes = list(dict.fromkeys(race.landscape for race in races))
-    samplers = list(dict.fromkeys(race.sampler for race in races))
+    labels = list(dict.fromkeys(race.label for race in races))
     rows = -(-len(landscapes) // COLUMNS)
     found = make_subplots(rows=rows, cols=COLUMNS, subplot_titles=landscapes, shared_yaxes=True)
     named: set[str] = set()
     for panel, landscape in enumerate(landscapes):
-        for colour, sampler in zip(COLOURS, samplers, strict=False):
-            curves = [race.curve for race in races if (race.landscape, race.sampler) == (landscape, sampler)]
+        for colour, label in zip(itertools.cycle(COLOURS), labels, strict=False):
+            curves = [race.curve for race in races if (race.landscape, race.label) == (landscape, label)]
             if not curves:
                 continue
             mean = [statistics.fmean(values) for values in zip(*curves, strict=False)]
             trace = go.Scatter(
                 x=list(range(1, len(mean) + 1)),
                 y=mean,
-                name=sampler,
-                legendgroup=sampler,
-                showlegend=sampler not in named,
-                line={"color": colour, "width": 3 if sampler == PR else 1.5},
+                name=label,
+                legendgroup=label,
+                showlegend=label not in named,
+                line={"color": colour, "width": 3 if label == PR else 1.5},
             )
-            named.add(sampler)
+            named.add(label)
             found.add_trace(trace, row=panel // COLUMNS + 1, col=panel % COLUMNS + 1)
     found.update_xaxes(title_text="trials")
     found.update_yaxes(range=[0, 1.02])

@@ -13,7 +13,7 @@ import torch
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
-from dasearch.bayes import Observation, Prior, Proposal, PRSampler, SpaceExhausted
+from dasearch.bayes import Observation, Prior, Proposal, PRSampler, SpaceExhausted, Surrogate
 from dasearch.bayes.claims import KEY, claim
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -89,6 +89,17 @@ def _noiseless(trial: optuna.Trial) -> float:
     return sum((i % 5 - 2) * (trial.suggest_categorical(n, CHOICES) == "parallel") for i, n in enumerate(NAMES))
 
 
+def _asked(found: optuna.Study) -> tuple[optuna.Trial, float]:
+    """A trial that has its layout, and what it will be told."""
+    trial = found.ask()
+    return trial, _noiseless(trial)
+
+
+def _tell_all(found: optuna.Study, asked: list[tuple[optuna.Trial, float]]) -> None:
+    for trial, value in asked:
+        found.tell(trial, value)
+
+
 def test_startup_design_and_what_is_told() -> None:
     told: list[Proposal] = []
     found = study(on_proposal=told.append)
@@ -143,6 +154,69 @@ def test_running_trials_get_different_layouts() -> None:
         _noiseless(trial)
     layouts = [layout(t) for t in found.trials]
     assert len(set(layouts)) == 10
+
+
+def test_asks_without_a_tell_between_them_share_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And get what a sampler gets that remembers nothing."""
+    fits: list[int] = []
+    original = Surrogate.fit.__func__  # type: ignore[attr-defined]
+
+    def counted(cls: type[Surrogate], codes: torch.Tensor, *args: object, **options: object) -> Surrogate:
+        fits.append(len(codes))
+        return original(cls, codes, *args, **options)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(Surrogate, "fit", classmethod(counted))
+    together, forgetful = study(2, n_startup=4), study(2, n_startup=4)
+    for batch in (4, 4, 1, 1):
+        _tell_all(together, [_asked(together) for _ in range(batch)])
+    assert fits == [4, 8, 9]
+    for batch in (4, 4, 1, 1):
+        asked = []
+        for _ in range(batch):
+            forgetful.sampler = PRSampler(seed=2, search_space=SPACE, n_startup=4)
+            asked.append(_asked(forgetful))
+        _tell_all(forgetful, asked)
+    assert fits[3:] == [4, 4, 4, 4, 8, 9]
+    assert [layout(t) for t in together.trials] == [layout(t) for t in forgetful.trials]
+
+
+def test_a_fit_is_not_shared_by_studies_that_differ() -> None:
+    """One sampler, asked in turn by studies of other values, another direction and another prior's sign."""
+    prior = observations(rising, 8)
+    sampler = PRSampler(seed=1, search_space=SPACE, prior=prior)
+    signs = {"maximize": 1, "minimize": -1}
+    shared = {d: optuna.create_study(direction=d, sampler=sampler) for d in signs}
+    alone = {
+        d: optuna.create_study(direction=d, sampler=PRSampler(seed=1, search_space=SPACE, prior=prior)) for d in signs
+    }
+    for _ in range(6):
+        for found in (*shared.values(), *alone.values()):
+            found.optimize(_noiseless, n_trials=1)
+    for direction in signs:
+        assert [layout(t) for t in shared[direction].trials] == [layout(t) for t in alone[direction].trials]
+
+
+# Of `study(7)` over `_noiseless`, one trial at a time, as the sampler proposed them before it shared fits (torch 2.13).
+ONE_AT_A_TIME = """
+ssssssssssss pppppppppppp ppspppppssps sspsssssppsp
+spspsspsppsp pspsppspssps pppspppsppss ssspssspsspp
+sppsssppsspp psspppssppss ssspssssppsp psspspssppsp
+sssppsssppss sssppsssppps sssppsspppss sssppsppppss
+"""
+
+
+def test_one_at_a_time_proposes_what_it_always_did() -> None:
+    found = study(7)
+    found.optimize(_noiseless, n_trials=16)
+    assert [layout(t) for t in found.trials] == ONE_AT_A_TIME.split()
+
+
+@pytest.mark.parametrize("q", [4, 8])
+def test_a_batch_of_proposals_is_distinct_from_itself_and_from_what_is_known(q: int) -> None:
+    found = study(3, n_startup=4)
+    for _ in range(3):
+        _tell_all(found, [_asked(found) for _ in range(q)])
+    assert len({layout(t) for t in found.trials}) == 3 * q
 
 
 def test_failed_may_return_pruned_may_not() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dasearch.bench.samplers import Race
-from dasearch.report.bench import figure
+import io
+
+from rich.console import Console
+
+from dasearch.bench.samplers import Race, scores
+from dasearch.report.bench import figure, show_costs
 
 
 def test_a_line_a_sampler_and_panel() -> None:
@@ -20,3 +24,19 @@ def test_a_line_a_sampler_and_panel() -> None:
     assert lines["TPE", "x2"] == [0.4, 0.4]
     assert [annotation.text for annotation in found.layout.annotations] == ["a/36", "b/36"]
     assert [trace.showlegend for trace in found.data] == [True, True, False]  # each sampler once
+
+
+def test_batches_are_lines_of_their_own() -> None:
+    races = [Race("a/36", "PRSampler", 0, [0.1, 0.5], 0.1), Race("a/36", "PRSampler", 0, [0.3, 0.7], 0.1, 4)]
+    lines = {trace.name: list(trace.y) for trace in figure(races).data}
+    assert lines == {"PRSampler": [0.1, 0.5], "PRSampler, 4 at a time": [0.3, 0.7]}
+
+
+def test_costs_are_shown_where_there_are_batches() -> None:
+    races = [Race("a/36", "PRSampler", seed, [0.5 + seed / 10] * 10, 0.1) for seed in range(2)]
+    shown = io.StringIO()
+    console = Console(file=shown, width=120)
+    show_costs(console, scores(races), 10)
+    assert shown.getvalue() == ""
+    show_costs(console, scores([*races, *(Race("a/36", "PRSampler", s, [0.5] * 10, 0.1, 4) for s in range(2))]), 10)
+    assert "+0.050 ± 0.050" in shown.getvalue()

@@ -6,10 +6,25 @@ import json
 import math
 from pathlib import Path
 
+import optuna
 import pytest
+import torch
 
 from dasearch.bench.command import race_samplers
-from dasearch.bench.samplers import PR, SAMPLERS, Entry, Race, planned, race, read_races, run, scores
+from dasearch.bench.samplers import (
+    CHOICES,
+    PR,
+    SAMPLERS,
+    Entry,
+    Race,
+    ask_seconds,
+    planned,
+    play,
+    race,
+    read_races,
+    run,
+    scores,
+)
 from dasearch.cli import run_command
 from dasearch.errors import WrongUse
 from tests.bench.test_landscapes import table_file
@@ -62,6 +77,123 @@ def test_scores_are_paired_and_pooled() -> None:
     assert ("a/36", "TPE", 20) not in found
 
 
+SIX = [f"layer{layer:02d}.site{site}" for layer in (1, 2) for site in range(3)]
+
+
+class Noted:
+    """A landscape of six bits that notes what is observed, and whose values are drawn."""
+
+    def __init__(self) -> None:
+        self.names = SIX
+        self.seen: list[tuple[int, ...]] = []
+
+    def truth(self, bits: tuple[int, ...]) -> float:
+        return sum(bits) / len(bits)
+
+    def observe(self, bits: tuple[int, ...], generator: torch.Generator) -> list[float]:
+        self.seen.append(bits)
+        return torch.rand(3, generator=generator).tolist()  # a curve of two epochs, and the value
+
+
+class Scripted(optuna.samplers.BaseSampler):
+    """Proposes the numbers 0, 1, ... in bits, and notes how many trials were told at each."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> dict:  # type: ignore[type-arg]
+        self.told.append(len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))))
+        return {}
+
+    def sample_relative(self, *_: object) -> dict[str, str]:
+        return {}
+
+    def sample_independent(self, study: object, trial: optuna.trial.FrozenTrial, name: str, _: object) -> str:
+        return CHOICES[trial.number >> SIX.index(name) & 1]
+
+
+def bits_of(number: int) -> tuple[int, ...]:
+    return tuple(number >> bit & 1 for bit in range(6))
+
+
+@pytest.mark.parametrize(("batch", "told"), [(1, range(7)), (3, [0, 0, 0, 3, 3, 3, 6]), (9, [0] * 7)])
+def test_a_batch_is_asked_for_whole_and_told_in_order(batch: int, told: list[int]) -> None:
+    sampler, landscape = Scripted(), Noted()
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    curve, asks = play(study, landscape, 7, torch.Generator().manual_seed(1), batch=batch)
+    assert sampler.told == list(told)
+    assert landscape.seen == [bits_of(number) for number in range(7)]
+    assert curve == pytest.approx([0, 1 / 6, 1 / 6, 1 / 3, 1 / 3, 1 / 3, 1 / 3])
+    assert len(asks) == 7
+    drawn = torch.rand(7, 3, generator=torch.Generator().manual_seed(1))  # the noise follows the order of the trials
+    assert [list(t.intermediate_values.values()) + t.values for t in study.trials] == drawn.tolist()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_one_at_a_time_is_what_optuna_itself_does(sampler: str) -> None:
+    """`optimize` asks and tells one trial after another; the race's curve is that of its trials."""
+    entry = Entry("neighbours/6", sampler, 3, 12, batch=1)
+    landscape, noise = entry.open(), torch.Generator().manual_seed(10_003)
+    space = {name: optuna.distributions.CategoricalDistribution(CHOICES) for name in landscape.names}
+    study = optuna.create_study(direction="maximize", sampler=SAMPLERS[sampler](3, space))
+    curve: list[float] = []
+
+    def objective(trial: optuna.Trial) -> float:
+        bits = tuple(CHOICES.index(trial.suggest_categorical(name, CHOICES)) for name in space)
+        curve.append(max([landscape.truth(bits), *curve[-1:]]))
+        return landscape.observe(bits, noise)[-1]
+
+    study.optimize(objective, n_trials=12)
+    assert race(entry).curve == [round(value, 5) for value in curve]
+
+
+def test_batches_end_with_the_space_and_begin_alike() -> None:
+    races = [race(Entry("neighbours/6", PR, 2, 64, batch=batch)) for batch in (1, 5)]
+    assert [r.batch for r in races] == [1, 5]
+    assert [len(r.curve) for r in races] == [64, 64]  # no layout twice, so all 64 are tried
+    assert [r.curve[-1] for r in races] == [1, 1]
+    assert races[0].curve[:2] == races[1].curve[:2]  # the initial design
+    assert races[0].curve != races[1].curve
+
+
+def test_races_of_an_earlier_bench_were_asked_one_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "races.jsonl"
+    earlier = {"landscape": "step/6", "sampler": PR, "seed": 0, "curve": [0.5] * 11, "ask_seconds": 0.1}
+    path.write_text(json.dumps(earlier) + "\n", encoding="utf-8")
+    assert [r.batch for r in read_races(path)] == [1]
+    entries = planned(["step"], [6], [], [PR], seeds=1, trials=11, batches=[1, 4])
+    assert [r.batch for _, r in run(entries, path)] == [4]
+
+
+def test_a_batch_costs_what_the_same_seeds_lose() -> None:
+    def line(sampler: str, batch: int, seed: int, value: float) -> Race:
+        return Race("a/36", sampler, seed, [value] * 10, 0.1, batch)
+
+    races = [
+        *(line(PR, 1, seed, value) for seed, value in enumerate((0.9, 0.5, 0.1))),
+        *(line(PR, 4, seed, value) for seed, value in enumerate((0.8, 0.5))),
+        *(line("TPE", 1, seed, value) for seed, value in enumerate((0.6, 0.4))),
+        *(line("TPE", 4, seed, value) for seed, value in enumerate((0.3, 0.5, 0.2))),
+    ]
+    found = {(s.sampler, s.batch): s for s in scores(races) if s.landscape == "a/36"}
+    four = found[PR, 4]
+    assert (four.mean, four.lead, four.lead_error, four.seeds) == (pytest.approx(0.65), 0, 0, 2)
+    assert (four.cost, four.cost_error) == (pytest.approx(0.05), pytest.approx(0.05))
+    other = found["TPE", 4]
+    assert (other.lead, other.lead_error) == (pytest.approx(0.25), pytest.approx(0.25))  # over four at a time
+    assert (other.cost, other.cost_error) == (pytest.approx(0.1), pytest.approx(0.2))
+    assert (found[PR, 1].cost, found[PR, 1].seeds) == (0, 3)
+    assert [s.label for s in (found[PR, 1], four)] == [PR, f"{PR}, 4 at a time"]
+
+
+def test_asks_of_a_batch_are_timed_beside_single_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dasearch.bench.samplers.ASK_SIZES", ((6, 5),))
+    found = ask_seconds(["random"], [1, 4])
+    assert list(found) == ["6/5"]
+    assert list(found["6/5"]) == ["random", "random, 4 at a time"]
+    assert all(seconds > 0 for seconds in found["6/5"].values())
+
+
 def bench(tmp_path: Path, **changes: object) -> None:
     options: dict[str, object] = {
         "families": ["step"],
@@ -85,6 +217,7 @@ def bench(tmp_path: Path, **changes: object) -> None:
         ({"samplers": ["tpe"]}, "no sampler 'tpe'"),
         ({"bits": [35]}, "35 bits are no whole layers"),
         ({"tables": [Path("nowhere.jsonl")]}, "no table nowhere.jsonl"),
+        ({"batches": [4, 0]}, "a batch of 0 asks for nothing"),
     ],
 )
 def test_wrong_use_is_one_sentence_and_leaves_nothing(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -119,3 +252,33 @@ def test_the_command_writes_numbers_and_a_figure(tmp_path: Path, capsys: pytest.
     assert "plotly" in (out / "samplers.html").read_text(encoding="utf-8").lower()
     assert run_command([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == numbers
+
+
+def test_the_command_compares_batches_with_one_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bench"
+    command = [
+        "bench",
+        "samplers",
+        "--family",
+        "step",
+        "--bits",
+        "6",
+        "--sampler",
+        PR,
+        "--seeds",
+        "2",
+        "--trials",
+        "11",
+    ]
+    command += ["--no-ask", "--out", str(out), "--table", str(table_file(tmp_path / "t.jsonl", seeds=3))]
+    assert run_command([*command, "--batch", "4,8"]) == 0
+    assert "regret added" in capsys.readouterr().out
+    numbers = json.loads((out / "scores.json").read_text(encoding="utf-8"))
+    pooled = [score for score in numbers["scores"] if score["landscape"] == "planted, pooled"]
+    assert [(score["batch"], score["trials"], score["seeds"]) for score in pooled] == [
+        (1, 10, 2),
+        (4, 10, 2),
+        (8, 10, 2),
+    ]
+    assert run_command([*command, "--batch", "four"]) == 2
+    assert "'four' is no list of whole numbers" in capsys.readouterr().err
