@@ -6,13 +6,14 @@ loss, so that every thread can take some of them through all layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+T, R = TypeVar("T"), TypeVar("R")
 LaneFunction = Callable[..., Tensor]  # a slice of the rows, and the tensors' parts of it -> their states
 FEWEST_ROWS = 4  # of a lane: less is not worth a thread
 
@@ -40,6 +41,10 @@ class RowLanes:
         if count < 2 or not torch.is_grad_enabled():
             return function(slice(0, rows), *tensors)
         return _Lanes.apply(self, function, _slices(rows, count), len(tensors), *tensors, *self.parameters)  # type: ignore[no-any-return, no-untyped-call]
+
+    def each(self, function: Callable[[T], R], parts: Iterable[T]) -> list[R]:
+        """The function of each part, several at a time, in the parts' order."""
+        return list(self.pool.map(function, parts))
 
     def close(self) -> None:
         self.pool.shutdown()
@@ -72,6 +77,8 @@ class _Lanes(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         def backwards(line: tuple[slice, tuple[list[Tensor], Tensor]]) -> tuple[Tensor | None, ...]:
             part, (own, out) = line
+            if not out.requires_grad:  # of the frozen model alone
+                return (None,) * (len(own) + len(ctx.parameters))
             learning = [tensor for tensor in own if tensor.requires_grad]
             found = torch.autograd.grad(out, [*learning, *ctx.parameters], gradient[part], allow_unused=True)
             of_tensors = iter(found[: len(learning)])

@@ -16,8 +16,8 @@ from dasearch.models.base import RecommenderModel, Scorer
 from dasearch.training.materials import Catalogue
 from dasearch.training.metrics import target_ranks
 
-EVALUATION_BATCH = 128  # rows of one forward pass, of all candidates together
-CUDA_BATCH = 512  # the same on a GPU, whose kernels are launched one by one
+CPU_BATCH = 32  # larger tensors leave the cache and are paged in anew at each layer (benchmarks/serving.py)
+CUDA_BATCH = 512  # rows enough that launching their kernels takes less time than computing them
 SCORES_IN_MEMORY = 2**24  # users x items whose scores are held at once
 
 
@@ -44,17 +44,31 @@ def rank_batches(
     k = 1 if layout.dim() == 2 else len(layout)
     ranks = torch.zeros(k, users, dtype=torch.long, device=layout.device)
     losses = torch.zeros(k, users, device=layout.device)
-    for places, batch in batches:
-        many = SequenceBatch.together([batch] * k)
-        targets, rows = many.at_last(many.targets).to(layout.device), torch.from_numpy(places).to(layout.device)
-        found = torch.empty(len(targets), dtype=torch.long, device=layout.device)
-        lost = torch.empty(len(targets), device=layout.device)
-        for part, scores in score_batch(model, many, scorer, layout):
-            found[part] = target_ranks(scores, targets[part])
-            lost[part] = F.cross_entropy(scores, targets[part], reduction="none")
-        ranks[:, rows], losses[:, rows] = found.view(k, -1), lost.view(k, -1)
+
+    @torch.inference_mode()
+    def rank(part: tuple[IntArray, SequenceBatch]) -> None:
+        places, batch = torch.from_numpy(part[0]).to(layout.device), SequenceBatch.together([part[1]] * k)
+        found, lost = _ranks_and_losses(model, batch, scorer, layout)
+        ranks[:, places], losses[:, places] = found.view(k, -1), lost.view(k, -1)
+
+    if model.lanes is None:
+        for part in batches:
+            rank(part)
+    else:
+        model.lanes.each(rank, batches)
     lines = zip(ranks.cpu().numpy(), losses.double().cpu().numpy(), strict=True)
     return [Held(*line) for line in lines]
+
+
+def _ranks_and_losses(
+    model: RecommenderModel, batch: SequenceBatch, scorer: Scorer, layout: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of each row's one target, ``(rows,)``, on the layout's device."""
+    targets = batch.at_last(batch.targets).to(layout.device)
+    scored = list(score_batch(model, batch, scorer, layout))
+    ranks = torch.cat([target_ranks(scores, targets[part]) for part, scores in scored])
+    losses = [F.cross_entropy(scores, targets[part], reduction="none") for part, scores in scored]
+    return ranks, torch.cat(losses)
 
 
 def score_batch(
@@ -93,9 +107,12 @@ def held_out(model: RecommenderModel, catalogue: Catalogue, plan: RowPlan, layou
     model.eval()
     with torch.inference_mode():
         scorer = model.scorer(catalogue.item_rows, layout)
-    at_once = CUDA_BATCH if layout.is_cuda else EVALUATION_BATCH
-    k = 1 if layout.dim() == 2 else len(layout)
-    return rank_batches(model, plan.by_length(max(1, at_once // k)), scorer, layout, users=len(plan))
+    return rank_batches(model, plan.by_length(batch_rows(layout.device)), scorer, layout, users=len(plan))
+
+
+def batch_rows(device: torch.device) -> int:
+    """Rows of one forward pass of a single candidate where no gradient is wanted."""
+    return CUDA_BATCH if device.type == "cuda" else CPU_BATCH
 
 
 def _plan(catalogue: Catalogue, users: IntArray, histories: Sequence[IntArray], targets: IntArray) -> RowPlan:

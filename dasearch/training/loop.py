@@ -10,8 +10,10 @@ import hashlib
 import json
 import resource
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from dasearch.errors import TrainingError
 from dasearch.layout import Layout
 from dasearch.models.base import RecommenderModel
 from dasearch.models.stacking import StackedParameters
+from dasearch.threads import using
 from dasearch.training.materials import Materials
 from dasearch.training.metrics import Metrics
 from dasearch.training.stack import Candidate, Epoch, Ground, Progress, Run, Stack
@@ -98,9 +101,48 @@ def train_together(
         Run.begin(ground, candidate, place, _identity(settings, recipe, candidate))
         for place, candidate in enumerate(candidates)
     ]
-    while level := _lowest(runs, recipe):
-        _train_level(ground, level, runs, on_epoch)
+    with using(getattr(settings, "threads", None)):
+        workers = 1 if materials.device.type == "cuda" else min(torch.get_num_threads(), len(runs))
+        if workers > 1:
+            _train_in_threads(ground, [runs[k::workers] for k in range(workers)], on_epoch)
+        else:
+            _train_runs(ground, runs, on_epoch)
     return [_result(ground, run) for run in runs]
+
+
+def _train_in_threads(ground: Ground, parts: Sequence[list[Run]], on_epoch: OnEpoch) -> None:
+    """Each part in a thread of its own that computes with one; epochs are told in this thread.
+
+    Where this thread is interrupted, the others end with the step that they are at.
+    """
+    told: SimpleQueue[tuple[int, Epoch] | None] = SimpleQueue()
+
+    def work(part: list[Run]) -> None:
+        try:
+            _train_runs(ground, part, lambda place, epoch: told.put((place, epoch)))
+        finally:
+            told.put(None)
+
+    ground.share = 1 / len(parts)
+    with using(1), ThreadPoolExecutor(len(parts)) as pool:
+        futures = [pool.submit(work, part) for part in parts]
+        try:
+            left = len(parts)
+            while left:
+                news = told.get()
+                left -= news is None
+                if news is not None:
+                    on_epoch(*news)
+        except BaseException:
+            ground.stopped.set()
+            raise
+    for future in futures:
+        future.result()
+
+
+def _train_runs(ground: Ground, runs: Sequence[Run], on_epoch: OnEpoch) -> None:
+    while level := _lowest(runs, ground.recipe):
+        _train_level(ground, level, runs, on_epoch)
 
 
 def candidates_at_once(settings: StudySettings, materials: Materials, recipe: Recipe) -> int:
@@ -122,15 +164,15 @@ def _rung(run: Run) -> tuple[int, int]:
 
 def _train_level(ground: Ground, level: list[Run], runs: Sequence[Run], on_epoch: OnEpoch) -> None:
     """Train runs on one rung until one of them is over, or they have caught up with others."""
-    stack = Stack(ground, level)
-    while True:
-        for run, epoch in zip(level, stack.epoch(_rung(level[0])[0]), strict=True):
-            run.add(epoch, ground.flat)
-        for run in level:
-            if run.error is None:
-                on_epoch(run.place, run.progress.epochs[-1])
-        if _lowest(runs, ground.recipe) != level:
-            return
+    with Stack(ground, level) as stack:
+        while True:
+            for run, epoch in zip(level, stack.epoch(_rung(level[0])[0]), strict=True):
+                run.add(epoch, ground.flat)
+            for run in level:
+                if run.error is None:
+                    on_epoch(run.place, run.progress.epochs[-1])
+            if [run.place for run in _lowest(runs, ground.recipe)] != [run.place for run in level]:
+                return
 
 
 def _result(ground: Ground, run: Run) -> Trained | TrainingError:

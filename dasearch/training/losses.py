@@ -22,12 +22,12 @@ class Reduction(StrEnum):
 
 
 def reduced(values: Tensor, counted: Tensor, reduction: Reduction) -> Tensor:
-    """Mean or sum over all axes but the first, which counts candidates, of the values that count.
+    """Mean or sum over all axes but the first, which counts candidates, of the values that count; 0 where none does.
 
     Shapes: values, counted (bool) ``(K, ...)`` -> ``(K,)``.
     """
     values = torch.where(counted, values, 0.0).flatten(1).sum(1)
-    return values / counted.flatten(1).sum(1) if reduction is Reduction.MEAN else values
+    return values / counted.flatten(1).sum(1).clamp(min=1) if reduction is Reduction.MEAN else values
 
 
 def item_cross_entropy(logits: Tensor, targets: Tensor, reduction: Reduction = Reduction.MEAN) -> Tensor:

@@ -33,7 +33,7 @@ from dasearch.models.base import RecommenderModel, Scorer
 from dasearch.models.darec import DARecSettings
 from dasearch.models.prefix import PrefixSettings
 from dasearch.training.checkpoints import load_tensors, save_tensors
-from dasearch.training.evaluation import EVALUATION_BATCH, score_batch
+from dasearch.training.evaluation import batch_rows, score_batch
 from dasearch.training.loop import Trained
 from dasearch.training.materials import Catalogue, Materials, build_catalogue, resolve_device
 from dasearch.training.preparation import untrained_model
@@ -41,7 +41,6 @@ from dasearch.training.seeds import generator_for
 
 FORMAT = 1
 CATALOGUE = "catalogue.jsonl"
-CPU_BATCH = 32  # larger tensors leave the cache and are paged in anew at each layer (benchmarks/serving.py)
 NOBODY = -1  # the user of a history from outside the training data
 PARALLEL_READS = {
     ModelKind.DAREC: "sublayer input (after the frozen norm)",
@@ -191,7 +190,7 @@ class Recommender:
     @property
     def batch_size(self) -> int:
         """Histories of one forward pass, where the caller does not say."""
-        return CPU_BATCH if self.model.device.type == "cpu" else EVALUATION_BATCH
+        return batch_rows(self.model.device)
 
     @cached_property
     def _bits(self) -> Tensor:

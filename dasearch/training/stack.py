@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +25,9 @@ from dasearch.data import RowPlan, SequenceBatch
 from dasearch.errors import TrainingError
 from dasearch.layout import Layout
 from dasearch.models.base import RecommenderModel
+from dasearch.models.lanes import FEWEST_ROWS, RowLanes
 from dasearch.models.stacking import Flat, StackedParameters
+from dasearch.threads import using
 from dasearch.training.checkpoints import load_tensors, save_tensors
 from dasearch.training.evaluation import held_out, validation_plan
 from dasearch.training.materials import Materials
@@ -97,13 +100,17 @@ class Progress:
         return cls([Epoch(**epoch) for epoch in record["epochs"]], record["best_epoch"])
 
 
+class Stopped(Exception):
+    """The training was given up between two steps; its last epoch is in its checkpoint."""
+
+
 class Ground:
     """What all trainings of one recipe share: the rows they read, and models at their start.
 
     Attributes:
         flat: the trained parameters as a line of numbers.
         share: of an epoch's seconds that count for its stack; less where several stacks train at once.
-        stop: asked before each step; true where the training is to be given up.
+        stopped: set where the training is to be given up at its next step.
     """
 
     def __init__(
@@ -112,14 +119,12 @@ class Ground:
         materials: Materials,
         recipe: Recipe,
         replace_every: int,
-        *,
-        stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.settings, self.recipe, self.replace_every, self.stop = settings, recipe, replace_every, stop
+        self.settings, self.recipe, self.replace_every = settings, recipe, replace_every
         self.materials = materials.computing_in(recipe.precision)
         self.plan = self.materials.method.plan(self.materials, recipe.batch_size)
         self.validation = validation_plan(self.materials.catalogue, self.materials.development)
-        self.share = 1.0
+        self.share, self.stopped = 1.0, threading.Event()
         self._starts: dict[int, RecommenderModel] = {}
         self.flat = Flat(self.start(0))
 
@@ -241,6 +246,17 @@ class Stack:
         for run in runs:
             self.generators[run.candidate.seed].set_state(run.order)
         self.optimizer = self._optimizer(runs)
+        threads = torch.get_num_threads() if self.materials.device.type == "cpu" and len(runs) == 1 else 1
+        if threads > 1 and self.recipe.batch_size >= 2 * FEWEST_ROWS:
+            self.model.lanes = RowLanes(threads, list(self.parameters.views.values()))
+
+    def __enter__(self) -> Stack:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.model.lanes is not None:
+            self.model.lanes.close()
+            self.model.lanes = None
 
     def _optimizer(self, runs: Sequence[Run]) -> torch.optim.AdamW:
         matrix, recipe = self.parameters.matrix, self.recipe
@@ -254,7 +270,7 @@ class Stack:
     def epoch(self, number: int) -> list[Epoch]:
         """Train on every row once, then validate; an `Epoch` of each run, and its state in the run."""
         started = time.perf_counter()
-        with _attention(self.materials.device):
+        with _attention(self.materials.device), nullcontext() if self.model.lanes is None else using(1):
             losses = self._optimise(number)
             held = held_out(self.model, self.materials.catalogue, self.ground.validation, self.layout)
         self._unstack(number + 1)
@@ -292,8 +308,8 @@ class Stack:
             assert gradient is not None
             self._update(gradient)
             batches += len(group)
-            if self.ground.stop():
-                raise KeyboardInterrupt
+            if self.ground.stopped.is_set():
+                raise Stopped
         read = {name: (value / batches).tolist() for name, value in sums.items()}
         return [{name: values[k] for name, values in read.items()} for k in range(len(self.runs))]
 

@@ -11,11 +11,10 @@ from dasearch.data import (
     ItemRows,
     LeaveOneOut,
     RowFormat,
-    evaluation_batches,
+    evaluation_plan,
     item_sentence,
-    n_training_batches,
     tokenise_items,
-    training_batches,
+    training_plan,
 )
 from tests.conftest import seeded, toy_dataset, toy_format, toy_sentences, word_tokenizer
 
@@ -38,8 +37,10 @@ def slow_row(items: list[int], row_format: RowFormat = FORMAT) -> tuple[list[int
 def test_training_rows_equal_the_slow_builder(start: int | None) -> None:
     row_format = RowFormat(seq_token=50, align_token=51, start_token=start, max_items=3, max_tokens=128)
     seen = []
-    batches = list(training_batches(DEVELOPMENT, SENTENCES, row_format, batch_size=4, generator=seeded()))
-    assert len(batches) == n_training_batches(DEVELOPMENT, 4)
+    plan = training_plan(DEVELOPMENT, SENTENCES, row_format)
+    batches = list(plan.shuffled(4, seeded()))
+    assert len(batches) == plan.n_batches(4)
+    assert [len(batch.users) for batch in batches[:-1]] == [4] * (len(batches) - 1)
     for batch in batches:
         for row, user in enumerate(batch.users.tolist()):
             seen.append(user)
@@ -59,7 +60,7 @@ def test_training_rows_equal_the_slow_builder(start: int | None) -> None:
 
 def test_training_order_follows_its_generator() -> None:
     def order(seed: int) -> list[int]:
-        batches = training_batches(DEVELOPMENT, SENTENCES, FORMAT, batch_size=4, generator=seeded(seed))
+        batches = training_plan(DEVELOPMENT, SENTENCES, FORMAT).shuffled(4, seeded(seed))
         return [user for batch in batches for user in batch.users.tolist()]
 
     assert order(1) == order(1) != order(2)
@@ -68,9 +69,8 @@ def test_training_order_follows_its_generator() -> None:
 def test_evaluation_rows_hold_the_newest_history_and_one_target() -> None:
     users = DEVELOPMENT.users
     seen = []
-    for places, batch in evaluation_batches(
-        users, DEVELOPMENT.train, DEVELOPMENT.valid, SENTENCES, FORMAT, batch_size=7
-    ):
+    plan = evaluation_plan(users, DEVELOPMENT.train, DEVELOPMENT.valid, SENTENCES, FORMAT)
+    for places, batch in plan.by_length(7):
         last = batch.last
         assert users[places].tolist() == batch.users.tolist()
         for row, user in enumerate(batch.users.tolist()):
@@ -87,11 +87,11 @@ def test_a_row_that_is_too_long_drops_its_oldest_items() -> None:
     history = np.array([0, 1, 2, 3], dtype=np.int64)
     sizes = SENTENCES.lengths[history] + 1
     room = RowFormat(50, 51, start_token=1, max_items=50, max_tokens=1 + int(sizes[2:].sum()))
-    ((_, batch),) = evaluation_batches(np.zeros(1, dtype=np.int64), [history], None, SENTENCES, room, batch_size=1)
+    ((_, batch),) = evaluation_plan(np.zeros(1, dtype=np.int64), [history], None, SENTENCES, room).by_length(1)
     assert batch.items.tolist() == [[2, 3]]
     assert batch.rows.tokens.shape[1] == room.max_tokens
     tight = RowFormat(50, 51, max_items=50, max_tokens=1)
-    ((_, batch),) = evaluation_batches(np.zeros(1, dtype=np.int64), [history], None, SENTENCES, tight, batch_size=1)
+    ((_, batch),) = evaluation_plan(np.zeros(1, dtype=np.int64), [history], None, SENTENCES, tight).by_length(1)
     assert batch.items.tolist() == [[3]]  # [SEQ] and the newest item are never cut
 
 

@@ -12,10 +12,9 @@ from dasearch.data import (
     Development,
     Examples,
     Item,
-    example_batches,
-    n_example_batches,
+    example_plan,
     select_examples,
-    training_batches,
+    training_plan,
 )
 from dasearch.data.examples import all_examples, bucket_pairs
 from dasearch.errors import DataError
@@ -86,8 +85,9 @@ def test_batches_of_examples() -> None:
     examples = all_examples(data)
     sentences, row_format = toy_sentences(len(ITEMS)), toy_format()
     seen = {}
-    batches = list(example_batches(data, examples, sentences, row_format, batch_size=2, generator=seeded()))
-    assert len(batches) == n_example_batches(data, examples, 2) == 3
+    plan = example_plan(data, examples, sentences, row_format)
+    batches = list(plan.shuffled(2, seeded()))
+    assert len(batches) == plan.n_batches(2) == 3
     for batch in batches:
         for row, place in enumerate(batch.examples.tolist()):
             history = batch.histories[row][batch.histories[row] >= 0].tolist()
@@ -102,7 +102,7 @@ def test_examples_of_some_users() -> None:
     data = development([0, 1, 2, 3], [4, 5], [1, 1, 2], users=[3, 4, 8])
     examples = all_examples(data)
     some = Development(data.users[1:], data.train[1:], data.valid[1:], 20, len(ITEMS))
-    batches = example_batches(some, examples, toy_sentences(len(ITEMS)), toy_format(), batch_size=9, generator=seeded())
+    batches = example_plan(some, examples, toy_sentences(len(ITEMS)), toy_format()).shuffled(9, seeded())
     assert sorted(torch.cat([batch.users for batch in batches]).tolist()) == [4, 8, 8]
 
 
@@ -110,9 +110,9 @@ def test_darec_counts_only_chosen_targets() -> None:
     data = development([0, 1, 2, 3], [4, 5])
     chosen = Examples(np.array([0, 0]), np.array([1, 3]))
     rows = (data, toy_sentences(len(ITEMS)), toy_format())
-    (batch,) = training_batches(*rows, batch_size=4, generator=seeded(), examples=chosen)
+    (batch,) = training_plan(*rows, examples=chosen).shuffled(4, seeded())
     by_user = {int(u): batch.targets[k].tolist() for k, u in enumerate(batch.users)}
     assert by_user[0] == [1, -1, 3]
     assert [t for t in by_user[1] if t >= 0] == []
-    (every,) = training_batches(*rows, batch_size=4, generator=seeded())
+    (every,) = training_plan(*rows).shuffled(4, seeded())
     assert {int(u): every.targets[k].tolist() for k, u in enumerate(every.users)}[0] == [1, 2, 3]

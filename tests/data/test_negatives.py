@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dasearch.data import hard_negatives, mf_vectors, sample_contrastive, training_batches
+from dasearch.data import hard_negatives, mf_vectors, sample_contrastive, training_plan
 from dasearch.data.splits import Development
 from tests.conftest import seeded, toy_format, toy_sentences
 
@@ -73,7 +73,7 @@ def test_samples_are_anchors_with_their_next_item_and_its_negatives() -> None:
     development = Development(np.arange(20), train, np.zeros(20, dtype=np.int64), 20, 30)
     vectors = torch.randn(30, 4, generator=seeded())
     negatives = hard_negatives(vectors, vectors, train, fraction=0.1)
-    batches = training_batches(development, toy_sentences(30), toy_format(), batch_size=6, generator=seeded())
+    batches = training_plan(development, toy_sentences(30), toy_format()).shuffled(6, seeded())
     checked = 0
     for batch in batches:
         sample = sample_contrastive(batch, negatives, anchors_per_row=2, negatives_per_anchor=4, generator=seeded(1))
@@ -96,5 +96,5 @@ def test_no_negatives_no_sample() -> None:
     vectors = torch.randn(6, 4, generator=seeded())
     negatives = hard_negatives(vectors, vectors, train, fraction=0.5)
     assert not negatives.sizes.any()
-    (batch,) = training_batches(development, toy_sentences(6), toy_format(), batch_size=3, generator=seeded())
+    (batch,) = training_plan(development, toy_sentences(6), toy_format()).shuffled(3, seeded())
     assert sample_contrastive(batch, negatives, generator=seeded()) is None

@@ -15,12 +15,13 @@ from dasearch.data import (
     LeaveOneOut,
     RowFormat,
     Sentences,
+    SequenceBatch,
     Ties,
+    evaluation_plan,
     item_sentence,
     load_dataset,
-    sequence_row,
     statistics,
-    training_batches,
+    training_plan,
 )
 from tests.conftest import SHARED_DATA, seeded, toy_dataset, toy_sentences
 
@@ -28,26 +29,41 @@ from tests.conftest import SHARED_DATA, seeded, toy_dataset, toy_sentences
 def test_a_row_by_hand() -> None:
     sentences = Sentences(((5, 6), (7,), (8, 9, 10)))
     row_format = RowFormat(seq_token=50, align_token=51, start_token=1, max_items=3)
-    row = sequence_row(np.array([0, 2, 1, 1]), sentences, row_format)
-    assert row.items.tolist() == [2, 1, 1]
-    assert row.tokens.tolist() == [1, 8, 9, 10, 50, 7, 50, 7, 50]
-    assert row.segments.tolist() == [0, 1, 1, 1, 1, 2, 2, 3, 3]  # the repeated item is a segment of its own
-    assert row.ends.tolist() == [4, 6, 8]
+    row = one_row([0, 2, 1, 1], sentences, row_format)
+    assert row.items.tolist() == [[2, 1, 1]]
+    assert row.rows.tokens.tolist() == [[1, 8, 9, 10, 50, 7, 50, 7, 50]]
+    assert row.rows.segments.tolist() == [[0, 1, 1, 1, 1, 2, 2, 3, 3]]  # the repeated item is a segment of its own
+    assert row.ends.tolist() == [[4, 6, 8]]
+
+
+def one_row(history: list[int], sentences: Sentences, row_format: RowFormat) -> SequenceBatch:
+    ((_, found),) = evaluation_plan(
+        np.zeros(1, dtype=np.int64), [np.array(history)], None, sentences, row_format
+    ).by_length(1)
+    return found
 
 
 @given(st.lists(st.integers(0, 11), min_size=1, max_size=30), st.integers(1, 8), st.integers(12, 60))
 def test_a_row_is_the_longest_newest_part_that_fits(history: list[int], max_items: int, max_tokens: int) -> None:
     sentences = toy_sentences()
     row_format = RowFormat(50, 51, start_token=1, max_items=max_items, max_tokens=max_tokens)
-    row = sequence_row(np.array(history), sentences, row_format)
+    row = one_row(history, sentences, row_format)
 
     def tokens(items: list[int]) -> int:
         return 1 + sum(len(sentences.of(item)) + 1 for item in items)
 
     fits = [n for n in range(1, min(max_items, len(history)) + 1) if tokens(history[-n:]) <= max_tokens]
-    assert row.items.tolist() == history[-max(fits) :]
-    assert len(row.tokens) == tokens(row.items.tolist())
-    assert (row.tokens[row.ends] == 50).all()
+    assert row.items.tolist() == [history[-max(fits) :]]
+    assert row.rows.tokens.shape[1] == tokens(row.items[0].tolist())
+    assert (row.rows.tokens[0][row.ends[0]] == 50).all()
+
+
+@given(st.integers(1, 40), st.integers(1, 16))
+def test_widths_of_few_kinds(longest: int, multiple: int) -> None:
+    """With one key in front, a batch's keys are a multiple; never narrower than its longest row."""
+    width = RowFormat(50, 51, max_tokens=64, multiple=multiple).width(longest)
+    assert longest <= width < longest + multiple
+    assert multiple == 1 or width == 64 or (width + 1) % multiple == 0
 
 
 def test_rows_of_a_batch_have_similar_lengths() -> None:
@@ -58,7 +74,7 @@ def test_rows_of_a_batch_have_similar_lengths() -> None:
     dataset = Dataset("long", names, toy_dataset().items, sequences, sequences)
     development = LeaveOneOut(dataset).development
     row_format = RowFormat(50, 51, max_items=50)
-    batches = list(training_batches(development, toy_sentences(), row_format, batch_size=8, generator=seeded()))
+    batches = list(training_plan(development, toy_sentences(), row_format).shuffled(8, seeded()))
     lengths = np.concatenate([(batch.rows.segments >= 0).sum(1).numpy() for batch in batches])
 
     def padding(order: np.ndarray) -> float:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
-from dasearch.data import evaluation_batches
+from dasearch.data import evaluation_plan
 from dasearch.layout import Layout
 from dasearch.models.darec import DARec
 from dasearch.training.materials import build_catalogue
@@ -36,12 +36,11 @@ def darec_model(
 def rows_of(recommender: Recommender) -> SimpleNamespace:
     """Rows of all users' histories."""
     dataset = toy_dataset(USERS, ITEMS)
-    ((_, batch),) = evaluation_batches(
+    ((_, batch),) = evaluation_plan(
         torch.arange(USERS).numpy(),
         list(dataset.sequences),
         None,
         recommender.catalogue.sentences,
         recommender.catalogue.row_format,
-        batch_size=USERS,
-    )
+    ).by_length(USERS)
     return batch

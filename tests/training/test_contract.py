@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dasearch.config import EncoderStudy, StudySettings
+from dasearch.config import EncoderStudy, Precision, StudySettings
 from dasearch.data import LeaveOneOut, SequenceBatch
 from dasearch.layout import SITES, Layout
 from dasearch.models.base import RecommenderModel
@@ -64,7 +64,7 @@ class Case:
         return build_model(self.settings, self.materials, replace_every=1, seed=0)
 
     def batch(self) -> SequenceBatch:
-        return next(iter(self.materials.method.batches(self.materials, 16, seeded())))
+        return next(self.materials.method.plan(self.materials, 16).shuffled(16, seeded()))
 
     def layout(self, text: str) -> Layout:
         return Layout.parse("-".join([text] * LAYERS)).require(LAYERS, len(SITES[self.settings.model.kind]))
@@ -93,14 +93,17 @@ def state(model: RecommenderModel, batch: SequenceBatch, layout: Tensor) -> Tens
 
 
 @pytest.mark.parametrize("text", ["SSS", "PPP"])
-def test_learns_under_bfloat16_autocast(case: Case, text: str) -> None:
-    """What a GPU trains in: projections in bfloat16 beside norms and ID vectors in float32."""
-    model = case.model()
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = case.loss(model, text)
-    assert float(loss.detach()) == pytest.approx(float(case.loss(model, text).detach()), rel=0.05, abs=0.05)
+def test_learns_over_a_bfloat16_model(case: Case, text: str) -> None:
+    """What a GPU trains over: frozen weights in bfloat16, trained parameters, ID vectors and losses in float32."""
+    half = dataclasses.replace(case, materials=case.materials.computing_in(Precision.BFLOAT16))
+    model = half.model()
+    assert next(model.backbone.parameters()).dtype is torch.bfloat16
+    loss = half.loss(model, text)
+    assert float(loss.detach()) == pytest.approx(float(case.loss(case.model(), text).detach()), rel=0.05, abs=0.05)
     loss.backward()
-    assert all(p.grad is None or bool(p.grad.isfinite().all()) for _, p in model.trainable())
+    for _, parameter in model.trainable():
+        assert parameter.dtype is torch.float32
+        assert parameter.grad is None or bool(parameter.grad.isfinite().all())
 
 
 def test_only_its_own_parts_learn(case: Case) -> None:

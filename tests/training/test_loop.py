@@ -14,10 +14,11 @@ from dasearch.layout import Layout
 from dasearch.models.darec import Variation
 from dasearch.training.baselines import popularity_ranks
 from dasearch.training.checkpoints import load_tensors, save_tensors
-from dasearch.training.loop import Epoch, Trained, _Run, train
+from dasearch.training.loop import Trained, train
 from dasearch.training.method import weighted_total
 from dasearch.training.metrics import summarise
 from dasearch.training.preparation import build_model
+from dasearch.training.stack import Candidate, Epoch, Ground, Run, Stack
 from tests.conftest import seeded
 from tests.training.studies import materials, small_settings
 
@@ -67,14 +68,16 @@ def test_layouts_and_seeds_differ() -> None:
     assert not same_weights(run(), run(layout=Layout.parse("PPP-PPP")))
 
 
+def stack(settings: StudySettings, recipe: Recipe, *layouts: Layout) -> Stack:
+    ground = Ground(settings, materials(settings), recipe, 1)
+    return Stack(ground, [Run.begin(ground, Candidate(layout), k, {}) for k, layout in enumerate(layouts)])
+
+
 def test_same_start_for_every_layout() -> None:
     settings = small_settings()
-    first, second = (
-        _Run(settings, materials(settings), layout, settings.trial, 1, 0)
-        for layout in (LAYOUT, Layout.parse("PPP-SSS"))
-    )
-    assert all(torch.equal(a, b) for a, b in zip(first.trainable.values(), second.trainable.values(), strict=True))
-    for mine, theirs in zip(first._batches(), second._batches(), strict=True):
+    first, second = (stack(settings, settings.trial, layout) for layout in (LAYOUT, Layout.parse("PPP-SSS")))
+    assert torch.equal(first.parameters.matrix, second.parameters.matrix)
+    for (mine, _), (theirs, _) in zip(first.batches(), second.batches(), strict=True):
         assert torch.equal(mine.rows.tokens, theirs.rows.tokens)
 
 
@@ -137,12 +140,12 @@ def test_early_stopping_keeps_the_best_epoch() -> None:
 
 def test_accumulation_halves_the_steps() -> None:
     settings = small_settings()
-    once = _Run(settings, materials(settings), LAYOUT, settings.trial, 1, 0)
-    twice = _Run(settings, materials(settings), LAYOUT, settings.trial.model_copy(update={"accumulate": 2}), 1, 0)
-    assert twice.steps_per_epoch == -(-once.steps_per_epoch // 2)
+    once = stack(settings, settings.trial, LAYOUT)
+    twice = stack(settings, settings.trial.model_copy(update={"accumulate": 2}), LAYOUT)
+    assert twice.ground.steps_per_epoch == -(-once.ground.steps_per_epoch // 2)
     twice.epoch(0)
     steps = {int(state["step"]) for state in twice.optimizer.state.values()}
-    assert steps == {twice.steps_per_epoch}
+    assert steps == {twice.ground.steps_per_epoch}
 
 
 def test_a_diverging_loss_is_one_sentence() -> None:
@@ -154,7 +157,7 @@ def terms(**changes: Any) -> dict[str, float]:
     settings = small_settings(**changes)
     ready = materials(settings)
     model = build_model(settings, ready, replace_every=1, seed=0)
-    batch = next(_Run(settings, ready, LAYOUT, settings.trial, 1, 0)._batches())
+    batch = next(ready.method.plan(ready, 8).shuffled(8, seeded()))
     found = ready.method.terms(model, batch, model.layout_tensor(LAYOUT), ready, seeded())
     return {**{k: v.item() for k, v in found.items()}, "total": weighted_total(found, ready.method.weights).item()}
 

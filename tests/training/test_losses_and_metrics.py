@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dasearch.training.loop import schedule
-from dasearch.training.losses import Reduction, bpr_loss, contrastive_loss, info_nce, item_cross_entropy, mmd
+from dasearch.training.losses import Reduction, bpr_loss, contrastive_loss, info_nce, item_cross_entropy, mmd, reduced
 from dasearch.training.metrics import Metrics, bootstrap_interval, per_user, summarise, target_ranks
+from dasearch.training.stack import schedule
 from tests.conftest import seeded
 
 
@@ -22,7 +22,7 @@ def test_check_18_contrastive_loss_at_equal_similarities(n: int) -> None:
     anchor = torch.randn(3, 6, generator=seeded())
     same = anchor * 2
     loss = contrastive_loss(anchor, same, same[:, None].expand(3, n, 6))
-    torch.testing.assert_close(loss, torch.tensor(math.log(1 + n)))
+    torch.testing.assert_close(loss, torch.full((3,), math.log(1 + n)))
 
 
 def test_contrastive_loss_by_hand() -> None:
@@ -33,16 +33,24 @@ def test_contrastive_loss_by_hand() -> None:
     for a in range(2):
         cosine = [float(anchor[a] @ c / anchor[a].norm() / c.norm()) / 0.5 for c in (positive[a], *negatives[a])]
         expected.append(-cosine[0] + math.log(sum(math.exp(c) for c in cosine)))
-    for reduction, total in ((Reduction.MEAN, sum(expected) / 2), (Reduction.SUM, sum(expected))):
-        found = contrastive_loss(anchor, positive, negatives, temperature=0.5, reduction=reduction)
-        assert float(found) == pytest.approx(total, rel=1e-5)
+    found = contrastive_loss(anchor, positive, negatives, temperature=0.5)
+    assert found.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_means_and_sums_of_each_candidate_by_loops() -> None:
+    values, counted = torch.randn(3, 2, 4, generator=seeded()), torch.rand(3, 2, 4, generator=seeded(1)) < 0.6
+    values[0, 0, 0], counted[0, 0, 0] = torch.nan, False
+    counted[2] = False
+    kept = [[v for v, c in zip(values[k].flatten().tolist(), counted[k].flatten().tolist(), strict=True) if c] for k in range(3)]
+    assert reduced(values, counted, Reduction.SUM).tolist() == pytest.approx([sum(own) for own in kept])
+    means = [sum(own) / len(own) if own else 0.0 for own in kept]
+    assert reduced(values, counted, Reduction.MEAN).tolist() == pytest.approx(means)
 
 
 def test_check_28_bpr_is_log_two_at_zero_gap() -> None:
     scores = torch.randn(7, generator=seeded())
-    assert float(bpr_loss(scores, scores)) == pytest.approx(math.log(2))
-    assert float(bpr_loss(scores, scores, Reduction.SUM)) == pytest.approx(7 * math.log(2), rel=1e-6)
-    assert float(bpr_loss(scores + 3, scores)) == pytest.approx(math.log(1 + math.exp(-3)), rel=1e-5)
+    assert bpr_loss(scores, scores).tolist() == pytest.approx([math.log(2)] * 7)
+    assert bpr_loss(scores + 3, scores).tolist() == pytest.approx([math.log(1 + math.exp(-3))] * 7, rel=1e-5)
 
 
 def test_cross_entropy_skips_missing_targets() -> None:
@@ -50,8 +58,11 @@ def test_cross_entropy_skips_missing_targets() -> None:
     targets = torch.tensor([[1, -1, 4], [-1, -1, 0]])
     rows = [(0, 0, 1), (0, 2, 4), (1, 2, 0)]
     expected = [-float(torch.log_softmax(logits[b, n], -1)[t]) for b, n, t in rows]
-    assert float(item_cross_entropy(logits, targets)) == pytest.approx(sum(expected) / 3, rel=1e-5)
-    assert float(item_cross_entropy(logits, targets, Reduction.SUM)) == pytest.approx(sum(expected), rel=1e-5)
+    assert float(item_cross_entropy(logits[None], targets[None])) == pytest.approx(sum(expected) / 3, rel=1e-5)
+    total = item_cross_entropy(logits[None], targets[None], Reduction.SUM)
+    assert float(total) == pytest.approx(sum(expected), rel=1e-5)
+    each = item_cross_entropy(logits, targets)
+    assert each.tolist() == pytest.approx([sum(expected[:2]) / 2, expected[2]], rel=1e-5)
 
 
 @settings(max_examples=50, deadline=None)
@@ -143,8 +154,19 @@ def test_info_nce_by_hand() -> None:
     for j in range(4):
         similar = [float(torch.cosine_similarity(first[j], second[k], dim=0)) / 0.5 for k in range(4)]
         total += float(np.log(np.exp(similar).sum()) - similar[j])
-    assert info_nce(first, second, 0.5).item() == pytest.approx(total / 4, abs=1e-5)
+    assert info_nce(first[None], second[None], 0.5).item() == pytest.approx(total / 4, abs=1e-5)
+
+
+def test_info_nce_leaves_out_rows_that_do_not_count() -> None:
+    first, second = (torch.randn(2, 4, 3, generator=seeded(k)).requires_grad_() for k in range(2))
+    counted = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    found = info_nce(first, second, 0.5, counted)
+    alone = [info_nce(first[k : k + 1, : int(counted[k].sum())], second[k : k + 1, : int(counted[k].sum())], 0.5) for k in range(2)]
+    torch.testing.assert_close(found, torch.cat(alone))
+    found.sum().backward()
+    assert first.grad is not None
+    assert bool(first.grad.isfinite().all())
 
 
 def test_info_nce_of_identical_rows_is_log_n() -> None:
-    assert info_nce(torch.ones(6, 3), torch.ones(6, 3)).item() == pytest.approx(np.log(6), abs=1e-6)
+    assert info_nce(torch.ones(1, 6, 3), torch.ones(1, 6, 3)).item() == pytest.approx(np.log(6), abs=1e-6)

@@ -29,7 +29,7 @@ def ready(kind: str, **changes: Any) -> tuple[StudySettings, Materials, Recommen
     settings = small_settings(**{"model": {"kind": kind}, **changes})
     prepared = materials(settings)
     model = build_model(settings, prepared, replace_every=1, seed=0)
-    return settings, prepared, model, next(iter(prepared.method.batches(prepared, 16, seeded())))
+    return settings, prepared, model, next(prepared.method.plan(prepared, 16).shuffled(16, seeded()))
 
 
 def terms(kind: str, layout: str = "SSS-SSS", **changes: Any) -> dict[str, float]:
@@ -73,7 +73,7 @@ def test_frozen_states_too_large_to_keep_are_computed_again(kind: str, monkeypat
     prepared = prepare_study(settings, dataset, LeaveOneOut(dataset).development)
     assert prepared.method.frozen is None  # type: ignore[attr-defined]
     model = build_model(settings, prepared, replace_every=1, seed=0)
-    batch = next(iter(prepared.method.batches(prepared, 16, seeded())))
+    batch = next(prepared.method.plan(prepared, 16).shuffled(16, seeded()))
     found = prepared.method.terms(model, batch, model.layout_tensor(Layout.parse("SSS-SSS")), prepared, seeded())
     assert {name: value.item() for name, value in found.items()} == pytest.approx(kept, abs=1e-6)
 
@@ -87,7 +87,7 @@ def test_terms_without_weight_are_not_computed() -> None:
 
 def test_a_last_batch_too_small_for_mmd_has_none() -> None:
     _, prepared, model, _ = ready("idle")
-    small = next(iter(prepared.method.batches(prepared, 15, seeded())))
+    small = next(prepared.method.plan(prepared, 15).shuffled(15, seeded()))
     layout = model.layout_tensor(Layout.parse("SSS-SSS"))
     assert set(prepared.method.terms(model, small, layout, prepared, seeded())) == {"next"}
 

@@ -1,0 +1,254 @@
+"""Candidates side by side: each comes out as alone, resumes alone, diverges alone."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dasearch.config import Recipe, StudySettings
+from dasearch.errors import TrainingError
+from dasearch.layout import Layout
+from dasearch.models.stacking import Flat, Linear, StackedParameters, Table
+from dasearch.threads import using
+from dasearch.training.loop import Trained, train, train_together
+from dasearch.training.stack import Candidate, Epoch, Ground, Run, Stack
+from tests.conftest import seeded
+from tests.training.studies import materials, small_settings
+
+LAYERS = 2
+LAYOUTS = ("SPS-PPS", "PPP-PSP", "SSS-SPP")
+VARIED: list[dict[str, Any]] = [
+    {},
+    *({"model": {"variation": name}} for name in ("variation-2", "darec-base", "llmrec", "both-causal")),
+    {"model": {"cf_mode": "frozen"}},
+    {"model": {"cf_mode": "frozen"}, "cf": {"epochs": 0}},  # each seed has frozen vectors of its own
+    {"model": {"collab_proj": "per_layer", "collaborative": "mf"}},
+    {"model": {"mask_mode": "post_softmax"}},
+    {"model": {"parallel_reduce": "sum", "parallel_residual": False, "rec_adapter_site": "router_output"}},
+    {"losses": {"anchors": 2, "align_items": 2}, "trial": {"accumulate": 2}},
+    {"losses": {"contrastive": 0.0, "collaborative": 0.0, "reduction": "sum"}},
+    {"examples": {"per_user": 1}},
+    *({"model": {"kind": kind}} for kind in ("idle", "ra-rec")),
+    *({"model": {"kind": kind, "variation": "frozen"}} for kind in ("idle", "ra-rec")),
+    {"model": {"kind": "idle", "head": "dot_item_text", "refine": "scalar_gate", "projection": "shared", "pool": "mean"}},
+    {"model": {"kind": "idle", "refine": "concat"}},
+    {"model": {"kind": "ra-rec", "item_bias": "log-frequency", "instruction": False}},
+]
+
+
+@pytest.mark.parametrize("changes", VARIED, ids=json.dumps)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_each_candidate_comes_out_as_alone(changes: dict[str, Any], threads: int) -> None:
+    study = small_settings(**changes)
+    candidates = [Candidate(Layout.parse(layout), seed) for layout, seed in zip(LAYOUTS, (0, 0, 1), strict=True)]
+    with using(threads):
+        together = train_together(study, materials(study), candidates, study.trial)
+        assert_as_alone(study, candidates, together)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 63), st.integers(0, 2)), min_size=2, max_size=5),
+    st.sampled_from(["darec", "idle", "ra-rec"]),
+    st.sampled_from([1, 2]),
+)
+def test_random_layouts_and_seeds_as_alone(drawn: list[tuple[int, int]], kind: str, every: int) -> None:
+    study = small_settings(model={"kind": kind})
+    layers = LAYERS // every
+    candidates = [
+        Candidate(Layout.from_bits([(bits >> k) & 1 for k in range(3 * layers)], sites=3), seed) for bits, seed in drawn
+    ]
+    together = train_together(study, materials(study), candidates, study.trial, replace_every=every)
+    assert_as_alone(study, candidates, together, every)
+
+
+def assert_as_alone(
+    study: StudySettings, candidates: list[Candidate], together: list[Trained | TrainingError], every: int = 1
+) -> None:
+    """Losses within 1e-5, relative where they are large; the ranks' metrics equal."""
+    for candidate, found in zip(candidates, together, strict=True):
+        assert isinstance(found, Trained)
+        alone = _alone(study.model_dump_json(), candidate.layout, candidate.seed, every, torch.get_num_threads())
+        for mine, theirs in zip(found.progress.epochs, alone.progress.epochs, strict=True):
+            assert mine.losses == pytest.approx(theirs.losses, abs=1e-5, rel=1e-5)
+            assert mine.metrics == pytest.approx(theirs.metrics, abs=1e-5)
+        assert found.metrics == alone.metrics
+        assert (found.layout, found.parameters) == (candidate.layout, alone.parameters)
+        own, expected = found.model.own_tensors(), alone.model.own_tensors()
+        assert {name: tensor.shape for name, tensor in own.items()} == {n: t.shape for n, t in expected.items()}
+
+
+@lru_cache(maxsize=256)
+def _alone(record: str, layout: Layout, seed: int, every: int, threads: int) -> Trained:
+    from dasearch.config import parse_study
+
+    study = parse_study(json.loads(record))
+    return train(study, materials(study), layout, study.trial, replace_every=every, seed=seed)
+
+
+def test_a_single_candidate_is_a_plain_training() -> None:
+    """Against a loop written here over plain parameters: bit for bit, in float32 on one thread."""
+    study = small_settings()
+    recipe, layout = study.trial, Layout.parse(LAYOUTS[0])
+    with using(1):
+        found = train(study, materials(study), layout, recipe)
+        ground = Ground(study, materials(study), recipe, 1)
+        model, method = ground.model(0), ground.materials.method
+        bits = model.layout_tensor(layout)
+        trained = [parameter for _, parameter in model.trainable()]
+        optimizer = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        stack = Stack(ground, [Run.begin(ground, Candidate(layout), 0, {})])
+        losses = []
+        for number in range(recipe.epochs):
+            totals = []
+            for step, (batch, drawn) in enumerate(stack.batches()):
+                stack._set_lr(number * ground.steps_per_epoch + step)
+                optimizer.param_groups[0]["lr"] = stack.optimizer.param_groups[0]["lr"]
+                terms = method.losses(model, batch, drawn, bits, ground.materials)
+                total = sum(method.weights[name] * value for name, value in terms.items())
+                optimizer.zero_grad()
+                torch.as_tensor(total).sum().backward()
+                torch.nn.utils.clip_grad_norm_(trained, recipe.clip)
+                optimizer.step()
+                totals.append(float(torch.as_tensor(total).detach()))
+            losses.append(sum(totals) / len(totals))
+    assert [epoch.losses["total"] for epoch in found.progress.epochs] == pytest.approx(losses, rel=1e-6)
+    again = train(study, materials(study), layout, recipe)
+    (stacked,) = train_together(study, materials(study), [Candidate(layout)], recipe)
+    assert isinstance(stacked, Trained)
+    assert [e.losses for e in again.progress.epochs] == [e.losses for e in stacked.progress.epochs]
+    own, theirs = again.model.own_tensors(), stacked.model.own_tensors()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in own.items())
+
+
+class Killed(BaseException):
+    """What a process that dies in the middle leaves: files."""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("after", [1, 2, 4, 5])
+def test_killed_in_the_middle_each_goes_on_from_its_own_last_epoch(tmp_path: Path, threads: int, after: int) -> None:
+    study = small_settings()
+    recipe = Recipe(epochs=3, batch_size=8, lr=5e-3)
+    candidates = [
+        Candidate(Layout.parse(layout), 0, tmp_path / f"{layout}.safetensors") for layout in LAYOUTS
+    ]
+    whole = train_together(study, materials(study), [Candidate(c.layout) for c in candidates], recipe)
+    heard: list[tuple[int, int]] = []
+
+    def listen(place: int, epoch: Epoch) -> None:
+        heard.append((place, epoch.number))
+        if len(heard) == after:
+            raise Killed
+
+    with using(threads):
+        with pytest.raises(Killed):
+            train_together(study, materials(study), candidates, recipe, on_epoch=listen)
+        saved = {place: _epochs_of(candidate) for place, candidate in enumerate(candidates)}
+        later: list[tuple[int, int]] = []
+        resumed = train_together(
+            study, materials(study), candidates, recipe, on_epoch=lambda place, e: later.append((place, e.number))
+        )
+    for place, epochs in saved.items():
+        assert [number for k, number in later if k == place] == list(range(epochs, recipe.epochs))
+    for mine, expected in zip(resumed, whole, strict=True):
+        assert isinstance(mine, Trained)
+        assert isinstance(expected, Trained)
+        for epoch, other in zip(mine.progress.epochs, expected.progress.epochs, strict=True):
+            assert epoch.losses == pytest.approx(other.losses, abs=1e-5)
+        assert mine.metrics == expected.metrics
+
+
+def _epochs_of(candidate: Candidate) -> int:
+    from dasearch.training.checkpoints import load_tensors
+
+    assert candidate.checkpoint is not None
+    if not candidate.checkpoint.is_file():
+        return 0
+    return len(load_tensors(candidate.checkpoint)[1]["progress"]["epochs"])
+
+
+def test_candidates_at_different_epochs_catch_up(tmp_path: Path) -> None:
+    """One was trained further before the kill: the others train alone until they stand where it does."""
+    study = small_settings()
+    recipe = Recipe(epochs=4, batch_size=8, lr=5e-3)
+    candidates = [Candidate(Layout.parse(x), 0, tmp_path / x) for x in LAYOUTS]
+
+    def stop(epoch: Epoch) -> None:
+        if epoch.number == 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(study, materials(study), candidates[1].layout, recipe, checkpoint=candidates[1].checkpoint, on_epoch=stop)
+    heard: list[tuple[int, int]] = []
+    with using(1):
+        found = train_together(
+            study, materials(study), candidates, recipe, on_epoch=lambda place, e: heard.append((place, e.number))
+        )
+    assert heard == [(0, 0), (2, 0), (0, 1), (2, 1), *((k, n) for n in (2, 3) for k in range(3))]
+    for candidate, trained in zip(candidates, found, strict=True):
+        assert isinstance(trained, Trained)
+        alone = train(study, materials(study), candidate.layout, recipe)
+        assert trained.metrics == alone.metrics
+
+
+def test_each_stops_early_by_itself() -> None:
+    study = small_settings()
+    recipe = Recipe(epochs=12, batch_size=8, lr=3e-2, patience=2)
+    candidates = [Candidate(Layout.parse(layout), seed) for layout, seed in zip(LAYOUTS, (0, 1, 2), strict=True)]
+    found = train_together(study, materials(study), candidates, recipe)
+    lengths = []
+    for candidate, trained in zip(candidates, found, strict=True):
+        assert isinstance(trained, Trained)
+        alone = train(study, materials(study), candidate.layout, recipe, seed=candidate.seed)
+        assert len(trained.progress.epochs) == len(alone.progress.epochs)
+        lengths.append(len(alone.progress.epochs))
+    assert len(set(lengths)) > 1, lengths
+
+
+def test_one_diverges_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = small_settings()
+    original = Stack._update
+
+    def spoilt(self: Stack, gradient: torch.Tensor) -> None:
+        for k, run in enumerate(self.runs):
+            if str(run.candidate.layout) == LAYOUTS[1]:
+                gradient[k] = torch.nan
+        original(self, gradient)
+
+    monkeypatch.setattr(Stack, "_update", spoilt)
+    candidates = [Candidate(Layout.parse(layout)) for layout in LAYOUTS]
+    first, second, third = train_together(study, materials(study), candidates, study.trial)
+    assert isinstance(second, TrainingError)
+    assert str(second).startswith(f"the loss of {LAYOUTS[1]} is not a finite number")
+    monkeypatch.undo()
+    for found, layout in ((first, LAYOUTS[0]), (third, LAYOUTS[2])):
+        assert isinstance(found, Trained)
+        assert found.metrics == train(study, materials(study), Layout.parse(layout), study.trial).metrics
+
+
+def test_stacked_modules_equal_each_alone() -> None:
+    modules = [torch.nn.Sequential(Table(5, 4), Linear(4, 3)) for _ in range(3)]
+    for k, module in enumerate(modules):
+        for parameter in module.parameters():
+            parameter.data.normal_(generator=seeded(k))
+    flat = Flat(modules[0])
+    lines = [flat.line(dict(module.named_parameters())) for module in modules]
+    places = torch.randint(5, (6, 7), generator=seeded(9))
+    expected = torch.cat([module(places[2 * k : 2 * k + 2]) for k, module in enumerate(modules)])
+    host = torch.nn.Sequential(Table(5, 4), Linear(4, 3))
+    stacked = StackedParameters(host, flat, lines)
+    torch.testing.assert_close(host(places), expected)
+    gradient = stacked.gradient(host(places).square().sum())
+    for k, module in enumerate(modules):
+        module(places[2 * k : 2 * k + 2]).square().sum().backward()
+        own = flat.line({name: p.grad for name, p in module.named_parameters() if p.grad is not None})
+        torch.testing.assert_close(gradient[k], own)
+    assert all(torch.equal(a, b) for a, b in zip(flat.named(lines[1]).values(), modules[1].parameters(), strict=True))
