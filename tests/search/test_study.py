@@ -153,13 +153,14 @@ def test_interrupted_anywhere_it_ends_the_same(tmp_path: Path, phase: str) -> No
 
 
 def later_trainings(output: Path) -> list[tuple[str, int, int]]:
-    """Run, place and total of each training after the search; they ran one after another."""
+    """Run, place and total of each training after the search; batches of them ran one after another."""
     store = open_store(None, str(output), create=False)
     found = store.later_trainings("toy")
     done = {f"confirm/{c.seed}/{c.layout}" for c in store.confirmations("toy")}
     store.close()
     assert {one.run for one in found if one.phase == "confirmation"} == done
-    moments = [moment for one in found for moment in (one.began, one.ended)]
+    batches = list(dict.fromkeys((one.began, one.ended) for one in found))
+    moments = [moment for batch in batches for moment in batch]
     assert None not in moments
     assert moments == sorted(moments)
     return [(one.run, one.place, one.total) for one in found]
@@ -278,7 +279,7 @@ def test_an_enqueued_duplicate_is_not_trained_again(tmp_path: Path) -> None:
 
 def test_a_layout_that_breaks_twice_is_left_out(tmp_path: Path) -> None:
     """An error that is no diverged loss, such as too little memory for one layout."""
-    settings = small_study(tmp_path)
+    settings = small_study(tmp_path, search={"batch": 1})
     broken: list[str] = []
 
     class Breaks(Ears):
@@ -444,6 +445,6 @@ def test_sampler_is_told_the_whole_space(tmp_path: Path, monkeypatch: pytest.Mon
             drawn.append(args[2])
             return original(self, *args)
 
-    monkeypatch.setattr("dasearch.search.runner.PRSampler", Watched)
+    monkeypatch.setattr("dasearch.search.loop.PRSampler", Watched)
     run(small_study(tmp_path), budget=2, train=False)
     assert not drawn
