@@ -84,7 +84,8 @@ class Search:
     def _fill(self, batch: list[Asked]) -> bool:
         """Ask for a batch; False if no layout is left. A batch that was interrupted while it trained gets no new ones."""
         size = min(self.trainings.short.at_once, self._evaluations_left())
-        goes_on = any(BATCH in trial.user_attrs for trial in self._waiting())
+        # one that trained when there were no batches is known by its epochs
+        goes_on = any(BATCH in trial.user_attrs or trial.intermediate_values for trial in self._waiting())
         while len(batch) < size and (not goes_on or self._waiting()):
             trial = self.study.ask()
             self.storage.record_heartbeat(trial._trial_id)  # a worker that dies before its training is missed as well

@@ -194,9 +194,9 @@ def test_interrupted_between_checkpoint_and_record(tmp_path: Path, monkeypatch: 
     assert all(set(trial.intermediate_values) == {0, 1} for trial in done)
 
 
-def test_killed_in_the_middle_of_a_trial(tmp_path: Path) -> None:
-    """SIGKILL: nothing of the process is left to clean up after itself."""
-    settings = small_study(tmp_path, trial={"epochs": 3})
+def test_killed_in_the_middle_of_a_batch(tmp_path: Path) -> None:
+    """SIGKILL: nothing of the process is left to clean up after itself, and two trials are in its second batch."""
+    settings = small_study(tmp_path, trial={"epochs": 3}, search={"batch": 2})
     whole, _ = run(settings.model_copy(update={"output": str(tmp_path / "whole")}))
     study_file = tmp_path / "toy.yaml"
     study_file.write_text(settings.yaml())
@@ -217,7 +217,7 @@ def test_killed_in_the_middle_of_a_trial(tmp_path: Path) -> None:
 
 
 def _wait_for(output: Path, process: subprocess.Popen[bytes]) -> None:
-    """Until one trial is complete and the next one has its first checkpoint."""
+    """Until one batch is complete and the next one has its first checkpoint."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -226,10 +226,10 @@ def _wait_for(output: Path, process: subprocess.Popen[bytes]) -> None:
             store.close()
         except StoreError:
             done = 0
-        if done >= 1 and list((output / "toy").glob("checkpoints/trial_*")):
+        if done >= 2 and list((output / "toy").glob("checkpoints/trial_*")):
             return
         time.sleep(0.02)
-    pytest.fail("the study never came to its second trial")
+    pytest.fail("the study never came to its second batch")
 
 
 def test_search_never_sees_a_test_item(tmp_path: Path) -> None:
