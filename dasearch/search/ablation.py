@@ -150,7 +150,9 @@ class Ablation:
         for training, _ in batch:
             heard.started(training)
         outcomes = objective.train_together(
-            [run for _, run in batch], on_epoch=lambda place, epoch: heard.epoch(batch[place].training, epoch)
+            [run for _, run in batch],
+            on_epoch=lambda place, epoch: heard.epoch(batch[place].training, epoch),
+            say=heard.says,
         )
         trained = [(one, each) for one, each in zip(batch, outcomes, strict=False) if isinstance(each, Trained)]
         spent += [each.seconds for _, each in trained]

@@ -17,6 +17,7 @@ from dasearch.errors import TrainingError
 from dasearch.layout import Layout
 from dasearch.training.loop import Candidate, Epoch, Trained, candidates_at_once, train_together
 from dasearch.training.materials import Materials
+from dasearch.training.method import Say
 from dasearch.training.seeds import generator_for
 
 TRIAL_SEED = 0  # common random numbers: every trial starts from the same weights and sees the same batches
@@ -57,7 +58,9 @@ class Objective:
             raise outcome
         return outcome
 
-    def train_together(self, runs: Sequence[Run], *, on_epoch: Callable[[int, Epoch], None]) -> list[Outcome]:
+    def train_together(
+        self, runs: Sequence[Run], *, on_epoch: Callable[[int, Epoch], None], say: Say = lambda _: None
+    ) -> list[Outcome]:
         """Train runs side by side, each from its own checkpoint on; what became of them, in their order.
 
         An error that ends the batch, such as too little memory for it, says nothing about its runs. They go on one by one,
@@ -65,12 +68,14 @@ class Objective:
 
         Args:
             on_epoch: told each new epoch, with the place of its run.
+            say: told of a batch that broke.
         """
         try:
             return self._side_by_side(runs, on_epoch)
         except Exception as error:
             if len(runs) == 1:
                 return [error]
+            say(f"{len(runs)} trainings side by side broke ({type(error).__name__}: {error}); they go on one by one")
         found: list[Outcome] = []  # out of the handler, whose traceback holds on to the batch's memory
         for place, run in enumerate(runs):
             found += self.train_together([run], on_epoch=_at(place, on_epoch))

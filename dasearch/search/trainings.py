@@ -67,7 +67,7 @@ class Trainings:
             self.listener.epoch(planned[place].training, epoch)
 
         started = time.perf_counter()
-        outcomes = objective.train_together([run for _, run in planned], on_epoch=heard)
+        outcomes = objective.train_together([run for _, run in planned], on_epoch=heard, say=self.listener.says)
         for place, outcome in enumerate(outcomes):
             if isinstance(outcome, Trained):
                 for epoch in outcome.progress.epochs:  # one checkpointed in the moment of a kill was not recorded then

@@ -165,10 +165,17 @@ def test_a_diverging_candidate_is_pruned_alone(tmp_path: Path, stub: Stub) -> No
 def test_a_batch_too_large_for_the_machine_is_trained_one_by_one(tmp_path: Path, stub: Stub) -> None:
     def crowded(together: list[str], layout: str, epoch: int) -> None:
         if len(together) > 2 and epoch == 1:
-            raise MemoryError
+            raise MemoryError("too much")
+
+    said: list[str] = []
+
+    class Ears(Listener):
+        def says(self, text: str) -> None:
+            said.append(text)
 
     stub.fault = crowded
-    status = search(study(tmp_path, 3, 4))
+    status = search(study(tmp_path, 3, 4), Ears())
+    assert said[-1] == "3 trainings side by side broke (MemoryError: too much); they go on one by one"
     assert [trial.state for trial in status.trials] == ["complete"] * 4
     assert [len(together) for together in stub.batches] == [3, 1, 1, 1, 1]
     assert set(Counter(stub.epochs).values()) == {1}
