@@ -95,7 +95,7 @@ def test_same_study_and_seed_give_the_same_numbers(tmp_path: Path) -> None:
 
 
 def test_proposals_and_epochs_are_kept(tmp_path: Path) -> None:
-    settings = small_study(tmp_path)
+    settings = small_study(tmp_path, search={"batch": 3})
     status, _ = run(settings, train=False)
     store = open_store(None, settings.output, create=False)
     proposals = store.proposals("toy")
