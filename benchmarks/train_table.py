@@ -18,7 +18,7 @@ import torch
 
 from dasearch.data import LeaveOneOut
 from dasearch.layout import Layout
-from dasearch.search.runner import data_bo
+from dasearch.search.objective import data_bo
 from dasearch.search.study import Study
 from dasearch.training.loop import train
 from dasearch.training.preparation import prepare_study

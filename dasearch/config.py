@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -187,11 +187,22 @@ class CollaborativeTraining(Section):
 
 class SearchSettings(Section):
     budget: int = Field(30, ge=1, description="completed evaluations")
+    batch: int | Literal["auto"] = Field(
+        "auto",
+        description="layouts proposed at a time and trained side by side; 1: one after another; auto: what the device holds",
+    )
     startup: int | None = Field(
         None, ge=1, description="evaluations before the surrogate proposes; null: a third of the free sites, 2 to 10"
     )
     candidates: int = Field(3, ge=1, description="layouts with the best posterior mean that are confirmed")
     confirm_seeds: int = Field(3, ge=2, description="fresh seeds, the same for every confirmed layout")
+
+    @field_validator("batch", mode="before")
+    @classmethod
+    def _at_least_one(cls, batch: Any) -> Any:
+        if batch != "auto" and (type(batch) is not int or batch < 1):
+            raise ValueError(f"a batch is auto or a number from 1 on (got {batch!r})")
+        return batch
 
 
 class ComparisonSettings(Section):

@@ -204,7 +204,7 @@ def trainings_table(view: StudyView) -> Table:
 
 
 def later_table(view: StudyView) -> Table:
-    """When each training after the search ran."""
+    """When each training after the search ran; those side by side take as long as their batch."""
     rows = [
         (
             t.phase,

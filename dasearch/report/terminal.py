@@ -52,6 +52,7 @@ class Terminal(Listener):
         self._spinner: Spinner | None = None
         self._phase = ""
         self._so_far = ""
+        self._epochs: dict[Training, int] = {}  # of those that run side by side: epochs done
 
     def close(self) -> None:
         if self._spinner is not None:
@@ -86,15 +87,25 @@ class Terminal(Listener):
             self._phase = training.phase
             self._print("")
             self.console.print(Text(HEADINGS[training.phase], style="bold"))
-        self._live(f"{_place(training)}epoch 1/{training.epochs}{self._so_far}")
+        self._epochs[training] = 0
+        self._live(f"{self._side_by_side()}{self._so_far}")
 
     def epoch(self, training: Training, epoch: Epoch) -> None:
-        now = min(epoch.number + 2, training.epochs)
-        score = epoch.metrics[OBJECTIVE]
-        self._live(f"{_place(training)}epoch {now}/{training.epochs}  {OBJECTIVE} {score:.4f}{self._so_far}")
+        self._epochs[training] = epoch.number + 1
+        self._live(f"{self._side_by_side()}  {OBJECTIVE} {epoch.metrics[OBJECTIVE]:.4f}{self._so_far}")
+
+    def _side_by_side(self) -> str:
+        """Which trainings run, and the epoch that the slowest of them is in."""
+        slowest = min(self._epochs, key=lambda training: self._epochs[training])
+        now = min(self._epochs[slowest] + 1, slowest.epochs)
+        places = sorted(training.index for training in self._epochs)
+        if len(places) == 1:
+            return f"{_place(slowest)}epoch {now}/{slowest.epochs}"
+        return f"{places[0]}-{places[-1]}/{slowest.total} side by side  epoch {now}/{slowest.epochs}"
 
     def finished(self, finished: Finished) -> None:
         training = finished.training
+        self._epochs.pop(training, None)
         width = len(str(training.total))
         parts = [f"{training.index:>{width}}/{training.total}", str(training.layout)]
         if training.phase != SEARCH:
@@ -297,6 +308,10 @@ def show_estimate(console: Console, yaml: str, estimate: Estimate) -> None:
     console.print(Text(yaml), soft_wrap=True)
     console.print(f"layouts in the space: {estimate.layouts:,}")
     console.print(f"parameters: {estimate.trained_parameters:,} trained, {estimate.frozen_parameters:,} frozen")
+    console.print(
+        f"side by side: {counted(estimate.side_by_side, 'trial')}, "
+        f"{counted(estimate.finals_side_by_side, 'final training')} (search.batch)"
+    )
     parts = (estimate.search_seconds, estimate.confirmation_seconds, estimate.final_seconds)
     search, confirmation, final = (clock(seconds) for seconds in parts)
     console.print(f"estimated time on this machine: {clock(estimate.seconds)}")

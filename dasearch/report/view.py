@@ -19,7 +19,7 @@ from dasearch.errors import WrongUse
 from dasearch.layout import CHOICES, Difference, Layout
 from dasearch.report.learned import Learned, learn
 from dasearch.search.confirmation import OBJECTIVE, Standing, standings, t_interval
-from dasearch.search.runner import BROKEN
+from dasearch.search.loop import BROKEN
 from dasearch.search.store import (
     Artifact,
     Confirmation,

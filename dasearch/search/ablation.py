@@ -23,11 +23,11 @@ from dasearch.errors import StudyError, suggestion
 from dasearch.layout import Layout, ModelKind
 from dasearch.search.confirmation import ALL_SERIAL, OBJECTIVE, t_interval
 from dasearch.search.events import ABLATION, Finished, Listener, Training
-from dasearch.search.objective import Objective
-from dasearch.search.runner import data_bo
+from dasearch.search.objective import Objective, Run, data_bo, raise_failed
 from dasearch.search.single import named_layout
 from dasearch.search.store import AblationTraining, Store, open_store
 from dasearch.search.study import Study, only_runner, settings_differences
+from dasearch.search.trainings import Planned, batches
 from dasearch.search_space import find_shipped, shipped
 from dasearch.training.loop import Trained, objective_hash
 from dasearch.training.materials import Materials, resolve_device
@@ -123,27 +123,46 @@ class Ablation:
         distinct: dict[str, Variant] = {}
         for variant in self.variants:
             distinct.setdefault(variant.key, variant)
-        planned = [(seed, variant) for seed in range(1, self.seeds + 1) for variant in distinct.values()]
+        seeds = range(1, self.seeds + 1)
+        each = [(variant, seed) for variant in distinct.values() for seed in seeds]
         done = {(training.variant, training.seed) for training in store.ablations(self._run_key())}
-        missing = [(seed, variant) for seed, variant in planned if (variant.key, seed) not in done]
-        materials = Prepared(self.study, self.listener)
-        spent = 0.0
-        for index, (seed, variant) in enumerate(missing, start=1):
-            place = len(planned) - len(missing) + index
-            label = f"{variant.title}, seed {seed}"
-            epochs = recipe_of(variant.settings, short=self.short).epochs
-            training = Training(ABLATION, place, len(planned), variant.layout, label, epochs)
-            self.listener.started(training)
-            trained = self._train(self._objective(materials, variant), variant, seed, training)
-            store.add_ablation(
-                AblationTraining(
-                    self._run_key(), variant.key, seed, trained.metrics.record(), trained.parameters, trained.seconds
-                )
-            )
-            spent += trained.seconds
-            left = spent / index * (len(missing) - index)
-            self.listener.finished(Finished(training, trained.metrics.mrr, None, None, trained.seconds, left))
+        missing = [(variant, seed) for variant, seed in each if (variant.key, seed) not in done]
+        first = len(each) - len(missing) + 1
+        planned = [(one[0], self._planned(*one, place, len(each))) for place, one in enumerate(missing, first)]
+        prepared, spent = Prepared(self.study, self.listener), list[float]()
+        for key in dict.fromkeys(variant.key for variant, _ in planned):
+            objective = self._objective(prepared, distinct[key])
+            own = [one for variant, one in planned if variant.key == key]
+            for batch in batches(own, objective.at_once):
+                self._train(store, key, objective, batch, spent)
         shutil.rmtree(self._checkpoints, ignore_errors=True)
+
+    def _planned(self, variant: Variant, seed: int, place: int, total: int) -> Planned:
+        epochs = recipe_of(variant.settings, short=self.short).epochs
+        training = Training(ABLATION, place, total, variant.layout, f"{variant.title}, seed {seed}", epochs)
+        return Planned(training, Run(variant.layout, f"{self._run_key()}/{variant.key}/{seed}", seed))
+
+    def _train(
+        self, store: Store, key: str, objective: Objective, batch: Sequence[Planned], spent: list[float]
+    ) -> None:
+        """Train seeds of one variant side by side; their seconds join those ``spent`` before."""
+        heard = self.listener
+        for training, _ in batch:
+            heard.started(training)
+        outcomes = objective.train_together(
+            [run for _, run in batch],
+            on_epoch=lambda place, epoch: heard.epoch(batch[place].training, epoch),
+            say=heard.says,
+        )
+        trained = [(one, each) for one, each in zip(batch, outcomes, strict=False) if isinstance(each, Trained)]
+        spent += [each.seconds for _, each in trained]
+        for (training, run), each in trained:
+            metrics = each.metrics.record()
+            store.add_ablation(AblationTraining(self._run_key(), key, run.seed, metrics, each.parameters, each.seconds))
+            objective.forget(run.name)
+            left = sum(spent) / len(spent) * (training.total - batch[-1].training.index)
+            heard.finished(Finished(training, each.metrics.mrr, None, None, each.seconds, left))
+        raise_failed(outcomes)
 
     @property
     def _checkpoints(self) -> Path:
@@ -155,15 +174,6 @@ class Ablation:
             materials = materials.on(data_bo(variant.settings, materials.development))
         recipe = recipe_of(variant.settings, short=self.short)
         return Objective(variant.settings, materials, recipe, variant.replace_every, self._checkpoints)
-
-    def _train(self, objective: Objective, variant: Variant, seed: int, training: Training) -> Trained:
-        run = f"{self._run_key()}/{variant.key}/{seed}"
-        heard = self.listener
-        trained = objective.train(
-            variant.layout, run=run, seed=seed, on_epoch=lambda epoch: heard.epoch(training, epoch)
-        )
-        objective.forget(run)
-        return trained
 
 
 class Prepared:

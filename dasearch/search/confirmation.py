@@ -23,6 +23,7 @@ from dasearch.training.seeds import generator_for
 
 ALL_SERIAL, ALL_PARALLEL, RANDOM = "all-serial", "all-parallel", "random"
 CANDIDATE = "candidate"
+CONTROLS = 3  # all serial, all parallel, random
 OBJECTIVE = "MRR"
 
 

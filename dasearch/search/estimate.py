@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import fmean
 
 from dasearch.config import DARecStudy, EncoderStudy, StudySettings
 from dasearch.data import LeaveOneOut
-from dasearch.search.runner import CONTROLS, data_bo, final_trainings
+from dasearch.errors import TrainingError
+from dasearch.search.objective import at_once, data_bo
 from dasearch.search.study import Study
-from dasearch.training.loop import train
-from dasearch.training.materials import build_catalogue, open_backbone
+from dasearch.search.trainings import confirmation_trainings, final_trainings
+from dasearch.training.loop import Candidate, Trained, train_together
+from dasearch.training.materials import Materials, build_catalogue, open_backbone
 from dasearch.training.preparation import prepare
 from dasearch.training.seeds import generator_for
 
@@ -18,9 +21,16 @@ SAMPLE_USERS = 96  # users of the timed epoch
 
 @dataclass(frozen=True)
 class Estimate:
-    """Parameters and seconds of a study."""
+    """Parameters and seconds of a study.
+
+    Attributes:
+        side_by_side: trials that train at a time.
+        finals_side_by_side: final trainings of one variation that do.
+    """
 
     layouts: int
+    side_by_side: int
+    finals_side_by_side: int
     trained_parameters: int
     frozen_parameters: int
     search_seconds: float
@@ -33,7 +43,7 @@ class Estimate:
 
 
 def estimate(study: Study) -> Estimate:
-    """Time one epoch on a few users and scale it up; tiny-opt's own first training is not counted."""
+    """Time one epoch of a batch on a few users and scale it up; tiny-opt's own first training is not counted."""
     settings = quickly(study.settings)
     space, dataset = study.space(), study.dataset()
     development = LeaveOneOut(dataset).development
@@ -41,24 +51,41 @@ def estimate(study: Study) -> Estimate:
     share = min(1.0, SAMPLE_USERS / len(development.users))
     sample = development.sample_users(share, generator_for("estimate"))
     materials = prepare(settings, build_catalogue(settings, dataset, backbone, tokenizer), sample)
-    layout = space.all_serial
-    recipe = settings.trial.model_copy(update={"epochs": 2})
-    every = space.file.replace_every
-    trained = train(settings, materials, layout, recipe, replace_every=every)
-    pace = trained.progress.epochs[-1].seconds / len(sample.users)
     search, subset = settings.search, len(data_bo(settings, development).users)
+    side_by_side = min(at_once(settings, materials, settings.trial), search.budget)
+    candidates = [Candidate(space.all_serial, seed) for seed in range(side_by_side)]
+    trained = timed(settings, materials, candidates, space.file.replace_every)
+    pace = fmean(one.progress.epochs[-1].seconds for one in trained) / len(sample.users)
     trial = pace * subset * settings.trial.epochs
     final = pace * len(development.users) * settings.final.epochs
     frozen = sum(parameter.numel() for parameter in backbone.model.parameters())
-    confirmations = (search.candidates + CONTROLS) * search.confirm_seeds
     return Estimate(
         space.size,
-        trained.parameters,
+        side_by_side,
+        at_once(settings, materials, settings.final),
+        trained[0].parameters,
         frozen,
         trial * search.budget,
-        trial * confirmations,
+        trial * confirmation_trainings(settings),
         final * final_trainings(settings),
     )
+
+
+def timed(
+    settings: StudySettings, materials: Materials, candidates: list[Candidate], replace_every: int
+) -> list[Trained]:
+    """Train candidates side by side for two epochs, of which the second is warm.
+
+    Raises:
+        TrainingError: if one diverges.
+    """
+    recipe = settings.trial.model_copy(update={"epochs": 2})
+    found = []
+    for outcome in train_together(settings, materials, candidates, recipe, replace_every=replace_every):
+        if isinstance(outcome, TrainingError):
+            raise outcome
+        found.append(outcome)
+    return found
 
 
 def quickly(settings: StudySettings) -> StudySettings:

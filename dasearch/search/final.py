@@ -1,9 +1,9 @@
-"""The final table: which rows it has, and the one place that reads the test split."""
+"""The final table: which rows it has, how they are trained, and the one place that reads the test split."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,10 @@ from dasearch.data import IntArray, LeaveOneOut, TestSplit
 from dasearch.layout import Layout
 from dasearch.models.id_encoders import ENCODERS, IDEncoder
 from dasearch.search.confirmation import RANDOM, controls
+from dasearch.search.events import FINAL, Training
+from dasearch.search.objective import TRIAL_SEED, Objective, Run
 from dasearch.search.store import FinalTraining, Result
+from dasearch.search.trainings import Planned, Trainings
 from dasearch.search_space import SearchSpace
 from dasearch.training.baselines import markov_ranks, popularity_ranks
 from dasearch.training.encoders import encoder_ranks, study_encoder
@@ -57,6 +60,46 @@ def final_rows(settings: StudySettings, space: SearchSpace, winner: Layout) -> d
         if control.role != RANDOM or settings.comparison.random:
             rows[control.role] = Model(control.layout)
     return rows | {name: Model(space.all_serial, name) for name in settings.compared_variations}
+
+
+def train_rows(trainings: Trainings, rows: Mapping[str, Model]) -> dict[Model, list[Trained]]:
+    """Train every row on everyone, with every seed; one variation's trainings run side by side."""
+    planned = _planned(trainings.settings, rows)
+    found: dict[Model, list[Trained]] = {}
+    for variation in dict.fromkeys(model.variation for model, _ in planned):
+        own = [(model, one) for model, one in planned if model.variation == variation]
+        objective = _objective(trainings, variation)
+        trained = trainings.later(objective, [one for _, one in own], keep=lambda one, trained: None)
+        for (model, _), each in zip(own, trained, strict=True):
+            found.setdefault(model, []).append(each)
+    return found
+
+
+def _planned(settings: StudySettings, rows: Mapping[str, Model]) -> list[tuple[Model, Planned]]:
+    """Every model with every seed, a variation after the other."""
+    models = dict.fromkeys(rows.values())
+    variations, seeds = dict.fromkeys(model.variation for model in models), range(settings.comparison.seeds)
+    each = [(model, seed) for own in variations for seed in seeds for model in models if model.variation == own]
+    found = []
+    for index, (model, seed) in enumerate(each, start=1):
+        names = " = ".join(name for name, named in rows.items() if named == model)
+        label = f"{names}, seed {seed}"
+        training = Training(FINAL, index, len(each), model.layout, label, settings.final.epochs)
+        found.append((model, Planned(training, Run(model.layout, _run_name(model, seed), seed))))
+    return found
+
+
+def _run_name(model: Model, seed: int) -> str:
+    name = f"final/{model.variation or model.layout}"
+    return name if seed == TRIAL_SEED else f"{name}/{seed}"
+
+
+def _objective(trainings: Trainings, variation: str | None) -> Objective:
+    full = trainings.full
+    if variation is None:
+        return full
+    varied = trainings.settings.varied(variation)
+    return replace(full, settings=varied, materials=full.materials.under(varied))
 
 
 def train_encoders(settings: StudySettings, materials: Materials, say: Say) -> dict[str, list[IDEncoder]]:

@@ -5,16 +5,31 @@ It is handed `Development` data only, which carries no test item.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from dasearch.config import Recipe, StudySettings
+from dasearch.data import Development
+from dasearch.errors import TrainingError
 from dasearch.layout import Layout
-from dasearch.training.loop import Epoch, Trained, train
+from dasearch.training.loop import Candidate, Epoch, Trained, candidates_at_once, train_together
 from dasearch.training.materials import Materials
+from dasearch.training.method import Say
+from dasearch.training.seeds import generator_for
 
 TRIAL_SEED = 0  # common random numbers: every trial starts from the same weights and sees the same batches
+Outcome = Trained | Exception  # a training, or why there is none: TrainingError where it diverged
+
+
+class Run(NamedTuple):
+    """One training of a study: its layout, its name, as of `store.EpochRow`, and its seed."""
+
+    layout: Layout
+    name: str
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -33,16 +48,52 @@ class Objective:
     folder: Path
 
     def train(self, layout: Layout, *, run: str, seed: int, on_epoch: Callable[[Epoch], None]) -> Trained:
-        """Train a layout, going on from this run's checkpoint if there is one."""
-        return train(
-            self.settings,
-            self.materials,
-            layout,
-            self.recipe,
-            replace_every=self.replace_every,
-            seed=seed,
-            checkpoint=self.checkpoint(run),
-            on_epoch=on_epoch,
+        """Train a layout, going on from this run's checkpoint if there is one.
+
+        Raises:
+            TrainingError: if a loss is not a finite number.
+        """
+        (outcome,) = self.train_together([Run(layout, run, seed)], on_epoch=lambda _, epoch: on_epoch(epoch))
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def train_together(
+        self, runs: Sequence[Run], *, on_epoch: Callable[[int, Epoch], None], say: Say = lambda _: None
+    ) -> list[Outcome]:
+        """Train runs side by side, each from its own checkpoint on; what became of them, in their order.
+
+        An error that ends the batch, such as too little memory for it, says nothing about its runs. They go on one by one,
+        up to the first that breaks alone: its error is then the last outcome, and runs after it have none.
+
+        Args:
+            on_epoch: told each new epoch, with the place of its run.
+            say: told of a batch that broke.
+        """
+        try:
+            return self._side_by_side(runs, on_epoch)
+        except Exception as error:
+            if len(runs) == 1:
+                return [error]
+            say(f"{len(runs)} trainings side by side broke ({type(error).__name__}: {error}); they go on one by one")
+        found: list[Outcome] = []  # out of the handler, whose traceback holds on to the batch's memory
+        for place, run in enumerate(runs):
+            found += self.train_together([run], on_epoch=_at(place, on_epoch))
+            if is_broken(found[-1]):
+                break
+        return found
+
+    def _side_by_side(self, runs: Sequence[Run], on_epoch: Callable[[int, Epoch], None]) -> list[Outcome]:
+        candidates = [Candidate(run.layout, run.seed, self.checkpoint(run.name)) for run in runs]
+        return list(
+            train_together(
+                self.settings,
+                self.materials,
+                candidates,
+                self.recipe,
+                replace_every=self.replace_every,
+                on_epoch=on_epoch,
+            )
         )
 
     def checkpoint(self, run: str) -> Path:
@@ -52,7 +103,40 @@ class Objective:
         """Remove the checkpoint of a run whose result is kept."""
         self.checkpoint(run).unlink(missing_ok=True)
 
+    @cached_property
+    def at_once(self) -> int:
+        """How many runs train side by side."""
+        return at_once(self.settings, self.materials, self.recipe)
+
     @property
     def work(self) -> int:
         """Users times epochs of one training: what its seconds are proportional to."""
         return len(self.materials.development.users) * self.recipe.epochs
+
+
+def at_once(settings: StudySettings, materials: Materials, recipe: Recipe) -> int:
+    """How many trainings run side by side: what the study says, or what the device holds."""
+    batch = settings.search.batch
+    return candidates_at_once(settings, materials, recipe) if batch == "auto" else batch
+
+
+def is_broken(outcome: Outcome) -> bool:
+    """Whether a training ended by an error that is no diverged loss."""
+    return isinstance(outcome, Exception) and not isinstance(outcome, TrainingError)
+
+
+def _at(place: int, on_epoch: Callable[[int, Epoch], None]) -> Callable[[int, Epoch], None]:
+    """What is told of a run that trains alone, at its place among others."""
+    return lambda _, epoch: on_epoch(place, epoch)
+
+
+def raise_failed(outcomes: Sequence[Outcome]) -> None:
+    """Raise the first outcome that is an error, where every training must succeed."""
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+
+
+def data_bo(settings: StudySettings, development: Development) -> Development:
+    """Data_BO: a seeded share of the users, the whole catalogue kept (DARec sec. 3.1.1)."""
+    return development.sample_users(settings.data.bo_fraction, generator_for(settings.seed, "Data_BO"))

@@ -288,7 +288,7 @@ class TrialRecord(NamedTuple):
 
     @property
     def seconds(self) -> float | None:
-        """Of training; of the attempt where nothing was trained to the end."""
+        """Of training, its share where several ran side by side; of the attempt where nothing was trained to the end."""
         attempt = (self.ended - self.started).total_seconds() if self.started and self.ended else None
         kept: float | None = self.attributes.get("seconds", attempt)
         return kept

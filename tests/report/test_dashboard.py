@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -33,7 +34,7 @@ from dasearch.report.dashboard.server import first_command
 from dasearch.report.figures import FIGURES
 from dasearch.report.figures.trials import trial_curves, trial_difference
 from dasearch.report.theme import LIGHT, THEMES, words
-from dasearch.report.view import read_view
+from dasearch.report.view import State, read_view
 from dasearch.search.store import Progress, Store, open_store
 from tests.report import stored, views
 from tests.report.stored import (
@@ -372,6 +373,29 @@ def test_progress_in_words() -> None:
     assert share(view) == ("evaluations", 5, 5)
     short = views.view(view.trials[:3])
     assert seconds_left(short) == 2 * 9.0  # trials of 8, 9 and 10 s, two to come
+
+
+def test_progress_of_a_batch_in_words() -> None:
+    silent = Progress("toy", {}, "search", 0.0, {}, None, None, "v")
+    view = views.finished(phase="search")
+    (one,) = (trial for trial in view.trials if trial.state is State.RUNNING)
+    ahead = replace(one, number=8, layout=Layout.parse("PSS-SSP"), curve={0: 0.1, 1: 0.1})
+    asking = replace(one, number=9, layout=None, curve={})
+    said = progress_sentences(replace(view, trials=(*view.trials, ahead, asking)), silent)
+    epochs = view.settings.trial.epochs
+    assert said[1:3] == [
+        f"Trials 7 and 8 run side by side, 1 of at most {epochs} epochs done: SSS-SSP, PSS-SSP.",
+        "Trial 9 runs: its layout is being proposed.",
+    ]
+    first, second, _ = views.later_trainings()
+    batch = [second._replace(run=f"confirm/{place}", place=place, ended=None) for place in (3, 4)]
+    ended = second._replace(ended=second.began, place=2)
+    confirming = views.finished(phase="confirmation", later_trainings=(first, ended, *batch))
+    assert share(confirming) == ("trainings with fresh seeds", 2, 6)
+    assert progress_sentences(confirming, silent)[1] == (
+        "2 of 6 trainings with fresh seeds are complete; 2 run side by side since 00:01 UTC: "
+        "all-serial, seed 2: SSS-SSS; all-serial, seed 2: SSS-SSS."
+    )
 
 
 def test_progress_after_the_search() -> None:

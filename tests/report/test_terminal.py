@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from io import StringIO
+
 import pytest
 from rich.console import Console
 
-from dasearch.report.terminal import against_baselines, results_table
+from dasearch.layout import Layout
+from dasearch.report.terminal import Terminal, against_baselines, results_table
+from dasearch.search.events import SEARCH, Finished, Training
 from dasearch.search.store import Result
+from dasearch.training.loop import Epoch
 from dasearch.training.metrics import Interval
 
 METRICS = ("MRR", "Recall@10", "NDCG@10")
@@ -49,3 +54,39 @@ def test_the_closing_table_fits_its_terminal(width: int, headings: list[str]) ->
     assert "…" not in shown
     assert "+0.0200 [+0.0100, +0.0300]" in shown
     assert "0.1200 ±0.0020" in shown
+
+
+class Shown(Terminal):
+    """Keeps what its live line said."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(width=80, record=True, file=StringIO()))
+        self.lines: list[str] = []
+
+    def _live(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_batch_is_one_live_line_and_a_line_for_each_that_ended() -> None:
+    shown = Shown()
+    layouts = [Layout.parse(text) for text in ("SPS-PPS-SSP-SSS", "PPP-SSS-PPS-SSP", "SSS-SSS-SSS-SSP")]
+    batch = [Training(SEARCH, 5 + place, 30, layout, "trial", 3) for place, layout in enumerate(layouts)]
+    for training in batch:
+        shown.started(training)
+    for place, training in enumerate(batch):
+        shown.epoch(training, Epoch(0, {}, {"MRR": 0.04 + 0.01 * place}, 1.0))
+    assert shown.lines == [
+        "5/30  SPS-PPS-SSP-SSS  epoch 1/3",
+        "5-6/30 side by side  epoch 1/3",
+        "5-7/30 side by side  epoch 1/3",
+        "5-7/30 side by side  epoch 1/3  MRR 0.0400",
+        "5-7/30 side by side  epoch 1/3  MRR 0.0500",
+        "5-7/30 side by side  epoch 2/3  MRR 0.0600",
+    ]
+    for training in batch:
+        shown.finished(Finished(training, 0.05, 0.06, training.layout, 12.5, 3725.0))
+    shown.started(Training(SEARCH, 8, 30, layouts[0], "trial", 3))
+    assert shown.lines[-1] == "8/30  SPS-PPS-SSP-SSS  epoch 1/3  best 0.0600  left 1:02:05"
+    printed = shown.console.export_text().splitlines()
+    assert printed[-1] == " 7/30  SSS-SSS-SSS-SSP  MRR 0.0500  best 0.0600   12.5 s  left 1:02:05"
+    assert max(map(len, [*printed, *shown.lines])) <= 80

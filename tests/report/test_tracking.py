@@ -246,7 +246,7 @@ class Broken:
 
 
 def test_a_tracker_that_fails_is_said_once_and_loses_no_trial(tmp_path: Path) -> None:
-    settings, said = small_study(tmp_path), []
+    settings, said = small_study(tmp_path, search={"batch": 1}), []
     broken = Broken(settings)
     with closing(Tracking("mlflow", broken, Study(settings), said.append)) as listener:
         status = Study(settings).run(train=False, listener=listener)

@@ -83,7 +83,7 @@ def test_scores_are_those_of_the_trainings_and_twins_are_trained_once(tmp_path: 
     own, ears = study(tmp_path), Ears()
     scored = Ablation(own, load_variants(own, plan), 2, listener=ears).run()
     assert len(ears.labels) == 8  # all serial is the study itself
-    assert ears.labels[:2] == [f"{WHOLE}, seed 1", "parts: LLMRec, seed 1"]
+    assert ears.labels[:2] == [f"{WHOLE}, seed 1", f"{WHOLE}, seed 2"]
     assert ears.said.count("finding hard negatives") == 1  # nothing that preparation reads differs
     by_name = {score.variant.name: score for score in scored}
     assert by_name["all serial"].metrics == by_name[WHOLE].metrics

@@ -66,10 +66,11 @@ def test_interrupted_in_any_phase_it_ends_the_same(tmp_path: Path, kind: str, af
 
 def test_an_estimate_writes_nothing(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DASEARCH_CACHE", str(tmp_path / "cache"))
-    found = estimate(Study(small_study(tmp_path, model={"kind": kind})))
+    found = estimate(Study(small_study(tmp_path, model={"kind": kind}, search={"batch": 3})))
     assert found.layouts == 64
     assert found.trained_parameters > 0
     assert found.seconds > 0
+    assert (found.side_by_side, found.finals_side_by_side) == (3, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["toy"]
 
 

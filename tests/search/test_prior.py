@@ -181,7 +181,7 @@ def test_its_json_schema_describes_the_file() -> None:
 
 
 def test_a_warm_study_begins_with_the_others_best(tmp_path: Path) -> None:
-    settings = small_study(tmp_path, search={"startup": None})
+    settings = small_study(tmp_path, search={"startup": None, "batch": 2})
     ears = Ears()
     said: list[str] = []
     ears.says = said.append  # type: ignore[method-assign]

@@ -95,7 +95,7 @@ def test_same_study_and_seed_give_the_same_numbers(tmp_path: Path) -> None:
 
 
 def test_proposals_and_epochs_are_kept(tmp_path: Path) -> None:
-    settings = small_study(tmp_path)
+    settings = small_study(tmp_path, search={"batch": 3})
     status, _ = run(settings, train=False)
     store = open_store(None, settings.output, create=False)
     proposals = store.proposals("toy")
@@ -153,13 +153,14 @@ def test_interrupted_anywhere_it_ends_the_same(tmp_path: Path, phase: str) -> No
 
 
 def later_trainings(output: Path) -> list[tuple[str, int, int]]:
-    """Run, place and total of each training after the search; they ran one after another."""
+    """Run, place and total of each training after the search; batches of them ran one after another."""
     store = open_store(None, str(output), create=False)
     found = store.later_trainings("toy")
     done = {f"confirm/{c.seed}/{c.layout}" for c in store.confirmations("toy")}
     store.close()
     assert {one.run for one in found if one.phase == "confirmation"} == done
-    moments = [moment for one in found for moment in (one.began, one.ended)]
+    batches = list(dict.fromkeys((one.began, one.ended) for one in found))
+    moments = [moment for batch in batches for moment in batch]
     assert None not in moments
     assert moments == sorted(moments)
     return [(one.run, one.place, one.total) for one in found]
@@ -193,9 +194,9 @@ def test_interrupted_between_checkpoint_and_record(tmp_path: Path, monkeypatch: 
     assert all(set(trial.intermediate_values) == {0, 1} for trial in done)
 
 
-def test_killed_in_the_middle_of_a_trial(tmp_path: Path) -> None:
-    """SIGKILL: nothing of the process is left to clean up after itself."""
-    settings = small_study(tmp_path, trial={"epochs": 3})
+def test_killed_in_the_middle_of_a_batch(tmp_path: Path) -> None:
+    """SIGKILL: nothing of the process is left to clean up after itself, and two trials are in its second batch."""
+    settings = small_study(tmp_path, trial={"epochs": 3}, search={"batch": 2})
     whole, _ = run(settings.model_copy(update={"output": str(tmp_path / "whole")}))
     study_file = tmp_path / "toy.yaml"
     study_file.write_text(settings.yaml())
@@ -216,7 +217,7 @@ def test_killed_in_the_middle_of_a_trial(tmp_path: Path) -> None:
 
 
 def _wait_for(output: Path, process: subprocess.Popen[bytes]) -> None:
-    """Until one trial is complete and the next one has its first checkpoint."""
+    """Until one batch is complete and the next one has its first checkpoint."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -225,10 +226,10 @@ def _wait_for(output: Path, process: subprocess.Popen[bytes]) -> None:
             store.close()
         except StoreError:
             done = 0
-        if done >= 1 and list((output / "toy").glob("checkpoints/trial_*")):
+        if done >= 2 and list((output / "toy").glob("checkpoints/trial_*")):
             return
         time.sleep(0.02)
-    pytest.fail("the study never came to its second trial")
+    pytest.fail("the study never came to its second batch")
 
 
 def test_search_never_sees_a_test_item(tmp_path: Path) -> None:
@@ -278,7 +279,7 @@ def test_an_enqueued_duplicate_is_not_trained_again(tmp_path: Path) -> None:
 
 def test_a_layout_that_breaks_twice_is_left_out(tmp_path: Path) -> None:
     """An error that is no diverged loss, such as too little memory for one layout."""
-    settings = small_study(tmp_path)
+    settings = small_study(tmp_path, search={"batch": 1})
     broken: list[str] = []
 
     class Breaks(Ears):
@@ -444,6 +445,6 @@ def test_sampler_is_told_the_whole_space(tmp_path: Path, monkeypatch: pytest.Mon
             drawn.append(args[2])
             return original(self, *args)
 
-    monkeypatch.setattr("dasearch.search.runner.PRSampler", Watched)
+    monkeypatch.setattr("dasearch.search.loop.PRSampler", Watched)
     run(small_study(tmp_path), budget=2, train=False)
     assert not drawn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -50,40 +51,62 @@ def progress_sentences(view: StudyView, progress: Progress) -> list[str]:
             *found,
             f"No sign of life for {silent}: its process may have ended; run the same command again to go on.",
         ]
-    found += [_running_sentence(view, trial) for trial in view.trials if trial.state is State.RUNNING]
+    found += _running_sentences(view, [trial for trial in view.trials if trial.state is State.RUNNING])
     left = seconds_left(view)
     return [*found, f"About {clock(left)} left in the search at this pace."] if left else found
 
 
 def share(view: StudyView) -> Share:
     """Of the evaluations, or after the search of its phase's trainings."""
-    last = _latest(view)
-    if last is None:
+    latest = _latest(view)
+    if not latest:
         return Share("evaluations", len(view.completed), view.settings.search.budget)
-    return Share(AFTER[view.phase], last.place - (last.ended is None), last.total)
+    return Share(AFTER[view.phase], latest[-1].place - len(_running(latest)), latest[-1].total)
 
 
-def _latest(view: StudyView) -> LaterTraining | None:
-    """The training that began last, of the phase that the study is in."""
-    return next((one for one in reversed(view.later_trainings) if one.phase == view.phase), None)
+def _latest(view: StudyView) -> list[LaterTraining]:
+    """The trainings that began last, side by side, of the phase that the study is in; none before the first."""
+    own = [one for one in view.later_trainings if one.phase == view.phase]
+    return [one for one in own if one.began == own[-1].began]
+
+
+def _running(trainings: Sequence[LaterTraining]) -> list[LaterTraining]:
+    return [one for one in trainings if one.ended is None]
 
 
 def _later_sentence(view: StudyView) -> str:
     """Which trainings after the search are done, of how many, and what runs; of an older study what is known."""
-    last = _latest(view)
-    if last is None:
+    latest = _latest(view)
+    if not latest:
         return f"{len(view.confirmations)} trainings with fresh seeds are complete."
     what, done, total = share(view)
-    if last.ended is None:
-        return f"{done} of {total} {what} are complete; {last.label} runs since {last.began:%H:%M} UTC: {last.layout}."
+    if running := _running(latest):
+        return f"{done} of {total} {what} are complete; {_named(running)}."
     rest = ", what is left are ID models and the test split" if view.phase == FINAL and done == total else ""
     return f"{done} of {total} {what} are complete{rest}."
 
 
-def _running_sentence(view: StudyView, trial: Trial) -> str:
-    epochs = f", {len(trial.curve or {})} of at most {view.settings.trial.epochs} epochs done"
-    layout = "its layout is being proposed" if trial.layout is None else f"{trial.layout}{epochs}"
-    return f"Trial {trial.number} runs: {layout}."
+def _named(running: Sequence[LaterTraining]) -> str:
+    since = f"since {running[0].began:%H:%M} UTC"
+    if len(running) == 1:
+        return f"{running[0].label} runs {since}: {running[0].layout}"
+    return f"{len(running)} run side by side {since}: {'; '.join(f'{one.label}: {one.layout}' for one in running)}"
+
+
+def _running_sentences(view: StudyView, trials: Sequence[Trial]) -> list[str]:
+    """One for the trials that train side by side, and one for each whose layout is being proposed."""
+    proposed = [trial for trial in trials if trial.layout is not None]
+    asking = [f"Trial {trial.number} runs: its layout is being proposed." for trial in trials if trial.layout is None]
+    return [*([_side_by_side(view, proposed)] if proposed else []), *asking]
+
+
+def _side_by_side(view: StudyView, trials: Sequence[Trial]) -> str:
+    """Which trials train, with their layouts, and the epochs that all of them have done."""
+    numbers, layouts = [str(trial.number) for trial in trials], ", ".join(str(trial.layout) for trial in trials)
+    epochs = f"{min(len(trial.curve or {}) for trial in trials)} of at most {view.settings.trial.epochs} epochs done"
+    if len(trials) == 1:
+        return f"Trial {numbers[0]} runs: {layouts}, {epochs}."
+    return f"Trials {', '.join(numbers[:-1])} and {numbers[-1]} run side by side, {epochs}: {layouts}."
 
 
 def seconds_left(view: StudyView) -> float | None:

@@ -1,0 +1,55 @@
+"""The phase after the search: the best layouts and the controls trained again, as `confirmation` reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dasearch.layout import Layout
+from dasearch.search.confirmation import Contender, Standing, contenders, standings
+from dasearch.search.events import CONFIRMATION, Training
+from dasearch.search.objective import Run
+from dasearch.search.store import Confirmation
+from dasearch.search.trainings import Planned, Trainings
+from dasearch.search_space import SearchSpace
+from dasearch.training.loop import Trained
+
+
+def confirm(trainings: Trainings, space: SearchSpace, signals: Mapping[Layout, float]) -> list[Standing]:
+    """Train the best layouts and the controls again with fresh seeds, the same for each; the best mean first.
+
+    Args:
+        signals: what the surrogate learned from every evaluated layout.
+    """
+    settings, store = trainings.settings, trainings.store
+    search = settings.search
+    found = contenders(space, signals, candidates=search.candidates, seed=settings.seed)
+    roles = {contender.layout: contender.role for contender in found}
+    done = {_run_name(c.layout, c.seed) for c in store.confirmations(settings.name)}
+    missing = [one for one in _planned(trainings, found) if one.run.name not in done]
+
+    def keep(one: Planned, trained: Trained) -> None:
+        layout, name, seed = one.run
+        record = Confirmation(layout, roles[layout], seed, trained.metrics.record(), trained.seconds)
+        store.add_confirmation(settings.name, record)
+        trainings.short.forget(name)
+
+    trainings.later(trainings.short, missing, keep)
+    return standings([c for c in store.confirmations(settings.name) if c.layout in roles], space.all_serial)
+
+
+def _planned(trainings: Trainings, found: list[Contender]) -> list[Planned]:
+    """Every contender with every seed."""
+    settings = trainings.settings
+    seeds = range(1, settings.search.confirm_seeds + 1)
+    each = [(contender, seed) for seed in seeds for contender in found]
+    return [
+        Planned(
+            Training(CONFIRMATION, index, len(each), one.layout, f"{one.role}, seed {seed}", settings.trial.epochs),
+            Run(one.layout, _run_name(one.layout, seed), seed),
+        )
+        for index, (one, seed) in enumerate(each, start=1)
+    ]
+
+
+def _run_name(layout: Layout, seed: int) -> str:
+    return f"confirm/{seed}/{layout}"

@@ -1,0 +1,242 @@
+"""Ask, train, tell: the search for a layout. Liu et al. 2024 (DARec), alg. 1.
+
+A batch of trials is asked for, one after another and each with those before it believed to run, trained side by side, and
+told in the order of its numbers. A batch that was interrupted goes on as a batch, so that a study comes out the same.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from dasearch.bayes import Observation, PRSampler, SpaceExhausted, curve_mean
+from dasearch.errors import DasearchError, TrainingError
+from dasearch.layout import CHOICES, Layout
+from dasearch.search.confirmation import OBJECTIVE
+from dasearch.search.events import SEARCH, Finished, Training
+from dasearch.search.objective import TRIAL_SEED, Outcome, Run
+from dasearch.search.store import HEARTBEAT_SECONDS, RETRY
+from dasearch.search.trainings import Planned, Trainings, confirmation_trainings, final_trainings
+from dasearch.search_space import SearchSpace
+from dasearch.training.loop import Epoch, Trained
+
+# attributes of a trial
+BROKEN = "broken"  # its training raised an error
+BATCH = "batch"  # how many trials train side by side, itself among them; from when all of them are asked for
+
+
+class Asked(NamedTuple):
+    """A trial with the layout that was proposed for it."""
+
+    trial: Trial
+    layout: Layout
+
+
+class Search:
+    """The search phase of one study, in one process."""
+
+    def __init__(self, space: SearchSpace, trainings: Trainings) -> None:
+        self.space, self.trainings = space, trainings
+        self.settings, self.store, self.listener = trainings.settings, trainings.store, trainings.listener
+        self.storage = self.store.optuna_storage()
+        self.prior = self.store.prior(self.settings.name)
+        self.study = self._optuna_study()
+
+    def _optuna_study(self) -> optuna.Study:
+        distribution = optuna.distributions.CategoricalDistribution(CHOICES)
+        sampler = PRSampler(
+            seed=self.settings.seed,
+            n_startup=self.settings.search.startup,
+            search_space=dict.fromkeys(self.space.free, distribution),
+            prior=[Observation(self.space.encode(trial.layout), trial.value) for trial in self.prior],
+            signal=curve_mean,  # predicts other seeds' MRR better than the best epoch: benchmarks/further_outputs.py
+            on_proposal=lambda proposal: self.store.add_proposal(self.settings.name, proposal),
+        )
+        return optuna.load_study(study_name=self.settings.name, storage=self.storage, sampler=sampler)
+
+    def run(self) -> None:
+        """Until the budget of completed evaluations is met or every layout is known."""
+        self._retry_lost_trials()
+        if self.prior:
+            self.listener.says(f"warm start: {self.prior[0].source}, layouts: {len(self.prior)}")
+        exhausted = False
+        while self._evaluations_left() > 0 and not exhausted:
+            self._require_progress()
+            batch: list[Asked] = []
+            with self._released_if_interrupted(batch), beating(self.storage, batch):
+                exhausted = not self._fill(batch)
+                if batch:
+                    self._evaluate(batch)
+        if exhausted:
+            self.listener.says(f"all {self.space.size} layouts are evaluated")
+
+    def signals(self) -> dict[Layout, float]:
+        """What the surrogate learned from every evaluated layout."""
+        return {self.space.decode(t.params): curve_mean(t) for t in self._finished(TrialState.COMPLETE)}
+
+    # --- ask ------------------------------------------------------------------------------------------------------
+
+    def _fill(self, batch: list[Asked]) -> bool:
+        """Ask for a batch; False if no layout is left. A batch that was interrupted while it trained gets no new ones."""
+        size = min(self.trainings.short.at_once, self._evaluations_left())
+        # one that trained when there were no batches is known by its epochs
+        goes_on = any(BATCH in trial.user_attrs or trial.intermediate_values for trial in self._waiting())
+        while len(batch) < size and (not goes_on or self._waiting()):
+            trial = self.study.ask()
+            self.storage.record_heartbeat(trial._trial_id)  # a worker that dies before its training is missed as well
+            try:
+                layout = self.space.decode({n: trial.suggest_categorical(n, CHOICES) for n in self.space.free})
+            except SpaceExhausted as error:
+                self.study.tell(trial, state=TrialState.FAIL)
+                if len(self._taken(batch)) == self.space.size:
+                    return False
+                self.listener.says(f"an enqueued trial is left out: {error}")  # only what it was given is used up
+                continue
+            if layout in self._taken(batch):  # enqueued by hand; a layout is trained once
+                self.study.tell(trial, state=TrialState.PRUNED)
+            else:
+                batch.append(Asked(trial, layout))
+        return True
+
+    def _waiting(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+
+    def _taken(self, batch: Sequence[Asked]) -> set[Layout]:
+        """The layouts that were trained or are about to be."""
+        done = self._finished(TrialState.COMPLETE, TrialState.PRUNED)
+        tried = {self.space.decode(t.params) for t in done if set(self.space.free) <= set(t.params)}
+        return tried | {layout for _, layout in batch}
+
+    # --- train ----------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, batch: Sequence[Asked]) -> None:
+        for trial, _ in batch:
+            trial.set_user_attr(BATCH, len(batch))
+        planned = self._planned(batch)
+        reported = [set(self.storage.get_trial(trial._trial_id).intermediate_values) for trial, _ in batch]
+
+        def report(place: int, epoch: Epoch) -> None:
+            if epoch.number not in reported[place]:
+                reported[place].add(epoch.number)
+                batch[place].trial.report(epoch.metrics[OBJECTIVE], epoch.number)
+
+        outcomes = self.trainings.together(self.trainings.short, planned, report)
+        for place, outcome in enumerate(outcomes):
+            self._tell(batch[place].trial, planned[place], outcome, untold=len(outcomes) - place - 1)
+
+    def _planned(self, batch: Sequence[Asked]) -> list[Planned]:
+        budget, epochs = self.settings.search.budget, self.settings.trial.epochs
+        first = budget - self._evaluations_left() + 1
+        return [
+            Planned(
+                Training(SEARCH, index, budget, layout, "trial", epochs), Run(layout, f"trial/{layout}", TRIAL_SEED)
+            )
+            for index, (_, layout) in enumerate(batch, first)
+        ]
+
+    # --- tell -----------------------------------------------------------------------------------------------------
+
+    def _tell(self, trial: Trial, one: Planned, outcome: Outcome, *, untold: int) -> None:
+        """Tell a trial what became of its training; ``untold`` others of its batch are still to be told."""
+        if isinstance(outcome, Trained):
+            trial.set_user_attr("metrics", outcome.progress.best.metrics)
+            trial.set_user_attr("seconds", outcome.seconds)
+            trial.set_user_attr("parameters", outcome.parameters)
+            trial.set_user_attr("peak_memory", outcome.peak_memory)
+            self.study.tell(trial, outcome.metrics.mrr)
+            self.trainings.short.forget(one.run.name)
+            self._tell_finished(one.training, outcome.metrics.mrr, outcome.seconds, untold)
+        elif isinstance(outcome, TrainingError):
+            trial.set_user_attr("reason", str(outcome))
+            self.study.tell(trial, state=TrialState.PRUNED)
+            self._tell_finished(one.training, None, 0.0, untold)
+        else:
+            self._tell_broken(trial, outcome)
+            raise outcome
+
+    def _tell_finished(self, training: Training, score: float | None, seconds: float, untold: int) -> None:
+        scores = {self.space.decode(t.params): float(t.values[0]) for t in self._finished(TrialState.COMPLETE)}
+        best = max(scores, key=lambda layout: scores[layout], default=None)
+        top = None if best is None else scores[best]
+        trials = max(0, self._evaluations_left() - untold)
+        left = self.trainings.seconds_left(
+            trials + confirmation_trainings(self.settings), final_trainings(self.settings)
+        )
+        self.listener.finished(Finished(training, score, top, best, seconds, left))
+
+    def _tell_broken(self, trial: Trial, error: Exception) -> None:
+        """Back to the queue; one that breaks again is pruned, so that others go on."""
+        if self.storage.get_trial(trial._trial_id).user_attrs.get(BROKEN):
+            trial.set_user_attr("reason", f"{type(error).__name__}: {error}")
+            self.study.tell(trial, state=TrialState.PRUNED)
+        else:
+            trial.set_user_attr(BROKEN, True)
+            self._release(trial)
+
+    def _release(self, trial: Trial) -> None:
+        """Back to the queue, to go on from its last epoch."""
+        self.study.tell(trial, state=TrialState.FAIL)
+        RETRY(self.study, self.storage.get_trial(trial._trial_id))
+
+    @contextmanager
+    def _released_if_interrupted(self, batch: Sequence[Asked]) -> Iterator[None]:
+        """Trials of a batch that does not come to its end go back to the queue, in their order."""
+        try:
+            yield
+        except BaseException:
+            for trial, _ in batch:
+                if not self.storage.get_trial(trial._trial_id).state.is_finished():
+                    self._release(trial)
+            raise
+
+    def _retry_lost_trials(self) -> None:
+        """Trials of a killed process go back to the queue and on from their last epoch.
+
+        The study's lock is ours, so on a database of this machine any running trial is lost; elsewhere only one
+        without a heartbeat is.
+        """
+        if self.storage.url.startswith("sqlite"):
+            for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
+                self.study.tell(trial.number, state=TrialState.FAIL)
+                if set(self.space.free) <= set(trial.params):
+                    RETRY(self.study, trial)
+        else:
+            optuna.storages.fail_stale_trials(self.study)
+
+    # --- where it stands ------------------------------------------------------------------------------------------
+
+    def _finished(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states)
+
+    def _evaluations_left(self) -> int:
+        return self.settings.search.budget - len(self._finished(TrialState.COMPLETE))
+
+    def _require_progress(self) -> None:
+        diverged = len(self._finished(TrialState.PRUNED))
+        if diverged > self.settings.search.budget:
+            raise DasearchError(f"{diverged} trainings diverged; lower trial.lr and begin again with --set name=NEW")
+
+
+@contextmanager
+def beating(storage: optuna.storages.RDBStorage, batch: Sequence[Asked]) -> Iterator[None]:
+    """Record the heartbeats of a batch, which may still grow, from a thread for as long as the block runs."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.is_set():
+            for trial, _ in tuple(batch):
+                storage.record_heartbeat(trial._trial_id)
+            over.wait(HEARTBEAT_SECONDS)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
