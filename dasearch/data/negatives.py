@@ -24,7 +24,8 @@ RESOLUTION = (
 # Of the randomised solver at rank 1000, on amazon-scientific: 98% of the neighbours are those of the exact factors, and the
 # farthest is as far to 2 parts in 100,000; a fifth of the processor time (benchmarks/mf.py). Two iterations: 96%.
 ITERATIONS = 3
-OVERSAMPLE = 0.2  # of the rank
+OVERSAMPLE = 0.2  # of the rank, and at least
+LEAST_OVERSAMPLE = 10
 SEED = 0
 
 
@@ -96,11 +97,11 @@ def _neighbours(vectors: Tensor, count: int) -> sparse.csr_array:
 
 def co_occurrence(train: Sequence[IntArray], n_items: int) -> sparse.csr_array:
     """1 where two items stand in one training sequence, ``(items, items)``."""
-    bought = _user_item(train, n_items)
+    bought = user_item(train, n_items)
     return sparse.csr_array((bought.T @ bought) > 0).astype(np.float64)
 
 
-def _user_item(train: Sequence[IntArray], n_items: int) -> sparse.csr_array:
+def user_item(train: Sequence[IntArray], n_items: int) -> sparse.csr_array:
     """1 where a user bought an item in training, ``(users, items)``."""
     rows = np.repeat(np.arange(len(train)), [len(sequence) for sequence in train])
     table = sparse.coo_array((np.ones(len(rows)), (rows, np.concatenate(train))), shape=(len(train), n_items)).tocsr()
@@ -113,7 +114,7 @@ def mf_vectors(train: Sequence[IntArray], n_items: int, *, rank: int = 1000) -> 
     ``rank`` is capped at the smaller side of the matrix. Exact where that side is at most `CHUNK` or nothing is cut, else
     by a randomised solver with a seed of its own.
     """
-    table = _user_item(train, n_items)
+    table = user_item(train, n_items)
     rank = min(rank, *table.shape)
     if rank >= min(table.shape) or min(table.shape) <= CHUNK:
         return exact_factors(table, rank)
@@ -136,7 +137,7 @@ def randomised_factors(
     """
     from sklearn.utils.extmath import randomized_svd  # takes a second, which reading the data set need not wait for
 
-    extra = min(round(oversample * rank), table.shape[1] - rank)
+    extra = min(max(LEAST_OVERSAMPLE, round(oversample * rank)), table.shape[1] - rank)
     _, squares, right = randomized_svd(table.T @ table, rank, n_oversamples=extra, n_iter=iterations, random_state=SEED)
     return np.asarray((np.sqrt(squares)[:, None] * right).T)
 

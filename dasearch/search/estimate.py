@@ -8,10 +8,12 @@ from dasearch.config import DARecStudy, EncoderStudy, StudySettings
 from dasearch.data import LeaveOneOut
 from dasearch.search.runner import CONTROLS, data_bo, final_trainings
 from dasearch.search.study import Study
+from dasearch.threads import WAITING, Waiting, cores, using
 from dasearch.training.loop import train
 from dasearch.training.materials import build_catalogue, open_backbone
 from dasearch.training.preparation import prepare
 from dasearch.training.seeds import generator_for
+from dasearch.training.work import training_threads
 
 SAMPLE_USERS = 96  # users of the timed epoch
 
@@ -26,6 +28,10 @@ class Estimate:
     search_seconds: float
     confirmation_seconds: float
     final_seconds: float
+    trial_threads: int
+    final_threads: int
+    cores: int
+    waiting: Waiting
 
     @property
     def seconds(self) -> float:
@@ -35,6 +41,11 @@ class Estimate:
 def estimate(study: Study) -> Estimate:
     """Time one epoch on a few users and scale it up; tiny-opt's own first training is not counted."""
     settings = quickly(study.settings)
+    with using(settings.threads):
+        return _estimate(study, settings)
+
+
+def _estimate(study: Study, settings: StudySettings) -> Estimate:
     space, dataset = study.space(), study.dataset()
     development = LeaveOneOut(dataset).development
     backbone, tokenizer = open_backbone(settings, dataset, trained=False)
@@ -58,6 +69,10 @@ def estimate(study: Study) -> Estimate:
         trial * search.budget,
         trial * confirmations,
         final * final_trainings(settings),
+        training_threads(settings, materials, settings.trial),
+        training_threads(settings, materials, settings.final),
+        cores(),
+        WAITING,
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import dasearch.data.negatives as negatives_module
 from dasearch.data import hard_negatives, mf_vectors, sample_contrastive, training_batches
-from dasearch.data.negatives import _user_item, exact_factors, randomised_factors
+from dasearch.data.negatives import exact_factors, randomised_factors, user_item
 from dasearch.data.splits import Development
 from tests.conftest import seeded, toy_format, toy_sentences
 
@@ -74,7 +74,7 @@ def test_factors_are_the_best_approximation(rank: int) -> None:
 @given(st.integers(0, 1000), st.integers(1, 25), st.booleans())
 def test_randomised_factors_are_the_exact_ones_up_to_a_rotation(seed: int, rank: int, transposed: bool) -> None:
     shape = (60, 40) if transposed else (40, 60)
-    table = _user_item(walks(seed, *shape), shape[1])
+    table = user_item(walks(seed, *shape), shape[1])
     exact = exact_factors(table, rank)
     found = randomised_factors(table, rank, iterations=200)
     assert found.shape == exact.shape
@@ -88,7 +88,7 @@ def test_randomised_factors_are_the_exact_ones_up_to_a_rotation(seed: int, rank:
 @given(st.integers(0, 1000), st.integers(1, 30))
 def test_a_few_iterations_keep_what_the_best_factors_keep(seed: int, rank: int) -> None:
     """No factors of this rank keep more of the table than the exact ones; these keep nearly as much."""
-    table = _user_item(walks(seed, 200, 80), 80)
+    table = user_item(walks(seed, 200, 80), 80)
     values = np.linalg.svd(table.toarray(), compute_uv=False)
     kept = np.square(randomised_factors(table, rank)).sum() / np.square(values[:rank]).sum()
     assert 0.97 < kept <= 1 + 1e-9
@@ -99,7 +99,7 @@ def test_large_tables_are_factored_by_the_randomised_solver_alike_each_time(monk
     monkeypatch.setattr(negatives_module, "CHUNK", 16)
     first, second = mf_vectors(train, 40, rank=10), mf_vectors(train, 40, rank=10)
     np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(first, randomised_factors(_user_item(train, 40), 10))
+    np.testing.assert_array_equal(first, randomised_factors(user_item(train, 40), 10))
 
 
 @settings(max_examples=15, deadline=None)
@@ -109,7 +109,7 @@ def test_equally_far_items_are_taken_in_order_whatever_the_rotation(seed: int) -
     train = walks(seed, 20, 60)
     factors = torch.as_tensor(mf_vectors(train, 60))
     rotation, _ = torch.linalg.qr(torch.randn(20, 20, generator=seeded(seed), dtype=torch.float64))
-    table = torch.as_tensor(_user_item(train, 60).toarray())
+    table = torch.as_tensor(user_item(train, 60).toarray())
     found = [hard_negatives(space, space, train, fraction=0.1) for space in (factors, factors @ rotation, table.T)]
     assert torch.equal(found[0].flat, found[1].flat)
     squared = (table.sum(0)[:, None] + table.sum(0) - 2 * table.T @ table).tolist()  # whole numbers
