@@ -9,6 +9,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from dasearch import threads  # says how they wait, before anything here imports torch
+
 if TYPE_CHECKING:
     from dasearch.layout import Layout
     from dasearch.models.insertion import apply_layout
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from dasearch.training.recommender import load
 
 __version__ = version("dasearch")
-__all__ = ["Layout", "Study", "__version__", "apply_layout", "load"]
+__all__ = ["Layout", "Study", "__version__", "apply_layout", "load", "threads"]
 
 _HOMES = {
     "Layout": "dasearch.layout",

@@ -105,9 +105,11 @@ def run(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Print the resolved study, its parameters and an estimate of time; write nothing."
+            "--dry-run",
+            help="Print the resolved study, its parameters, threads and an estimate of time; write nothing.",
         ),
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with --dry-run.")] = False,
 ) -> None:
     """Search for the best layout, confirm it with fresh seeds, train it, and test it once.
 
@@ -118,12 +120,18 @@ def run(
     from dasearch.search.prior import prior_trials
     from dasearch.search.study import Study
 
+    if as_json and not dry_run:
+        raise WrongUse("a run prints its progress, not JSON; add --dry-run, or ask `dasearch status --json`")
     loaded = Study.load(study, _overrides(changes, budget, seed), storage=storage)
     console = _console()
     if dry_run:
         if warm_start is not None:
             prior_trials(warm_start, loaded.space())  # refused here as it would be there
-        show_estimate(console, loaded.settings.yaml(), estimate(loaded))
+        found = estimate(loaded)
+        if as_json:
+            _print_json({"settings": loaded.settings.model_dump(mode="json"), "estimate": asdict(found)})
+        else:
+            show_estimate(console, loaded.settings.yaml(), found)
         return
     with closing(_tracked(loaded, Terminal(console), trackers)) as listener:
         status = loaded.run(train=not no_train, listener=listener, warm_start=warm_start)

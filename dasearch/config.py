@@ -235,6 +235,9 @@ class StudySettings(Section):
     )
     seed: int = Field(0, ge=0)
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes a GPU where there is one")
+    threads: int | None = Field(
+        None, ge=1, description="threads that candidates or rows are split over on a CPU; null: a core each"
+    )
     output: str = Field("runs", description="folder that holds a folder a study")
     data: DataSettings = DataSettings()
     backbone: BackboneSettings = BackboneSettings()

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 
 from dasearch.cli import run_command
 from dasearch.layout import Layout
+from dasearch.threads import WAITING, cores
 from tests.conftest import toy_dataset, write_folder
 from tests.training.studies import small_study
 
@@ -109,12 +111,25 @@ def test_dry_run_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert "epochs: 7" in out
     assert "layouts in the space: 64" in out
     assert "trained" in out
-    assert "estimated time on this machine: 0:" in out
+    assert re.search(r"estimated time on this machine: \d+:\d\d", out)
+    assert f"threads: 1 thread of {cores()} core" in out
     assert files(here) == before
+
+
+def test_dry_run_as_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["run", "toy.yaml", "--dry-run", "--json", "--set", "threads=3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"]["threads"] == 3
+    assert found["estimate"]["threads"] == 3
+    assert found["estimate"]["layouts"] == 64
+    assert found["estimate"]["waiting"] == {"policy": WAITING.policy, "set_by": WAITING.set_by.value}
+    assert torch.get_num_threads() == 1  # as before
 
 
 WRONG = [
     (["run", "toy.yaml", "--set", "trial.epoch=2"], r"unknown key trial.epoch; did you mean epochs?"),
+    (["run", "toy.yaml", "--json"], "add --dry-run, or ask `dasearch status --json`"),
+    (["run", "toy.yaml", "--set", "threads=0"], "threads: input should be greater than or equal to 1 (got 0)"),
     (["run", "toy.yaml", "--budget", "0"], "search.budget: input should be greater than or equal to 1 (got 0)"),
     (["run", "toy.yaml", "--set", "data.source=nowhere"], "there is no data set or folder 'nowhere'"),
     (["run", "toy.yaml", "--set", "data.source=untitled"], "has a title; give each an attribute 'title'"),
@@ -440,6 +455,7 @@ def test_doctor_looks_and_leaves_nothing(
     found = json.loads(capsys.readouterr().out)
     assert {one["name"] for one in found["backbones"] if one["usable"]} >= {"tiny-opt", "minilm-l6"}
     assert found["versions"]["Python"] == sys.version.split()[0]
+    assert (found["threads"]["cores"], found["threads"]["most"]) == (cores(), 1)
     assert found["cache"] == {"folder": str(here / "cache"), "size": 0, "writable": True}
     assert files(here) == before
 

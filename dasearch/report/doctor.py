@@ -19,6 +19,7 @@ from dasearch.layout import ModelKind
 from dasearch.models.backbone import DECODERS
 from dasearch.models.cache import default_cache
 from dasearch.models.named import NAMED, available
+from dasearch.threads import WAITING, Waiting, cores, most_threads
 from dasearch.training.materials import resolve_device
 
 LIBRARIES = ("dasearch", "torch", "transformers", "optuna")
@@ -62,6 +63,15 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Threads:
+    """Cores that this process may use, the most threads that a training takes by itself, and how they wait."""
+
+    cores: int
+    most: int
+    waiting: Waiting
+
+
+@dataclass(frozen=True)
 class Cache:
     """``$DASEARCH_CACHE`` or its default; ``size`` in bytes."""
 
@@ -91,6 +101,7 @@ class Findings:
 
     versions: dict[str, str | None]
     device: Device
+    threads: Threads
     cache: Cache
     backbones: tuple[Backbone, ...]
     extras: dict[str, tuple[str, ...]]
@@ -106,6 +117,7 @@ def examine() -> Findings:
     return Findings(
         versions | {name: installed_version(name) for name in LIBRARIES},
         examine_device(),
+        Threads(cores(), most_threads(), WAITING),
         examine_cache(default_cache()),
         tuple(_backbone(name) for name in NAMED),
         {extra: missing(names) for extra, names in EXTRAS.items()},
@@ -127,7 +139,7 @@ def missing(distributions: Iterable[str]) -> tuple[str, ...]:
 def examine_device() -> Device:
     kind = resolve_device("auto").type
     if kind == "cpu":
-        return Device(kind, f"{torch.get_num_threads()} of {os.cpu_count()} cores", bfloat16=False, precision="float32")
+        return Device(kind, f"{os.cpu_count()} cores", bfloat16=False, precision="float32")
     return Device(kind, torch.cuda.get_device_name(), torch.cuda.is_bf16_supported(), "bfloat16")
 
 
@@ -159,6 +171,7 @@ def show(console: Console, found: Findings) -> None:
     lines = [
         "  ".join(f"{name} {number or 'not installed'}" for name, number in found.versions.items()),
         f"device: {_device_line(found.device)}",
+        f"threads: {_threads_line(found.threads)}",
         f"cache: {_cache_line(found.cache)}",
     ]
     _print(console, lines)
@@ -187,6 +200,12 @@ def _device_line(device: Device) -> str:
         return f"cpu, {device.name}, no CUDA; training runs in {device.precision}"
     bfloat16 = "bfloat16" if device.bfloat16 else "no bfloat16 in hardware, so set trial.precision and final.precision"
     return f"{device.kind}, {device.name}, {bfloat16}; training runs in {device.precision}"
+
+
+def _threads_line(threads: Threads) -> str:
+    return (
+        f"{threads.cores} cores; trainings take {threads.most} (--set threads=N); {threads.waiting}"
+    )
 
 
 def _cache_line(cache: Cache) -> str:

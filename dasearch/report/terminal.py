@@ -317,6 +317,8 @@ def show_estimate(console: Console, yaml: str, estimate: Estimate) -> None:
     console.print(f"estimated time on this machine: {clock(estimate.seconds)}")
     console.print(f"  search {search}, confirmation {confirmation}, final training {final}")
     console.print("  early stopping shortens it; tiny-opt's own first training adds to it")
+    threads = f"{counted(estimate.threads, 'thread')} of {counted(estimate.cores, 'core')}"
+    console.print(f"threads: {threads}; {estimate.waiting}", soft_wrap=True)
 
 
 def show_answered(console: Console, done: Answered, out: Path) -> None:

@@ -29,6 +29,7 @@ from dasearch.search.store import AblationTraining, Store, open_store
 from dasearch.search.study import Study, only_runner, settings_differences
 from dasearch.search.trainings import Planned, batches
 from dasearch.search_space import find_shipped, shipped
+from dasearch.threads import using
 from dasearch.training.loop import Trained, objective_hash
 from dasearch.training.materials import Materials, resolve_device
 from dasearch.training.metrics import Interval
@@ -106,7 +107,7 @@ class Ablation:
         resolve_device(settings.device)
         store = open_store(self.study.storage, settings.output, create=True)
         try:
-            with only_runner(resolve_output(settings)):
+            with only_runner(resolve_output(settings)), using(settings.threads):
                 self._train_missing(store)
             trainings = store.ablations(self._run_key())
             return scores(self.variants, [training for training in trainings if training.seed <= self.seeds])

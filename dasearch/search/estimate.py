@@ -11,6 +11,7 @@ from dasearch.errors import TrainingError
 from dasearch.search.objective import at_once, data_bo
 from dasearch.search.study import Study
 from dasearch.search.trainings import confirmation_trainings, final_trainings
+from dasearch.threads import WAITING, Waiting, cores, most_threads, using
 from dasearch.training.loop import Candidate, Trained, train_together
 from dasearch.training.materials import Materials, build_catalogue, open_backbone
 from dasearch.training.preparation import prepare
@@ -36,6 +37,9 @@ class Estimate:
     search_seconds: float
     confirmation_seconds: float
     final_seconds: float
+    threads: int
+    cores: int
+    waiting: Waiting
 
     @property
     def seconds(self) -> float:
@@ -45,6 +49,11 @@ class Estimate:
 def estimate(study: Study) -> Estimate:
     """Time one epoch of a batch on a few users and scale it up; tiny-opt's own first training is not counted."""
     settings = quickly(study.settings)
+    with using(settings.threads):
+        return _estimate(study, settings)
+
+
+def _estimate(study: Study, settings: StudySettings) -> Estimate:
     space, dataset = study.space(), study.dataset()
     development = LeaveOneOut(dataset).development
     backbone, tokenizer = open_backbone(settings, dataset, trained=False)
@@ -68,6 +77,9 @@ def estimate(study: Study) -> Estimate:
         trial * search.budget,
         trial * confirmation_trainings(settings),
         final * final_trainings(settings),
+        settings.threads or most_threads(),
+        cores(),
+        WAITING,
     )
 
 

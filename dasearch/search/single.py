@@ -15,6 +15,7 @@ from dasearch.search.objective import TRIAL_SEED, Objective
 from dasearch.search.store import require_writable
 from dasearch.search.study import Study
 from dasearch.search_space import SearchSpace
+from dasearch.threads import using
 from dasearch.training.evaluation import final_ranks, validation_held
 from dasearch.training.loop import Trained
 from dasearch.training.materials import resolve_device
@@ -52,7 +53,12 @@ def train_layout(
 
     Goes on from its last epoch if it was interrupted.
     """
-    settings, heard = study.settings, listener or Listener()
+    with using(study.settings.threads):
+        return _train_layout(study, name, out, listener or Listener())
+
+
+def _train_layout(study: Study, name: str, out: Path | None, heard: Listener) -> tuple[Path, Trained]:
+    settings = study.settings
     resolve_device(settings.device)
     space = study.space()
     layout = named_layout(name, study, space)

@@ -24,11 +24,12 @@ from dasearch.search.prior import prior_trials
 from dasearch.search.runner import Runner
 from dasearch.search.store import Artifact, PriorTrial, Result, Store, Stored, TrialRecord, open_store, require_writable
 from dasearch.search_space import SearchSpace, find_shipped, load_search_space, space_differences
+from dasearch.threads import using
 from dasearch.training.materials import resolve_device
 from dasearch.training.seeds import derive_seed
 
 # what may change of a study that has begun; a space is known by its hash, not its name
-MAY_CHANGE = {"output", "device", "search.budget", "search.batch", "final", "comparison", "space.name"}
+MAY_CHANGE = {"output", "device", "threads", "search.budget", "search.batch", "final", "comparison", "space.name"}
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class Study:
             with only_runner(resolve_output(settings)):
                 fresh = store.study(settings.name) is None
                 if _begin(store, settings, space, dataset, prior) != DONE:
-                    with _withdrawn_if_refused(store, settings.name, fresh=fresh):
+                    with _withdrawn_if_refused(store, settings.name, fresh=fresh), using(settings.threads):
                         Runner(settings, space, dataset, store, listener or Listener()).run(train=train)
                 return status(store, settings.name)
         finally:

@@ -101,7 +101,7 @@ def train_together(
         Run.begin(ground, candidate, place, _identity(settings, recipe, candidate))
         for place, candidate in enumerate(candidates)
     ]
-    with using(getattr(settings, "threads", None)):
+    with using(settings.threads):
         workers = 1 if materials.device.type == "cuda" else min(torch.get_num_threads(), len(runs))
         if workers > 1:
             _train_in_threads(ground, [runs[k::workers] for k in range(workers)], on_epoch)
@@ -197,7 +197,7 @@ def _identity(settings: StudySettings, recipe: Recipe, candidate: Candidate) -> 
 
 def objective_hash(settings: StudySettings) -> str:
     """What of a study decides a training's result, beside its recipe: 16 hexadecimal digits."""
-    free = {"name", "device", "output", "search", "trial", "final", "comparison"}
+    free = {"name", "device", "threads", "output", "search", "trial", "final", "comparison"}
     content = json.dumps(settings.model_dump(mode="json", exclude=free), sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 

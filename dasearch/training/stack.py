@@ -27,7 +27,7 @@ from dasearch.layout import Layout
 from dasearch.models.base import RecommenderModel
 from dasearch.models.lanes import FEWEST_ROWS, RowLanes
 from dasearch.models.stacking import Flat, StackedParameters
-from dasearch.threads import using
+from dasearch.threads import fitting, using
 from dasearch.training.checkpoints import load_tensors, save_tensors
 from dasearch.training.evaluation import held_out, validation_plan
 from dasearch.training.materials import Materials
@@ -246,9 +246,20 @@ class Stack:
         for run in runs:
             self.generators[run.candidate.seed].set_state(run.order)
         self.optimizer = self._optimizer(runs)
-        threads = torch.get_num_threads() if self.materials.device.type == "cpu" and len(runs) == 1 else 1
-        if threads > 1 and self.recipe.batch_size >= 2 * FEWEST_ROWS:
-            self.model.lanes = RowLanes(threads, list(self.parameters.views.values()))
+        self.threads = torch.get_num_threads()
+        if self.materials.device.type == "cpu":
+            self._choose_threads()
+
+    def _choose_threads(self) -> None:
+        """Of a single candidate split the rows over threads; else give an operation as many as its size is worth."""
+        split = len(self.runs) == 1 and self.recipe.batch_size >= 2 * FEWEST_ROWS
+        if self.threads > 1 and split:
+            self.model.lanes = RowLanes(self.threads, list(self.parameters.views.values()))
+            self.threads = 1
+            return
+        rows = len(self.runs) * self.recipe.batch_size
+        work = rows * int(self.ground.plan.sizes.mean()) * self.model.backbone.width
+        self.threads = fitting(work, most=self.threads)
 
     def __enter__(self) -> Stack:
         return self
@@ -270,7 +281,7 @@ class Stack:
     def epoch(self, number: int) -> list[Epoch]:
         """Train on every row once, then validate; an `Epoch` of each run, and its state in the run."""
         started = time.perf_counter()
-        with _attention(self.materials.device), nullcontext() if self.model.lanes is None else using(1):
+        with _attention(self.materials.device), using(self.threads):
             losses = self._optimise(number)
             held = held_out(self.model, self.materials.catalogue, self.ground.validation, self.layout)
         self._unstack(number + 1)

@@ -10,7 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dasearch.data.negatives as negatives_module
 from dasearch.data import hard_negatives, mf_vectors, sample_contrastive, training_plan
+from dasearch.data.negatives import exact_factors, randomised_factors, user_item
 from dasearch.data.splits import Development
 from tests.conftest import seeded, toy_format, toy_sentences
 
@@ -66,6 +68,55 @@ def test_factors_are_the_best_approximation(rank: int) -> None:
     np.testing.assert_allclose(np.sort(np.linalg.norm(factors, axis=0))[::-1], values, atol=1e-9)
     if rank > 20:  # nothing cut: inner products of items are kept
         np.testing.assert_allclose(factors @ factors.T, table.T @ table, atol=1e-9)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 25), st.booleans())
+def test_randomised_factors_are_the_exact_ones_up_to_a_rotation(seed: int, rank: int, transposed: bool) -> None:
+    shape = (60, 40) if transposed else (40, 60)
+    table = user_item(walks(seed, *shape), shape[1])
+    exact = exact_factors(table, rank)
+    found = randomised_factors(table, rank, iterations=200)
+    assert found.shape == exact.shape
+    np.testing.assert_allclose(np.linalg.norm(found, axis=0), np.linalg.norm(exact, axis=0), atol=1e-4)
+    values = np.linalg.svd(table.toarray(), compute_uv=False)
+    if values[rank - 1] - values[rank] > 0.05:  # else the last vector is not decided
+        np.testing.assert_allclose(found @ found.T, exact @ exact.T, atol=1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 30))
+def test_a_few_iterations_keep_what_the_best_factors_keep(seed: int, rank: int) -> None:
+    """No factors of this rank keep more of the table than the exact ones; these keep nearly as much."""
+    table = user_item(walks(seed, 200, 80), 80)
+    values = np.linalg.svd(table.toarray(), compute_uv=False)
+    kept = np.square(randomised_factors(table, rank)).sum() / np.square(values[:rank]).sum()
+    assert 0.97 < kept <= 1 + 1e-9
+
+
+def test_large_tables_are_factored_by_the_randomised_solver_alike_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = walks(4, 50, 40)
+    monkeypatch.setattr(negatives_module, "CHUNK", 16)
+    first, second = mf_vectors(train, 40, rank=10), mf_vectors(train, 40, rank=10)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, randomised_factors(user_item(train, 40), 10))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000))
+def test_equally_far_items_are_taken_in_order_whatever_the_rotation(seed: int) -> None:
+    """Items of one purchase each tie all the time; a rotation, as another number of BLAS threads, only moves rounding."""
+    train = walks(seed, 20, 60)
+    factors = torch.as_tensor(mf_vectors(train, 60))
+    rotation, _ = torch.linalg.qr(torch.randn(20, 20, generator=seeded(seed), dtype=torch.float64))
+    table = torch.as_tensor(user_item(train, 60).toarray())
+    found = [hard_negatives(space, space, train, fraction=0.1) for space in (factors, factors @ rotation, table.T)]
+    assert torch.equal(found[0].flat, found[1].flat)
+    squared = (table.sum(0)[:, None] + table.sum(0) - 2 * table.T @ table).tolist()  # whole numbers
+    for item in range(60):
+        near = sorted((squared[item][j], j) for j in range(60) if j != item)[:6]
+        together = {int(j) for sequence in train if item in sequence for j in sequence}
+        assert set(found[0].of(item).tolist()) == set(found[2].of(item).tolist()) == {j for _, j in near} - together
 
 
 def test_samples_are_anchors_with_their_next_item_and_its_negatives() -> None:

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from dasearch.models.named import NAMED, Package
 from dasearch.report import doctor
-from dasearch.report.doctor import EXTRAS, Findings, examine, examine_cache, examine_device, missing, show
+from dasearch.report.doctor import EXTRAS, Findings, Threads, examine, examine_cache, examine_device, missing, show
+from dasearch.threads import SetBy, Waiting
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,6 +80,14 @@ def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
     found = examine_device()
     assert (found.kind, found.name, found.bfloat16, found.precision) == ("cuda", "Some GPU", True, "bfloat16")
     assert "device: cuda, Some GPU, bfloat16; training runs in bfloat16" in shown(replace(examine(), device=found))
+
+
+def test_threads() -> None:
+    found = Threads(8, 4, Waiting("OMP_WAIT_POLICY=PASSIVE", SetBy.DASEARCH))
+    line = "threads: 8 cores; a training takes 1 to 4 by its size (--set threads=N); threads wait by OMP_WAIT_POLICY=PASSIVE"
+    assert f"{line}, set by dasearch" in shown(replace(examine(), threads=found))
+    late = replace(found, waiting=Waiting("", SetBy.NOBODY))
+    assert "torch was imported before dasearch; import dasearch first" in shown(replace(examine(), threads=late))
 
 
 def test_versions() -> None:
