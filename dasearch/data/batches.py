@@ -112,14 +112,17 @@ def row_plan(
     fitting = np.searchsorted(tokens, tokens[stop] - room)
     first = np.minimum(np.maximum.reduce([begin, stop - row_format.max_items, fitting]), stop - 1)
     nothing = np.full(len(users), NO_ITEM)
-    chosen = (users, begin, first, stop)
     return RowPlan(
-        RowTable(sentences, row_format),
-        torch.from_numpy(items),
-        *(torch.from_numpy(np.asarray(part, dtype=np.int64)) for part in chosen),
-        tokens[stop] - tokens[first],
-        *(torch.from_numpy(nothing if part is None else part) for part in (targets, examples)),
-        None if following is None else torch.from_numpy(following),
+        table=RowTable(sentences, row_format),
+        items=torch.from_numpy(items),
+        users=torch.from_numpy(np.asarray(users, dtype=np.int64)),
+        begin=torch.from_numpy(begin),
+        first=torch.from_numpy(first),
+        stop=torch.from_numpy(stop),
+        sizes=tokens[stop] - tokens[first],
+        targets=torch.from_numpy(nothing if targets is None else targets),
+        examples=torch.from_numpy(nothing if examples is None else examples),
+        following=None if following is None else torch.from_numpy(following),
     )
 
 
@@ -143,9 +146,7 @@ def training_plan(
     return row_plan(users, sequences, begin[kept], stop, sentences, row_format, following=items)
 
 
-def example_plan(
-    development: Development, examples: Examples, sentences: Sentences, row_format: RowFormat
-) -> RowPlan:
+def example_plan(development: Development, examples: Examples, sentences: Sentences, row_format: RowFormat) -> RowPlan:
     """Every example of ``development``'s users: the items before its cut in, one target at the last ``[SEQ]``."""
     begin, _ = _starts(development.train)
     places = examples.of(development.users)

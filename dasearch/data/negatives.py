@@ -12,8 +12,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from dasearch.data.rows import SequenceBatch
 from dasearch.data.dataset import IntArray
+from dasearch.data.rows import SequenceBatch
 
 FRACTION = 0.005  # of the catalogue, in each space (app. A: Pantry 25, Arts 113)
 CHUNK = 1024  # items whose distances are held at once

@@ -98,7 +98,9 @@ def together(parts: Sequence[Tensor], fill: int) -> Tensor:
     if parts[0].dim() == 1 or len({part.shape[1] for part in parts}) == 1:
         return torch.cat(list(parts))
     longest = max(part.shape[1] for part in parts)
-    return torch.cat([F.pad(part, (0, 0) * (part.dim() - 2) + (0, longest - part.shape[1]), value=fill) for part in parts])
+    return torch.cat(
+        [F.pad(part, (0, 0) * (part.dim() - 2) + (0, longest - part.shape[1]), value=fill) for part in parts]
+    )
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,10 @@ class RowTable:
         tokens = self._flat[(self._starts[item] + within).clamp(0, len(self._flat) - 1)]
         tokens = tokens.masked_fill(within == self._lengths[item], self.format.seq_token)
         segments, padding = slot + opening, places >= stops[:, -1:]
-        tokens, segments = tokens.masked_fill(padding, self.format.pad_token), segments.masked_fill(padding, PAD_SEGMENT)
+        tokens, segments = (
+            tokens.masked_fill(padding, self.format.pad_token),
+            segments.masked_fill(padding, PAD_SEGMENT),
+        )
         tokens[:, :opening], segments[:, :opening] = self._opening, 0
         return Rows(tokens, segments), torch.where(real, stops - 1, 0)
 
@@ -196,7 +201,7 @@ class ItemRows:
         self.opening = [*row_format.start, *prompt]
         self._format = row_format
         self._ends = torch.from_numpy(sentences.lengths) + len(self.opening)
-        texts, real = sentences.padded(torch.arange(len(sentences)), pad_token=row_format.pad_token)
+        texts, _real = sentences.padded(torch.arange(len(sentences)), pad_token=row_format.pad_token)
         tokens = F.pad(texts, (len(self.opening), 1), value=row_format.pad_token)
         tokens[:, : len(self.opening)] = torch.tensor(self.opening, dtype=torch.long)
         tokens[torch.arange(len(tokens)), self._ends] = row_format.align_token

@@ -92,7 +92,9 @@ def place(
     Shapes: sublayer_out, sublayer_in ``(rows, tokens, width)``, parallel ``()`` or ``(rows, 1, 1)``
     -> ``(rows, tokens, width)``.
     """
-    kind = sublayer_out.dtype  # a trainer's autocast may project in bfloat16 and norm in float32, which lerp does not mix
+    kind = (
+        sublayer_out.dtype
+    )  # a trainer's autocast may project in bfloat16 and norm in float32, which lerp does not mix
     sublayer_in, parallel = sublayer_in.to(kind), parallel.to(kind)
     updated = sublayer_out + adapter(torch.lerp(sublayer_out, sublayer_in, parallel))
     if reduce is ParallelReduce.MEAN:

@@ -18,7 +18,9 @@ from torch.nn import functional as F
 from dasearch.data.rows import PAD_SEGMENT
 from dasearch.models.stacking import take
 
-SQUARE_TOKENS = 256  # longest row whose square of scores is formed; above it the CPU's fused kernels win (benchmarks/attention.py)
+SQUARE_TOKENS = (
+    256  # longest row whose square of scores is formed; above it the CPU's fused kernels win (benchmarks/attention.py)
+)
 ALIGNED = 8  # a mask's last axis is stored in multiples of it, as CUDA's fused attention wants
 
 

@@ -186,7 +186,8 @@ class LlamaBlock(DecoderBlock):
 
 def rotated(parts: Tensor, positions: Positions) -> Tensor:
     """Queries or keys ``(batch, heads, tokens, head width)`` turned by their positions."""
-    assert positions.cos is not None and positions.sin is not None
+    assert positions.cos is not None
+    assert positions.sin is not None
     cos, sin = positions.cos.unsqueeze(1), positions.sin.unsqueeze(1)
     turned: Tensor = parts * cos + rotate_half(parts) * sin
     return turned
@@ -284,7 +285,9 @@ class FrozenBackbone(nn.Module):
         special = tokens >= self.vocabulary
         frozen = self._parts.tokens(tokens.masked_fill(special, 0))
         ids = self.vocabulary + torch.arange(extra_rows.shape[-2], device=tokens.device)
-        chosen = (tokens[..., None] == ids).to(frozen.dtype)  # a product, whose backward is one too: few rows, many tokens
+        chosen = (tokens[..., None] == ids).to(
+            frozen.dtype
+        )  # a product, whose backward is one too: few rows, many tokens
         return torch.where(special[..., None], linear(chosen, extra_rows.transpose(-1, -2), None), frozen)
 
     def start(self, embedded: Tensor) -> tuple[Tensor, Positions]:

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
+
 from dasearch.data import ItemRows, SequenceBatch
 from dasearch.layout import SITES, Layout, ModelKind, replaced_layers
 from dasearch.models.backbone import FrozenBackbone

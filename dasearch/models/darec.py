@@ -20,7 +20,14 @@ from dasearch.data import ItemRows, Rows, SequenceBatch
 from dasearch.data.rows import PAD_SEGMENT
 from dasearch.layout import ModelKind
 from dasearch.models.adapters import Activation, AdapterInit, BottleneckAdapter, MaskRouter, ParallelReduce, place
-from dasearch.models.attention import SQUARE_TOKENS, ItemBlocks, MaskMode, Projected, additive, attend_causally, attend_under
+from dasearch.models.attention import (
+    SQUARE_TOKENS,
+    ItemBlocks,
+    MaskMode,
+    additive,
+    attend_causally,
+    attend_under,
+)
 from dasearch.models.backbone import AttentionScale, DecoderBlock, FrozenBackbone, Positions
 from dasearch.models.base import (
     HEAD_SD,

@@ -6,6 +6,7 @@ loss, so that every thread can take some of them through all layers.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -13,7 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 LaneFunction = Callable[..., Tensor]  # a slice of the rows, and the tensors' parts of it -> their states
 FEWEST_ROWS = 4  # of a lane: less is not worth a thread
 
@@ -52,14 +54,14 @@ class RowLanes:
 
 def _slices(rows: int, count: int) -> list[slice]:
     edges = [rows * k // count for k in range(count + 1)]
-    return [slice(low, high) for low, high in zip(edges, edges[1:], strict=False)]
+    return [slice(low, high) for low, high in itertools.pairwise(edges)]
 
 
 class _Lanes(torch.autograd.Function):
     """Each lane keeps its own graph between forward and backward; gradients of parameters are added in the lanes' order."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, lanes: RowLanes, function: LaneFunction, parts: list[slice], n_tensors: int, *inputs: Tensor
     ) -> Tensor:
         tensors, parameters = inputs[:n_tensors], inputs[n_tensors:]
@@ -74,7 +76,7 @@ class _Lanes(torch.autograd.Function):
         return torch.cat([out.detach() for _, out in graphs])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         def backwards(line: tuple[slice, tuple[list[Tensor], Tensor]]) -> tuple[Tensor | None, ...]:
             part, (own, out) = line
             if not out.requires_grad:  # of the frozen model alone
@@ -86,7 +88,9 @@ class _Lanes(torch.autograd.Function):
 
         by_lane = list(ctx.lanes.pool.map(backwards, zip(ctx.parts, ctx.graphs, strict=True)))
         n = len(ctx.graphs[0][0])
-        of_tensors = [_joined(parts, ctx.graphs, k) for k, parts in enumerate(zip(*(f[:n] for f in by_lane), strict=True))]
+        of_tensors = [
+            _joined(parts, ctx.graphs, k) for k, parts in enumerate(zip(*(f[:n] for f in by_lane), strict=True))
+        ]
         of_parameters = [_added(parts) for parts in zip(*(found[n:] for found in by_lane), strict=True)]
         return None, None, None, None, *of_tensors, *of_parameters
 

@@ -20,7 +20,7 @@ from dasearch.layout import ModelKind
 from dasearch.models.adapters import ParallelReduce
 from dasearch.models.attention import SQUARE_TOKENS, Keys, Projected, attend, attend_causally
 from dasearch.models.backbone import AttentionScale, Block, FrozenBackbone, Positions
-from dasearch.models.base import RecommenderModel, layer_gates, new_linear, some_rows
+from dasearch.models.base import RecommenderModel, new_linear, some_rows
 from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.stacking import Linear, gather_tokens, per_row
 
@@ -143,7 +143,6 @@ class Prefix(nn.Module):
         if self.refine is Refine.SCALAR_GATE:
             return torch.sigmoid(self._at_rows(self.gate_logit, 0, len(projected)).view(-1, 1, 1))
         return torch.sigmoid(self.gate(torch.cat([learned, projected.expand_as(learned)], dim=-1)))
-
 
     @staticmethod
     def _at_rows(parameter: Tensor, dims: int, rows: int) -> Tensor:

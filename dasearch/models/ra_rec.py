@@ -21,7 +21,6 @@ from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.base import Scorer, layer_gates, log_frequency
 from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.prefix import Injection, PrefixModel, PrefixSettings, Refine
-from dasearch.models.stacking import per_row
 
 USER, ITEM, INSTRUCTION = range(3)
 ITEM_BATCH = 256  # item rows of one forward pass when all are scored
@@ -66,7 +65,9 @@ class Tower(nn.Module):
         counted = torch.arange(prefixes[0].shape[1], device=layout.device) >= instructions
         return {
             layer: Injection(
-                tokens, counted | (gates[k, INSTRUCTION] < 0.5).reshape(-1, 1).expand(len(tokens), 1), gates[k, self.site]
+                tokens,
+                counted | (gates[k, INSTRUCTION] < 0.5).reshape(-1, 1).expand(len(tokens), 1),
+                gates[k, self.site],
             )
             for k, (layer, tokens) in enumerate(zip(layers, prefixes, strict=False))
         }

@@ -203,9 +203,7 @@ def _device_line(device: Device) -> str:
 
 
 def _threads_line(threads: Threads) -> str:
-    return (
-        f"{threads.cores} cores; trainings take {threads.most} (--set threads=N); {threads.waiting}"
-    )
+    return f"{threads.cores} cores; trainings take {threads.most} (--set threads=N); {threads.waiting}"
 
 
 def _cache_line(cache: Cache) -> str:

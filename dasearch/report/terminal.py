@@ -29,9 +29,9 @@ from dasearch.search.events import (
 from dasearch.search.final import WINNER
 from dasearch.search.store import PriorTrial, Result
 from dasearch.search.study import Status
-from dasearch.training.loop import Epoch
 from dasearch.training.metrics import Interval
 from dasearch.training.request_files import Answered, Progress
+from dasearch.training.stack import Epoch
 
 HEADINGS = {
     SEARCH: "Search: validation MRR on Data_BO",

@@ -21,7 +21,7 @@ from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search.events import SEARCH, SINGLE, Finished, Listener, Listeners, Training
 from dasearch.search.store import Result
 from dasearch.search.study import Study
-from dasearch.training.loop import Epoch
+from dasearch.training.stack import Epoch
 
 TRACKERS = {
     "tensorboard": "TensorBoard",

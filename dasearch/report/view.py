@@ -32,8 +32,8 @@ from dasearch.search.store import (
 )
 from dasearch.search.study import stored_space
 from dasearch.search_space import SearchSpace
-from dasearch.training.loop import Epoch
 from dasearch.training.metrics import Interval
+from dasearch.training.stack import Epoch
 
 
 class State(StrEnum):

@@ -12,10 +12,11 @@ from dasearch.search.objective import at_once, data_bo
 from dasearch.search.study import Study
 from dasearch.search.trainings import confirmation_trainings, final_trainings
 from dasearch.threads import WAITING, Waiting, cores, most_threads, using
-from dasearch.training.loop import Candidate, Trained, train_together
+from dasearch.training.loop import Trained, train_together
 from dasearch.training.materials import Materials, build_catalogue, open_backbone
 from dasearch.training.preparation import prepare
 from dasearch.training.seeds import generator_for
+from dasearch.training.stack import Candidate
 
 SAMPLE_USERS = 96  # users of the timed epoch
 

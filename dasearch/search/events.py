@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dasearch.layout import Layout
 from dasearch.search.store import Result
-from dasearch.training.loop import Epoch
+from dasearch.training.stack import Epoch
 
 SEARCH, CONFIRMATION, FINAL, DONE = "search", "confirmation", "final", "done"
 ABLATION, SINGLE = "ablation", "train"  # beside a study: its ablations, and one layout without a search

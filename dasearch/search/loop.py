@@ -23,7 +23,8 @@ from dasearch.search.objective import TRIAL_SEED, Outcome, Run
 from dasearch.search.store import HEARTBEAT_SECONDS, RETRY
 from dasearch.search.trainings import Planned, Trainings, confirmation_trainings, final_trainings
 from dasearch.search_space import SearchSpace
-from dasearch.training.loop import Epoch, Trained
+from dasearch.training.loop import Trained
+from dasearch.training.stack import Epoch
 
 # attributes of a trial
 BROKEN = "broken"  # its training raised an error

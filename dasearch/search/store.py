@@ -45,8 +45,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from dasearch.bayes import Proposal, mean_of_curve
 from dasearch.errors import NoStudies, StoreError
 from dasearch.layout import Layout
-from dasearch.training.loop import Epoch
 from dasearch.training.metrics import Interval
+from dasearch.training.stack import Epoch
 
 DATABASE = "dasearch.db"
 HEARTBEAT_SECONDS = 10  # a worker says that it lives so often

@@ -14,8 +14,9 @@ from dasearch.search.events import FINAL, Finished, Listener, Training
 from dasearch.search.objective import Objective, Outcome, Run, data_bo, raise_failed
 from dasearch.search.store import LaterTraining, Store
 from dasearch.search_space import SearchSpace
-from dasearch.training.loop import Epoch, Trained
+from dasearch.training.loop import Trained
 from dasearch.training.materials import Materials
+from dasearch.training.stack import Epoch
 
 T = TypeVar("T")
 

@@ -140,7 +140,8 @@ class DARecMethod(Method):
         self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: Shared
     ) -> dict[str, Tensor]:
         """sequence, align, contrastive, collaborative (sec. 2.4)."""
-        assert isinstance(model, DARec) and isinstance(drawn, DARecDrawn)
+        assert isinstance(model, DARec)
+        assert isinstance(drawn, DARecDrawn)
         losses, k = self.settings.losses, 1 if layout.dim() == 2 else len(layout)
         hidden = model.sequence_hidden(batch.rows, batch.users, batch.ends, layout)
         targets = batch.targets.view(k, -1)
@@ -238,7 +239,9 @@ def _of_each(values: Tensor, k: int) -> Tensor:
 
 def _align(model: DARec, drawn: DARecDrawn, layout: Tensor) -> Tensor:
     """States of the ``[ALIGN]`` tokens of all candidates' alignment rows, ``(K * items, width)``."""
-    assert drawn.items is not None and drawn.tokens is not None and drawn.segments is not None
+    assert drawn.items is not None
+    assert drawn.tokens is not None
+    assert drawn.segments is not None
     assert drawn.ends is not None
     rows = Rows(drawn.tokens.flatten(0, 1), drawn.segments.flatten(0, 1))
     return model.alignment_hidden(rows, drawn.items.flatten().clamp(min=0), drawn.ends.flatten(), layout)
@@ -246,8 +249,12 @@ def _align(model: DARec, drawn: DARecDrawn, layout: Tensor) -> Tensor:
 
 def _contrastive(hidden: Tensor, aligned: Tensor, drawn: DARecDrawn, losses: LossSettings) -> Tensor:
     """L_cl of every candidate; ``aligned`` holds a row for each of its sorted items."""
-    assert drawn.items is not None and drawn.row is not None and drawn.position is not None
-    assert drawn.positive is not None and drawn.negative is not None and drawn.anchored is not None
+    assert drawn.items is not None
+    assert drawn.row is not None
+    assert drawn.position is not None
+    assert drawn.positive is not None
+    assert drawn.negative is not None
+    assert drawn.anchored is not None
     k, count = drawn.items.shape
     candidate = torch.arange(k, device=hidden.device)
     rows = candidate[:, None] * (len(hidden) // k) + drawn.row

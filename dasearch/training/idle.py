@@ -73,7 +73,8 @@ class IDLEMethod(EncoderMethod):
         self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: Shared
     ) -> dict[str, Tensor]:
         """``next`` and, for a batch large enough, ``mmd`` averaged over the layers that the layout aligns."""
-        assert isinstance(model, IDLEAdapter) and isinstance(drawn, IDLEDrawn)
+        assert isinstance(model, IDLEAdapter)
+        assert isinstance(drawn, IDLEDrawn)
         k = 1 if layout.dim() == 2 else len(layout)
         prefixes = model.layer_prefixes(batch, layout)
         states = model.states_with(batch, prefixes, layout)

@@ -103,11 +103,14 @@ class RARecMethod(EncoderMethod):
         self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: Shared
     ) -> dict[str, Tensor]:
         """``bpr``, ``l2`` and, where asked for, ``align``, the mean over layers of both towers' InfoNCE."""
-        assert isinstance(model, RARec) and isinstance(drawn, RARecDrawn)
+        assert isinstance(model, RARec)
+        assert isinstance(drawn, RARecDrawn)
         k, count = drawn.items.shape
         rows = Rows(drawn.tokens.flatten(0, 1), _never_empty(drawn.segments.flatten(0, 1)))
         user_prefixes, item_prefixes = model.user_prefixes(batch), model.item_prefixes(drawn.items.flatten())
-        users = model.tower_states(model.user_tower, batch.rows, user_prefixes, layout).view(k, -1, model.backbone.width)
+        users = model.tower_states(model.user_tower, batch.rows, user_prefixes, layout).view(
+            k, -1, model.backbone.width
+        )
         states = model.tower_states(model.item_tower, rows, item_prefixes, layout).view(k, count, -1)
         biases = model.item_bias.expand(k, -1).gather(1, drawn.items)
         scores = model.product(users, states, biases)
@@ -128,7 +131,9 @@ class RARecMethod(EncoderMethod):
 
         Shapes: frozen ``(K, rows, layers, width)``, counted ``(K, rows)`` -> ``(K,)``.
         """
-        means = torch.stack([_visible_mean(one) for one in injections.values()]).view(-1, *counted.shape, frozen.shape[-1])
+        means = torch.stack([_visible_mean(one) for one in injections.values()]).view(
+            -1, *counted.shape, frozen.shape[-1]
+        )
         frozen, temperature = frozen.movedim(2, 0), self.settings.losses.temperature
         return torch.stack(
             [info_nce(own, theirs, temperature, counted) for own, theirs in zip(means, frozen, strict=True)]

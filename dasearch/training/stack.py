@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dasearch.config import Recipe, StudySettings
-from dasearch.data import RowPlan, SequenceBatch
+from dasearch.data import SequenceBatch
 from dasearch.errors import TrainingError
 from dasearch.layout import Layout
 from dasearch.models.base import RecommenderModel
@@ -40,7 +40,11 @@ T = TypeVar("T")
 SELECTION = f"NDCG@{TOP_K}"  # the validation metric of early stopping and of the epoch kept; the paper names none
 LOSS = "loss"  # mean cross-entropy of the validation items, beside the ranking metrics
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
-CUDA_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # cuDNN's plans anew a shape
+CUDA_ATTENTION = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]  # cuDNN's plans anew a shape
 
 
 @dataclass(frozen=True)
@@ -220,6 +224,7 @@ class Run:
         progress = Progress.from_record(record.pop("progress"))
         if record != self.identity:
             return
+
         def read(kind: str) -> Tensor:
             found = {name: tensors[f"{kind}/{name}"] for name in flat.shapes}
             return flat.line(found).to(self.line)
@@ -307,7 +312,9 @@ class Stack:
         self.model.train()
         sums: dict[str, Tensor] = {}
         batches = 0
-        for step, group in enumerate(_groups(self.batches(), self.recipe.accumulate), start=number * self.ground.steps_per_epoch):
+        for step, group in enumerate(
+            _groups(self.batches(), self.recipe.accumulate), start=number * self.ground.steps_per_epoch
+        ):
             self._set_lr(step)
             gradient: Tensor | None = None
             for batch, drawn in group:

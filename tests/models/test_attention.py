@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from dasearch.models.attention import ItemBlocks, Keys, MaskMode, Projected, additive, attend, attend_causally, attend_under
+from dasearch.models.attention import (
+    ItemBlocks,
+    Keys,
+    MaskMode,
+    Projected,
+    additive,
+    attend,
+    attend_causally,
+    attend_under,
+)
 from dasearch.models.masks import causal_mask, context_mask
 from tests.conftest import seeded, toy_rows
 

@@ -14,7 +14,7 @@ from dasearch.bayes import Proposal
 from dasearch.config import parse_study
 from dasearch.layout import CHOICES, Layout
 from dasearch.search.store import Store, open_store
-from dasearch.training.loop import Epoch
+from dasearch.training.stack import Epoch
 from tests.report.views import space
 
 NAME = "toy"

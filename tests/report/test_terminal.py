@@ -11,8 +11,8 @@ from dasearch.layout import Layout
 from dasearch.report.terminal import Terminal, against_baselines, results_table
 from dasearch.search.events import SEARCH, Finished, Training
 from dasearch.search.store import Result
-from dasearch.training.loop import Epoch
 from dasearch.training.metrics import Interval
+from dasearch.training.stack import Epoch
 
 METRICS = ("MRR", "Recall@10", "NDCG@10")
 

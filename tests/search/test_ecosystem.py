@@ -20,7 +20,7 @@ from dasearch.config import StudySettings
 from dasearch.search.events import SEARCH, Listener, Training
 from dasearch.search.store import open_store
 from dasearch.search.study import Status, Study
-from dasearch.training.loop import Epoch
+from dasearch.training.stack import Epoch
 from tests.training.studies import small_study
 
 SITES = [f"layer0{layer}.{site}" for layer in (1, 2) for site in ("causal", "context", "recommendation")]

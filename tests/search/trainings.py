@@ -10,7 +10,8 @@ from typing import Any
 from dasearch.errors import TrainingError
 from dasearch.layout import Layout
 from dasearch.models.base import RecommenderModel
-from dasearch.training.loop import Candidate, Epoch, Progress, Trained
+from dasearch.training.loop import Trained
+from dasearch.training.stack import Candidate, Epoch, Progress
 
 EPOCHS = 2
 NO_MODEL = RecommenderModel.__new__(RecommenderModel)

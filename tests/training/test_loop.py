@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dasearch.config import Recipe
+from dasearch.config import Recipe, StudySettings
 from dasearch.errors import TrainingError
 from dasearch.layout import Layout
 from dasearch.models.darec import Variation

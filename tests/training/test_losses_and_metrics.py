@@ -41,7 +41,10 @@ def test_means_and_sums_of_each_candidate_by_loops() -> None:
     values, counted = torch.randn(3, 2, 4, generator=seeded()), torch.rand(3, 2, 4, generator=seeded(1)) < 0.6
     values[0, 0, 0], counted[0, 0, 0] = torch.nan, False
     counted[2] = False
-    kept = [[v for v, c in zip(values[k].flatten().tolist(), counted[k].flatten().tolist(), strict=True) if c] for k in range(3)]
+    kept = [
+        [v for v, c in zip(values[k].flatten().tolist(), counted[k].flatten().tolist(), strict=True) if c]
+        for k in range(3)
+    ]
     assert reduced(values, counted, Reduction.SUM).tolist() == pytest.approx([sum(own) for own in kept])
     means = [sum(own) / len(own) if own else 0.0 for own in kept]
     assert reduced(values, counted, Reduction.MEAN).tolist() == pytest.approx(means)
@@ -161,7 +164,8 @@ def test_info_nce_leaves_out_rows_that_do_not_count() -> None:
     first, second = (torch.randn(2, 4, 3, generator=seeded(k)).requires_grad_() for k in range(2))
     counted = torch.tensor([[True, True, True, False], [True, False, False, False]])
     found = info_nce(first, second, 0.5, counted)
-    alone = [info_nce(first[k : k + 1, : int(counted[k].sum())], second[k : k + 1, : int(counted[k].sum())], 0.5) for k in range(2)]
+    sizes = counted.sum(1).tolist()
+    alone = [info_nce(first[k, None, :n], second[k, None, :n], 0.5) for k, n in enumerate(sizes)]
     torch.testing.assert_close(found, torch.cat(alone))
     found.sum().backward()
     assert first.grad is not None

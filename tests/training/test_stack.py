@@ -37,7 +37,15 @@ VARIED: list[dict[str, Any]] = [
     {"examples": {"per_user": 1}},
     *({"model": {"kind": kind}} for kind in ("idle", "ra-rec")),
     *({"model": {"kind": kind, "variation": "frozen"}} for kind in ("idle", "ra-rec")),
-    {"model": {"kind": "idle", "head": "dot_item_text", "refine": "scalar_gate", "projection": "shared", "pool": "mean"}},
+    {
+        "model": {
+            "kind": "idle",
+            "head": "dot_item_text",
+            "refine": "scalar_gate",
+            "projection": "shared",
+            "pool": "mean",
+        }
+    },
     {"model": {"kind": "idle", "refine": "concat"}},
     {"model": {"kind": "ra-rec", "item_bias": "log-frequency", "instruction": False}},
 ]
@@ -137,9 +145,7 @@ class Killed(BaseException):
 def test_killed_in_the_middle_each_goes_on_from_its_own_last_epoch(tmp_path: Path, threads: int, after: int) -> None:
     study = small_settings()
     recipe = Recipe(epochs=3, batch_size=8, lr=5e-3)
-    candidates = [
-        Candidate(Layout.parse(layout), 0, tmp_path / f"{layout}.safetensors") for layout in LAYOUTS
-    ]
+    candidates = [Candidate(Layout.parse(layout), 0, tmp_path / f"{layout}.safetensors") for layout in LAYOUTS]
     whole = train_together(study, materials(study), [Candidate(c.layout) for c in candidates], recipe)
     heard: list[tuple[int, int]] = []
 
