@@ -238,6 +238,12 @@ class StudySettings(Section):
     threads: int | None = Field(
         None, ge=1, description="threads that candidates or rows are split over on a CPU; null: a core each"
     )
+    compile: bool | None = Field(
+        None, description="compile the adapted layers with torch.compile; null: on a GPU, where it pays"
+    )
+    recompute: bool = Field(
+        False, description="compute a layer's activations again in the backward instead of keeping them: less memory"
+    )
     output: str = Field("runs", description="folder that holds a folder a study")
     data: DataSettings = DataSettings()
     backbone: BackboneSettings = BackboneSettings()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dasearch.data import ItemRows, SequenceBatch
 from dasearch.layout import SITES, Layout, ModelKind, replaced_layers
@@ -40,6 +42,7 @@ class RecommenderModel(nn.Module):
 
     kind: ModelKind
     lanes: RowLanes | None = None  # threads that rows are split over in training; None: none
+    recompute = False  # whether a layer's activations are computed again in the backward rather than kept
 
     def __init__(self, backbone: FrozenBackbone, *, n_items: int, replace_every: int) -> None:
         super().__init__()
@@ -61,6 +64,16 @@ class RecommenderModel(nn.Module):
 
     def fit_newcomers(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
         """Learn what is needed to score users outside the training data (users -1 of a batch), if anything is."""
+
+    def compile_layers(self) -> None:
+        """Let torch.compile make one body of what all layers compute, where the model has such a one."""
+
+    def layer_states(self, layer: Callable[..., Tensor], *inputs: Any, **options: Any) -> Tensor:
+        """What a layer makes of its inputs, kept for the backward or computed again there."""
+        if self.recompute and torch.is_grad_enabled():
+            found: Tensor = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
+            return found
+        return layer(*inputs, **options)
 
     @property
     def device(self) -> torch.device:

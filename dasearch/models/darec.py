@@ -39,6 +39,7 @@ from dasearch.models.base import (
     new_linear,
     start_head,
 )
+from dasearch.models.compilation import compiled
 from dasearch.models.collaborative import (
     CF_WIDTH,
     MatrixFactorization,
@@ -284,34 +285,64 @@ class DALayer(AdaptedSites):
     def __init__(self, block: DecoderBlock, settings: DARecSettings, width: int, generator: torch.Generator) -> None:
         super().__init__(settings, width, generator)
         self.block = block
+        self.compiled = False
 
     def forward(
         self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None, *, last: bool = False
     ) -> Tensor:
-        normed = self.block.norm1(hidden)
-        causal, context = self._branches(normed, inputs, collaborative, last=last)
-        hidden, normed = (_chosen(states, inputs, last=last) for states in (hidden, normed))
+        at = inputs.at if last else None
+        mode, key = self.settings.mask_mode, collaborative is not None
+        both_causal = self.settings.variation is Variation.BOTH_CAUSAL
+        if not inputs.square and mode is MaskMode.ADDITIVE and not both_causal and at is None:
+            return self._within_items(hidden, inputs, layout, collaborative)
+        other = Branch.CAUSAL_WITH_KEY if both_causal else Branch.CONTEXT
+        biases = [
+            inputs.bias(branch, hidden.dtype, key=key, chosen=at is not None) for branch in (Branch.CAUSAL, other)
+        ]
+        block = self.block
+        normed = block.norm1(hidden)
+        projected = block.project(normed, inputs.positions, at)
+        widened = projected
+        if collaborative is not None:
+            widened = projected.with_key(block.project_key(collaborative.to(normed.dtype)))
+        if hidden.is_cuda and mode is MaskMode.ADDITIVE and at is None:
+            causal, context = attend_causally(projected), attend_under(widened, biases[1:])[0]
+        else:
+            causal, context = attend_under(widened, biases, mode)
+        if at is not None:
+            return self._joined(gather_tokens(hidden, at), gather_tokens(normed, at), causal, context, layout)
+        return self._after_branches(hidden, normed, causal, context, layout)
+
+    def _within_items(
+        self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None
+    ) -> Tensor:
+        """Both branches without a mask, for long rows."""
+        block = self.block
+        normed = block.norm1(hidden)
+        projected = block.project(normed, inputs.positions)
+        key = None if collaborative is None else block.project_key(collaborative.to(normed.dtype))
+        causal, context = attend_causally(projected), inputs.blocks.attend(projected, key)
+        return self._after_branches(hidden, normed, causal, context, layout)
+
+    def _after_branches(
+        self, hidden: Tensor, normed: Tensor, causal: Tensor, context: Tensor, layout: Tensor
+    ) -> Tensor:
+        """`_joined`, where asked for as one compiled body, whose only changing size is the number of tokens."""
+        if not self.compiled:
+            return self._joined(hidden, normed, causal, context, layout)
+        weight = self.causal_adapter.down.weight
+        k = len(weight) if weight.dim() == 3 else 1
+        gates = layout if k == 1 else layout[:, :: len(hidden) // k]
+        flat = (part.reshape(k, -1, part.shape[-1]) for part in (hidden, normed, causal, context))
+        found: Tensor = compiled(DALayer._joined)(self, *flat, gates)
+        return found.view_as(hidden)
+
+    def _joined(self, hidden: Tensor, normed: Tensor, causal: Tensor, context: Tensor, layout: Tensor) -> Tensor:
+        """The layer from its branches on, token by token."""
+        causal, context = self.block.output(causal), self.block.output(context)
         hidden = hidden + self.after_attention(normed, causal, context, layout)
         normed = self.block.norm2(hidden)
         return hidden + self.after_ffn(normed, self.block.ffn(normed), layout)
-
-    def _branches(
-        self, normed: Tensor, inputs: LayerInputs, collaborative: Tensor | None, *, last: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Attention under both masks, from one projection of queries, keys and values."""
-        block, mode = self.block, self.settings.mask_mode
-        other = Branch.CAUSAL_WITH_KEY if self.settings.variation is Variation.BOTH_CAUSAL else Branch.CONTEXT
-        chosen = last and inputs.at is not None
-        projected = block.project(normed, inputs.positions, inputs.at if last else None)
-        key = None if collaborative is None else block.project_key(collaborative.to(normed.dtype))
-        if not inputs.square and mode is MaskMode.ADDITIVE and other is Branch.CONTEXT and not chosen:
-            return block.output(attend_causally(projected)), block.output(inputs.blocks.attend(projected, key))
-        widened = projected if key is None else projected.with_key(key)
-        biases = [
-            inputs.bias(branch, normed.dtype, key=key is not None, chosen=chosen) for branch in (Branch.CAUSAL, other)
-        ]
-        causal, context = attend_under(widened, biases, mode)
-        return block.output(causal), block.output(context)
 
 
 def attend_under_causal(
@@ -418,12 +449,17 @@ class DARec(RecommenderModel):
         adapted, top = 0, len(self.layers) - 1
         for index, layer in enumerate(self.layers):
             if index not in self.replaced:
-                hidden = layer(hidden, inputs, gates[0], None, last=index == top)
+                hidden = self.layer_states(layer, hidden, inputs, gates[0], None, last=index == top)
                 continue
             vectors = None if collaborative is None else collaborative[min(adapted, len(collaborative) - 1)]
-            hidden = layer(hidden, inputs, gates[adapted], vectors, last=index == top)
+            hidden = self.layer_states(layer, hidden, inputs, gates[adapted], vectors, last=index == top)
             adapted += 1
         return self.backbone.final_norm(hidden)
+
+    def compile_layers(self) -> None:
+        for layer in self.layers:
+            if isinstance(layer, DALayer):
+                layer.compiled = True
 
     def user_keys(self, users: Tensor) -> Tensor | None:
         """The collaborative key of sequence rows: ``(projections, batch, width)``."""

@@ -7,7 +7,7 @@ Placement is a tensor: 0 puts D inside the frozen softmax, 1 beside it, ``(SA(h)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -265,10 +265,14 @@ def run_layers(
     injections: dict[int, Injection],
     reduce: ParallelReduce = ParallelReduce.MEAN,
     at: Tensor | None = None,
+    through: Callable[..., Tensor] = lambda layer, *inputs: layer(*inputs),
 ) -> Tensor:
     """Last hidden states of the frozen model with prefixes in the layers of ``injections``.
 
     Shapes: at ``(rows, n)``, the tokens whose states are read (None: all) -> ``(rows, m or n, width)``.
+
+    Args:
+        through: calls a layer, as `RecommenderModel.layer_states` does.
     """
     hidden, positions = backbone.start(backbone.embed(rows.tokens))
     mask = backbone.mask(rows.real)
@@ -276,9 +280,9 @@ def run_layers(
     for index, block in enumerate(backbone.all_blocks):
         chosen = at if index == top else None
         if index in injections:
-            hidden = inject(block, hidden, positions, mask, injections[index], reduce, chosen)
+            hidden = through(inject, block, hidden, positions, mask, injections[index], reduce, chosen)
         else:
-            hidden = block(hidden, positions, mask)
+            hidden = through(block, hidden, positions, mask)
             hidden = hidden if chosen is None else gather_tokens(hidden, chosen)
     return backbone.final_norm(hidden)
 
@@ -375,5 +379,5 @@ class PrefixModel(RecommenderModel):
 
     def _pooled_states(self, rows: Rows, injections: dict[int, Injection]) -> Tensor:
         at = read_tokens(rows, self.settings.pool, causal=self.backbone.causal)
-        hidden = run_layers(self.backbone, rows, injections, self.settings.parallel_reduce, at)
+        hidden = run_layers(self.backbone, rows, injections, self.settings.parallel_reduce, at, self.layer_states)
         return token_mean(hidden, rows.real) if at is None else hidden.squeeze(1)

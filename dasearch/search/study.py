@@ -29,7 +29,18 @@ from dasearch.training.materials import resolve_device
 from dasearch.training.seeds import derive_seed
 
 # what may change of a study that has begun; a space is known by its hash, not its name
-MAY_CHANGE = {"output", "device", "threads", "search.budget", "search.batch", "final", "comparison", "space.name"}
+MAY_CHANGE = {
+    "output",
+    "device",
+    "threads",
+    "compile",
+    "recompute",
+    "search.budget",
+    "search.batch",
+    "final",
+    "comparison",
+    "space.name",
+}
 
 
 @dataclass(frozen=True)

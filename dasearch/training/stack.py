@@ -138,7 +138,12 @@ class Ground:
 
     def model(self, seed: int) -> RecommenderModel:
         """A new model at its start."""
-        return build_model(self.settings, self.materials, replace_every=self.replace_every, seed=seed)
+        model = build_model(self.settings, self.materials, replace_every=self.replace_every, seed=seed)
+        model.recompute = self.settings.recompute
+        on_gpu = self.materials.device.type == "cuda"
+        if on_gpu if self.settings.compile is None else self.settings.compile:
+            model.compile_layers()
+        return model
 
     def start(self, seed: int) -> RecommenderModel:
         """The same, made once a seed and not to be trained."""
