@@ -108,9 +108,7 @@ def main() -> None:
     parser.add_argument("study", nargs="?", default="quickstart")
     parser.add_argument("--against", metavar="REV", help="a git revision to run beside this one")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--candidates", type=int, default=0, help="trials of the second part; 0: as many as train at once"
-    )
+    parser.add_argument("--candidates", type=int, default=0, help="trials of the second part; 0: four")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--one-at-a-time", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
