@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import sparse
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from dasearch.data.dataset import IntArray
@@ -17,13 +18,12 @@ from dasearch.data.rows import SequenceBatch
 
 FRACTION = 0.005  # of the catalogue, in each space (app. A: Pantry 25, Arts 113)
 CHUNK = 1024  # items whose distances are held at once
-RESOLUTION = (
-    2.0**-30
-)  # of the largest squared length: squared distances that differ by less are a tie, not rounding's choice
+# Of the largest squared length: squared distances that differ by less are a tie, which rounding must not decide.
+RESOLUTION = 2.0**-30
 
-# Of the randomised solver at rank 1000, on amazon-scientific: 98% of the neighbours are those of the exact factors, and the
-# farthest is as far to 2 parts in 100,000; a fifth of the processor time (benchmarks/mf.py). Two iterations: 96%.
-ITERATIONS = 3
+# Of the randomised solver at rank 1000, on amazon-scientific: 98.5% of the hard negatives are those of the exact factors; after
+# two iterations, which take nearly as long, 96.6% (benchmarks/mf.py).
+ITERATIONS = 4
 OVERSAMPLE = 0.2  # of the rank, and at least
 LEAST_OVERSAMPLE = 10
 SEED = 0
@@ -132,13 +132,16 @@ def randomised_factors(
 ) -> npt.NDArray[np.float64]:
     """The same up to a rotation and what ``iterations`` leave open (Halko et al. 2011), ``(items, rank)``.
 
-    Of the items' inner products, whose every multiplication is worth two of the table's: at equal time that left half as
-    many neighbours wrong.
+    Computed on the items' inner products: one multiplication by them is worth two by the table, and at equal time leaves
+    half as many neighbours wrong. One BLAS thread does it, so that the result is the same to the last bit whatever their
+    number; beside other work two took four times as long, because OpenBLAS's spin.
     """
     from sklearn.utils.extmath import randomized_svd  # takes a second, which reading the data set need not wait for
 
     extra = min(max(LEAST_OVERSAMPLE, round(oversample * rank)), table.shape[1] - rank)
-    _, squares, right = randomized_svd(table.T @ table, rank, n_oversamples=extra, n_iter=iterations, random_state=SEED)
+    products = table.T @ table
+    with threadpool_limits(1, user_api="blas"):
+        _, squares, right = randomized_svd(products, rank, n_oversamples=extra, n_iter=iterations, random_state=SEED)
     return np.asarray((np.sqrt(squares)[:, None] * right).T)
 
 

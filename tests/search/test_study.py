@@ -336,6 +336,9 @@ def test_what_a_running_study_may_not_change(tmp_path: Path) -> None:
         run(small_study(tmp_path, trial={"lr": 1e-4}), budget=1)
     with pytest.raises(SearchSpaceError, match=r"another search space \(replace_every: 1 -> 2\)"):
         run(small_study(tmp_path, space={"replace_every": 2}), budget=1)
+    status, _ = run(settings.model_copy(update={"threads": 2}), budget=1, train=False)  # as another device may
+    assert len(status.completed) == 1
+    assert torch.get_num_threads() == 1
     (tmp_path / "toy" / "interactions.tsv").write_text(
         (tmp_path / "toy" / "interactions.tsv").read_text().replace("item3\t", "item4\t")
     )
