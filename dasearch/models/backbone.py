@@ -80,8 +80,9 @@ class Block(nn.Module):
         return self.project_keys(self.norm1(vectors[:, None]), None)
 
     def _heads(self, projected: Tensor) -> Tensor:
+        """``(batch, tokens, ...)`` -> ``(batch, heads, tokens, head width)``; flat ``(tokens, ...)`` without a batch."""
         split: Tensor = projected.unflatten(-1, (-1, self.head_width))
-        return split.transpose(1, 2)
+        return split.transpose(1, 2) if projected.dim() == 3 else split
 
 
 class DecoderBlock(Block):

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 MOST_KINDS = 64  # of calls with a body of their own: training or not, one candidate or several, with a key or without
-_bodies: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
+_bodies: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
-def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, compiled once a process; its modules are arguments, so that layers share what is compiled."""
     if function not in _bodies:
         settings: Any = torch._dynamo.config

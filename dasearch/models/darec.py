@@ -24,6 +24,7 @@ from dasearch.models.attention import (
     SQUARE_TOKENS,
     ItemBlocks,
     MaskMode,
+    Projected,
     additive,
     attend_causally,
     attend_under,
@@ -39,7 +40,6 @@ from dasearch.models.base import (
     new_linear,
     start_head,
 )
-from dasearch.models.compilation import compiled
 from dasearch.models.collaborative import (
     CF_WIDTH,
     MatrixFactorization,
@@ -48,6 +48,7 @@ from dasearch.models.collaborative import (
     fold_in_matrix,
     own_or_estimated,
 )
+from dasearch.models.compilation import compiled
 from dasearch.models.masks import causal_mask, context_mask
 from dasearch.models.stacking import Linear, gather_tokens
 
@@ -163,6 +164,13 @@ class LayerInputs:
     @cached_property
     def blocks(self) -> ItemBlocks:
         return ItemBlocks(self.segments)
+
+    @cached_property
+    def flat_positions(self) -> Positions:
+        """Of every token of all rows, one after another: ``(batch * m, head width)``."""
+        batch, m = self.segments.shape
+        cos, sin = (None if part is None else part.expand(batch, m, -1).flatten(0, 1) for part in self.positions)
+        return Positions(cos, sin)
 
     @property
     def square(self) -> bool:
@@ -300,8 +308,11 @@ class DALayer(AdaptedSites):
             inputs.bias(branch, hidden.dtype, key=key, chosen=at is not None) for branch in (Branch.CAUSAL, other)
         ]
         block = self.block
-        normed = block.norm1(hidden)
-        projected = block.project(normed, inputs.positions, at)
+        if self.compiled and at is None:
+            normed, projected = self._projected(hidden, inputs)
+        else:
+            normed = block.norm1(hidden)
+            projected = block.project(normed, inputs.positions, at)
         widened = projected
         if collaborative is not None:
             widened = projected.with_key(block.project_key(collaborative.to(normed.dtype)))
@@ -312,6 +323,18 @@ class DALayer(AdaptedSites):
         if at is not None:
             return self._joined(gather_tokens(hidden, at), gather_tokens(normed, at), causal, context, layout)
         return self._after_branches(hidden, normed, causal, context, layout)
+
+    def _projected(self, hidden: Tensor, inputs: LayerInputs) -> tuple[Tensor, Projected]:
+        """The normed states and their projection, as one compiled body whose only changing size is the number of tokens."""
+        rows, m, _ = hidden.shape
+        normed, *parts = compiled(DALayer._projected_tokens)(self, hidden.flatten(0, 1), inputs.flat_positions)
+        by_row = (part.view(rows, m, -1, part.shape[-1]).transpose(1, 2) for part in parts)
+        return normed.view_as(hidden), Projected(*by_row)
+
+    def _projected_tokens(self, hidden: Tensor, positions: Positions) -> tuple[Tensor, ...]:
+        """Shapes: hidden ``(tokens, width)`` -> normed, and queries, keys, values ``(tokens, heads, head width)``."""
+        normed = self.block.norm1(hidden)
+        return normed, self.block.project_queries(normed, positions), *self.block.project_keys(normed, positions)
 
     def _within_items(
         self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None

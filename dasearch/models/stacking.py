@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+ALIGNED = 32  # numbers: 128 bytes, which compiled kernels read at once and count on
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x W^T + b`` in the type of ``x``; of stacked parameters each candidate's rows read its own.
@@ -85,25 +87,41 @@ class Flat:
 
     Attributes:
         shapes: by name.
+        size: of a line; each parameter begins at a multiple of `ALIGNED`, with zeros before it.
     """
 
     def __init__(self, model: nn.Module) -> None:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.shapes = {name: parameter.shape for name, parameter in trained.items()}
-        self.sizes = [parameter.numel() for parameter in trained.values()]
+        self.counts = [parameter.numel() for parameter in trained.values()]
+        self.gaps = [-count % ALIGNED for count in self.counts]
+        self.size = sum(self.counts) + sum(self.gaps)
 
     def __len__(self) -> int:
-        return sum(self.sizes)
+        """How many numbers are trained."""
+        return sum(self.counts)
 
     def line(self, named: Mapping[str, Tensor]) -> Tensor:
-        """Tensors of the parameters' names and shapes as ``(n,)``."""
-        parts = [named[name].detach().flatten() for name in self.shapes]
-        return torch.cat(parts) if parts else torch.zeros(0)
+        """Tensors of the parameters' names and shapes as ``(size,)``."""
+        return self.joined([named[name].detach()[None] for name in self.shapes])[0] if self.shapes else torch.zeros(0)
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """A tensor with a leading K of every parameter, in their order, as ``(K, size)``."""
+        k = len(parts[0])
+        pieces = []
+        for part, gap in zip(parts, self.gaps, strict=True):
+            pieces.append(part.reshape(k, -1))
+            if gap:
+                pieces.append(part.new_zeros(k, gap))
+        return torch.cat(pieces, dim=1)
 
     def named(self, line: Tensor) -> dict[str, Tensor]:
-        """What `line` undoes."""
-        parts = line.split(self.sizes)
-        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        """What `line` undoes; of ``(K, size)`` with a leading K. The parts share the line's memory."""
+        found, start = {}, 0
+        for (name, shape), count, gap in zip(self.shapes.items(), self.counts, self.gaps, strict=True):
+            found[name] = line.narrow(-1, start, count).view((*line.shape[:-1], *shape))
+            start += count + gap
+        return found
 
 
 class StackedParameters:
@@ -115,22 +133,21 @@ class StackedParameters:
     Args:
         model: its trained parameters are replaced in place.
         flat: of them.
-        lines: every candidate's values, each ``(n,)``.
+        lines: every candidate's values, each ``(size,)``.
 
     Attributes:
-        matrix: ``(K, n)``, whose moments an optimiser keeps.
+        matrix: ``(K, size)``, whose moments an optimiser keeps.
     """
 
     def __init__(self, model: nn.Module, flat: Flat, lines: Sequence[Tensor]) -> None:
-        self.matrix = torch.stack(list(lines))
+        self.flat, self.matrix = flat, torch.stack(list(lines))
         self.views: dict[str, nn.Parameter] = {}
-        for (name, shape), part in zip(flat.shapes.items(), self.matrix.split(flat.sizes, dim=1), strict=True):
-            view = part.view(len(lines), *shape)
-            self.views[name] = nn.Parameter(view[0] if len(lines) == 1 else view)
+        for name, view in flat.named(self.matrix[0] if len(lines) == 1 else self.matrix).items():
+            self.views[name] = nn.Parameter(view)
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, self.views[name])
 
     def gradient(self, loss: Tensor) -> Tensor:
-        """Of a loss that is summed over candidates: ``(K, n)``; zero where it does not depend on a parameter."""
+        """Of a loss that is summed over candidates: ``(K, size)``; zero where it does not depend on a parameter."""
         found = torch.autograd.grad(loss, list(self.views.values()), allow_unused=True, materialize_grads=True)
-        return torch.cat([part.reshape(len(self.matrix), -1) for part in found], dim=1)
+        return self.flat.joined([part[None] for part in found] if len(self.matrix) == 1 else found)
