@@ -241,6 +241,10 @@ class StudySettings(Section):
     compile: bool | None = Field(
         None, description="compile the adapted layers with torch.compile; null: on a GPU, where it pays"
     )
+    graphs: bool | None = Field(
+        None,
+        description="replay a step's kernels as a CUDA graph where its shapes come again; null: where it can be done",
+    )
     recompute: bool = Field(
         False, description="compute a layer's activations again in the backward instead of keeping them: less memory"
     )

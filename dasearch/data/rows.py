@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -75,6 +75,17 @@ class SequenceBatch:
         rest = [(field.name, 0 if field.name == "ends" else NO_ITEM) for field in fields(cls) if field.name != "rows"]
         parts = {name: together([getattr(batch, name) for batch in batches], fill) for name, fill in rest}
         return cls(Rows.together([batch.rows for batch in batches]), **parts)
+
+    def widened(self, items: int, histories: int) -> SequenceBatch:
+        """The same rows with room for so many items and histories of such a length."""
+        room = (0, items - self.items.shape[1])
+        return replace(
+            self,
+            items=F.pad(self.items, room, value=NO_ITEM),
+            ends=F.pad(self.ends, room),
+            targets=F.pad(self.targets, room, value=NO_ITEM),
+            histories=F.pad(self.histories, (0, histories - self.histories.shape[1]), value=NO_ITEM),
+        )
 
     @property
     def last(self) -> Tensor:

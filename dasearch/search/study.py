@@ -34,6 +34,7 @@ MAY_CHANGE = {
     "device",
     "threads",
     "compile",
+    "graphs",
     "recompute",
     "search.budget",
     "search.batch",

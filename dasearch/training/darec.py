@@ -16,6 +16,7 @@ from dasearch.data import (
     Examples,
     HardNegatives,
     IntArray,
+    RowFormat,
     RowPlan,
     Rows,
     SequenceBatch,
@@ -33,8 +34,10 @@ from dasearch.models.stacking import take
 from dasearch.training.encoders import encoder_ranks
 from dasearch.training.losses import bpr_loss, contrastive_loss, item_cross_entropy, reduced
 from dasearch.training.materials import PurchaseIndex, Shared
-from dasearch.training.method import SHARED_READS, Drawn, Method, Say
+from dasearch.training.method import SHARED_READS, Drawn, Method, Say, widened
 from dasearch.training.seeds import generator_for
+
+ITEM_STEP = 32  # alignment rows of a batch come in multiples of it where shapes are to come again
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class DARecMethod(Method):
     negatives: HardNegatives
     cf_state: dict[str, Tensor] | None
     examples: Examples | None
+    has_fixed_shapes = True
     reads = (*SHARED_READS, "cf", "model.collaborative", "model.ncf_embedding", "model.cf_width", "model.prompt_group")
 
     @classmethod
@@ -128,6 +132,20 @@ class DARecMethod(Method):
             unbought = materials.purchases.sample_negatives(users.flatten(), generator).view_as(users)
             found = dataclasses.replace(found, unbought=unbought[None])
         return found
+
+    def fixed(self, batch: SequenceBatch, drawn: Drawn, row_format: RowFormat) -> tuple[SequenceBatch, Drawn]:
+        assert isinstance(drawn, DARecDrawn)
+        wide = batch.widened(row_format.max_items, row_format.history_items)
+        parts: dict[str, Tensor | None] = {}
+        for name in (f.name for f in dataclasses.fields(drawn)):
+            part: Tensor | None = getattr(drawn, name)
+            if part is not None and name == "unbought":
+                part = widened(part, 2, row_format.max_items, 0)
+            elif part is not None:
+                step = ITEM_STEP if name in ("items", "tokens", "segments", "ends") else len(batch.users)
+                part = widened(part, 1, -(-part.shape[1] // step) * step, DARecDrawn.fills.get(name, 0))
+            parts[name] = part
+        return wide, DARecDrawn(**parts)
 
     @property
     def learns_collaborative(self) -> bool:

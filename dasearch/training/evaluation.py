@@ -17,7 +17,7 @@ from dasearch.training.materials import Catalogue
 from dasearch.training.metrics import target_ranks
 
 CPU_BATCH = 32  # larger tensors leave the cache and are paged in anew at each layer (benchmarks/serving.py)
-CUDA_BATCH = 512  # rows enough that launching their kernels takes less time than computing them
+CUDA_BATCH = 1024  # rows enough that launching their kernels takes less time than computing them
 SCORES_IN_MEMORY = 2**24  # users x items whose scores are held at once
 
 

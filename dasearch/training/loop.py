@@ -197,7 +197,19 @@ def _identity(settings: StudySettings, recipe: Recipe, candidate: Candidate) -> 
 
 def objective_hash(settings: StudySettings) -> str:
     """What of a study decides a training's result, beside its recipe: 16 hexadecimal digits."""
-    free = {"name", "device", "threads", "compile", "recompute", "output", "search", "trial", "final", "comparison"}
+    free = {
+        "name",
+        "device",
+        "threads",
+        "compile",
+        "graphs",
+        "recompute",
+        "output",
+        "search",
+        "trial",
+        "final",
+        "comparison",
+    }
     content = json.dumps(settings.model_dump(mode="json", exclude=free), sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 

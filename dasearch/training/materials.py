@@ -43,7 +43,7 @@ PROMPTS = {
     ModelKind.RA_REC: Prompts(PURCHASES, "The product is"),
 }
 SEPARATOR = ","  # between the items of a hard prompt
-CUDA_MULTIPLE = 8  # of tokens of a row with one key more: fewer shapes, and masks that its kernels read as they are
+CUDA_MULTIPLE = 16  # of tokens of a row with one key more: fewer shapes, and masks that its kernels read as they are
 VECTOR_BATCH = 256  # item sentences of one frozen forward pass
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dasearch.config import StudySettings
-from dasearch.data import IntArray, RowPlan, SequenceBatch
+from dasearch.data import IntArray, RowFormat, RowPlan, SequenceBatch
 from dasearch.data.rows import moved
 from dasearch.models.base import RecommenderModel
 
@@ -45,6 +45,12 @@ class Drawn:
             return drawn[0]  # type: ignore[return-value]
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: _padded([getattr(one, name) for one in drawn], cls.fills.get(name, 0)) for name in names})
+
+
+def widened(tensor: Tensor, axis: int, size: int, fill: int) -> Tensor:
+    """Padded at the end of one axis, up to a size."""
+    room = [0, 0] * (tensor.dim() - 1 - axis) + [0, max(0, size - tensor.shape[axis])]
+    return F.pad(tensor, room, value=fill)
 
 
 def _padded(parts: Sequence[Tensor | None], fill: int) -> Tensor | None:
@@ -79,6 +85,12 @@ class Method(ABC):
     @abstractmethod
     def build(self, materials: Shared, *, replace_every: int, generator: torch.Generator) -> RecommenderModel:
         """A recommender at its start."""
+
+    has_fixed_shapes: ClassVar[bool] = False  # whether there is `fixed`
+
+    def fixed(self, batch: SequenceBatch, drawn: Drawn, row_format: RowFormat) -> tuple[SequenceBatch, Drawn]:
+        """The same, padded to shapes that come again."""
+        raise NotImplementedError
 
     @property
     def reads_padding(self) -> bool:

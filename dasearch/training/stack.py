@@ -30,6 +30,7 @@ from dasearch.models.stacking import Flat, StackedParameters
 from dasearch.threads import fitting, using
 from dasearch.training.checkpoints import load_tensors, save_tensors
 from dasearch.training.evaluation import held_out, validation_plan
+from dasearch.training.graphs import StepGraphs
 from dasearch.training.materials import Materials
 from dasearch.training.method import Drawn, weighted_total
 from dasearch.training.metrics import TOP_K, summarise
@@ -256,9 +257,17 @@ class Stack:
         for run in runs:
             self.generators[run.candidate.seed].set_state(run.order)
         self.optimizer = self._optimizer(runs)
+        self.sums: dict[str, Tensor] = {}  # of every term over the epoch so far, (K,)
+        self._kept_sums: dict[str, Tensor] = {}  # of the epoch before: graphs add to the same tensors
+        self.graphs = StepGraphs(self.step, self.materials.device) if self._repeats() else None
         self.threads = torch.get_num_threads()
         if self.materials.device.type == "cpu":
             self._choose_threads()
+
+    def _repeats(self) -> bool:
+        """Whether steps are replayed as CUDA graphs."""
+        wanted = self.ground.settings.graphs is not False and self.materials.device.type == "cuda"
+        return wanted and self.recipe.accumulate == 1 and self.materials.method.has_fixed_shapes
 
     def _choose_threads(self) -> None:
         """Of a single candidate split the rows over threads; else give an operation as many as its size is worth."""
@@ -281,7 +290,11 @@ class Stack:
 
     def _optimizer(self, runs: Sequence[Run]) -> torch.optim.AdamW:
         matrix, recipe = self.parameters.matrix, self.recipe
-        found = torch.optim.AdamW([matrix], lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        on_gpu = matrix.is_cuda
+        rate = (
+            torch.tensor(recipe.lr, device=matrix.device) if on_gpu else recipe.lr
+        )  # a tensor is what graphs read anew
+        found = torch.optim.AdamW([matrix], lr=rate, weight_decay=recipe.weight_decay, fused=True, capturable=on_gpu)
         if runs[0].steps:
             step = torch.tensor(float(runs[0].steps), device=matrix.device)
             moments = (torch.stack(lines) for lines in zip(*(run.moments for run in runs), strict=True))
@@ -315,30 +328,58 @@ class Stack:
         if not len(self.ground.flat):  # the frozen model alone
             return [{} for _ in self.runs]
         self.model.train()
-        sums: dict[str, Tensor] = {}
-        batches = 0
-        for step, group in enumerate(
-            _groups(self.batches(), self.recipe.accumulate), start=number * self.ground.steps_per_epoch
-        ):
+        self.sums.clear()
+        run = self._run
+        if self.graphs is not None:
+            for values in self._kept_sums.values():
+                values.zero_()
+            self.sums.update(self._kept_sums)
+            run = self._run_graph
+        first = number * self.ground.steps_per_epoch
+        for step, group in enumerate(_groups(self.batches(), self.recipe.accumulate), start=first):
             self._set_lr(step)
-            gradient: Tensor | None = None
-            for batch, drawn in group:
-                terms = self.terms(batch, drawn)
-                part = self.parameters.gradient(terms["total"].sum() / len(group))
-                gradient = part if gradient is None else gradient + part
-                for name, value in terms.items():
-                    sums[name] = sums[name] + value.detach() if name in sums else value.detach()
-            assert gradient is not None
-            self._update(gradient)
-            batches += len(group)
+            run(group)
             if self.ground.stopped.is_set():
                 raise Stopped
-        read = {name: (value / batches).tolist() for name, value in sums.items()}
+        self._kept_sums = dict(self.sums)
+        batches = self.ground.plan.n_batches(self.recipe.batch_size)
+        read = {name: (value / batches).tolist() for name, value in self.sums.items()}
         return [{name: values[k] for name, values in read.items()} for k in range(len(self.runs))]
 
+    def _run(self, group: list[tuple[SequenceBatch, Drawn]]) -> None:
+        """One step of the optimiser."""
+        device = self.materials.device
+        gradient: Tensor | None = None
+        for batch, drawn in group:
+            part = self._gradient(batch.to(device), drawn.to(device), share=1 / len(group))
+            gradient = part if gradient is None else gradient + part
+        assert gradient is not None
+        self._update(gradient)
+
+    def _run_graph(self, group: list[tuple[SequenceBatch, Drawn]]) -> None:
+        """The same, of a single batch that is padded to shapes that come again."""
+        ((batch, drawn),) = group
+        assert self.graphs is not None
+        fixed = self.materials.method.fixed(batch, drawn, self.materials.catalogue.row_format)
+        self.graphs.run(*fixed)
+
+    def step(self, batch: SequenceBatch, drawn: Drawn) -> None:
+        """A step of the optimiser from one batch on the device; waits for nothing."""
+        self._update(self._gradient(batch, drawn))
+
+    def _gradient(self, batch: SequenceBatch, drawn: Drawn, share: float = 1.0) -> Tensor:
+        """Of the loss times ``share``; every term is added to the epoch's sums."""
+        terms = self.terms(batch, drawn)
+        for name, value in terms.items():
+            if name in self.sums:
+                self.sums[name].add_(value.detach())
+            else:
+                self.sums[name] = value.detach().clone()
+        return self.parameters.gradient(terms["total"].sum() * share)
+
     def batches(self) -> Iterator[tuple[SequenceBatch, Drawn]]:
-        """An epoch's batches of all runs, on the device; each run's rows are those of its seed."""
-        method, materials, device = self.materials.method, self.materials, self.materials.device
+        """An epoch's batches of all runs, on the CPU; each run's rows are those of its seed."""
+        method, materials = self.materials.method, self.materials
         streams = {
             seed: self.ground.plan.shuffled(self.recipe.batch_size, generator)
             for seed, generator in self.generators.items()
@@ -349,8 +390,8 @@ class Stack:
             seeds = [run.candidate.seed for run in self.runs]
             kind = type(drawn[seeds[0]])
             yield (
-                SequenceBatch.together([batches[seed] for seed in seeds]).to(device),
-                kind.together([drawn[seed] for seed in seeds]).to(device),
+                SequenceBatch.together([batches[seed] for seed in seeds]),
+                kind.together([drawn[seed] for seed in seeds]),
             )
 
     def terms(self, batch: SequenceBatch, drawn: Drawn) -> dict[str, Tensor]:
@@ -367,8 +408,12 @@ class Stack:
 
     def _set_lr(self, step: int) -> None:
         total = self.ground.steps_per_epoch * self.recipe.epochs
+        rate = self.recipe.lr * schedule(step, total, self.recipe.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr * schedule(step, total, self.recipe.warmup)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
 
 def schedule(step: int, total: int, warmup: float) -> float:

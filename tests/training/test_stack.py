@@ -17,6 +17,7 @@ from dasearch.errors import TrainingError
 from dasearch.layout import Layout
 from dasearch.models.stacking import Flat, Linear, StackedParameters, Table
 from dasearch.threads import using
+from dasearch.training.graphs import tensors_of
 from dasearch.training.loop import Trained, train, train_together
 from dasearch.training.stack import Candidate, Epoch, Ground, Run, Stack
 from tests.conftest import seeded
@@ -258,3 +259,20 @@ def test_stacked_modules_equal_each_alone() -> None:
         own = flat.line({name: p.grad for name, p in module.named_parameters() if p.grad is not None})
         torch.testing.assert_close(gradient[k], own)
     assert all(torch.equal(a, b) for a, b in zip(flat.named(lines[1]).values(), modules[1].parameters(), strict=True))
+
+
+@pytest.mark.parametrize("changes", [{}, {"losses": {"anchors": 2}}, {"model": {"variation": "llmrec"}}], ids=json.dumps)
+def test_shapes_that_come_again_change_no_loss(changes: dict[str, Any]) -> None:
+    """What CUDA graphs read: rows, items and anchors with room to spare."""
+    study = small_settings(**changes)
+    ground = Ground(study, materials(study), study.trial, 1)
+    stack = Stack(ground, [Run.begin(ground, Candidate(Layout.parse(layout)), k, {}) for k, layout in enumerate(LAYOUTS)])
+    shapes = set()
+    for batch, drawn in stack.batches():
+        expected = stack.terms(batch, drawn)
+        wide, filled = ground.materials.method.fixed(batch, drawn, ground.materials.catalogue.row_format)
+        found = stack.terms(wide, filled)
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value)
+        shapes.add(tuple(part.shape for part in tensors_of(wide) + tensors_of(filled) if part.dim() == 2)[1:])
+    assert wide.items.shape[1] == study.data.max_items
