@@ -211,10 +211,11 @@ class PlainLayer(nn.Module):
     def forward(
         self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None, *, last: bool = False
     ) -> Tensor:
+        chosen = last and torch.is_grad_enabled()
         normed = self.block.norm1(hidden)
-        attention = attend_under_causal(self.block, normed, inputs, MaskMode.ADDITIVE, last=last)
-        found: Tensor = self.block.finish(_chosen(hidden, inputs, last=last), attention)
-        return found
+        attention = attend_under_causal(self.block, normed, inputs, MaskMode.ADDITIVE, last=chosen)
+        found: Tensor = self.block.finish(_chosen(hidden, inputs, last=chosen), attention)
+        return _chosen(found, inputs, last=last and not chosen)
 
 
 class BaseLayer(nn.Module):
@@ -230,16 +231,21 @@ class BaseLayer(nn.Module):
     def forward(
         self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None, *, last: bool = False
     ) -> Tensor:
+        chosen = last and torch.is_grad_enabled()
         normed = self.block.norm1(hidden)
-        attention = attend_under_causal(self.block, normed, inputs, self.settings.mask_mode, last=last)
-        hidden = _chosen(hidden, inputs, last=last) + (attention + self.attention_adapter(attention))
+        attention = attend_under_causal(self.block, normed, inputs, self.settings.mask_mode, last=chosen)
+        hidden = _chosen(hidden, inputs, last=chosen) + (attention + self.attention_adapter(attention))
         out = self.block.ffn(self.block.norm2(hidden))
         hidden = hidden + (out + self.recommendation_adapter(out))
-        return hidden
+        return _chosen(hidden, inputs, last=last and not chosen)
 
 
 def _chosen(states: Tensor, inputs: LayerInputs, *, last: bool) -> Tensor:
-    """The states that a layer goes on with after its attention: of the last one, those that are read."""
+    """The states that a layer goes on with: of the last one, those that are read.
+
+    Training takes them after the attention. Without gradients the frozen layers compute them all, as exports do, whose
+    scores then are the same to the last digit.
+    """
     return gather_tokens(states, inputs.at) if last and inputs.at is not None else states
 
 
@@ -374,7 +380,8 @@ def attend_under_causal(
     """The frozen attention with its output projection, causal; the collaborative key is not among its keys."""
     projected = block.project(normed, inputs.positions, inputs.at if last else None)
     chosen = last and inputs.at is not None
-    if mode is MaskMode.ADDITIVE and not chosen and (normed.is_cuda or not inputs.square):
+    without_mask = normed.is_cuda or not inputs.square or not torch.is_grad_enabled()
+    if mode is MaskMode.ADDITIVE and not chosen and without_mask:
         return block.output(attend_causally(projected))
     (attended,) = attend_under(projected, [inputs.bias(Branch.CAUSAL, normed.dtype, key=False, chosen=chosen)], mode)
     return block.output(attended)

@@ -277,14 +277,15 @@ def run_layers(
     hidden, positions = backbone.start(backbone.embed(rows.tokens))
     mask = backbone.mask(rows.real)
     *_, top = range(len(backbone.blocks))
+    early = at if torch.is_grad_enabled() else None  # without gradients as exports do it, to the last digit
     for index, block in enumerate(backbone.all_blocks):
-        chosen = at if index == top else None
+        chosen = early if index == top else None
         if index in injections:
             hidden = through(inject, block, hidden, positions, mask, injections[index], reduce, chosen)
         else:
             hidden = through(block, hidden, positions, mask)
             hidden = hidden if chosen is None else gather_tokens(hidden, chosen)
-    return backbone.final_norm(hidden)
+    return backbone.final_norm(hidden if at is None or early is not None else gather_tokens(hidden, at))
 
 
 def read_tokens(rows: Rows, pool: Pool, *, causal: bool) -> Tensor | None:

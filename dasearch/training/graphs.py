@@ -16,6 +16,7 @@ from torch import Tensor
 from dasearch.data import SequenceBatch
 from dasearch.training.method import Drawn
 
+STEPS_OF_ROOM = 2.2  # free memory, in steps, that a capture wants: for itself and for a step without a graph beside it
 Step = Callable[[SequenceBatch, Drawn], None]
 
 
@@ -54,6 +55,7 @@ class StepGraphs:
     def __init__(self, step: Step, device: torch.device) -> None:
         self.step, self.device = step, device
         self.pool = torch.cuda.graph_pool_handle()
+        self.step_bytes = 0  # of the largest step without a graph
         self.known: dict[tuple[Any, ...], Captured | None] = {}
 
     def run(self, batch: SequenceBatch, drawn: Drawn) -> None:
@@ -61,13 +63,26 @@ class StepGraphs:
         given = [*tensors_of(batch), *tensors_of(drawn)]
         shapes = tuple(part.shape for part in given)
         captured = self.known.get(shapes)
-        if shapes not in self.known:
-            self.known[shapes] = None
-            self.step(batch.to(self.device), drawn.to(self.device))
+        first = shapes not in self.known
+        self.known.setdefault(shapes, None)
+        if captured is None and (first or not self._room()):
+            self._eager(batch, drawn)
             return
         if captured is None:
             captured = self.known[shapes] = self._capture(batch, drawn)
         captured.replay(given)
+
+    def _room(self) -> bool:
+        """Whether a step fits beside the pool once more, without a graph, after this one."""
+        torch.cuda.empty_cache()  # what eager steps left is not the pool's to use
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return free > STEPS_OF_ROOM * self.step_bytes
+
+    def _eager(self, batch: SequenceBatch, drawn: Drawn) -> None:
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        self.step(batch.to(self.device), drawn.to(self.device))
+        self.step_bytes = max(self.step_bytes, torch.cuda.max_memory_allocated(self.device) - before)
 
     def _capture(self, batch: SequenceBatch, drawn: Drawn) -> Captured:
         own = batch.to(self.device), drawn.to(self.device)

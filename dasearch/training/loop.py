@@ -11,6 +11,7 @@ import json
 import resource
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -135,9 +136,20 @@ def _train_in_threads(ground: Ground, parts: Sequence[list[Run]], on_epoch: OnEp
                     on_epoch(*news)
         except BaseException:
             ground.stopped.set()
+            pool.shutdown()
+            _tell_rest(told, on_epoch)
             raise
     for future in futures:
         future.result()
+
+
+def _tell_rest(told: SimpleQueue[tuple[int, Epoch] | None], on_epoch: OnEpoch) -> None:
+    """Epochs that were saved but not told when the training was broken off; the listener has said what it has to say."""
+    while not told.empty():
+        news = told.get()
+        if news is not None:
+            with suppress(BaseException):
+                on_epoch(*news)
 
 
 def _train_runs(ground: Ground, runs: Sequence[Run], on_epoch: OnEpoch) -> None:
@@ -168,9 +180,10 @@ def _train_level(ground: Ground, level: list[Run], runs: Sequence[Run], on_epoch
         while True:
             for run, epoch in zip(level, stack.epoch(_rung(level[0])[0]), strict=True):
                 run.add(epoch, ground.flat)
-            for run in level:
                 if run.error is None:
-                    on_epoch(run.place, run.progress.epochs[-1])
+                    on_epoch(
+                        run.place, epoch
+                    )  # what is saved is told: whoever breaks off here trains the others' epoch again
             if [run.place for run in _lowest(runs, ground.recipe)] != [run.place for run in level]:
                 return
 

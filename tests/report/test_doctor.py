@@ -84,7 +84,7 @@ def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_threads() -> None:
     found = Threads(8, 4, Waiting("OMP_WAIT_POLICY=PASSIVE", SetBy.DASEARCH))
-    line = "threads: 8 cores; a training takes 1 to 4 by its size (--set threads=N); threads wait by OMP_WAIT_POLICY=PASSIVE"
+    line = "threads: 8 cores; trainings take 4 (--set threads=N); threads wait by OMP_WAIT_POLICY=PASSIVE"
     assert f"{line}, set by dasearch" in shown(replace(examine(), threads=found))
     late = replace(found, waiting=Waiting("", SetBy.NOBODY))
     assert "torch was imported before dasearch; import dasearch first" in shown(replace(examine(), threads=late))

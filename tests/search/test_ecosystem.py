@@ -64,7 +64,7 @@ def url(settings: StudySettings) -> str:
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> StudySettings:
     """A study with four complete trials, a failed and a pruned one."""
-    settings = small_study(tmp_path_factory.mktemp("ecosystem"))
+    settings = small_study(tmp_path_factory.mktemp("ecosystem"), search={"batch": 1})
     for _ in range(2):
         with pytest.raises(MemoryError):
             Study(settings).run(listener=Breaks())
@@ -115,7 +115,7 @@ def test_dashboard_shows_each_trials_layout_and_curve(settings: StudySettings, s
 
 
 def test_dashboard_watches_a_study_that_runs(tmp_path: Path) -> None:
-    settings = small_study(tmp_path)
+    settings = small_study(tmp_path, search={"batch": 1})
     seen: list[tuple[list[str], list[int]]] = []
 
     class Watches(Listener):

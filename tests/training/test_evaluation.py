@@ -30,7 +30,7 @@ def test_ranks_equal_one_user_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None
     bits = model.layout_tensor(LAYOUT)
     found = validation_held(model, ready.catalogue, ready.development, bits)
     monkeypatch.setattr(evaluation, "SCORES_IN_MEMORY", 30)
-    monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 1)
+    monkeypatch.setattr(evaluation, "CPU_BATCH", 1)
     again = validation_held(model, ready.catalogue, ready.development, bits)
     assert np.array_equal(found.ranks, again.ranks)
     np.testing.assert_allclose(found.losses, again.losses, rtol=1e-4)

@@ -110,11 +110,12 @@ def test_bpr_by_loops() -> None:
     bought = {(0, 7), (2, 2)}
     scores = torch.randn(3, 5, generator=seeded())
     unbought = torch.tensor([[(row, other) not in bought for other in drawn] for row in range(3)])
-    found = bpr_of_drawn(scores, torch.tensor(items), torch.tensor(positive), torch.tensor(drawn), unbought)
+    counted = unbought & (torch.tensor(drawn) != torch.tensor(positive)[:, None])
+    own, others = (torch.searchsorted(torch.tensor(items), torch.tensor(part)) for part in (positive, drawn))
+    found = bpr_of_drawn(scores[None], own[None], others[None], counted[None])
     assert found.item() == pytest.approx(bpr_by_loops(scores, items, positive, drawn, bought), abs=1e-6)
-    none = torch.zeros(3, 1, dtype=torch.bool)
-    nothing = bpr_of_drawn(scores, torch.tensor(items), torch.tensor(positive), torch.tensor([3]), none)
-    assert nothing.item() == 0.0
+    none = torch.zeros(1, 3, 1, dtype=torch.bool)
+    assert bpr_of_drawn(scores[None], own[None], others[None, :1], none).item() == 0.0
 
 
 def test_ra_recs_score_is_the_product_of_two_towers() -> None:

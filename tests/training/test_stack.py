@@ -261,12 +261,16 @@ def test_stacked_modules_equal_each_alone() -> None:
     assert all(torch.equal(a, b) for a, b in zip(flat.named(lines[1]).values(), modules[1].parameters(), strict=True))
 
 
-@pytest.mark.parametrize("changes", [{}, {"losses": {"anchors": 2}}, {"model": {"variation": "llmrec"}}], ids=json.dumps)
+@pytest.mark.parametrize(
+    "changes", [{}, {"losses": {"anchors": 2}}, {"model": {"variation": "llmrec"}}], ids=json.dumps
+)
 def test_shapes_that_come_again_change_no_loss(changes: dict[str, Any]) -> None:
     """What CUDA graphs read: rows, items and anchors with room to spare."""
     study = small_settings(**changes)
     ground = Ground(study, materials(study), study.trial, 1)
-    stack = Stack(ground, [Run.begin(ground, Candidate(Layout.parse(layout)), k, {}) for k, layout in enumerate(LAYOUTS)])
+    stack = Stack(
+        ground, [Run.begin(ground, Candidate(Layout.parse(layout)), k, {}) for k, layout in enumerate(LAYOUTS)]
+    )
     shapes = set()
     for batch, drawn in stack.batches():
         expected = stack.terms(batch, drawn)
