@@ -25,10 +25,16 @@ from dasearch.layout import Layout
 from dasearch.models.base import RecommenderModel
 from dasearch.models.stacking import StackedParameters
 from dasearch.threads import using
-from dasearch.training.materials import Materials
+from dasearch.training.materials import Materials, compute_dtype
 from dasearch.training.metrics import Metrics
+from dasearch.training.seeds import generator_for
 from dasearch.training.stack import Candidate, Epoch, Ground, Progress, Run, Stack
 
+MOST_AT_ONCE = 4  # of a search: regret within .01 of one at a time, where 8 add .02 (benchmarks/README.md)
+MEMORY_SHARE = 0.4  # of a GPU for a step's activations: its CUDA graphs keep a second set
+KEPT_OF_A_TOKEN = (
+    34  # numbers a layer keeps of a token, in widths: SmolLM2 on an H100, 43 GiB for 8 candidates of 16 rows
+)
 OnEpoch = Callable[[int, Epoch], None]  # a candidate's place, and its new epoch
 
 
@@ -158,8 +164,29 @@ def _train_runs(ground: Ground, runs: Sequence[Run], on_epoch: OnEpoch) -> None:
 
 
 def candidates_at_once(settings: StudySettings, materials: Materials, recipe: Recipe) -> int:
-    """How many candidates train side by side on this device where ``search.batch`` is ``auto``."""
-    return 4
+    """How many candidates train side by side on this device where ``search.batch`` is ``auto``.
+
+    As many as a search can be told of at once without finding less; on a GPU no more than fit its memory, all of it and
+    not what happens to be free, so that a study goes on as it began.
+    """
+    if materials.device.type == "cpu":
+        return MOST_AT_ONCE
+    memory = torch.cuda.get_device_properties(materials.device).total_memory
+    return max(1, min(MOST_AT_ONCE, int(MEMORY_SHARE * memory / _activation_bytes(settings, materials, recipe))))
+
+
+def _activation_bytes(settings: StudySettings, materials: Materials, recipe: Recipe) -> int:
+    """What one candidate's step keeps for its backward, by the longest rows."""
+    method, backbone = materials.method, materials.catalogue.backbone
+    plan = method.plan(materials, recipe.batch_size)
+    batch = plan.batch(torch.from_numpy(plan.sizes.argsort()[-recipe.batch_size :].copy()))
+    drawn = method.draw(batch, materials, generator_for("memory"))
+    tokens = batch.rows.tokens.numel() + sum(
+        part.numel() for part in [getattr(drawn, "tokens", None)] if part is not None
+    )
+    layers = 1 if settings.recompute else len(backbone.blocks)
+    size = compute_dtype(recipe.precision, materials.device).itemsize
+    return int(tokens * layers * backbone.width * KEPT_OF_A_TOKEN * size)
 
 
 def _lowest(runs: Sequence[Run], recipe: Recipe) -> list[Run]:
