@@ -55,9 +55,11 @@ def widened(tensor: Tensor, axis: int, size: int, fill: int) -> Tensor:
 
 def _padded(parts: Sequence[Tensor | None], fill: int) -> Tensor | None:
     """Along the first axis, every other axis padded at its end to the longest; None where none is there."""
-    found = [part for part in parts if part is not None]
-    if not found:
+    known = [part for part in parts if part is not None]
+    if not known:
         return None
+    nothing = known[0].new_empty((1, 0, *known[0].shape[2:]))  # of a candidate that has none where others do
+    found = [nothing if part is None else part for part in parts]
     longest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in found), strict=True)]
     padded = []
     for part in found:

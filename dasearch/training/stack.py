@@ -291,9 +291,7 @@ class Stack:
     def _optimizer(self, runs: Sequence[Run]) -> torch.optim.AdamW:
         matrix, recipe = self.parameters.matrix, self.recipe
         on_gpu = matrix.is_cuda
-        rate = (
-            torch.tensor(recipe.lr, device=matrix.device) if on_gpu else recipe.lr
-        )  # a tensor is what graphs read anew
+        rate = torch.tensor(recipe.lr, device=matrix.device) if on_gpu else recipe.lr  # graphs read a tensor anew
         found = torch.optim.AdamW([matrix], lr=rate, weight_decay=recipe.weight_decay, fused=True, capturable=on_gpu)
         if runs[0].steps:
             step = torch.tensor(float(runs[0].steps), device=matrix.device)

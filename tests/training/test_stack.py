@@ -17,6 +17,7 @@ from dasearch.errors import TrainingError
 from dasearch.layout import Layout
 from dasearch.models.stacking import Flat, Linear, StackedParameters, Table
 from dasearch.threads import using
+from dasearch.training.darec import DARecDrawn
 from dasearch.training.graphs import tensors_of
 from dasearch.training.loop import Trained, train, train_together
 from dasearch.training.stack import Candidate, Epoch, Ground, Run, Stack
@@ -292,3 +293,17 @@ def test_shapes_that_come_again_change_no_loss(changes: dict[str, Any]) -> None:
             torch.testing.assert_close(found[name], value)
         shapes.add(tuple(part.shape for part in tensors_of(wide) + tensors_of(filled) if part.dim() == 2)[1:])
     assert wide.items.shape[1] == study.data.max_items
+
+
+def test_a_candidate_without_anchors_keeps_its_place() -> None:
+    """Its batch had no item with hard negatives: another seed's anchors are not taken for its own."""
+    rows = torch.arange(2)[None]
+    anchors = DARecDrawn(row=rows, position=rows, anchored=rows >= 0, negative=rows[..., None].expand(1, 2, 3))
+    together = DARecDrawn.together([DARecDrawn(), anchors])
+    assert together.items is None
+    assert together.row is not None
+    assert together.row.tolist() == [[0, 0], [0, 1]]
+    assert together.anchored is not None
+    assert together.anchored.tolist() == [[False, False], [True, True]]
+    assert together.negative is not None
+    assert together.negative.shape == (2, 2, 3)
