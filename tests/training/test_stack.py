@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from dasearch.config import Recipe, StudySettings
 from dasearch.errors import TrainingError
 from dasearch.layout import Layout
+from dasearch.models import darec as darec_module
 from dasearch.models.stacking import Flat, Linear, StackedParameters, Table
 from dasearch.threads import using
 from dasearch.training.darec import DARecDrawn
@@ -307,3 +308,39 @@ def test_a_candidate_without_anchors_keeps_its_place() -> None:
     assert together.anchored.tolist() == [[False, False], [True, True]]
     assert together.negative is not None
     assert together.negative.shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize("kind", ["darec", "idle", "ra-rec"])
+@pytest.mark.parametrize("change", ["compile", "recompute"])
+def test_ways_to_compute_change_no_result(change: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers as the bodies that are compiled, token by token, and activations computed again in the backward."""
+    monkeypatch.setattr(darec_module, "compiled", lambda function: function)
+    plain = small_settings(model={"kind": kind})
+    candidates = [Candidate(Layout.parse(layout)) for layout in LAYOUTS]
+    expected = train_together(plain, materials(plain), candidates, plain.trial)
+    changed = plain.model_copy(update={change: True})
+    for count in (1, 3):
+        found = train_together(changed, materials(plain), candidates[:count], plain.trial)
+        for mine, theirs in zip(found, expected[:count], strict=True):
+            assert isinstance(mine, Trained)
+            assert isinstance(theirs, Trained)
+            for epoch, other in zip(mine.progress.epochs, theirs.progress.epochs, strict=True):
+                assert epoch.losses == pytest.approx(other.losses, abs=1e-5, rel=1e-5)
+            assert mine.metrics == theirs.metrics
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("graphs", [True, False])
+def test_side_by_side_on_a_gpu(graphs: bool) -> None:
+    """Replayed or launched one by one, compiled or not, losses go the same way."""
+    study = small_settings(device="cuda", graphs=graphs, compile=False, trial={"epochs": 4})
+    candidates = [Candidate(Layout.parse(layout)) for layout in LAYOUTS]
+    found = train_together(study, materials(study), candidates, study.trial)
+    plain = small_settings(trial={"epochs": 4})
+    expected = train_together(plain, materials(plain), candidates, plain.trial)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert isinstance(mine, Trained)
+        assert isinstance(theirs, Trained)
+        last, other = mine.progress.epochs[-1], theirs.progress.epochs[-1]
+        assert last.losses["total"] == pytest.approx(other.losses["total"], rel=0.05)
