@@ -26,11 +26,12 @@ ONE_THREAD = ("--one-at-a-time", "--set", "threads=1")
 def work(given: argparse.Namespace) -> None:
     """Prepare, say so, and time what is asked for when told to begin."""
     from dasearch.data import LeaveOneOut
-    from dasearch.search.runner import data_bo
+    from dasearch.search import objective, runner
     from dasearch.search.study import Study
     from dasearch.training import loop
     from dasearch.training.preparation import prepare_study
 
+    data_bo = getattr(objective, "data_bo", None) or runner.data_bo  # where it was before batches
     study = Study.load(given.study, given.changes)
     settings, space = study.settings, study.space()
     dataset = study.dataset()
