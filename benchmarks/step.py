@@ -60,7 +60,7 @@ def steps_of(given: argparse.Namespace) -> tuple[Any, Callable[[], Iterator[Any]
 
     def step(part: Any) -> int:
         batch, drawn = part
-        stack._update(stack.parameters.gradient(stack.terms(batch, drawn)["total"].sum()))
+        stack.take([part])
         aligned = getattr(drawn, "segments", None)
         return batch.rows.tokens.numel() + (0 if aligned is None else aligned.numel())
 

@@ -80,7 +80,6 @@ class StepGraphs:
 
     def _eager(self, batch: SequenceBatch, drawn: Drawn) -> None:
         before = torch.cuda.memory_allocated(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
         self.step(batch.to(self.device), drawn.to(self.device))
         self.step_bytes = max(self.step_bytes, torch.cuda.max_memory_allocated(self.device) - before)
 

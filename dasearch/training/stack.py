@@ -327,22 +327,24 @@ class Stack:
             return [{} for _ in self.runs]
         self.model.train()
         self.sums.clear()
-        run = self._run
         if self.graphs is not None:
             for values in self._kept_sums.values():
                 values.zero_()
             self.sums.update(self._kept_sums)
-            run = self._run_graph
         first = number * self.ground.steps_per_epoch
         for step, group in enumerate(_groups(self.batches(), self.recipe.accumulate), start=first):
             self._set_lr(step)
-            run(group)
+            self.take(group)
             if self.ground.stopped.is_set():
                 raise Stopped
         self._kept_sums = dict(self.sums)
         batches = self.ground.plan.n_batches(self.recipe.batch_size)
         read = {name: (value / batches).tolist() for name, value in self.sums.items()}
         return [{name: values[k] for name, values in read.items()} for k in range(len(self.runs))]
+
+    def take(self, group: list[tuple[SequenceBatch, Drawn]]) -> None:
+        """One step of the optimiser from batches on the CPU, replayed where steps are."""
+        (self._run if self.graphs is None else self._run_graph)(group)
 
     def _run(self, group: list[tuple[SequenceBatch, Drawn]]) -> None:
         """One step of the optimiser."""
