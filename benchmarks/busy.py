@@ -48,7 +48,7 @@ def work(given: argparse.Namespace) -> None:
         at_once = 1 if given.one_at_a_time else loop.candidates_at_once(settings, materials, settings.trial)
         for start in range(0, len(candidates), at_once):
             group = candidates[start : start + at_once]
-            loop.train_together(settings, materials, group, settings.trial, replace_every=every)
+            loop.train_together(settings, materials, group, settings.trial, replace_every=every, at_once=at_once)
     print(json.dumps(time.perf_counter() - started), flush=True)
 
 

@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 from dasearch.data import ItemRows, SequenceBatch
 from dasearch.layout import SITES, Layout, ModelKind, replaced_layers
 from dasearch.models.backbone import FrozenBackbone
-from dasearch.models.lanes import RowLanes
 from dasearch.models.stacking import Linear, per_row
 
 HEAD_SD = 0.02  # of a head's rows at the start: OPT's own
@@ -41,7 +40,6 @@ class RecommenderModel(nn.Module):
     """
 
     kind: ModelKind
-    lanes: RowLanes | None = None  # threads that rows are split over in training; None: none
     recompute = False  # whether a layer's activations are computed again in the backward rather than kept
 
     def __init__(self, backbone: FrozenBackbone, *, n_items: int, replace_every: int) -> None:
@@ -116,11 +114,6 @@ def start_head(
 def log_frequency(item_counts: Tensor) -> Tensor:
     """Log share of each item among training events; one event more each, so that an unseen item stays finite."""
     return ((item_counts + 1.0) / (item_counts + 1.0).sum()).log()
-
-
-def some_rows(values: Tensor, part: slice, rows: int) -> Tensor:
-    """Of values that are the same for all rows, or have the rows along their first axis, those of some rows."""
-    return values[part] if values.dim() and len(values) == rows else values
 
 
 def layer_gates(layout: Tensor, rows: int) -> Tensor:

@@ -461,18 +461,6 @@ class DARec(RecommenderModel):
         rows are of, collaborative ``(adapted layers or 1, batch, width)`` (None: nothing is injected), at ``(batch, n)``
         (None: every token) -> ``(batch, n or m, width)``.
         """
-        if self.lanes is None or layout.dim() == 3:
-            return self._hidden(rows, layout, collaborative, at)
-
-        def some(part: slice, *keys: Tensor) -> Tensor:
-            chosen = Rows(rows.tokens[part], rows.segments[part])
-            own = keys[0].transpose(0, 1) if keys else None
-            return self._hidden(chosen, layout, own, None if at is None else at[part])
-
-        by_row = [] if collaborative is None else [collaborative.transpose(0, 1)]
-        return self.lanes.run(some, len(rows.tokens), by_row)
-
-    def _hidden(self, rows: Rows, layout: Tensor, collaborative: Tensor | None, at: Tensor | None) -> Tensor:
         hidden, positions = self.backbone.start(self.backbone.embed(rows.tokens, self.special))
         inputs = LayerInputs(positions, rows.segments, at)
         gates = layer_gates(layout, len(hidden))

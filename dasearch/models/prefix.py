@@ -20,7 +20,7 @@ from dasearch.layout import ModelKind
 from dasearch.models.adapters import ParallelReduce
 from dasearch.models.attention import SQUARE_TOKENS, Keys, Projected, attend, attend_causally
 from dasearch.models.backbone import AttentionScale, Block, FrozenBackbone, Positions
-from dasearch.models.base import RecommenderModel, new_linear, some_rows
+from dasearch.models.base import RecommenderModel, new_linear
 from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.stacking import Linear, gather_tokens, per_row
 
@@ -184,11 +184,6 @@ class Injection:
     tokens: Tensor
     visible: Tensor
     beside: Tensor
-
-    def of_rows(self, part: slice, tokens: Tensor, rows: int) -> Injection:
-        """That of some of the ``rows``, whose tokens are given."""
-        visible = self.visible if self.visible.dim() == 1 else self.visible[part]
-        return Injection(tokens, visible, some_rows(self.beside, part, rows))
 
 
 def inject(
@@ -367,18 +362,6 @@ class PrefixModel(RecommenderModel):
 
     def pooled_states(self, rows: Rows, injections: dict[int, Injection]) -> Tensor:
         """One last state a row: ``(batch, width)``."""
-        if self.lanes is None:
-            return self._pooled_states(rows, injections)
-        n = len(rows.tokens)
-
-        def some(part: slice, *tokens: Tensor) -> Tensor:
-            parts = zip(injections.items(), tokens, strict=True)
-            own = {layer: one.of_rows(part, prefix, n) for (layer, one), prefix in parts}
-            return self._pooled_states(Rows(rows.tokens[part], rows.segments[part]), own)
-
-        return self.lanes.run(some, n, [one.tokens for one in injections.values()])
-
-    def _pooled_states(self, rows: Rows, injections: dict[int, Injection]) -> Tensor:
         at = read_tokens(rows, self.settings.pool, causal=self.backbone.causal)
         hidden = run_layers(self.backbone, rows, injections, self.settings.parallel_reduce, at, self.layer_states)
         return token_mean(hidden, rows.real) if at is None else hidden.squeeze(1)

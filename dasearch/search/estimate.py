@@ -94,7 +94,10 @@ def timed(
     """
     recipe = settings.trial.model_copy(update={"epochs": 2})
     found = []
-    for outcome in train_together(settings, materials, candidates, recipe, replace_every=replace_every):
+    outcomes = train_together(
+        settings, materials, candidates, recipe, replace_every=replace_every, at_once=len(candidates)
+    )
+    for outcome in outcomes:
         if isinstance(outcome, TrainingError):
             raise outcome
         found.append(outcome)

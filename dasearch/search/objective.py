@@ -49,12 +49,12 @@ class Objective:
     folder: Path
 
     def train(self, layout: Layout, *, run: str, seed: int, on_epoch: Callable[[Epoch], None]) -> Trained:
-        """Train a layout, going on from this run's checkpoint if there is one.
+        """Train a layout by itself, with every core, going on from this run's checkpoint if there is one.
 
         Raises:
             TrainingError: if a loss is not a finite number.
         """
-        (outcome,) = self.train_together([Run(layout, run, seed)], on_epoch=lambda _, epoch: on_epoch(epoch))
+        (outcome,) = self._side_by_side([Run(layout, run, seed)], lambda _, epoch: on_epoch(epoch), at_once=1)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -72,7 +72,7 @@ class Objective:
             say: told of a batch that broke.
         """
         try:
-            return self._side_by_side(runs, on_epoch)
+            return self._side_by_side(runs, on_epoch, self.at_once)
         except Exception as error:
             if len(runs) == 1:
                 return [error]
@@ -84,7 +84,7 @@ class Objective:
                 break
         return found
 
-    def _side_by_side(self, runs: Sequence[Run], on_epoch: Callable[[int, Epoch], None]) -> list[Outcome]:
+    def _side_by_side(self, runs: Sequence[Run], on_epoch: Callable[[int, Epoch], None], at_once: int) -> list[Outcome]:
         candidates = [Candidate(run.layout, run.seed, self.checkpoint(run.name)) for run in runs]
         return list(
             train_together(
@@ -93,6 +93,7 @@ class Objective:
                 candidates,
                 self.recipe,
                 replace_every=self.replace_every,
+                at_once=at_once,
                 on_epoch=on_epoch,
             )
         )

@@ -45,17 +45,10 @@ def rank_batches(
     ranks = torch.zeros(k, users, dtype=torch.long, device=layout.device)
     losses = torch.zeros(k, users, device=layout.device)
 
-    @torch.inference_mode()
-    def rank(part: tuple[IntArray, SequenceBatch]) -> None:
-        places, batch = torch.from_numpy(part[0]).to(layout.device), SequenceBatch.together([part[1]] * k)
+    for of_rows, rows in batches:
+        places, batch = torch.from_numpy(of_rows).to(layout.device), SequenceBatch.together([rows] * k)
         found, lost = _ranks_and_losses(model, batch, scorer, layout)
         ranks[:, places], losses[:, places] = found.view(k, -1), lost.view(k, -1)
-
-    if model.lanes is None:
-        for part in batches:
-            rank(part)
-    else:
-        model.lanes.each(rank, batches)
     lines = zip(ranks.cpu().numpy(), losses.double().cpu().numpy(), strict=True)
     return [Held(*line) for line in lines]
 

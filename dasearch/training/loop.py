@@ -24,7 +24,7 @@ from dasearch.errors import TrainingError
 from dasearch.layout import Layout
 from dasearch.models.base import RecommenderModel
 from dasearch.models.stacking import StackedParameters
-from dasearch.threads import using
+from dasearch.threads import fitting, using
 from dasearch.training.materials import Materials, compute_dtype
 from dasearch.training.metrics import Metrics
 from dasearch.training.seeds import generator_for
@@ -91,14 +91,20 @@ def train_together(
     recipe: Recipe,
     *,
     replace_every: int = 1,
+    at_once: int = 1,
+    stacked: bool | None = None,
     on_epoch: OnEpoch = lambda place, epoch: None,
 ) -> list[Trained | TrainingError]:
     """Train candidates side by side; what became of each, in their order: its training, or why it diverged.
 
-    All go through the frozen model together, and each is clipped, stopped early and kept by itself: it comes out as it
-    would alone, but for the last digits of sums over other shapes.
+    Stacked, all go through the frozen model together, and each is clipped, stopped early and kept by itself: it comes out
+    as it would alone, but for the last digits of sums over other shapes. Else each trains in a thread of its own, as many
+    at a time as there are cores, and comes out as it would alone to the last digit.
 
     Args:
+        at_once: how many candidates the caller trains side by side as a rule, who share the cores; fewer are left over
+            at a search's end or when one is resumed, and come out the same.
+        stacked: None: on a GPU, which few rows leave idle; a core they keep busy.
         on_epoch: told each new epoch, with the candidate's place among ``candidates``.
     """
     if materials.device.type == "cuda":
@@ -108,33 +114,50 @@ def train_together(
         Run.begin(ground, candidate, place, _identity(settings, recipe, candidate))
         for place, candidate in enumerate(candidates)
     ]
-    with using(settings.threads):
-        workers = 1 if materials.device.type == "cuda" else min(torch.get_num_threads(), len(runs))
-        if workers > 1:
-            _train_in_threads(ground, [runs[k::workers] for k in range(workers)], on_epoch)
-        else:
-            _train_runs(ground, runs, on_epoch)
+    if materials.device.type == "cuda" if stacked is None else stacked:
+        with using(settings.threads):
+            _train_stacked(ground, runs, on_epoch)
+    else:
+        with using(settings.threads):
+            threads = _threads_of_one(ground, at_once)
+            workers = min(torch.get_num_threads() // threads, len(runs))
+            with using(threads):
+                _train_in_threads(ground, runs, workers, on_epoch)
     return [_result(ground, run) for run in runs]
 
 
-def _train_in_threads(ground: Ground, parts: Sequence[list[Run]], on_epoch: OnEpoch) -> None:
-    """Each part in a thread of its own that computes with one; epochs are told in this thread.
+def _threads_of_one(ground: Ground, at_once: int) -> int:
+    """Threads that one candidate computes with: as many as its steps are worth of its share of the cores.
+
+    A function of the study and the machine alone, since sums by other numbers of threads differ in their last digits.
+    """
+    rows, tokens = ground.recipe.batch_size, int(ground.plan.sizes.mean())
+    share = max(1, torch.get_num_threads() // at_once)
+    return fitting(rows * tokens * ground.materials.catalogue.backbone.width, most=share)
+
+
+def _train_in_threads(ground: Ground, runs: Sequence[Run], workers: int, on_epoch: OnEpoch) -> None:
+    """Every run by itself, so many at a time; epochs are told in this thread.
 
     Where this thread is interrupted, the others end with the step that they are at.
     """
+    if workers < 2:
+        for run in runs:
+            _train_stacked(ground, [run], on_epoch)
+        return
     told: SimpleQueue[tuple[int, Epoch] | None] = SimpleQueue()
 
-    def work(part: list[Run]) -> None:
+    def work(run: Run) -> None:
         try:
-            _train_runs(ground, part, lambda place, epoch: told.put((place, epoch)))
+            _train_stacked(ground, [run], lambda place, epoch: told.put((place, epoch)))
         finally:
             told.put(None)
 
-    ground.share = 1 / len(parts)
-    with using(1), ThreadPoolExecutor(len(parts)) as pool:
-        futures = [pool.submit(work, part) for part in parts]
+    ground.share = 1 / workers
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(work, run) for run in runs]
         try:
-            left = len(parts)
+            left = len(runs)
             while left:
                 news = told.get()
                 left -= news is None
@@ -142,7 +165,7 @@ def _train_in_threads(ground: Ground, parts: Sequence[list[Run]], on_epoch: OnEp
                     on_epoch(*news)
         except BaseException:
             ground.stopped.set()
-            pool.shutdown()
+            pool.shutdown(cancel_futures=True)
             _tell_rest(told, on_epoch)
             raise
     for future in futures:
@@ -158,7 +181,7 @@ def _tell_rest(told: SimpleQueue[tuple[int, Epoch] | None], on_epoch: OnEpoch) -
                 on_epoch(*news)
 
 
-def _train_runs(ground: Ground, runs: Sequence[Run], on_epoch: OnEpoch) -> None:
+def _train_stacked(ground: Ground, runs: Sequence[Run], on_epoch: OnEpoch) -> None:
     while level := _lowest(runs, ground.recipe):
         _train_level(ground, level, runs, on_epoch)
 
@@ -203,16 +226,14 @@ def _rung(run: Run) -> tuple[int, int]:
 
 def _train_level(ground: Ground, level: list[Run], runs: Sequence[Run], on_epoch: OnEpoch) -> None:
     """Train runs on one rung until one of them is over, or they have caught up with others."""
-    with Stack(ground, level) as stack:
-        while True:
-            for run, epoch in zip(level, stack.epoch(_rung(level[0])[0]), strict=True):
-                run.add(epoch, ground.flat)
-                if run.error is None:
-                    on_epoch(
-                        run.place, epoch
-                    )  # what is saved is told: whoever breaks off here trains the others' epoch again
-            if [run.place for run in _lowest(runs, ground.recipe)] != [run.place for run in level]:
-                return
+    stack = Stack(ground, level)
+    while True:
+        for run, epoch in zip(level, stack.epoch(_rung(level[0])[0]), strict=True):
+            run.add(epoch, ground.flat)
+            if run.error is None:  # what is saved is told: whoever breaks off here trains the others' epoch again
+                on_epoch(run.place, epoch)
+        if [run.place for run in _lowest(runs, ground.recipe)] != [run.place for run in level]:
+            return
 
 
 def _result(ground: Ground, run: Run) -> Trained | TrainingError:

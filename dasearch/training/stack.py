@@ -25,9 +25,7 @@ from dasearch.data import SequenceBatch
 from dasearch.errors import TrainingError
 from dasearch.layout import Layout
 from dasearch.models.base import RecommenderModel
-from dasearch.models.lanes import FEWEST_ROWS, RowLanes
 from dasearch.models.stacking import Flat, StackedParameters
-from dasearch.threads import fitting, using
 from dasearch.training.checkpoints import load_tensors, save_tensors
 from dasearch.training.evaluation import held_out, validation_plan
 from dasearch.training.graphs import StepGraphs
@@ -260,33 +258,11 @@ class Stack:
         self.sums: dict[str, Tensor] = {}  # of every term over the epoch so far, (K,)
         self._kept_sums: dict[str, Tensor] = {}  # of the epoch before: graphs add to the same tensors
         self.graphs = StepGraphs(self.step, self.materials.device) if self._repeats() else None
-        self.threads = torch.get_num_threads()
-        if self.materials.device.type == "cpu":
-            self._choose_threads()
 
     def _repeats(self) -> bool:
         """Whether steps are replayed as CUDA graphs."""
         wanted = self.ground.settings.graphs is not False and self.materials.device.type == "cuda"
         return wanted and self.recipe.accumulate == 1 and self.materials.method.has_fixed_shapes
-
-    def _choose_threads(self) -> None:
-        """Of a single candidate split the rows over threads; else give an operation as many as its size is worth."""
-        split = len(self.runs) == 1 and self.recipe.batch_size >= 2 * FEWEST_ROWS
-        if self.threads > 1 and split:
-            self.model.lanes = RowLanes(self.threads, list(self.parameters.views.values()))
-            self.threads = 1
-            return
-        rows = len(self.runs) * self.recipe.batch_size
-        work = rows * int(self.ground.plan.sizes.mean()) * self.model.backbone.width
-        self.threads = fitting(work, most=self.threads)
-
-    def __enter__(self) -> Stack:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.model.lanes is not None:
-            self.model.lanes.close()
-            self.model.lanes = None
 
     def _optimizer(self, runs: Sequence[Run]) -> torch.optim.AdamW:
         matrix, recipe = self.parameters.matrix, self.recipe
@@ -302,7 +278,7 @@ class Stack:
     def epoch(self, number: int) -> list[Epoch]:
         """Train on every row once, then validate; an `Epoch` of each run, and its state in the run."""
         started = time.perf_counter()
-        with _attention(self.materials.device), using(self.threads):
+        with _attention(self.materials.device):
             losses = self._optimise(number)
             held = held_out(self.model, self.materials.catalogue, self.ground.validation, self.layout)
         self._unstack(number + 1)

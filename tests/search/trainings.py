@@ -49,6 +49,7 @@ class Stub:
         recipe: Any,
         *,
         replace_every: int,
+        at_once: int,
         on_epoch: Callable[[int, Epoch], None],
     ) -> list[Trained | TrainingError]:
         together = [str(candidate.layout) for candidate in candidates]

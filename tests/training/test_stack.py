@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from dasearch.models.stacking import Flat, Linear, StackedParameters, Table
 from dasearch.threads import using
 from dasearch.training.darec import DARecDrawn
 from dasearch.training.graphs import tensors_of
-from dasearch.training.loop import Trained, train, train_together
+from dasearch.training.loop import Trained, _threads_of_one, train, train_together
 from dasearch.training.stack import Candidate, Epoch, Ground, Run, Stack
 from tests.conftest import seeded
 from tests.training.studies import materials, small_settings
@@ -55,13 +56,38 @@ VARIED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("changes", VARIED, ids=json.dumps)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_each_candidate_comes_out_as_alone(changes: dict[str, Any], threads: int) -> None:
+def test_each_candidate_comes_out_as_alone(changes: dict[str, Any]) -> None:
     study = small_settings(**changes)
     candidates = [Candidate(Layout.parse(layout), seed) for layout, seed in zip(LAYOUTS, (0, 0, 1), strict=True)]
-    with using(threads):
-        together = train_together(study, materials(study), candidates, study.trial)
-        assert_as_alone(study, candidates, together)
+    together = train_together(study, materials(study), candidates, study.trial, stacked=True)
+    assert_as_alone(study, candidates, together)
+
+
+@pytest.mark.parametrize("kind", ["darec", "idle", "ra-rec"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_on_cores_of_its_own_each_comes_out_as_alone_to_the_last_bit(kind: str, count: int) -> None:
+    """However many are trained beside it: those of an interrupted batch are fewer when it goes on."""
+    study = small_settings(model={"kind": kind})
+    candidates = [Candidate(Layout.parse(layout)) for layout in LAYOUTS[:count]]
+    with using(2):
+        together = train_together(study, materials(study), candidates, study.trial, at_once=3)
+    for candidate, found in zip(candidates, together, strict=True):
+        assert isinstance(found, Trained)
+        alone = _alone(study.model_dump_json(), candidate.layout, 0, 1)
+        assert [e.losses for e in found.progress.epochs] == [e.losses for e in alone.progress.epochs]
+        assert [e.metrics for e in found.progress.epochs] == [e.metrics for e in alone.progress.epochs]
+        own, theirs = found.model.own_tensors(), alone.model.own_tensors()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in own.items())
+
+
+@pytest.mark.parametrize(("at_once", "width", "threads"), [(1, 4096, 4), (2, 4096, 2), (3, 4096, 1), (1, 64, 1)])
+def test_threads_of_one_follow_from_the_study_not_from_who_is_left(at_once: int, width: int, threads: int) -> None:
+    study = small_settings()
+    ground = Ground(study, materials(study), study.trial, 1)
+    backbone = SimpleNamespace(width=width * 100_000 // 4096)
+    ground.materials = SimpleNamespace(catalogue=SimpleNamespace(backbone=backbone))  # type: ignore[assignment]
+    with using(4):
+        assert _threads_of_one(ground, at_once) == threads
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
@@ -76,7 +102,7 @@ def test_random_layouts_and_seeds_as_alone(drawn: list[tuple[int, int]], kind: s
     candidates = [
         Candidate(Layout.from_bits([(bits >> k) & 1 for k in range(3 * layers)], sites=3), seed) for bits, seed in drawn
     ]
-    together = train_together(study, materials(study), candidates, study.trial, replace_every=every)
+    together = train_together(study, materials(study), candidates, study.trial, replace_every=every, stacked=True)
     assert_as_alone(study, candidates, together, every, flips=1)
 
 
@@ -96,7 +122,7 @@ def assert_as_alone(
     room = flips / len(materials(study).development.users)
     for candidate, found in zip(candidates, together, strict=True):
         assert isinstance(found, Trained)
-        alone = _alone(study.model_dump_json(), candidate.layout, candidate.seed, every, torch.get_num_threads())
+        alone = _alone(study.model_dump_json(), candidate.layout, candidate.seed, every)
         for mine, theirs in zip(found.progress.epochs, alone.progress.epochs, strict=True):
             assert mine.losses == pytest.approx(theirs.losses, abs=1e-5, rel=1e-5)
             assert mine.metrics["loss"] == pytest.approx(theirs.metrics["loss"], abs=1e-5)
@@ -109,7 +135,7 @@ def assert_as_alone(
 
 
 @lru_cache(maxsize=256)
-def _alone(record: str, layout: Layout, seed: int, every: int, threads: int) -> Trained:
+def _alone(record: str, layout: Layout, seed: int, every: int) -> Trained:
     from dasearch.config import parse_study
 
     study = parse_study(json.loads(record))
@@ -144,7 +170,7 @@ def test_a_single_candidate_is_a_plain_training() -> None:
             losses.append(sum(totals) / len(totals))
     assert [epoch.losses["total"] for epoch in found.progress.epochs] == pytest.approx(losses, rel=1e-6)
     again = train(study, materials(study), layout, recipe)
-    (stacked,) = train_together(study, materials(study), [Candidate(layout)], recipe)
+    (stacked,) = train_together(study, materials(study), [Candidate(layout)], recipe, stacked=True)
     assert isinstance(stacked, Trained)
     assert [e.losses for e in again.progress.epochs] == [e.losses for e in stacked.progress.epochs]
     own, theirs = again.model.own_tensors(), stacked.model.own_tensors()
@@ -155,13 +181,14 @@ class Killed(BaseException):
     """What a process that dies in the middle leaves: files."""
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("stacked", [True, False])
 @pytest.mark.parametrize("after", [1, 2, 4, 5])
-def test_killed_in_the_middle_each_goes_on_from_its_own_last_epoch(tmp_path: Path, threads: int, after: int) -> None:
+def test_killed_in_the_middle_each_goes_on_from_its_own_last_epoch(tmp_path: Path, stacked: bool, after: int) -> None:
     study = small_settings()
     recipe = Recipe(epochs=3, batch_size=8, lr=5e-3)
     candidates = [Candidate(Layout.parse(layout), 0, tmp_path / f"{layout}.safetensors") for layout in LAYOUTS]
-    whole = train_together(study, materials(study), [Candidate(c.layout) for c in candidates], recipe)
+    plain = [Candidate(c.layout) for c in candidates]
+    whole = train_together(study, materials(study), plain, recipe, stacked=stacked)
     heard: list[tuple[int, int]] = []
 
     def listen(place: int, epoch: Epoch) -> None:
@@ -169,13 +196,18 @@ def test_killed_in_the_middle_each_goes_on_from_its_own_last_epoch(tmp_path: Pat
         if len(heard) == after:
             raise Killed
 
-    with using(threads):
+    with using(2):
         with pytest.raises(Killed):
-            train_together(study, materials(study), candidates, recipe, on_epoch=listen)
+            train_together(study, materials(study), candidates, recipe, on_epoch=listen, stacked=stacked)
         saved = {place: _epochs_of(candidate) for place, candidate in enumerate(candidates)}
         later: list[tuple[int, int]] = []
         resumed = train_together(
-            study, materials(study), candidates, recipe, on_epoch=lambda place, e: later.append((place, e.number))
+            study,
+            materials(study),
+            candidates,
+            recipe,
+            stacked=stacked,
+            on_epoch=lambda place, e: later.append((place, e.number)),
         )
     for place, epochs in saved.items():
         assert [number for k, number in later if k == place] == list(range(epochs, recipe.epochs))
@@ -209,10 +241,14 @@ def test_candidates_at_different_epochs_catch_up(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         train(study, materials(study), candidates[1].layout, recipe, checkpoint=candidates[1].checkpoint, on_epoch=stop)
     heard: list[tuple[int, int]] = []
-    with using(1):
-        found = train_together(
-            study, materials(study), candidates, recipe, on_epoch=lambda place, e: heard.append((place, e.number))
-        )
+    found = train_together(
+        study,
+        materials(study),
+        candidates,
+        recipe,
+        stacked=True,
+        on_epoch=lambda place, e: heard.append((place, e.number)),
+    )
     assert heard == [(0, 0), (2, 0), (0, 1), (2, 1), *((k, n) for n in (2, 3) for k in range(3))]
     for candidate, trained in zip(candidates, found, strict=True):
         assert isinstance(trained, Trained)
@@ -224,7 +260,7 @@ def test_each_stops_early_by_itself() -> None:
     study = small_settings()
     recipe = Recipe(epochs=12, batch_size=8, lr=3e-2, patience=2)
     candidates = [Candidate(Layout.parse(layout), seed) for layout, seed in zip(LAYOUTS, (0, 1, 2), strict=True)]
-    found = train_together(study, materials(study), candidates, recipe)
+    found = train_together(study, materials(study), candidates, recipe, stacked=True)
     lengths = []
     for candidate, trained in zip(candidates, found, strict=True):
         assert isinstance(trained, Trained)
@@ -246,7 +282,7 @@ def test_one_diverges_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(Stack, "_update", spoilt)
     candidates = [Candidate(Layout.parse(layout)) for layout in LAYOUTS]
-    first, second, third = train_together(study, materials(study), candidates, study.trial)
+    first, second, third = train_together(study, materials(study), candidates, study.trial, stacked=True)
     assert isinstance(second, TrainingError)
     assert str(second).startswith(f"the loss of {LAYOUTS[1]} is not a finite number")
     monkeypatch.undo()
@@ -317,10 +353,10 @@ def test_ways_to_compute_change_no_result(change: str, kind: str, monkeypatch: p
     monkeypatch.setattr(darec_module, "compiled", lambda function: function)
     plain = small_settings(model={"kind": kind})
     candidates = [Candidate(Layout.parse(layout)) for layout in LAYOUTS]
-    expected = train_together(plain, materials(plain), candidates, plain.trial)
+    expected = train_together(plain, materials(plain), candidates, plain.trial, stacked=True)
     changed = plain.model_copy(update={change: True})
     for count in (1, 3):
-        found = train_together(changed, materials(plain), candidates[:count], plain.trial)
+        found = train_together(changed, materials(plain), candidates[:count], plain.trial, stacked=True)
         for mine, theirs in zip(found, expected[:count], strict=True):
             assert isinstance(mine, Trained)
             assert isinstance(theirs, Trained)
