@@ -13,11 +13,11 @@ from torch import Tensor
 
 from dasearch.errors import ExportError, LayoutError
 from dasearch.export.layout import write_layout_file
-from dasearch.export.plain import require_repeatable
+from dasearch.export.plain import require_repeatable, whole_head
 from dasearch.export.pytorch import write_tokenizer
 from dasearch.layout import SITES, Layout, ModelKind
 from dasearch.models.backbone import AttentionScale
-from dasearch.models.darec import DARec, DARecSettings, Variation
+from dasearch.models.darec import DARec, DARecSettings, ItemIDs, Variation
 from dasearch.models.insertion import ADAPTERS, CONTEXT, TWO_SITES, chosen_sites, three_site_bits
 from dasearch.training.checkpoints import copied
 from dasearch.training.recommender import Recommender
@@ -87,6 +87,11 @@ def _refuse(settings: DARecSettings, sites: tuple[str, ...], form: str) -> None:
     refused = {
         "model.variation=llmrec has no adapters": settings.variation is Variation.LLMREC,
         "model.attn_scale=model changes the frozen attention": settings.attn_scale is AttentionScale.MODEL,
+        f"model.item_ids={settings.item_ids} adds vectors to the token embeddings": settings.item_ids
+        is not ItemIDs.NONE,
+        "a key for each item (model.item_key, model.user_key=history) is more than the context branch is handed": (
+            settings.key_an_item and settings.uses_collaborative and CONTEXT in sites
+        ),
         "the context branch of model.variation=both-causal is under the causal mask": (
             settings.variation is Variation.BOTH_CAUSAL and CONTEXT in sites
         ),
@@ -110,7 +115,8 @@ def _adapters(model: DARec, sites: tuple[str, ...]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _parts(model: DARec, users: int) -> dict[str, Tensor]:
-    parts = {"special": model.special, "head.weight": model.head.weight, "head.bias": model.head.bias}
+    head = whole_head(model)
+    parts = {"special": model.special, "head.weight": head.weight, "head.bias": head.bias}
     keys = model.user_keys(torch.arange(users)) if users else None
     return parts if keys is None else {**parts, USER_KEYS: keys.transpose(0, 1)}
 

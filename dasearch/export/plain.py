@@ -21,7 +21,15 @@ from dasearch.layout import ModelKind
 from dasearch.models.adapters import Activation, ParallelReduce
 from dasearch.models.attention import MaskMode
 from dasearch.models.backbone import FrozenBackbone
-from dasearch.models.darec import CollabProjection, DARec, DARecSettings, RecommendationSite
+from dasearch.models.darec import (
+    CollabProjection,
+    DARec,
+    DARecSettings,
+    HeadStates,
+    ItemIDs,
+    RecommendationSite,
+    UserKey,
+)
 from dasearch.models.id_encoders import ENCODERS, FactorEncoder, IDEncoder
 from dasearch.models.id_encoders.comirec import ROUNDS
 from dasearch.models.idle import IDLEAdapter, TextHead
@@ -223,7 +231,9 @@ def _rows(recommender: Recommender) -> Part:
         "max_tokens": rows.max_tokens,
         "history_items": rows.history_items,
     }
-    return Part(sizes, {}, {"kind": model.kind.value, "encoder": None, "has_start": rows.start_token is not None})
+    return Part(
+        sizes, {}, {"kind": model.kind.value, "encoder": None, "has_start": rows.start_token is not None, "ids": False}
+    )
 
 
 def _darec(recommender: Recommender) -> Part:
@@ -231,23 +241,56 @@ def _darec(recommender: Recommender) -> Part:
     settings = model.settings
     require_repeatable(settings)
     two_branches = settings.uses_collaborative
+    user_key = settings.user_key.value if two_branches and settings.user_key is not UserKey.NONE else ""
+    item_key = two_branches and settings.item_key
+    keys = ("item" if settings.key_an_item else "row") if user_key or item_key else ""
+    rows = recommender.catalogue.row_format
+    if rows.max_items > rows.history_items and (keys == "item" or settings.item_ids is not ItemIDs.NONE):
+        raise ExportError(
+            f"a row holds up to {rows.max_items} items and a request {rows.history_items}, so that the written code cannot "
+            f"tell which vectors are theirs; train with --set data.max_items={rows.history_items}"
+        )
     tokens = torch.cat([recommender.model.backbone.embed(torch.arange(model.backbone.vocabulary)), model.special])
     choices = {
         "variation": settings.variation.value,
         "two_branches": two_branches,
+        "ids": settings.item_ids is not ItemIDs.NONE,
+        "keys": keys,
+        "user_key": user_key,
+        "item_key": item_key,
         "adapter_activation": ADAPTER_FUNCTIONS[settings.activation],
         "parallel_mean": settings.parallel_reduce is ParallelReduce.MEAN,
         "parallel_residual": settings.parallel_residual,
         "recommends_ffn": settings.rec_adapter_site is RecommendationSite.FFN,
         "key_a_layer": settings.collab_proj is CollabProjection.PER_LAYER,
     }
-    tensors = {"embedding.tokens.weight": tokens, **_renamed("head", model.head), **_adapters(model)}
+    tensors = {"embedding.tokens.weight": tokens, **_renamed("head", whole_head(model)), **_adapters(model)}
     sizes = {"vocabulary": len(tokens), "bottleneck": settings.bottleneck}
-    if model.cf is not None:
+    ids = model.item_vectors()
+    if ids is not None:
+        tensors["ids.weight"] = ids
+    if model.cf is not None and keys:
         sizes["cf_width"] = model.cf.width
-        tensors |= {"users.weight": model.cf.users.weight, "items.weight": model.cf.items.weight}
-        tensors |= {**_fold_in("fold_in", model.fold_in), **_renamed("to_key", model.user_projection)}
+        tensors["items.weight"] = model.cf.items.weight
+    if model.cf is not None and user_key:
+        tensors |= _renamed("to_key", model.user_projection)
+    if model.cf is not None and user_key == UserKey.TRAINED:
+        tensors |= {"users.weight": model.cf.users.weight, **_fold_in("fold_in", model.fold_in)}
+    if item_key:
+        tensors |= _renamed("to_item_key", model.item_projection)
     return Part(sizes, tensors, choices)
+
+
+@torch.no_grad()
+def whole_head(model: DARec) -> nn.Linear:
+    """The head as one linear map of the states, with their whitening in it."""
+    if model.settings.head_states is HeadStates.PLAIN:
+        return model.head
+    found = nn.Linear(model.head.in_features, model.head.out_features, device=model.device)
+    weight = model.head.weight.double() @ model.state_map.double()
+    found.weight.copy_(weight)
+    found.bias.copy_(model.head.bias - weight @ model.state_mean.double())
+    return found
 
 
 def require_repeatable(settings: DARecSettings) -> None:

@@ -113,9 +113,10 @@ class ItemBlocks:
 
     Args:
         segments: ``(batch, m)``; a segment's tokens stand together, -1 is padding on the right.
+        keyed: ``(batch, n)``, the segment that sees each of n keys; None: one key, which all see.
     """
 
-    def __init__(self, segments: Tensor) -> None:
+    def __init__(self, segments: Tensor, keyed: Tensor | None = None) -> None:
         batch, m = segments.shape
         places = torch.arange(m, device=segments.device).expand(batch, m)
         real = segments != PAD_SEGMENT
@@ -135,9 +136,19 @@ class ItemBlocks:
         keys = filled.view(-1, 1, 1, self._longest)
         keys[..., 0] = True  # an empty block sees something, so that nothing is NaN
         self._bias = torch.zeros(keys.shape, device=keys.device).masked_fill(~keys, -torch.inf)
+        self._key_of_block: Tensor | None = None
+        self._key_bias: Tensor | float = 0.0
+        if keyed is not None:
+            of_block = segments.new_full((batch, self._count), PAD_SEGMENT).masked_scatter_(
+                torch.arange(self._count, device=segments.device) <= run.max(1, keepdim=True).values, segments[first]
+            )
+            found = (of_block[:, :, None] == keyed[:, None, :]).max(2)
+            self._key_of_block = (found.indices + row * keyed.shape[1]).flatten()
+            seen = found.values.view(-1, 1, 1, 1)
+            self._key_bias = torch.zeros(seen.shape, device=keys.device).masked_fill(~seen, -torch.inf)
 
     def attend(self, projected: Projected, key: Keys | None) -> Tensor:
-        """Each item's tokens attend to each other and to ``key`` ``(batch, heads, 1, head width)``.
+        """Each item's tokens attend to each other and to the key that they see, of ``key`` ``(batch, heads, n, head width)``.
 
         Shapes: -> ``(batch, tokens, heads * head width)``.
         """
@@ -145,11 +156,19 @@ class ItemBlocks:
         blocks = Projected(*(self._cut(part) for part in projected))
         bias = self._bias.to(blocks.queries.dtype)
         if key is not None:
-            blocks = blocks.with_key(Keys(*(part.repeat_interleave(self._count, dim=0) for part in key)))
-            bias = F.pad(bias, (1, 0))
+            blocks = blocks.with_key(Keys(*(self._key_of(part) for part in key)))
+            bias = torch.cat([torch.zeros_like(bias[..., :1]) + self._key_bias, bias], dim=-1)
         out = F.scaled_dot_product_attention(*blocks, attn_mask=bias, scale=1.0)
         flat = out.transpose(1, 2).reshape(-1, heads * width)
         return take(flat, self._slot_of_token)
+
+    def _key_of(self, part: Tensor) -> Tensor:
+        """Every block's own: ``(batch, heads, n, head width)`` -> ``(batch * segments, heads, 1, head width)``."""
+        if self._key_of_block is None:
+            return part.repeat_interleave(self._count, dim=0)
+        heads, width = part.shape[1], part.shape[3]
+        flat = part.transpose(1, 2).reshape(-1, heads * width)
+        return take(flat, self._key_of_block).view(-1, heads, 1, width)
 
     def _cut(self, part: Tensor) -> Tensor:
         """``(batch, heads, tokens, head width)`` -> ``(batch * segments, heads, longest, head width)``."""

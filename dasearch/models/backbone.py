@@ -76,8 +76,8 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def project_key(self, vectors: Tensor) -> Keys:
-        """The collaborative key: one more token, without a position. Shapes: vectors ``(batch, width)``."""
-        return self.project_keys(self.norm1(vectors[:, None]), None)
+        """Collaborative keys: further tokens, without a position. Shapes: vectors ``(batch, width)`` or ``(batch, n, width)``."""
+        return self.project_keys(self.norm1(vectors[:, None] if vectors.dim() == 2 else vectors), None)
 
     def _heads(self, projected: Tensor) -> Tensor:
         """``(batch, tokens, ...)`` -> ``(batch, heads, tokens, head width)``; flat ``(tokens, ...)`` without a batch."""
@@ -252,6 +252,13 @@ class FrozenBackbone(nn.Module):
     def train(self, mode: bool = True) -> FrozenBackbone:
         """Stays in evaluation mode: a frozen model has no dropout."""
         return super().train(False)
+
+    @property
+    def token_sd(self) -> float:
+        """Standard deviation of the token embeddings' numbers."""
+        return float(
+            self.embed(torch.arange(self.vocabulary, device=next(self.model.parameters()).device)).float().std()
+        )
 
     @property
     def all_blocks(self) -> list[Block]:

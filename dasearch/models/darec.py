@@ -15,9 +15,10 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dasearch.data import ItemRows, Rows, SequenceBatch
-from dasearch.data.rows import PAD_SEGMENT
+from dasearch.data.rows import NO_ITEM
 from dasearch.layout import ModelKind
 from dasearch.models.adapters import Activation, AdapterInit, BottleneckAdapter, MaskRouter, ParallelReduce, place
 from dasearch.models.attention import (
@@ -50,10 +51,11 @@ from dasearch.models.collaborative import (
 )
 from dasearch.models.compilation import compiled
 from dasearch.models.masks import causal_mask, context_mask
-from dasearch.models.stacking import Linear, gather_tokens
+from dasearch.models.stacking import Linear, Table, gather_tokens, linear
 
 SPECIAL_TOKENS = 2  # [SEQ] and [ALIGN], the ids after the backbone's vocabulary
 TOKEN_SD = 0.02  # of the new token rows: OPT's own
+NO_SEGMENT = -2  # of a key that nobody sees
 
 
 class Variation(StrEnum):
@@ -89,6 +91,23 @@ class Branch(StrEnum):
     CAUSAL_WITH_KEY = "causal with key"  # the context branch of `Variation.BOTH_CAUSAL`
 
 
+class ItemIDs(StrEnum):
+    NONE = "none"
+    EMBEDDING = "embedding"
+    COLLABORATIVE = "collaborative"
+
+
+class UserKey(StrEnum):
+    TRAINED = "trained"
+    HISTORY = "history"
+    NONE = "none"
+
+
+class HeadStates(StrEnum):
+    PLAIN = "plain"
+    WHITENED = "whitened"
+
+
 class RecommendationSite(StrEnum):
     FFN = "ffn"
     ROUTER_OUTPUT = "router_output"
@@ -122,6 +141,19 @@ class DARecSettings(BaseModel):
     collab_proj: CollabProjection = Field(
         CollabProjection.SHARED, description="one projection to the LLM, or one a layer"
     )
+    item_ids: ItemIDs = Field(
+        ItemIDs.NONE,
+        description="what is added at an item's [SEQ]: a trained vector, its projected CF vector, or nothing",
+    )
+    item_key: bool = Field(False, description="let each item's tokens see its CF vector in the context branch")
+    user_key: UserKey = Field(
+        UserKey.TRAINED,
+        description="the user there: the CF vector (which has seen the targets), the mean of the items so far, or none",
+    )
+    head_states: HeadStates = Field(
+        HeadStates.PLAIN, description="states the head reads: plain, or whitened by the frozen model's statistics"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of the item vectors' and head states' numbers left out")
     collab_in_align: bool = Field(True, description="inject the item's CF vector into its own alignment row")
     collab_stop_grad: bool = Field(False, description="keep L_seq and L_align from changing the CF vectors")
     prompt_group: bool = Field(True, description="an alignment row is one segment; else its prompt is another")
@@ -145,7 +177,18 @@ class DARecSettings(BaseModel):
 
     @property
     def uses_collaborative(self) -> bool:
+        """Whether there is a context branch and with it collaborative keys."""
         return self.variation not in (Variation.BASE, Variation.LLMREC)
+
+    @property
+    def has_collaborative(self) -> bool:
+        """Whether there is a CF model."""
+        return self.uses_collaborative or self.item_ids is ItemIDs.COLLABORATIVE
+
+    @property
+    def key_an_item(self) -> bool:
+        """Whether each item of a row has a key of its own, rather than the row one."""
+        return self.item_key or self.user_key is UserKey.HISTORY
 
 
 class LayerInputs:
@@ -153,17 +196,21 @@ class LayerInputs:
 
     Args:
         at: tokens of each row whose state is read after the last layer, ``(batch, n)``; None: all.
+        keyed: the segment that sees each collaborative key, ``(batch, keys)``; None: one key, which all see.
     """
 
-    def __init__(self, positions: Positions, segments: Tensor, at: Tensor | None = None) -> None:
+    def __init__(
+        self, positions: Positions, segments: Tensor, at: Tensor | None = None, keyed: Tensor | None = None
+    ) -> None:
         self.positions = positions
         self.segments = segments
         self.at = at
+        self.keyed = keyed
         self._biases: dict[tuple[Branch, bool, bool], Tensor] = {}
 
     @cached_property
     def blocks(self) -> ItemBlocks:
-        return ItemBlocks(self.segments)
+        return ItemBlocks(self.segments, self.keyed)
 
     @cached_property
     def flat_positions(self) -> Positions:
@@ -179,25 +226,29 @@ class LayerInputs:
         return self.segments.is_cuda or (short and (self.at is not None or torch.is_grad_enabled()))
 
     def bias(self, branch: Branch, dtype: torch.dtype, *, key: bool, chosen: bool) -> Tensor:
-        """The branch's mask as `attend_under` reads it, with the collaborative key's column where there is a ``key``.
+        """The branch's mask as `attend_under` reads it, with the collaborative keys' columns where there is a ``key``.
 
-        Shapes: ``(batch, 1, m or n, m + 1 or m)``; of the tokens ``at`` alone where ``chosen``.
+        Shapes: ``(batch, 1, m or n, keys + m or m)``; of the tokens ``at`` alone where ``chosen``.
         """
         found = self._biases.get((branch, key, chosen))
         if found is None:
-            mask = self._mask(branch)[..., 0 if key else 1 :]
+            mask = self._mask(branch)[..., 0 if key else self._keys :]
             if chosen and self.at is not None:
                 mask = mask.gather(1, self.at[..., None].expand(-1, -1, mask.shape[-1]))
             found = self._biases[branch, key, chosen] = additive(mask, dtype)
         return found
 
+    @property
+    def _keys(self) -> int:
+        return 1 if self.keyed is None else self.keyed.shape[1]
+
     def _mask(self, branch: Branch) -> Tensor:
         if branch is Branch.CONTEXT:
-            return context_mask(self.segments)
-        found = causal_mask(self.segments)
+            return context_mask(self.segments, self.keyed)
+        found = causal_mask(self.segments, self._keys)
         if branch is Branch.CAUSAL_WITH_KEY:
-            sees = (self.segments != PAD_SEGMENT)[:, :, None]
-            found = torch.cat([sees, found[:, :, 1:]], dim=2)
+            keys = context_mask(self.segments, self.keyed)[:, :, : self._keys]
+            found = torch.cat([keys, found[:, :, self._keys :]], dim=2)
         return found
 
 
@@ -293,7 +344,7 @@ class DALayer(AdaptedSites):
     """Dynamically adapted layer (sec. 2.3.3, fig. 4).
 
     Shapes: hidden ``(batch, m, width)``; layout ``(3,)`` of 0 (serial) and 1 (parallel), or ``(3, batch, 1, 1)`` where rows
-    are of several candidates; collaborative ``(batch, width)``.
+    are of several candidates; collaborative ``(batch, width)``, or ``(batch, keys, width)``.
     """
 
     def __init__(self, block: DecoderBlock, settings: DARecSettings, width: int, generator: torch.Generator) -> None:
@@ -412,6 +463,8 @@ class DARec(RecommenderModel):
 
     kind = ModelKind.DAREC
     fold_in: Tensor
+    state_mean: Tensor
+    state_map: Tensor
 
     def __init__(
         self,
@@ -433,12 +486,21 @@ class DARec(RecommenderModel):
         self.head = Linear(width, n_items)
         nn.init.normal_(self.head.weight, std=HEAD_SD, generator=generator)
         nn.init.zeros_(self.head.bias)
-        self.cf = self._collaborative(n_users, n_items, generator) if settings.uses_collaborative else None
-        if self.cf is not None:
+        self.cf = self._collaborative(n_users, n_items, generator) if settings.has_collaborative else None
+        if self.cf is not None and settings.uses_collaborative:
             copies = len(self.replaced) if settings.collab_proj is CollabProjection.PER_LAYER else 1
             self.user_projection = _projections(copies, self.cf.width, width, generator)
             self.item_projection = _projections(copies, self.cf.width, width, generator)
             self.register_buffer("fold_in", torch.zeros(self.cf.width + 1, self.cf.width))
+        if settings.item_ids is ItemIDs.EMBEDDING:
+            self.item_ids = Table(n_items, width)
+            nn.init.normal_(self.item_ids.weight, std=backbone.token_sd, generator=generator)
+        elif settings.item_ids is ItemIDs.COLLABORATIVE:
+            assert self.cf is not None
+            self.id_projection = new_linear(self.cf.width, width, generator)
+        if settings.head_states is HeadStates.WHITENED:
+            self.register_buffer("state_mean", torch.zeros(width))
+            self.register_buffer("state_map", torch.eye(width))
 
     def _layer(self, index: int, block: DecoderBlock, generator: torch.Generator) -> nn.Module:
         if index not in self.replaced or self.settings.variation is Variation.LLMREC:
@@ -453,16 +515,28 @@ class DARec(RecommenderModel):
         return cf.requires_grad_(self.settings.cf_mode is CFMode.JOINT)
 
     def hidden(
-        self, rows: Rows, layout: Tensor, collaborative: Tensor | None = None, at: Tensor | None = None
+        self,
+        rows: Rows,
+        layout: Tensor,
+        collaborative: Tensor | None = None,
+        at: Tensor | None = None,
+        *,
+        keyed: Tensor | None = None,
+        marks: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Last hidden states after the final norm.
 
         Shapes: rows of m tokens, layout ``(adapted layers, 3)`` or ``(K, adapted layers, 3)`` for the K candidates that the
-        rows are of, collaborative ``(adapted layers or 1, batch, width)`` (None: nothing is injected), at ``(batch, n)``
-        (None: every token) -> ``(batch, n or m, width)``.
+        rows are of, collaborative ``(adapted layers or 1, batch, width)`` (None: nothing is injected), or
+        ``(..., batch, keys, width)`` with keyed ``(batch, keys)``, the segment that sees each; at ``(batch, n)`` (None:
+        every token); marks: vectors ``(batch, n, width)`` to add to the tokens ``(batch, n)`` -> ``(batch, n or m, width)``.
         """
-        hidden, positions = self.backbone.start(self.backbone.embed(rows.tokens, self.special))
-        inputs = LayerInputs(positions, rows.segments, at)
+        embedded = self.backbone.embed(rows.tokens, self.special)
+        if marks is not None:
+            added, ends = marks
+            embedded = embedded.scatter_add(1, ends[..., None].expand_as(added), added.to(embedded.dtype))
+        hidden, positions = self.backbone.start(embedded)
+        inputs = LayerInputs(positions, rows.segments, at, keyed)
         gates = layer_gates(layout, len(hidden))
         adapted, top = 0, len(self.layers) - 1
         for index, layer in enumerate(self.layers):
@@ -480,12 +554,81 @@ class DARec(RecommenderModel):
                 layer.compiled = True
 
     def user_keys(self, users: Tensor) -> Tensor | None:
-        """The collaborative key of sequence rows: ``(projections, batch, width)``."""
-        return None if self.cf is None else self._project(self.cf.user_vectors(users), self.user_projection)
+        """The collaborative key of the rows of users, where each row has one: ``(projections, batch, width)``."""
+        settings = self.settings
+        if self.cf is None or not settings.uses_collaborative or settings.user_key is not UserKey.TRAINED:
+            return None
+        return self._project(self.cf.user_vectors(users), self.user_projection)
+
+    def row_keys(self, batch: SequenceBatch) -> tuple[Tensor | None, Tensor | None]:
+        """The collaborative keys of users' rows, and the segment that sees each.
+
+        Shapes: ``(projections, batch, width)`` and None where a row has one key, ``(projections, batch, n, width)`` and
+        ``(batch, n)`` where each item has its own; its parts are added.
+        """
+        settings = self.settings
+        if self.cf is None or not settings.uses_collaborative:
+            return None, None
+        parts = []
+        if settings.user_key is UserKey.TRAINED:
+            parts.append(self._project(self._user_vectors(batch), self.user_projection))
+        elif settings.user_key is UserKey.HISTORY:
+            parts.append(self._project(self._means_so_far(batch), self.user_projection))
+        if not settings.key_an_item:
+            return (parts[0], None) if parts else (None, None)
+        if settings.item_key:
+            items = self.cf.item_vectors(batch.items.clamp(min=0))
+            parts.append(self._project(items, self.item_projection))
+        if settings.user_key is UserKey.TRAINED:
+            parts[0] = parts[0][:, :, None]
+        keyed = batch.rows.segments.gather(1, batch.ends).masked_fill(batch.items < 0, NO_SEGMENT)
+        return torch.stack(torch.broadcast_tensors(*parts)).sum(0), keyed
+
+    def _means_so_far(self, batch: SequenceBatch) -> Tensor:
+        """At each item of a row the mean CF vector of the user's items up to it: ``(batch, n, cf width)``.
+
+        Of the newest ones that the batch knows, which are more than the row holds.
+        """
+        assert self.cf is not None
+        known, n = batch.histories, batch.items.shape[1]
+        longest = max(known.shape[1], n)
+        known, items = (F.pad(part, (0, longest - part.shape[1]), value=NO_ITEM) for part in (known, batch.items))
+        counts, own = (known >= 0).sum(1, keepdim=True), (items >= 0).sum(1, keepdim=True)
+        known = torch.where(counts >= own, known, items)
+        first = (counts - own).clamp(min=0)
+        vectors = self.cf.item_vectors(known.clamp(min=0)).cumsum(1)
+        at = (first + torch.arange(n, device=known.device)).clamp(max=longest - 1)
+        return gather_tokens(vectors, at) / (at + 1)[..., None]
+
+    def _marks(self, batch: SequenceBatch, kept: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """What is added at each item's ``[SEQ]``, and where."""
+        vectors = self._id_vectors(batch.items.clamp(min=0))
+        if vectors is None:
+            return None
+        vectors = vectors * (batch.items >= 0)[..., None]
+        return vectors if kept is None else vectors * kept, batch.ends
+
+    def _id_vectors(self, items: Tensor) -> Tensor | None:
+        if self.settings.item_ids is ItemIDs.NONE:
+            return None
+        if self.settings.item_ids is ItemIDs.EMBEDDING:
+            own: Tensor = self.item_ids(items)
+            return own
+        assert self.cf is not None
+        projected: Tensor = self.id_projection(self.cf.item_vectors(items))
+        return projected
+
+    @torch.no_grad()
+    def item_vectors(self) -> Tensor | None:
+        """What every item adds at its ``[SEQ]``: ``(items, width)``; None where nothing is added."""
+        return self._id_vectors(torch.arange(self.n_items, device=self.device))
 
     def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:
-        keys = None if self.cf is None else self._project(self._user_vectors(batch), self.user_projection)
-        return self.hidden(batch.rows, layout, keys, batch.at_last(batch.ends)[:, None]).squeeze(1)
+        return self._states(batch, layout, batch.at_last(batch.ends)[:, None]).squeeze(1)
+
+    def _states(self, batch: SequenceBatch, layout: Tensor, at: Tensor, kept: Tensor | None = None) -> Tensor:
+        keys, keyed = self.row_keys(batch)
+        return self.hidden(batch.rows, layout, keys, at, keyed=keyed, marks=self._marks(batch, kept))
 
     def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
         return self.logits
@@ -496,12 +639,12 @@ class DARec(RecommenderModel):
         return own_or_estimated(self.cf, self.fold_in, batch.users, batch.histories)
 
     def fit_newcomers(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
-        if self.cf is not None:
+        if self.cf is not None and self.settings.uses_collaborative:
             self.fold_in.copy_(fold_in_matrix(self.cf, users, sequences))
 
     def item_keys(self, items: Tensor) -> Tensor | None:
         """The collaborative key of alignment rows, unless ``collab_in_align`` is off."""
-        if self.cf is None or not self.settings.collab_in_align:
+        if self.cf is None or not (self.settings.uses_collaborative and self.settings.collab_in_align):
             return None
         return self._project(self.cf.item_vectors(items), self.item_projection)
 
@@ -510,22 +653,29 @@ class DARec(RecommenderModel):
             vectors = vectors.detach()
         return torch.stack([projection(vectors) for projection in projections])
 
-    def sequence_hidden(self, rows: Rows, users: Tensor, ends: Tensor, layout: Tensor) -> Tensor:
-        """Hidden states of the ``[SEQ]`` tokens; ends ``(batch, n)`` -> ``(batch, n, width)``."""
-        return self.hidden(rows, layout, self.user_keys(users), ends)
+    def sequence_hidden(self, batch: SequenceBatch, layout: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Hidden states of the ``[SEQ]`` tokens: ``(batch, n, width)``; ``kept`` of the same shape scales what is added there."""
+        return self._states(batch, layout, batch.ends, kept)
 
     def alignment_hidden(self, rows: Rows, items: Tensor, ends: Tensor, layout: Tensor) -> Tensor:
         """Hidden states of the ``[ALIGN]`` tokens; ends ``(k,)`` -> ``(k, width)``."""
         return self.hidden(rows, layout, self.item_keys(items), ends[:, None]).squeeze(1)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Item scores ``(..., items)`` of hidden states ``(..., width)``; one head serves both tasks."""
-        scores: Tensor = self.head(hidden)
+    def logits(self, hidden: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Item scores ``(..., items)`` of hidden states ``(..., width)``; one head serves both tasks.
+
+        ``kept``, of the same shape, scales what the head reads.
+        """
+        if self.settings.head_states is HeadStates.WHITENED:
+            hidden = linear(hidden.float() - self.state_mean, self.state_map, None).to(hidden.dtype)
+        scores: Tensor = self.head(hidden if kept is None else hidden * kept)
         return scores
 
     def start_head(self, item_counts: Tensor, text_vectors: Tensor) -> None:
         """Start the head where ``head_bias`` and ``head_rows`` say; shapes as `dasearch.models.base.start_head`."""
         bias, rows = self.settings.head_bias, self.settings.head_rows
+        if self.settings.head_states is HeadStates.WHITENED:
+            text_vectors = text_vectors @ self.state_map.T
         start_head(self.head, item_counts, text_vectors, bias=bias, rows=rows, sd=HEAD_SD)
 
 

@@ -12,26 +12,28 @@ from torch import Tensor
 from dasearch.data.rows import PAD_SEGMENT
 
 
-def context_mask(segments: Tensor) -> Tensor:
+def context_mask(segments: Tensor, keyed: Tensor | None = None) -> Tensor:
     """True where a query may look: in both directions inside its own item, and at the collaborative key.
 
-    Shapes: segments ``(batch, m)`` with -1 for padding -> ``(batch, m, m + 1)``. A padded query sees itself alone.
+    Shapes: segments ``(batch, m)`` with -1 for padding, keyed ``(batch, n)``: the segment that sees each of n keys (None:
+    one key, which all see) -> ``(batch, m, n + m)``. A padded query sees itself alone.
     """
     real = segments != PAD_SEGMENT
     same = (segments[:, :, None] == segments[:, None, :]) & real[:, None, :]
-    return torch.cat([real[:, :, None], _self_for_padding(same, real)], dim=2)
+    keys = real[:, :, None] if keyed is None else segments[:, :, None] == keyed[:, None, :]
+    return torch.cat([keys, _self_for_padding(same, real)], dim=2)
 
 
-def causal_mask(segments: Tensor) -> Tensor:
-    """True where a query may look: at real tokens up to itself, never at the collaborative key.
+def causal_mask(segments: Tensor, keys: int = 1) -> Tensor:
+    """True where a query may look: at real tokens up to itself, never at a collaborative key.
 
-    Shapes: segments ``(batch, m)`` -> ``(batch, m, m + 1)``. A padded query sees itself alone.
+    Shapes: segments ``(batch, m)`` -> ``(batch, m, keys + m)``. A padded query sees itself alone.
     """
     m = segments.shape[1]
     real = segments != PAD_SEGMENT
     before = torch.ones(m, m, dtype=torch.bool, device=segments.device).tril()
     allowed = _self_for_padding(before & real[:, None, :], real)
-    return torch.cat([torch.zeros_like(real)[:, :, None], allowed], dim=2)
+    return torch.cat([torch.zeros_like(real)[:, :, None].expand(-1, -1, keys), allowed], dim=2)
 
 
 def _self_for_padding(allowed: Tensor, real: Tensor) -> Tensor:

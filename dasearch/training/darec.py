@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,9 +28,18 @@ from dasearch.data import (
     training_plan,
 )
 from dasearch.data.rows import HISTORY_ITEMS, NO_ITEM, PAD_SEGMENT
+from dasearch.layout import SITES, ModelKind
 from dasearch.models.attention import MaskMode
 from dasearch.models.base import RecommenderModel
-from dasearch.models.darec import CFMode, CollaborativeKind, DARec, Variation, build_collaborative
+from dasearch.models.darec import (
+    CFMode,
+    CollaborativeKind,
+    DARec,
+    HeadStates,
+    ItemIDs,
+    Variation,
+    build_collaborative,
+)
 from dasearch.models.id_encoders import FactorEncoder
 from dasearch.models.stacking import take
 from dasearch.training.encoders import encoder_ranks
@@ -37,6 +48,8 @@ from dasearch.training.materials import PurchaseIndex, Shared
 from dasearch.training.method import SHARED_READS, Drawn, Method, Say, widened
 from dasearch.training.seeds import generator_for
 
+WHITENED_ROWS, WHITENED_BATCHES = 32, 60
+WHITENING_FLOOR = 1e-4  # of the largest variance, so that directions of rounding alone are not blown up
 ITEM_STEP = 32  # alignment rows of a batch come in multiples of it where shapes are to come again
 
 
@@ -46,7 +59,8 @@ class DARecDrawn(Drawn):
 
     Shapes: items ``(K, a)`` (-1 padding), their alignment rows' tokens and segments ``(K, a, m)`` and ends ``(K, a)``; row,
     position, positive, anchored (bool) ``(K, c)`` and negative ``(K, c, n_cl)`` of the anchors, positive and negative as
-    places among the items; unbought ``(K, B, n)``.
+    places among the items; unbought ``(K, B, n)``; kept_marks and kept_states ``(K, B, n, width)``: dropout's zeros, and
+    one over the share that is kept elsewhere, of the vectors added at ``[SEQ]`` and of the states that the head reads.
     """
 
     items: Tensor | None = None
@@ -59,34 +73,59 @@ class DARecDrawn(Drawn):
     negative: Tensor | None = None
     anchored: Tensor | None = None
     unbought: Tensor | None = None
+    kept_marks: Tensor | None = None
+    kept_states: Tensor | None = None
     fills = {"items": NO_ITEM, "segments": PAD_SEGMENT}  # noqa: RUF012 (a class variable of the base)
+
+
+class Whitening(NamedTuple):
+    """States less ``mean`` ``(width,)`` by ``map`` ``(width, width)`` have unit variance in every direction."""
+
+    mean: Tensor
+    map: Tensor
 
 
 @dataclass(frozen=True)
 class DARecMethod(Method):
-    """DARec with its hard negatives and pre-trained CF vectors."""
+    """DARec with its hard negatives, where L_cl counts, pre-trained CF vectors and the frozen states' whitening."""
 
     settings: DARecStudy
-    negatives: HardNegatives
+    negatives: HardNegatives | None
     cf_state: dict[str, Tensor] | None
+    whitening: Whitening | None
     examples: Examples | None
     has_fixed_shapes = True
-    reads = (*SHARED_READS, "cf", "model.collaborative", "model.ncf_embedding", "model.cf_width", "model.prompt_group")
+    reads = (
+        *SHARED_READS,
+        "cf",
+        "model.collaborative",
+        "model.ncf_embedding",
+        "model.cf_width",
+        "model.prompt_group",
+        "model.item_ids",
+        "model.head_states",
+        "losses.contrastive",
+    )
 
     @classmethod
     def prepare(cls, settings: DARecStudy, materials: Shared, examples: Examples | None, say: Say) -> DARecMethod:
         """Find hard negatives and train the CF vectors, on training data alone."""
-        say("finding hard negatives")
         development, data = materials.development, settings.data
-        rank = min(data.mf_rank, development.n_users, development.n_items)
-        factors = torch.as_tensor(mf_vectors(development.train, development.n_items, rank=rank))
-        texts = materials.text_vectors.cpu()
-        negatives = hard_negatives(texts, factors, development.train, fraction=data.hard_negative_fraction)
-        cf_state = None
-        if settings.model.uses_collaborative and settings.cf.epochs:
+        negatives = cf_state = None
+        if settings.losses.contrastive:
+            say("finding hard negatives")
+            rank = min(data.mf_rank, development.n_users, development.n_items)
+            factors = torch.as_tensor(mf_vectors(development.train, development.n_items, rank=rank))
+            texts = materials.text_vectors.cpu()
+            negatives = hard_negatives(texts, factors, development.train, fraction=data.hard_negative_fraction)
+        if settings.model.has_collaborative and settings.cf.epochs:
             say("training collaborative vectors")
             cf_state = pretrain_collaborative(settings, development, materials.purchases)
-        return cls(settings, negatives, cf_state, examples)
+        whitening = None
+        if settings.model.head_states is HeadStates.WHITENED:
+            say("reading training rows with the frozen model")
+            whitening = state_whitening(settings, materials)
+        return cls(settings, negatives, cf_state, whitening, examples)
 
     def build(self, materials: Shared, *, replace_every: int, generator: torch.Generator) -> DARec:
         model = DARec(
@@ -97,6 +136,9 @@ class DARecMethod(Method):
             replace_every=replace_every,
             generator=generator,
         ).to(materials.device)
+        if self.whitening is not None and self.settings.model.head_states is HeadStates.WHITENED:
+            model.state_mean.copy_(self.whitening.mean)
+            model.state_map.copy_(self.whitening.map)
         model.start_head(materials.item_counts.to(materials.device), materials.text_vectors.to(materials.device))
         if model.cf is not None and self.cf_state is not None:
             model.cf.load_state_dict(self.cf_state)
@@ -114,7 +156,7 @@ class DARecMethod(Method):
         """Anchors of L_cl, the items of L_align, and an item that the user did not buy for each that L_cf counts."""
         losses = self.settings.losses
         if self.settings.model.variation is Variation.LLMREC:
-            return DARecDrawn()
+            return self._with_dropout(DARecDrawn(), batch, materials, generator)
         sample = _contrastive_sample(batch, self.negatives, losses, generator)
         items = _alignment_items(batch, sample, losses, generator)
         found = _drawn_rows(materials, items) if len(items) else DARecDrawn()
@@ -131,7 +173,21 @@ class DARecMethod(Method):
             users = batch.users[:, None].expand_as(batch.targets)
             unbought = materials.purchases.sample_negatives(users.flatten(), generator).view_as(users)
             found = dataclasses.replace(found, unbought=unbought[None])
-        return found
+        return self._with_dropout(found, batch, materials, generator)
+
+    def _with_dropout(
+        self, drawn: DARecDrawn, batch: SequenceBatch, materials: Shared, generator: torch.Generator
+    ) -> DARecDrawn:
+        model = self.settings.model
+        if not model.dropout:
+            return drawn
+        shape = (1, *batch.items.shape, materials.catalogue.backbone.width)
+
+        def kept() -> Tensor:
+            return (torch.rand(shape, generator=generator) >= model.dropout) / (1 - model.dropout)
+
+        marks = None if model.item_ids is ItemIDs.NONE else kept()
+        return dataclasses.replace(drawn, kept_marks=marks, kept_states=kept())
 
     def fixed(self, batch: SequenceBatch, drawn: Drawn, row_format: RowFormat) -> tuple[SequenceBatch, Drawn]:
         assert isinstance(drawn, DARecDrawn)
@@ -139,7 +195,7 @@ class DARecMethod(Method):
         parts: dict[str, Tensor | None] = {}
         for name in (f.name for f in dataclasses.fields(drawn)):
             part: Tensor | None = getattr(drawn, name)
-            if part is not None and name == "unbought":
+            if part is not None and name in ("unbought", "kept_marks", "kept_states"):
                 part = widened(part, 2, row_format.max_items, 0)
             elif part is not None:
                 step = ITEM_STEP if name in ("items", "tokens", "segments", "ends") else len(batch.users)
@@ -151,7 +207,7 @@ class DARecMethod(Method):
     def learns_collaborative(self) -> bool:
         """Whether L_cf counts."""
         model = self.settings.model
-        joint = model.uses_collaborative and model.cf_mode is CFMode.JOINT
+        joint = model.has_collaborative and model.cf_mode is CFMode.JOINT
         return joint and self.settings.losses.collaborative > 0
 
     def losses(
@@ -161,9 +217,10 @@ class DARecMethod(Method):
         assert isinstance(model, DARec)
         assert isinstance(drawn, DARecDrawn)
         losses, k = self.settings.losses, 1 if layout.dim() == 2 else len(layout)
-        hidden = model.sequence_hidden(batch.rows, batch.users, batch.ends, layout)
+        marks, states = (None if part is None else part.flatten(0, 1) for part in (drawn.kept_marks, drawn.kept_states))
+        hidden = model.sequence_hidden(batch, layout, marks)
         targets = batch.targets.view(k, -1)
-        terms = {"sequence": item_cross_entropy(_of_each(model.logits(hidden), k), targets, losses.reduction)}
+        terms = {"sequence": item_cross_entropy(_of_each(model.logits(hidden, states), k), targets, losses.reduction)}
         if drawn.items is not None:
             aligned = _align(model, drawn, layout)
             if losses.align:
@@ -195,6 +252,37 @@ class DARecMethod(Method):
         return {name: encoder_ranks(FactorEncoder(cf, HISTORY_ITEMS), users, histories, targets)}
 
 
+@torch.inference_mode()
+def state_whitening(settings: DARecStudy, materials: Shared) -> Whitening:
+    """Mean and principal directions of the frozen model's states at ``[SEQ]``, over training rows.
+
+    Frozen states are almost one direction (three quarters of their energy is in the mean), on which a linear head learns
+    slowly; whitening as in Su et al. 2021, https://arxiv.org/abs/2103.15316.
+    """
+    plain = {"variation": Variation.LLMREC, "item_ids": ItemIDs.NONE, "head_states": HeadStates.PLAIN}
+    model = DARec(
+        materials.catalogue.backbone,
+        settings.model.model_copy(update=plain),
+        n_users=1,
+        n_items=1,
+        generator=generator_for(settings.seed, "whitening"),
+    ).to(materials.device)
+    layout = torch.zeros(len(model.replaced), len(SITES[ModelKind.DAREC]), device=materials.device)
+    generator = generator_for(settings.seed, "whitening", "rows")
+    sentences, row_format = materials.catalogue.sentences, materials.catalogue.row_format
+    plan = training_plan(materials.development, sentences, row_format, None)
+    states = []
+    for batch in itertools.islice(plan.shuffled(WHITENED_ROWS, generator), WHITENED_BATCHES):
+        found = model.sequence_hidden(batch.to(materials.device), layout)
+        states.append(found[batch.items.to(materials.device) != NO_ITEM].double().cpu())
+    rows = torch.cat(states)
+    mean = rows.mean(0)
+    values, directions = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
+    values = values.clamp(min=0)
+    scale = (values + WHITENING_FLOOR * values.max()).rsqrt()
+    return Whitening(mean.float(), (directions * scale).T.float())
+
+
 def pretrain_collaborative(
     settings: DARecStudy, development: Development, purchases: PurchaseIndex
 ) -> dict[str, Tensor]:
@@ -214,10 +302,11 @@ def pretrain_collaborative(
 
 
 def _contrastive_sample(
-    batch: SequenceBatch, negatives: HardNegatives, losses: LossSettings, generator: torch.Generator
+    batch: SequenceBatch, negatives: HardNegatives | None, losses: LossSettings, generator: torch.Generator
 ) -> ContrastiveSample | None:
     if not losses.contrastive:
         return None
+    assert negatives is not None
     return sample_contrastive(
         batch,
         negatives,

@@ -122,6 +122,9 @@ def test_what_it_prints_builds_the_layout(tmp_path: Path, monkeypatch: pytest.Mo
             {"mask_mode": "post_softmax"},
             "model.mask_mode=post_softmax lets a row's padding, and so its batch, change its scores",
         ),
+        ({"item_ids": "embedding"}, "model.item_ids=embedding adds vectors to the token embeddings"),
+        ({"item_key": True}, "a key for each item"),
+        ({"user_key": "history"}, "a key for each item"),
         ({"variation": "both-causal"}, "the context branch of model.variation=both-causal is under the causal mask"),
     ],
 )

@@ -32,6 +32,10 @@ VARIED: list[dict[str, Any]] = [
     {},
     *({"model": {"variation": name}} for name in ("variation-2", "darec-base", "llmrec", "both-causal")),
     {"model": {"cf_mode": "frozen"}},
+    {"model": {"item_ids": "embedding", "item_key": True, "user_key": "history", "head_states": "whitened"}},
+    {"model": {"item_ids": "collaborative", "user_key": "none", "dropout": 0.3}, "losses": {"contrastive": 0.0}},
+    {"model": {"item_key": True, "collab_proj": "per_layer", "variation": "both-causal", "dropout": 0.2}},
+    {"model": {"item_ids": "collaborative", "variation": "llmrec", "dropout": 0.2, "head_states": "whitened"}},
     {"model": {"cf_mode": "frozen"}, "cf": {"epochs": 0}},  # each seed has frozen vectors of its own
     {"model": {"collab_proj": "per_layer", "collaborative": "mf"}},
     {"model": {"mask_mode": "post_softmax"}},
