@@ -194,6 +194,13 @@ class SearchSettings(Section):
     startup: int | None = Field(
         None, ge=1, description="evaluations before the surrogate proposes; null: a third of the free sites, 2 to 10"
     )
+    worth: float = Field(
+        0.02, ge=0, description="relative gain over all-serial below which a layout is not worth having"
+    )
+    stop_when_flat: bool = Field(
+        True,
+        description="stop after the startup when the chance that any layout is worth having falls below 5%",
+    )
     candidates: int = Field(3, ge=1, description="layouts with the best posterior mean that are confirmed")
     confirm_seeds: int = Field(3, ge=2, description="fresh seeds, the same for every confirmed layout")
 

@@ -4,7 +4,15 @@ from dasearch.bayes.acquisition import Improvement
 from dasearch.bayes.choices import Choices
 from dasearch.bayes.kernel import LayeredKernel
 from dasearch.bayes.reparameterization import Maximum, ProbabilisticReparameterization, SpaceExhausted
-from dasearch.bayes.sampler import Proposal, PRSampler, curve_mean, mean_of_curve, propose, propose_batch
+from dasearch.bayes.sampler import (
+    Proposal,
+    PRSampler,
+    curve_mean,
+    mean_of_curve,
+    propose,
+    propose_batch,
+    startup_trials,
+)
 from dasearch.bayes.surrogate import Effects, LeaveOneOut, Posterior, Surrogate
 from dasearch.bayes.transfer import Observation, Prior
 
@@ -27,4 +35,5 @@ __all__ = [
     "mean_of_curve",
     "propose",
     "propose_batch",
+    "startup_trials",
 ]

@@ -175,8 +175,7 @@ class PRSampler(BaseSampler):
     def _startup_trials(self, history: _History) -> int:
         if self._n_startup is not None:
             return self._n_startup
-        cold = min(MOST_STARTUP, max(FEWEST_STARTUP, int(STARTUP_SHARE * history.choices.d)))
-        return max(FEWEST_STARTUP, cold - len(history.before))
+        return max(FEWEST_STARTUP, startup_trials(history.choices.d) - len(history.before))
 
     def _choose(self, history: _History) -> tuple[Maximum, str]:
         generator = torch.Generator().manual_seed(_seed_of(self._seed, history.known))
@@ -185,6 +184,11 @@ class PRSampler(BaseSampler):
         return propose(
             history.surrogate, history.running, history.excluded, history.fixed, generator
         ), REPARAMETERIZATION
+
+
+def startup_trials(variables: int) -> int:
+    """Evaluations before the surrogate proposes, where nothing else is said and nothing known."""
+    return min(MOST_STARTUP, max(FEWEST_STARTUP, int(STARTUP_SHARE * variables)))
 
 
 def propose(

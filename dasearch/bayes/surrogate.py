@@ -225,6 +225,33 @@ class Surrogate:
         """Of the mixture; shapes: codes ``(m, d)`` -> mean, sd ``(m,)``."""
         return Posterior(*_mixed(self.weights, *self.each(codes)))
 
+    @torch.no_grad()
+    def draws(self, codes: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """Landscapes of the mixture at ``codes`` ``(m, d)``, noise left out: ``(count, m)``.
+
+        Each is of one member, drawn by its weight.
+        """
+        contrasts = self.choices.contrasts(codes)
+        features = self.dictionary.features(contrasts)
+        member = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        standard = torch.randn(count, len(codes), dtype=torch.float64, generator=generator)
+        cross = self._covariance(contrasts, features) * self.correlation[:, None]
+        mean, _ = self.each(codes)
+        found = torch.empty(count, len(codes), dtype=torch.float64)
+        for m in member.unique().tolist():
+            own = (
+                (features * self.members.features[m]) @ features.T
+                + self.members.pairs[m] * self.dictionary.pair_kernel(contrasts, contrasts)
+                + self.members.isotropic[m] * self.dictionary.isotropic_kernel(contrasts, contrasts)
+                + LEVEL
+                - cross[m] @ self.inverse[m] @ cross[m].T
+            )
+            values, directions = torch.linalg.eigh(own)
+            root = directions * (values.clamp(min=0) * self.scale[m]).sqrt() * self.spread
+            chosen = member == m
+            found[chosen] = mean[m] + standard[chosen] @ root.T
+        return found
+
     @property
     def noise_sd(self) -> Tensor:
         """Standard deviation of the noise in the units of the values, ``()``."""

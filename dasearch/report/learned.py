@@ -10,7 +10,7 @@ import torch
 
 from dasearch.bayes import Effects, Surrogate
 from dasearch.layout import Layout
-from dasearch.search.confirmation import evaluations
+from dasearch.search.worth import evaluations
 from dasearch.search_space import SearchSpace
 
 FEWEST = 4  # evaluations; of fewer the prior would speak alone

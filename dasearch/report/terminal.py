@@ -13,7 +13,7 @@ from rich.status import Status as Spinner
 from rich.table import Table
 from rich.text import Text
 
-from dasearch.search.confirmation import OBJECTIVE, Standing
+from dasearch.search.confirmation import OBJECTIVE, Standing, recommended
 from dasearch.search.estimate import Estimate
 from dasearch.search.events import (
     ABLATION,
@@ -178,15 +178,18 @@ def standings_table(status: Status) -> Table:
 
 def verdict(standings: Sequence[Standing]) -> str:
     """One sentence: does the winner beat all-serial beyond seed noise?"""
-    winner = standings[0]
+    winner, kept = standings[0], recommended(standings)
     if winner.together is None:
         return f"All-serial itself ({winner.layout}) came out best; the search found nothing better."
+    if kept is not winner and kept.together is not None:
+        gain = f"{symmetric(kept.together, '+')} {OBJECTIVE}, corrected for {len(standings) - 1} comparisons"
+        return f"{kept.layout} beats all-serial beyond seed noise: {gain}; {winner.layout} has the best mean, with wider noise."
     gain = f"{symmetric(winner.together, '+')} {OBJECTIVE}, corrected for {len(standings) - 1} comparisons"
     if winner.together.low > 0:
         return f"{winner.layout} beats all-serial beyond seed noise: {gain}."
     return (
-        f"{winner.layout} came out best, but its gain over all-serial ({gain}) is within seed noise; "
-        "more seeds (search.confirm_seeds) or longer trials (trial.epochs) would tell."
+        f"{winner.layout} came out best, but its gain over all-serial ({gain}) is within seed noise, so "
+        "all-serial stands; more seeds (search.confirm_seeds) or longer trials (trial.epochs) would tell."
     )
 
 

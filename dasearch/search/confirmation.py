@@ -10,13 +10,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from scipy import stats
-from torch import Tensor
 
-from dasearch.bayes import Choices, Surrogate
-from dasearch.layout import CHOICES, Layout
+from dasearch.bayes import Surrogate
+from dasearch.layout import Layout
 from dasearch.search.store import Confirmation
+from dasearch.search.worth import evaluations
 from dasearch.search_space import SearchSpace
 from dasearch.training.metrics import Interval
 from dasearch.training.seeds import generator_for
@@ -82,15 +81,6 @@ def by_posterior_mean(space: SearchSpace, signals: Mapping[Layout, float]) -> li
     return [layouts[i] for i in means.argsort(descending=True, stable=True).tolist()]
 
 
-def evaluations(space: SearchSpace, signals: Mapping[Layout, float]) -> tuple[Tensor, Tensor, Choices]:
-    """What `Surrogate.fit` reads. Shapes: codes ``(layouts, free bits)``, values ``(layouts,)`` float64."""
-    free = [space.names.index(name) for name in space.free]
-    bits = torch.tensor([layout.flat for layout in signals], dtype=torch.long).view(len(signals), len(space.names))
-    codes = bits[:, free]
-    values = torch.tensor(list(signals.values()), dtype=torch.float64)
-    return codes, values, Choices.named(dict.fromkeys(space.free, len(CHOICES)))
-
-
 def standings(confirmations: Iterable[Confirmation], baseline: Layout) -> list[Standing]:
     """Every confirmed layout, best mean first; gains are paired with the baseline by seed."""
     scores: dict[Layout, dict[int, float]] = {}
@@ -108,6 +98,19 @@ def standings(confirmations: Iterable[Confirmation], baseline: Layout) -> list[S
         score = t_interval(list(by_seed.values()))
         found.append(Standing(layout, roles[layout], score, alone, len(by_seed), together))
     return sorted(found, key=lambda standing: -standing.score.mean)
+
+
+def recommended(found: Sequence[Standing]) -> Standing:
+    """The layout to train in full: the best of those that beat all-serial beyond seed noise, else all-serial.
+
+    A layout that came out best by luck is no reason to leave the simplest one.
+
+    Args:
+        found: as `standings` gives them; at least one.
+    """
+    proven = (standing for standing in found if standing.together is not None and standing.together.low > 0)
+    serial = (standing for standing in found if standing.gain is None)
+    return next(proven, None) or next(serial, found[0])
 
 
 def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:

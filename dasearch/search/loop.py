@@ -14,7 +14,7 @@ from typing import NamedTuple
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from dasearch.bayes import Observation, PRSampler, SpaceExhausted, curve_mean
+from dasearch.bayes import Observation, PRSampler, SpaceExhausted, curve_mean, startup_trials
 from dasearch.errors import DasearchError, TrainingError
 from dasearch.layout import CHOICES, Layout
 from dasearch.search.confirmation import OBJECTIVE
@@ -22,12 +22,14 @@ from dasearch.search.events import SEARCH, Finished, Training
 from dasearch.search.objective import TRIAL_SEED, Outcome, Run
 from dasearch.search.store import HEARTBEAT_SECONDS, RETRY
 from dasearch.search.trainings import Planned, Trainings, confirmation_trainings, final_trainings
+from dasearch.search.worth import UNLIKELY, chance_of_gain
 from dasearch.search_space import SearchSpace
 from dasearch.training.loop import Trained
 from dasearch.training.stack import Epoch
 
 # attributes of a trial
 BROKEN = "broken"  # its training raised an error
+PROPOSED_TRIALS = 4  # of the surrogate, before its landscape is called flat
 BATCH = "batch"  # how many trials train side by side, itself among them; from when all of them are asked for
 
 
@@ -66,7 +68,7 @@ class Search:
         if self.prior:
             self.listener.says(f"warm start: {self.prior[0].source}, layouts: {len(self.prior)}")
         exhausted = False
-        while self._evaluations_left() > 0 and not exhausted:
+        while self._evaluations_left() > 0 and not exhausted and not self._flat():
             self._require_progress()
             batch: list[Asked] = []
             with self._released_if_interrupted(batch), beating(self.storage, batch):
@@ -75,6 +77,20 @@ class Search:
                     self._evaluate(batch)
         if exhausted:
             self.listener.says(f"all {self.space.size} layouts are evaluated")
+
+    def _flat(self) -> bool:
+        """Whether the search may stop, because hardly any layout can be worth having; it is said in one sentence."""
+        search, signals = self.settings.search, self.signals()
+        if not search.stop_when_flat or len(signals) < flat_from(search.startup, len(self.space.free)):
+            return False
+        chance = chance_of_gain(self.space, signals, margin=search.worth, seed=self.settings.seed)
+        if chance >= UNLIKELY:
+            return False
+        self.listener.says(
+            f"flat after {len(signals)} of {search.budget} trials: the chance that any layout beats all-serial by "
+            f"{search.worth:.0%} is {chance:.1%}; to search on, --set search.stop_when_flat=false"
+        )
+        return True
 
     def signals(self) -> dict[Layout, float]:
         """What the surrogate learned from every evaluated layout."""
@@ -221,6 +237,11 @@ class Search:
         diverged = len(self._finished(TrialState.PRUNED))
         if diverged > self.settings.search.budget:
             raise DasearchError(f"{diverged} trainings diverged; lower trial.lr and begin again with --set name=NEW")
+
+
+def flat_from(startup: int | None, free: int) -> int:
+    """Trials before a search of so many free sites may be called flat: the startup, and some that the surrogate proposed."""
+    return (startup_trials(free) if startup is None else startup) + PROPOSED_TRIALS
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from dasearch.data import Dataset, LeaveOneOut
 from dasearch.layout import Layout
 from dasearch.layout_file import Metric
 from dasearch.search.confirm import confirm
-from dasearch.search.confirmation import OBJECTIVE
+from dasearch.search.confirmation import OBJECTIVE, recommended
 from dasearch.search.events import CONFIRMATION, FINAL, SEARCH, Listener
 from dasearch.search.final import WINNER, Finalists, evaluate_finally, final_rows, train_encoders, train_rows
 from dasearch.search.loop import Search
@@ -53,7 +53,7 @@ class Runner:
         ranked = confirm(self.trainings, self.space, search.signals())
         if train:
             self.store.enter_phase(name, FINAL)
-            self.train_finally(ranked[0].layout)
+            self.train_finally(recommended(ranked).layout)
         shutil.rmtree(self.trainings.checkpoints, ignore_errors=True)
 
     def train_finally(self, winner: Layout) -> None:

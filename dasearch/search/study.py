@@ -38,6 +38,8 @@ MAY_CHANGE = {
     "recompute",
     "search.budget",
     "search.batch",
+    "search.worth",
+    "search.stop_when_flat",
     "final",
     "comparison",
     "space.name",

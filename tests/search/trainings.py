@@ -32,12 +32,14 @@ class Stub:
         batches: the layouts of each call.
         epochs: every epoch that was trained, in order.
         diverges: told a layout.
+        curve: the scores by epoch of a layout and a seed.
         fault: told the layouts of a call and the epoch that one of them is about to end; raises what it wants.
     """
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
         self.epochs: list[tuple[str, int]] = []
+        self.curve: Callable[[Layout, int], list[float]] = curve
         self.diverges: Callable[[str], bool] = lambda layout: False
         self.fault: Callable[[list[str], str, int], None] = lambda together, layout, epoch: None
 
@@ -68,7 +70,7 @@ class Stub:
         ]
 
     def _end_epoch(self, candidate: Candidate, run: Progress, number: int) -> None:
-        score = curve(candidate.layout, candidate.seed)[number]
+        score = self.curve(candidate.layout, candidate.seed)[number]
         metrics = {"MRR": score, "NDCG@10": score, "Recall@10": score, "loss": 1.0}
         run.add(Epoch(number, {"total": 1.0}, metrics, 0.25))
         assert candidate.checkpoint is not None
