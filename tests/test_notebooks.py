@@ -19,7 +19,8 @@ CHECKS = {  # run at the end of the notebook, on its own variables
         assert [str(trial.layout) for trial in status.completed[:2]] == ["SSS-SSS", "PPP-PPP"]
         assert status.best.score == max(trial.score for trial in status.completed)
         assert {"winner", "popularity", "Markov"} <= {result.name for result in status.results}
-        assert model.layout == status.standings[0].layout
+        from dasearch.search.confirmation import winner_of
+        assert model.layout == winner_of(status.results, status.standings)
         assert len(recommended) == 5 and all(one.title for one in recommended)
         """,
     "inspecting_a_study": """

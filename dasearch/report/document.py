@@ -19,9 +19,8 @@ from dasearch.report.terminal import (
     warm_start,
 )
 from dasearch.report.view import State, StudyView
-from dasearch.search.confirmation import OBJECTIVE
+from dasearch.search.confirmation import OBJECTIVE, WINNER
 from dasearch.search.events import DONE
-from dasearch.search.final import WINNER
 
 MIB = 2**20
 WHEN = "%Y-%m-%d %H:%M UTC"

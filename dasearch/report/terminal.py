@@ -13,7 +13,7 @@ from rich.status import Status as Spinner
 from rich.table import Table
 from rich.text import Text
 
-from dasearch.search.confirmation import OBJECTIVE, Standing, recommended
+from dasearch.search.confirmation import OBJECTIVE, WINNER, Standing, recommended
 from dasearch.search.estimate import Estimate
 from dasearch.search.events import (
     ABLATION,
@@ -26,7 +26,6 @@ from dasearch.search.events import (
     Listener,
     Training,
 )
-from dasearch.search.final import WINNER
 from dasearch.search.store import PriorTrial, Result
 from dasearch.search.study import Status
 from dasearch.training.metrics import Interval

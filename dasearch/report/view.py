@@ -18,7 +18,7 @@ from dasearch.config import StudySettings, parse_study
 from dasearch.errors import WrongUse
 from dasearch.layout import CHOICES, Difference, Layout
 from dasearch.report.learned import Learned, learn
-from dasearch.search.confirmation import OBJECTIVE, Standing, recommended, standings, t_interval
+from dasearch.search.confirmation import OBJECTIVE, Standing, standings, t_interval, winner_of
 from dasearch.search.loop import BROKEN
 from dasearch.search.store import (
     Artifact,
@@ -142,8 +142,9 @@ class StudyView:
     @property
     def winner(self) -> Layout | None:
         """The layout that was trained in full, or is to be; before any is confirmed, that of the best trial."""
-        if self.standings:
-            return recommended(self.standings).layout
+        found = winner_of(self.results, self.standings)
+        if found is not None:
+            return found
         return None if self.best is None else self.best.layout
 
     @cached_property

@@ -14,7 +14,7 @@ from scipy import stats
 
 from dasearch.bayes import Surrogate
 from dasearch.layout import Layout
-from dasearch.search.store import Confirmation
+from dasearch.search.store import Confirmation, Result
 from dasearch.search.worth import evaluations
 from dasearch.search_space import SearchSpace
 from dasearch.training.metrics import Interval
@@ -22,6 +22,7 @@ from dasearch.training.seeds import generator_for
 
 ALL_SERIAL, ALL_PARALLEL, RANDOM = "all-serial", "all-parallel", "random"
 CANDIDATE = "candidate"
+WINNER = "winner"  # its row of the closing table
 CONTROLS = 3  # all serial, all parallel, random
 OBJECTIVE = "MRR"
 
@@ -111,6 +112,14 @@ def recommended(found: Sequence[Standing]) -> Standing:
     proven = (standing for standing in found if standing.together is not None and standing.together.low > 0)
     serial = (standing for standing in found if standing.gain is None)
     return next(proven, None) or next(serial, found[0])
+
+
+def winner_of(results: Iterable[Result], found: Sequence[Standing]) -> Layout | None:
+    """What was trained in full as the winner; before that, what will be. None where nothing is confirmed yet."""
+    for result in results:
+        if result.name == WINNER and result.layout is not None:
+            return Layout.parse(result.layout)
+    return recommended(found).layout if found else None
 
 
 def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:

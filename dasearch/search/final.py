@@ -12,7 +12,7 @@ from dasearch.config import StudySettings
 from dasearch.data import IntArray, LeaveOneOut, TestSplit
 from dasearch.layout import Layout
 from dasearch.models.id_encoders import ENCODERS, IDEncoder
-from dasearch.search.confirmation import RANDOM, controls
+from dasearch.search.confirmation import RANDOM, WINNER, controls
 from dasearch.search.events import FINAL, Training
 from dasearch.search.objective import TRIAL_SEED, Objective, Run
 from dasearch.search.store import FinalTraining, Result
@@ -28,7 +28,7 @@ from dasearch.training.metrics import bootstrap_interval, per_user, summarise
 from dasearch.training.seeds import derive_seed, generator_for
 from dasearch.training.significance import FloatArray, holm, paired_lead, paired_p
 
-WINNER, POPULARITY, MARKOV = "winner", "popularity", "Markov"
+POPULARITY, MARKOV = "popularity", "Markov"
 
 
 class Model(NamedTuple):

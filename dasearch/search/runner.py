@@ -13,9 +13,9 @@ from dasearch.data import Dataset, LeaveOneOut
 from dasearch.layout import Layout
 from dasearch.layout_file import Metric
 from dasearch.search.confirm import confirm
-from dasearch.search.confirmation import OBJECTIVE, recommended
+from dasearch.search.confirmation import OBJECTIVE, WINNER, recommended
 from dasearch.search.events import CONFIRMATION, FINAL, SEARCH, Listener
-from dasearch.search.final import WINNER, Finalists, evaluate_finally, final_rows, train_encoders, train_rows
+from dasearch.search.final import Finalists, evaluate_finally, final_rows, train_encoders, train_rows
 from dasearch.search.loop import Search
 from dasearch.search.store import Artifact, FinalTraining, Result, Store
 from dasearch.search.trainings import Trainings

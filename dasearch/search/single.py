@@ -9,7 +9,7 @@ from dasearch.data import Dataset, LeaveOneOut
 from dasearch.errors import ModelFolderError, StudyError
 from dasearch.layout import Layout
 from dasearch.layout_file import Metric
-from dasearch.search.confirmation import ALL_PARALLEL, ALL_SERIAL, OBJECTIVE, recommended
+from dasearch.search.confirmation import ALL_PARALLEL, ALL_SERIAL, OBJECTIVE, winner_of
 from dasearch.search.events import SINGLE, Finished, Listener, Training
 from dasearch.search.objective import TRIAL_SEED, Objective
 from dasearch.search.store import require_writable
@@ -39,8 +39,9 @@ def named_layout(name: str, study: Study, space: SearchSpace) -> Layout:
     if name != BEST:
         return Layout.parse(name).require(n, sites)
     status = study.status()
-    if status.standings:
-        return recommended(status.standings).layout
+    found = winner_of(status.results, status.standings)
+    if found is not None:
+        return found
     if status.best is None or status.best.layout is None:
         raise StudyError(f"study {status.name!r} has no completed trial yet; name a layout, or run it first")
     return status.best.layout

@@ -32,6 +32,13 @@ from dasearch.training.stack import Candidate, Epoch, Ground, Progress, Run, Sta
 
 MOST_AT_ONCE = 4  # of a search: regret within .01 of one at a time, where 8 add .02 (benchmarks/README.md)
 MEMORY_SHARE = 0.4  # of a GPU for a step's activations: its CUDA graphs keep a second set
+ADDED_READINGS = {  # of a model, and what they were before there was a choice: what was trained then keeps its identity
+    "item_ids": "none",
+    "item_key": False,
+    "user_key": "trained",
+    "head_states": "plain",
+    "dropout": 0.0,
+}
 KEPT_OF_A_TOKEN = (
     34  # numbers a layer keeps of a token, in widths: SmolLM2 on an H100, 43 GiB for 8 candidates of 16 rows
 )
@@ -271,8 +278,11 @@ def objective_hash(settings: StudySettings) -> str:
         "final",
         "comparison",
     }
-    content = json.dumps(settings.model_dump(mode="json", exclude=free), sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    content = settings.model_dump(mode="json", exclude=free)
+    for name, printed in ADDED_READINGS.items():
+        if content["model"].get(name) == printed:
+            del content["model"][name]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def peak_memory(device: torch.device) -> int:

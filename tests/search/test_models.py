@@ -11,6 +11,7 @@ import pytest
 from dasearch.config import parse_study
 from dasearch.errors import SearchSpaceError, StudyError
 from dasearch.layout import Layout
+from dasearch.search.confirmation import recommended
 from dasearch.search.estimate import estimate
 from dasearch.search.single import evaluate_saved, train_layout
 from dasearch.search.study import Study
@@ -48,7 +49,7 @@ def test_the_whole_loop(tmp_path: Path, kind: str) -> None:
     assert names == ["winner", "all-serial", "all-parallel", "frozen", "GRU4Rec", "SASRec", "popularity", "Markov"]
     (folder,) = [a.path for a in status.artifacts]
     opened = load(folder)
-    assert opened.layout == status.standings[0].layout
+    assert opened.layout == recommended(status.standings).layout
     record = json.loads((Path(folder) / "layout.json").read_text())
     assert (record["model"], record["prefix"], record["encoder"], record["bottleneck"]) == (kind, 3, "sasrec", None)
     assert len(opened.recommend(["item1", "item3"], k=4)) == 4

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from dasearch.config import parse_study
 from dasearch.layout import Layout
 from dasearch.layout_file import LayoutFile
 from dasearch.search.store import open_store
 from dasearch.search.study import Study
+from dasearch.training.loop import objective_hash
 from dasearch.training.recommender import load
 from tests.training.studies import small_study
 
@@ -42,3 +44,13 @@ def test_an_older_model_opens(tmp_path: Path) -> None:
     answer = recommender.recommend(["item1", "item2"], k=3)
     assert len(answer) == 3
     assert [one.score for one in answer] == sorted((one.score for one in answer), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "identity"), [("darec", "40978a560660b757"), ("idle", "9956008c00df2b11"), ("ra-rec", "4d4572bd25d9f93b")]
+)
+def test_a_study_of_printed_readings_keeps_its_identity(kind: str, identity: str) -> None:
+    """Else checkpoints and ablations that 1e032b9 wrote would be trained anew."""
+    recipe = {"batch_size": 16}
+    study = parse_study({"name": "toy", "trial": recipe, "final": recipe, "model": {"kind": kind}})
+    assert objective_hash(study) == identity

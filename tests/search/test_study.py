@@ -23,7 +23,7 @@ from dasearch.data import LeaveOneOut
 from dasearch.errors import SearchSpaceError, StoreError, StudyError, TestSplitError
 from dasearch.layout import Layout
 from dasearch.search import study as study_module
-from dasearch.search.confirmation import contenders, controls, standings, t_interval
+from dasearch.search.confirmation import contenders, controls, recommended, standings, t_interval
 from dasearch.search.events import Finished, Listener, Training
 from dasearch.search.store import Confirmation, Store, open_store
 from dasearch.search.study import Status, Study
@@ -75,7 +75,7 @@ def test_the_whole_loop(tmp_path: Path) -> None:
     assert first[0].seconds_left > 0
     (model,) = [a.path for a in status.artifacts]
     recommender = load(model)
-    assert recommender.layout == status.standings[0].layout
+    assert recommender.layout == recommended(status.standings).layout
     assert recommender.layout_file.metric.split == "test"
     assert not (tmp_path / "runs" / "toy" / "checkpoints").exists()
 
