@@ -489,7 +489,8 @@ class DARec(RecommenderModel):
         self.cf = self._collaborative(n_users, n_items, generator) if settings.has_collaborative else None
         if self.cf is not None and settings.uses_collaborative:
             copies = len(self.replaced) if settings.collab_proj is CollabProjection.PER_LAYER else 1
-            self.user_projection = _projections(copies, self.cf.width, width, generator)
+            if settings.user_key is not UserKey.NONE:
+                self.user_projection = _projections(copies, self.cf.width, width, generator)
             self.item_projection = _projections(copies, self.cf.width, width, generator)
             self.register_buffer("fold_in", torch.zeros(self.cf.width + 1, self.cf.width))
         if settings.item_ids is ItemIDs.EMBEDDING:

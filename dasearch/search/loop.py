@@ -29,8 +29,9 @@ from dasearch.training.stack import Epoch
 
 # attributes of a trial
 BROKEN = "broken"  # its training raised an error
-PROPOSED_TRIALS = 4  # of the surrogate, before its landscape is called flat
 BATCH = "batch"  # how many trials train side by side, itself among them; from when all of them are asked for
+
+PROPOSED_TRIALS = 4  # of the surrogate, before its landscape is called flat
 
 
 class Asked(NamedTuple):
@@ -81,6 +82,8 @@ class Search:
     def _flat(self) -> bool:
         """Whether the search may stop, because hardly any layout can be worth having; it is said in one sentence."""
         search, signals = self.settings.search, self.signals()
+        if self._waiting():  # what was asked for is trained, as it would have been without an interruption
+            return False
         if not search.stop_when_flat or len(signals) < flat_from(search.startup, len(self.space.free)):
             return False
         chance = chance_of_gain(self.space, signals, margin=search.worth, seed=self.settings.seed)
