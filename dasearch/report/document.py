@@ -20,7 +20,7 @@ from dasearch.report.terminal import (
 )
 from dasearch.report.view import State, StudyView
 from dasearch.search.confirmation import OBJECTIVE, WINNER
-from dasearch.search.events import DONE
+from dasearch.search.events import DONE, SEARCH
 
 MIB = 2**20
 WHEN = "%Y-%m-%d %H:%M UTC"
@@ -133,7 +133,7 @@ def facts_table(view: StudyView) -> Table:
         "model": f"{settings.model.kind.value}, over {settings.backbone.name}",
         "data": str(view.dataset.get("name", settings.data.source)),
         "layouts in the space": f"{space.size:,} ({space.layers} layers of {len(space.sites)} sites, {len(space.free)} free)",
-        "evaluations": f"{len(view.completed)} of {settings.search.budget}",
+        "evaluations": f"{len(view.completed)} of {settings.search.budget}{_stopped(view)}",
         "trials": _states(view) or "none",
         "training": f"{clock(trained)} in trials, {clock(rest)} after them",
         **({"warm start": warm_start(view.prior)} if view.prior else {}),
@@ -142,6 +142,13 @@ def facts_table(view: StudyView) -> Table:
         "read": view.read.strftime(WHEN),
     }
     return Table("The study at a glance", ("", ""), tuple(facts.items()))
+
+
+def _stopped(view: StudyView) -> str:
+    """Why a search is over that did not spend its budget."""
+    if view.phase == SEARCH or len(view.completed) >= min(view.settings.search.budget, view.space.size):
+        return ""
+    return "; no layout was likely to be worth more" if view.settings.search.stop_when_flat else ""
 
 
 def confirmation_table(view: StudyView) -> Table:

@@ -13,7 +13,7 @@ from rich.status import Status as Spinner
 from rich.table import Table
 from rich.text import Text
 
-from dasearch.search.confirmation import OBJECTIVE, WINNER, Standing, recommended
+from dasearch.search.confirmation import OBJECTIVE, WINNER, Standing, recommended, winner_of
 from dasearch.search.estimate import Estimate
 from dasearch.search.events import (
     ABLATION,
@@ -167,10 +167,11 @@ def standings_table(status: Status) -> Table:
     table = plain_table(f"Confirmed on validation data with {seeds} fresh seeds (95% t interval)")
     for heading in ("layout", "role", OBJECTIVE, "gain over all-serial"):
         table.add_column(heading, no_wrap=True)
-    for index, standing in enumerate(status.standings):
+    winner = winner_of(status.results, status.standings)
+    for standing in status.standings:
         gain = "" if standing.gain is None else symmetric(standing.gain, "+")
-        role = standing.role if index else f"{standing.role} (winner)"
-        style = None if index else "bold"
+        role = f"{standing.role} (winner)" if standing.layout == winner else standing.role
+        style = "bold" if standing.layout == winner else None
         table.add_row(str(standing.layout), role, symmetric(standing.score), gain, style=style)
     return table
 
