@@ -53,4 +53,4 @@ def test_counts_to_check_against_are_table_1(name: str) -> None:
 def test_online_retail_is_read_by_visit() -> None:
     study = load_study("online-retail")
     assert (study.data.ties, study.data.bo_fraction, study.data.max_items) == (Ties.ONE, 0.25, 10)
-    assert study.trial == load_study("amazon-scientific").trial
+    assert study.trial == load_study("amazon-scientific-paper").trial
