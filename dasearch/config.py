@@ -243,7 +243,7 @@ class StudySettings(Section):
     seed: int = Field(0, ge=0)
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes a GPU where there is one")
     threads: int | None = Field(
-        None, ge=1, description="threads that candidates or rows are split over on a CPU; null: a core each"
+        None, ge=1, description="threads of a CPU, which candidates side by side share; null: a core each"
     )
     compile: bool | None = Field(
         None, description="compile the adapted layers with torch.compile; null: on a GPU, where it pays"
