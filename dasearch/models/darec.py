@@ -561,8 +561,10 @@ class DARec(RecommenderModel):
             return None
         return self._project(self.cf.user_vectors(users), self.user_projection)
 
-    def row_keys(self, batch: SequenceBatch) -> tuple[Tensor | None, Tensor | None]:
+    def row_keys(self, batch: SequenceBatch, *, known: bool = False) -> tuple[Tensor | None, Tensor | None]:
         """The collaborative keys of users' rows, and the segment that sees each.
+
+        ``known`` says that all users are of the training data, so that nothing is read back from the device to find out.
 
         Shapes: ``(projections, batch, width)`` and None where a row has one key, ``(projections, batch, n, width)`` and
         ``(batch, n)`` where each item has its own; its parts are added.
@@ -572,7 +574,8 @@ class DARec(RecommenderModel):
             return None, None
         parts = []
         if settings.user_key is UserKey.TRAINED:
-            parts.append(self._project(self._user_vectors(batch), self.user_projection))
+            users = self.cf.user_vectors(batch.users) if known else self._user_vectors(batch)
+            parts.append(self._project(users, self.user_projection))
         elif settings.user_key is UserKey.HISTORY:
             parts.append(self._project(self._means_so_far(batch), self.user_projection))
         if not settings.key_an_item:
@@ -625,11 +628,8 @@ class DARec(RecommenderModel):
         return self._id_vectors(torch.arange(self.n_items, device=self.device))
 
     def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:
-        return self._states(batch, layout, batch.at_last(batch.ends)[:, None]).squeeze(1)
-
-    def _states(self, batch: SequenceBatch, layout: Tensor, at: Tensor, kept: Tensor | None = None) -> Tensor:
-        keys, keyed = self.row_keys(batch)
-        return self.hidden(batch.rows, layout, keys, at, keyed=keyed, marks=self._marks(batch, kept))
+        (keys, keyed), at = self.row_keys(batch), batch.at_last(batch.ends)[:, None]
+        return self.hidden(batch.rows, layout, keys, at, keyed=keyed, marks=self._marks(batch, None)).squeeze(1)
 
     def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
         return self.logits
@@ -655,8 +655,12 @@ class DARec(RecommenderModel):
         return torch.stack([projection(vectors) for projection in projections])
 
     def sequence_hidden(self, batch: SequenceBatch, layout: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Hidden states of the ``[SEQ]`` tokens: ``(batch, n, width)``; ``kept`` of the same shape scales what is added there."""
-        return self._states(batch, layout, batch.ends, kept)
+        """Hidden states of the ``[SEQ]`` tokens of training users' rows: ``(batch, n, width)``.
+
+        ``kept``, of the same shape, scales what is added there.
+        """
+        keys, keyed = self.row_keys(batch, known=True)
+        return self.hidden(batch.rows, layout, keys, batch.ends, keyed=keyed, marks=self._marks(batch, kept))
 
     def alignment_hidden(self, rows: Rows, items: Tensor, ends: Tensor, layout: Tensor) -> Tensor:
         """Hidden states of the ``[ALIGN]`` tokens; ends ``(k,)`` -> ``(k, width)``."""

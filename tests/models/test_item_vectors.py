@@ -131,3 +131,16 @@ def test_scores_depend_on_layouts_still() -> None:
     with torch.no_grad():
         serial = model.sequence_hidden(BATCH, model.layout_tensor(SERIAL))
     assert not torch.allclose(serial, states(model, BATCH), atol=1e-3)
+
+
+def test_training_reads_nothing_back_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether users are known is asked where rows are served alone: a step that asks cannot be replayed as a CUDA graph."""
+
+    def asked(*_: object) -> Tensor:
+        raise AssertionError
+
+    monkeypatch.setattr(darec_module, "own_or_estimated", asked)
+    model = build()
+    assert states(model, BATCH).shape == (2, 3, model.backbone.width)
+    with pytest.raises(AssertionError):
+        model.states(BATCH, model.layout_tensor(SERIAL))
