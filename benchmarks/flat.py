@@ -25,7 +25,7 @@ from dasearch.search_space import SearchSpace, load_search_space
 
 TABLES = Path(__file__).parent / "tables"
 GAINS, TRIALS, SEEDS, FACTORS = (0.0, 0.05, 0.10), (10, 20, 30), (3, 5), (1.0, 0.25)
-MARGIN = 0.02
+MARGIN, CONFIRMATIONS = 0.02, 500
 
 
 def main() -> None:
@@ -53,32 +53,44 @@ def residuals(table: Table) -> tuple[Tensor, float]:
 
 
 def row(space: SearchSpace, noise: Tensor, gain: float, races: int) -> str:
-    flat, winners = dict.fromkeys(TRIALS, 0), dict.fromkeys(SEEDS, 0)
+    flat = dict.fromkeys(TRIALS, 0)
     for race in range(races):
         generator = torch.Generator().manual_seed(race)
-
-        def score(layout: Layout, generator: torch.Generator = generator) -> float:
-            at = int(torch.randint(len(noise), (), generator=generator))
-            return 1 + gain * layout.flat[0] + float(noise[at])
-
-        layouts = {space.all_serial: None}
-        while len(layouts) < max(TRIALS):
-            layouts[Layout.random(space.layers, 3, generator=generator)] = None
-        signals = {layout: score(layout) for layout in layouts}
+        signals = {layout: score(layout, noise, gain, generator) for layout in drawn(space, max(TRIALS), generator)}
         for count in TRIALS:
             first = dict(list(signals.items())[:count])
             flat[count] += chance_of_gain(space, first, margin=MARGIN, seed=race) < UNLIKELY
-        best = [layout for layout in layouts if layout.flat[0] or not gain][1:4]
-        for seeds in SEEDS:
-            rows = [
-                Confirmation(layout, "candidate", seed, {OBJECTIVE: score(layout)}, 0.0)
-                for layout in [space.all_serial, *best]
-                for seed in range(seeds)
-            ]
-            winners[seeds] += recommended(standings(rows, space.all_serial)).layout != space.all_serial
-    said = ", ".join(f"{count / races:.2f} ({trials})" for trials, count in flat.items())
-    won = ", ".join(f"{count / races:.2f} ({seeds})" for seeds, count in winners.items())
+    said = ", ".join(f"{count / max(races, 1):.2f} ({trials})" for trials, count in flat.items())
+    won = ", ".join(f"{winners(space, noise, gain, seeds):.3f} ({seeds})" for seeds in SEEDS)
     return f"  gain {gain:>4.0%}: called flat {said} after trials; a winner named {won} of seeds"
+
+
+def winners(space: SearchSpace, noise: Tensor, gain: float, seeds: int) -> float:
+    """How often a confirmation of three layouts beside all-serial names one of them."""
+    found = 0
+    for race in range(CONFIRMATIONS):
+        generator = torch.Generator().manual_seed(race)
+        serial, *others = drawn(space, 40, generator)
+        best = [layout for layout in others if layout.flat[0] or not gain][:3]
+        rows = [
+            Confirmation(layout, "candidate", seed, {OBJECTIVE: score(layout, noise, gain, generator)}, 0.0)
+            for layout in [serial, *best]
+            for seed in range(seeds)
+        ]
+        found += recommended(standings(rows, serial)).layout != serial
+    return found / CONFIRMATIONS
+
+
+def drawn(space: SearchSpace, count: int, generator: torch.Generator) -> list[Layout]:
+    """All-serial and random layouts."""
+    found = {space.all_serial: None}
+    while len(found) < count:
+        found[Layout.random(space.layers, 3, generator=generator)] = None
+    return list(found)
+
+
+def score(layout: Layout, noise: Tensor, gain: float, generator: torch.Generator) -> float:
+    return 1 + gain * layout.flat[0] + float(noise[torch.randint(len(noise), (), generator=generator)])
 
 
 if __name__ == "__main__":
