@@ -166,13 +166,18 @@ class ItemBlocks:
         """Every block's own: ``(batch, heads, n, head width)`` -> ``(batch * segments, heads, 1, head width)``."""
         if self._key_of_block is None:
             return part.repeat_interleave(self._count, dim=0)
-        heads, width = part.shape[1], part.shape[3]
-        flat = part.transpose(1, 2).reshape(-1, heads * width)
-        return take(flat, self._key_of_block).view(-1, heads, 1, width)
+        return _regrouped(part, self._key_of_block, 1)
 
     def _cut(self, part: Tensor) -> Tensor:
         """``(batch, heads, tokens, head width)`` -> ``(batch * segments, heads, longest, head width)``."""
-        heads, width = part.shape[1], part.shape[3]
-        flat = part.transpose(1, 2).reshape(-1, heads * width)
-        cut = take(flat, self._token_of_slot)
-        return cut.view(-1, self._longest, heads, width).transpose(1, 2)
+        return _regrouped(part, self._token_of_slot, self._longest)
+
+
+def _regrouped(part: Tensor, places: Tensor, size: int) -> Tensor:
+    """Tokens of all rows by their flat places, ``size`` a group.
+
+    Shapes: part ``(batch, heads, tokens, head width)``, places ``(groups * size,)`` -> ``(groups, heads, size, head width)``.
+    """
+    heads, width = part.shape[1], part.shape[3]
+    flat = part.transpose(1, 2).reshape(-1, heads * width)
+    return take(flat, places).view(-1, size, heads, width).transpose(1, 2)

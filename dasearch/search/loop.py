@@ -81,10 +81,11 @@ class Search:
 
     def _flat(self) -> bool:
         """Whether the search may stop, because hardly any layout can be worth having; it is said in one sentence."""
-        search, signals = self.settings.search, self.signals()
-        if self._waiting():  # what was asked for is trained, as it would have been without an interruption
+        search = self.settings.search
+        if not search.stop_when_flat or self._waiting():  # what was asked for is trained, interrupted or not
             return False
-        if not search.stop_when_flat or len(signals) < flat_from(search.startup, len(self.space.free)):
+        signals = self.signals()
+        if len(signals) < flat_from(search.startup, len(self.space.free)):
             return False
         chance = chance_of_gain(self.space, signals, margin=search.worth, seed=self.settings.seed)
         if chance >= UNLIKELY:

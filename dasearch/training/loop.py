@@ -121,11 +121,10 @@ def train_together(
         Run.begin(ground, candidate, place, _identity(settings, recipe, candidate))
         for place, candidate in enumerate(candidates)
     ]
-    if materials.device.type == "cuda" if stacked is None else stacked:
-        with using(settings.threads):
+    with using(settings.threads):
+        if materials.device.type == "cuda" if stacked is None else stacked:
             _train_stacked(ground, runs, on_epoch)
-    else:
-        with using(settings.threads):
+        else:
             threads = _threads_of_one(ground, at_once)
             workers = min(torch.get_num_threads() // threads, len(runs))
             with using(threads):
@@ -211,9 +210,8 @@ def _activation_bytes(settings: StudySettings, materials: Materials, recipe: Rec
     plan = method.plan(materials, recipe.batch_size)
     batch = plan.batch(torch.from_numpy(plan.sizes.argsort()[-recipe.batch_size :].copy()))
     drawn = method.draw(batch, materials, generator_for("memory"))
-    tokens = batch.rows.tokens.numel() + sum(
-        part.numel() for part in [getattr(drawn, "tokens", None)] if part is not None
-    )
+    aligned = getattr(drawn, "tokens", None)
+    tokens = batch.rows.tokens.numel() + (0 if aligned is None else aligned.numel())
     layers = 1 if settings.recompute else len(backbone.blocks)
     size = compute_dtype(recipe.precision, materials.device).itemsize
     return int(tokens * layers * backbone.width * KEPT_OF_A_TOKEN * size)
