@@ -204,15 +204,7 @@ def test_killed_in_the_middle_each_goes_on_from_its_own_last_epoch(tmp_path: Pat
         with pytest.raises(Killed):
             train_together(study, materials(study), candidates, recipe, on_epoch=listen, stacked=stacked)
         saved = {place: _epochs_of(candidate) for place, candidate in enumerate(candidates)}
-        later: list[tuple[int, int]] = []
-        resumed = train_together(
-            study,
-            materials(study),
-            candidates,
-            recipe,
-            stacked=stacked,
-            on_epoch=lambda place, e: later.append((place, e.number)),
-        )
+        resumed, later = _trained_and_told(study, candidates, recipe, stacked=stacked)
     for place, epochs in saved.items():
         assert [number for k, number in later if k == place] == list(range(epochs, recipe.epochs))
     for mine, expected in zip(resumed, whole, strict=True):
@@ -221,6 +213,19 @@ def test_killed_in_the_middle_each_goes_on_from_its_own_last_epoch(tmp_path: Pat
         for epoch, other in zip(mine.progress.epochs, expected.progress.epochs, strict=True):
             assert epoch.losses == pytest.approx(other.losses, abs=1e-5)
         assert mine.metrics == expected.metrics
+
+
+def _trained_and_told(
+    study: StudySettings, candidates: list[Candidate], recipe: Recipe, *, stacked: bool
+) -> tuple[list[Trained | TrainingError], list[tuple[int, int]]]:
+    """What became of the candidates, and every epoch told: its candidate's place, and its number."""
+    told: list[tuple[int, int]] = []
+
+    def listen(place: int, epoch: Epoch) -> None:
+        told.append((place, epoch.number))
+
+    found = train_together(study, materials(study), candidates, recipe, stacked=stacked, on_epoch=listen)
+    return found, told
 
 
 def _epochs_of(candidate: Candidate) -> int:
@@ -244,15 +249,7 @@ def test_candidates_at_different_epochs_catch_up(tmp_path: Path) -> None:
 
     with pytest.raises(Killed):
         train(study, materials(study), candidates[1].layout, recipe, checkpoint=candidates[1].checkpoint, on_epoch=stop)
-    heard: list[tuple[int, int]] = []
-    found = train_together(
-        study,
-        materials(study),
-        candidates,
-        recipe,
-        stacked=True,
-        on_epoch=lambda place, e: heard.append((place, e.number)),
-    )
+    found, heard = _trained_and_told(study, candidates, recipe, stacked=True)
     assert heard == [(0, 0), (2, 0), (0, 1), (2, 1), *((k, n) for n in (2, 3) for k in range(3))]
     for candidate, trained in zip(candidates, found, strict=True):
         assert isinstance(trained, Trained)
