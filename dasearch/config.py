@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from dasearch.data import Core, Duplicates, Rules, Ties
 from dasearch.errors import StudyError, suggestion
 from dasearch.layout import ModelKind
-from dasearch.models.darec import DARecSettings
+from dasearch.models.darec import DARecSettings, ItemIDs
 from dasearch.models.id_encoders import ENCODERS, EncoderSettings, InterestPool, unknown_encoder
 from dasearch.models.idle import IDLESettings
 from dasearch.models.prefix import Refine
@@ -307,6 +307,12 @@ class DARecStudy(StudySettings):
     model: DARecSettings = DARecSettings()
     losses: LossSettings = LossSettings()
     cf: CollaborativeTraining = CollaborativeTraining()
+    encoder: EncoderSettings = EncoderSettings()  # read where `reads_encoder`
+
+    @property
+    def reads_encoder(self) -> bool:
+        """Whether a trained ID encoder is needed."""
+        return self.model.item_ids is ItemIDs.ENCODER
 
 
 class EncoderStudy(StudySettings):
@@ -314,6 +320,16 @@ class EncoderStudy(StudySettings):
 
     model: IDLESettings | RARecSettings
     encoder: EncoderSettings = EncoderSettings()
+
+    @model_validator(mode="after")
+    def _head_fits(self) -> Self:
+        entry = ENCODERS.get(self.encoder.name)
+        if self.model.head_of_encoder and entry is not None and not entry.by_product:
+            raise ValueError(
+                f"model.head=encoder needs an ID encoder that scores by products alone, which {entry.title} does not; "
+                "set another encoder.name, or another model.head"
+            )
+        return self
 
 
 class IDLEStudy(EncoderStudy):

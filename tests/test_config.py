@@ -128,7 +128,7 @@ def test_tiny_settings_are_the_models_own() -> None:
         ("idle", ["losses.align=1"], r"unknown key losses.align; known here: mmd"),
         ("idle", ["model.bottleneck=4"], r"unknown key model.bottleneck"),
         ("idle", ["model.kind=idel"], r"model.kind is 'idel'; did you mean idle\?; choose darec, idle, ra-rec"),
-        ("quickstart", ["encoder.name=sasrec"], r"unknown key encoder"),
+        ("ra-rec", ["cf.epochs=3"], r"unknown key cf"),
     ],
 )
 def test_wrong_settings_of_the_other_models(study: str, changes: list[str], sentence: str) -> None:

@@ -41,9 +41,9 @@ class InDouble(nn.Module):
         super().__init__()
         self.part = part.double()
 
-    def forward(self, history: Tensor, user: Tensor) -> Tensor:
-        found: Tensor = self.part(history, user)
-        return found.float()
+    def forward(self, history: Tensor, user: Tensor) -> Tensor | tuple[Tensor, ...]:
+        found = self.part(history, user)
+        return tuple(part.float() for part in found) if isinstance(found, tuple) else found.float()
 
 
 class Graph(nn.Module):

@@ -30,10 +30,10 @@ from dasearch.models.darec import (
     RecommendationSite,
     UserKey,
 )
-from dasearch.models.id_encoders import ENCODERS, FactorEncoder, IDEncoder
-from dasearch.models.id_encoders.comirec import ROUNDS
+from dasearch.models.id_encoders import ENCODERS, FactorEncoder, IDEncoder, InterestPool
+from dasearch.models.id_encoders.comirec import ROUNDS, ComiRec
 from dasearch.models.idle import IDLEAdapter, TextHead
-from dasearch.models.prefix import Prefix, PrefixModel, Refine
+from dasearch.models.prefix import MovedVectors, Prefix, PrefixModel, Refine
 from dasearch.models.ra_rec import RARec
 from dasearch.training.recommender import Recommender
 
@@ -317,13 +317,18 @@ def _prefixed(recommender: Recommender, refine: Refine) -> Part:
     """What IDLE-Adapter and RA-Rec share: how prefixes are made, read, and how a row becomes one state."""
     model = cast(PrefixModel, recommender.model)
     settings = model.settings
+    of_encoder = settings.head_of_encoder
+    several = isinstance(model.encoder, ComiRec) and model.encoder.pool is not InterestPool.AS_TOKENS
     choices = {
+        "moves_vectors": of_encoder,
+        "two_vectors": of_encoder and several,
+        "injects": settings.searchable,
         "refine": refine.value,
         "pool": settings.pool.of(causal=model.backbone.causal).value,
         "parallel_mean": settings.parallel_reduce is ParallelReduce.MEAN,
     }
     part = Part({"prefix": settings.prefix}, {}, choices)
-    return part + _encoder(recommender, model.encoder) if settings.searchable else part
+    return part + _encoder(recommender, model.encoder) if settings.searchable or of_encoder else part
 
 
 def _encoder(recommender: Recommender, encoder: IDEncoder) -> Part:
@@ -361,7 +366,12 @@ def _prefixes(name: str, prefixes: nn.ModuleList) -> Tensors:
 
 def _idle(recommender: Recommender) -> Part:
     model = cast(IDLEAdapter, recommender.model)
-    tensors = {**_prefixes("prefixes", model.prefixes), **_renamed("head", model.head)}
+    head = model.head
+    tensors = _prefixes("prefixes", model.prefixes)
+    if isinstance(head, MovedVectors):
+        head = head.map
+        tensors["item_vectors"] = model.encoder.item_embedding(torch.arange(model.n_items, device=model.device))
+    tensors |= _renamed("head", head)
     return _prefixed(recommender, model.settings.refine) + Part(
         {}, tensors, {"text_head": isinstance(model.head, TextHead)}
     )
@@ -376,6 +386,8 @@ def _ra_rec(recommender: Recommender) -> Part:
         **_prefixes("user_prefixes", model.user_tower.prefixes),
         **_prefixes("item_prefixes", model.item_tower.prefixes),
     }
+    if model.settings.head_of_encoder:
+        tensors |= {**_renamed("user_head", model.user_head.map), **_renamed("item_head", model.item_head.map)}
     sizes = {"item_opening": rows.opening, "align_token": recommender.catalogue.row_format.align_token}
     refine = Refine.CONCAT if model.settings.instruction else Refine.NONE
     return _prefixed(recommender, refine) + Part(sizes, tensors, {})

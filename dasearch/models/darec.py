@@ -94,6 +94,7 @@ class Branch(StrEnum):
 class ItemIDs(StrEnum):
     NONE = "none"
     EMBEDDING = "embedding"
+    ENCODER = "encoder"  # trained like those of `EMBEDDING`, from a trained ID encoder's item vectors on
     COLLABORATIVE = "collaborative"
 
 
@@ -143,7 +144,8 @@ class DARecSettings(BaseModel):
     )
     item_ids: ItemIDs = Field(
         ItemIDs.NONE,
-        description="what is added at an item's [SEQ]: a trained vector, its projected CF vector, or nothing",
+        description="what is added at an item's [SEQ]: a vector trained from a random start (embedding) or from the ID "
+        "encoder's (encoder), the projected CF vector, or nothing",
     )
     item_key: bool = Field(False, description="let each item's tokens see its CF vector in the context branch")
     user_key: UserKey = Field(
@@ -184,6 +186,11 @@ class DARecSettings(BaseModel):
     def has_collaborative(self) -> bool:
         """Whether there is a CF model."""
         return self.uses_collaborative or self.item_ids is ItemIDs.COLLABORATIVE
+
+    @property
+    def trains_item_ids(self) -> bool:
+        """Whether every item has a trained vector of its own."""
+        return self.item_ids in (ItemIDs.EMBEDDING, ItemIDs.ENCODER)
 
     @property
     def key_an_item(self) -> bool:
@@ -493,7 +500,7 @@ class DARec(RecommenderModel):
                 self.user_projection = _projections(copies, self.cf.width, width, generator)
             self.item_projection = _projections(copies, self.cf.width, width, generator)
             self.register_buffer("fold_in", torch.zeros(self.cf.width + 1, self.cf.width))
-        if settings.item_ids is ItemIDs.EMBEDDING:
+        if settings.trains_item_ids:
             self.item_ids = Table(n_items, width)
             nn.init.normal_(self.item_ids.weight, std=backbone.token_sd, generator=generator)
         elif settings.item_ids is ItemIDs.COLLABORATIVE:
@@ -615,12 +622,26 @@ class DARec(RecommenderModel):
     def _id_vectors(self, items: Tensor) -> Tensor | None:
         if self.settings.item_ids is ItemIDs.NONE:
             return None
-        if self.settings.item_ids is ItemIDs.EMBEDDING:
+        if self.settings.trains_item_ids:
             own: Tensor = self.item_ids(items)
             return own
         assert self.cf is not None
         projected: Tensor = self.id_projection(self.cf.item_vectors(items))
         return projected
+
+    @torch.no_grad()
+    def start_item_ids(self, vectors: Tensor, generator: torch.Generator) -> None:
+        """Start the item IDs at other vectors, in a random basis of the language model's width, as large as its tokens.
+
+        Frozen vectors of an ID encoder through a trained linear map are E4SRec's (Li et al. 2023,
+        https://arxiv.org/abs/2312.02443); here they are a start.
+
+        Shape: vectors ``(items, any width)``.
+        """
+        basis = torch.empty(vectors.shape[1], self.backbone.width)
+        nn.init.orthogonal_(basis, generator=generator)
+        turned = vectors.cpu() @ basis
+        self.item_ids.weight.copy_(turned * (self.backbone.token_sd / turned.std().clamp(min=1e-6)))
 
     @torch.no_grad()
     def item_vectors(self) -> Tensor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from dasearch.config import DARecStudy, EncoderStudy, StudySettings
 from dasearch.data import LeaveOneOut
@@ -106,7 +107,8 @@ def timed(
 
 def quickly(settings: StudySettings) -> StudySettings:
     """The study without pre-training of ID vectors, which an estimate does not count."""
+    assert isinstance(settings, DARecStudy | EncoderStudy)
+    untrained: dict[str, Any] = {"encoder": settings.encoder.model_copy(update={"epochs": 0, "file": None})}
     if isinstance(settings, DARecStudy):
-        return settings.model_copy(update={"cf": settings.cf.model_copy(update={"epochs": 0})})
-    assert isinstance(settings, EncoderStudy)
-    return settings.model_copy(update={"encoder": settings.encoder.model_copy(update={"epochs": 0, "file": None})})
+        untrained["cf"] = settings.cf.model_copy(update={"epochs": 0})
+    return settings.model_copy(update=untrained)

@@ -42,7 +42,7 @@ from dasearch.models.darec import (
 )
 from dasearch.models.id_encoders import FactorEncoder
 from dasearch.models.stacking import take
-from dasearch.training.encoders import encoder_ranks
+from dasearch.training.encoders import encoder_ranks, study_encoder
 from dasearch.training.losses import bpr_loss, contrastive_loss, item_cross_entropy, reduced
 from dasearch.training.materials import PurchaseIndex, Shared
 from dasearch.training.method import SHARED_READS, Drawn, Method, Say, widened
@@ -87,17 +87,23 @@ class Whitening(NamedTuple):
 
 @dataclass(frozen=True)
 class DARecMethod(Method):
-    """DARec with its hard negatives, where L_cl counts, pre-trained CF vectors and the frozen states' whitening."""
+    """DARec with what its readings need: hard negatives, pre-trained CF vectors, whitening, an ID encoder's items.
+
+    Attributes:
+        encoder_items: the encoder's item vectors, ``(items, its width)``.
+    """
 
     settings: DARecStudy
     negatives: HardNegatives | None
     cf_state: dict[str, Tensor] | None
     whitening: Whitening | None
+    encoder_items: Tensor | None
     examples: Examples | None
     has_fixed_shapes = True
     reads = (
         *SHARED_READS,
         "cf",
+        "encoder",
         "model.collaborative",
         "model.ncf_embedding",
         "model.cf_width",
@@ -125,7 +131,12 @@ class DARecMethod(Method):
         if settings.model.head_states is HeadStates.WHITENED:
             say("reading training rows with the frozen model")
             whitening = state_whitening(settings, materials)
-        return cls(settings, negatives, cf_state, whitening, examples)
+        items = None
+        if settings.reads_encoder:
+            encoder = study_encoder(settings.encoder, materials, settings.seed, say)
+            with torch.inference_mode():
+                items = encoder.item_embedding(torch.arange(development.n_items, device=materials.device)).cpu()
+        return cls(settings, negatives, cf_state, whitening, items, examples)
 
     def build(self, materials: Shared, *, replace_every: int, generator: torch.Generator) -> DARec:
         model = DARec(
@@ -140,6 +151,8 @@ class DARecMethod(Method):
             model.state_mean.copy_(self.whitening.mean)
             model.state_map.copy_(self.whitening.map)
         model.start_head(materials.item_counts.to(materials.device), materials.text_vectors.to(materials.device))
+        if self.encoder_items is not None and self.settings.reads_encoder:
+            model.start_item_ids(self.encoder_items, generator)
         if model.cf is not None and self.cf_state is not None:
             model.cf.load_state_dict(self.cf_state)
         return model

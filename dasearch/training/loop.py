@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from dasearch.config import Recipe, StudySettings
+from dasearch.config import DARecStudy, Recipe, StudySettings
 from dasearch.errors import TrainingError
 from dasearch.layout import Layout
 from dasearch.models.base import RecommenderModel
@@ -38,6 +38,7 @@ ADDED_READINGS = {  # of a model, and what they were before there was a choice: 
     "user_key": "trained",
     "head_states": "plain",
     "dropout": 0.0,
+    "head": "states",  # RA-Rec's
 }
 KEPT_OF_A_TOKEN = (
     34  # numbers a layer keeps of a token, in widths: SmolLM2 on an H100, 43 GiB for 8 candidates of 16 rows
@@ -280,6 +281,8 @@ def objective_hash(settings: StudySettings) -> str:
     for name, printed in ADDED_READINGS.items():
         if content["model"].get(name) == printed:
             del content["model"][name]
+    if isinstance(settings, DARecStudy) and not settings.reads_encoder:
+        del content["encoder"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -61,6 +61,17 @@ CASES = [  # family, settings, layout, how far scores may be apart
     ("opt", prefixed("idle", "comirec-dr", pool="last_item", refine="none", projection="shared"), "PSS-SSS", CLOSE),
     ("opt", repr({"model": {"kind": "idle", "pool": "mean"}, "encoder": {"name": "mf"}}), "SPS", CLOSE),
     ("bert", repr({"model": {"kind": "ra-rec", "instruction": False, "item_bias": "log-frequency"}}), "PPS-SSS", CLOSE),
+    *(
+        (family, prefixed(kind, encoder, pool, head="encoder", **more), "SPS-PSP", CLOSE)
+        for kind in ("idle", "ra-rec")
+        for family, encoder, pool, more in (
+            ("opt", "comirec-sa", "mean", {}),
+            ("llama", "comirec-dr", "last_item", {}),
+            ("bert", "comirec-sa", "as_tokens", {"refine": "concat"} if kind == "idle" else {}),
+            ("bert", "sasrec", "mean", {}),
+            ("opt", "sasrec", "mean", {"variation": "frozen"}),
+        )
+    ),
     ("opt", prefixed("ra-rec", variation="frozen"), "SSS-SSS", CLOSE),
     ("bert", prefixed("idle", variation="frozen"), "SSS-SSS", SAME_KERNELS),
 ]  # fmt: skip

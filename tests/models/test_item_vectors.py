@@ -115,6 +115,23 @@ def test_without_readings_nothing_is_added() -> None:
         assert all(torch.equal(dict(model.named_parameters())[name], plain[name]) for name in shared)
 
 
+@pytest.mark.parametrize("width", [4, 64])  # below and above the model's
+def test_item_ids_begin_at_an_encoders(width: int) -> None:
+    """In another basis, as large as token embeddings; what is alike stays alike where the model is wide enough."""
+    model = build(item_ids="encoder", user_key="none")
+    assert (*model.item_ids.weight.shape,) == (ITEMS, model.backbone.width)
+    vectors = torch.randn(ITEMS, width, generator=seeded(4))
+    model.start_item_ids(vectors, seeded(5))
+    found = model.item_ids.weight
+    assert float(found.detach().std()) == pytest.approx(model.backbone.token_sd, rel=1e-5)
+    if width < model.backbone.width:
+        cosines = torch.nn.functional.cosine_similarity
+        torch.testing.assert_close(cosines(found[:1], found), cosines(vectors[:1], vectors), atol=1e-5, rtol=1e-5)
+    again = build(item_ids="encoder", user_key="none")
+    again.start_item_ids(vectors, seeded(5))
+    assert torch.equal(again.item_ids.weight, found)
+
+
 def test_whitened_states_reach_the_head() -> None:
     model = build(head_states="whitened")
     model.state_mean.normal_(generator=seeded(1))

@@ -27,11 +27,12 @@ class Knowledge(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """An encoder's name in tables, how to build it, and whether it reads the items' texts."""
+    """An encoder's name in tables, how to build it, whether it reads the items' texts and scores by products alone."""
 
     title: str
     build: Callable[[EncoderSettings, Knowledge], IDEncoder]
     reads_texts: bool = False
+    by_product: bool = True
 
 
 ENCODERS: dict[str, Entry] = {
@@ -42,9 +43,15 @@ ENCODERS: dict[str, Entry] = {
     "bert4rec": Entry("BERT4Rec", lambda settings, known: BERT4Rec(known.n_items, settings)),
     "fdsa": Entry("FDSA", lambda settings, known: FDSA(known.n_items, settings, known.texts), reads_texts=True),
     "mf": Entry(
-        "MF", lambda settings, known: matrix_factorization(known.n_users, known.n_items, settings, known.generator)
+        "MF",
+        lambda settings, known: matrix_factorization(known.n_users, known.n_items, settings, known.generator),
+        by_product=False,  # items have offsets
     ),
-    "neumf": Entry("NeuMF", lambda settings, known: neumf(known.n_users, known.n_items, settings, known.generator)),
+    "neumf": Entry(
+        "NeuMF",
+        lambda settings, known: neumf(known.n_users, known.n_items, settings, known.generator),
+        by_product=False,
+    ),
 }
 
 
