@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 
 from dasearch.data import Core, Duplicates, Rules, Ties
+from dasearch.data.rows import HISTORY_ITEMS
 from dasearch.errors import StudyError, suggestion
 from dasearch.layout import ModelKind
 from dasearch.models.darec import DARecSettings, ItemIDs
@@ -296,6 +297,11 @@ class StudySettings(Section):
         return self.space.name or self.model.kind.value
 
     @property
+    def history_items(self) -> int:
+        """Of a user's newest items how many the model may read, beside those in its rows."""
+        return HISTORY_ITEMS
+
+    @property
     def inert_sites(self) -> dict[str, str]:
         """Sites that these settings leave nothing to choose, and the setting that does so."""
         return {}
@@ -309,10 +315,29 @@ class DARecStudy(StudySettings):
     cf: CollaborativeTraining = CollaborativeTraining()
     encoder: EncoderSettings = EncoderSettings()  # read where `reads_encoder`
 
+    @model_validator(mode="after")
+    def _encoder_fits(self) -> Self:
+        if self.model.encoder_scores:
+            _require_products(self.encoder, "model.encoder_scores")
+        return self
+
     @property
     def reads_encoder(self) -> bool:
         """Whether a trained ID encoder is needed."""
-        return self.model.item_ids is ItemIDs.ENCODER
+        return self.model.item_ids is ItemIDs.ENCODER or self.model.encoder_scores > 0
+
+    @property
+    def history_items(self) -> int:
+        return self.encoder.history if self.model.encoder_scores else HISTORY_ITEMS
+
+
+def _require_products(encoder: EncoderSettings, setting: str) -> None:
+    entry = ENCODERS.get(encoder.name)
+    if entry is not None and not entry.by_product:
+        raise ValueError(
+            f"{setting} needs an ID encoder that scores by products alone, which {entry.title} does not; "
+            "set another encoder.name"
+        )
 
 
 class EncoderStudy(StudySettings):
@@ -321,14 +346,16 @@ class EncoderStudy(StudySettings):
     model: IDLESettings | RARecSettings
     encoder: EncoderSettings = EncoderSettings()
 
+    @property
+    def history_items(self) -> int:
+        return self.encoder.history
+
     @model_validator(mode="after")
     def _head_fits(self) -> Self:
-        entry = ENCODERS.get(self.encoder.name)
-        if self.model.head_of_encoder and entry is not None and not entry.by_product:
-            raise ValueError(
-                f"model.head=encoder needs an ID encoder that scores by products alone, which {entry.title} does not; "
-                "set another encoder.name, or another model.head"
-            )
+        if self.model.head_of_encoder:
+            _require_products(self.encoder, "model.head=encoder")
+        if self.model.encoder_scores:
+            _require_products(self.encoder, "model.encoder_scores")
         return self
 
 

@@ -89,6 +89,7 @@ def _refuse(settings: DARecSettings, sites: tuple[str, ...], form: str) -> None:
         "model.attn_scale=model changes the frozen attention": settings.attn_scale is AttentionScale.MODEL,
         f"model.item_ids={settings.item_ids} adds vectors to the token embeddings": settings.item_ids
         is not ItemIDs.NONE,
+        "model.encoder_scores adds what an ID encoder says of the items": settings.encoder_scores > 0,
         "a key for each item (model.item_key, model.user_key=history) is more than the context branch is handed": (
             settings.key_an_item and settings.uses_collaborative and CONTEXT in sites
         ),

@@ -30,8 +30,8 @@ from dasearch.models.darec import (
     RecommendationSite,
     UserKey,
 )
-from dasearch.models.id_encoders import ENCODERS, FactorEncoder, IDEncoder, InterestPool
-from dasearch.models.id_encoders.comirec import ROUNDS, ComiRec
+from dasearch.models.id_encoders import ENCODERS, FactorEncoder, IDEncoder
+from dasearch.models.id_encoders.comirec import ROUNDS
 from dasearch.models.idle import IDLEAdapter, TextHead
 from dasearch.models.prefix import MovedVectors, Prefix, PrefixModel, Refine
 from dasearch.models.ra_rec import RARec
@@ -278,7 +278,8 @@ def _darec(recommender: Recommender) -> Part:
         tensors |= {"users.weight": model.cf.users.weight, **_fold_in("fold_in", model.fold_in)}
     if item_key:
         tensors |= _renamed("to_item_key", model.item_projection)
-    return Part(sizes, tensors, choices)
+    part = Part(sizes, tensors, choices)
+    return part if model.encoder is None else part + _encoder(recommender, model.encoder, ["scores"])
 
 
 @torch.no_grad()
@@ -317,27 +318,29 @@ def _prefixed(recommender: Recommender, refine: Refine) -> Part:
     """What IDLE-Adapter and RA-Rec share: how prefixes are made, read, and how a row becomes one state."""
     model = cast(PrefixModel, recommender.model)
     settings = model.settings
-    of_encoder = settings.head_of_encoder
-    several = isinstance(model.encoder, ComiRec) and model.encoder.pool is not InterestPool.AS_TOKENS
+    gives = {"ids": settings.searchable, "vectors": settings.head_of_encoder, "scores": settings.encoder_scores > 0}
     choices = {
-        "moves_vectors": of_encoder,
-        "two_vectors": of_encoder and several,
+        "moves_vectors": settings.head_of_encoder,
         "injects": settings.searchable,
         "refine": refine.value,
         "pool": settings.pool.of(causal=model.backbone.causal).value,
         "parallel_mean": settings.parallel_reduce is ParallelReduce.MEAN,
     }
     part = Part({"prefix": settings.prefix}, {}, choices)
-    return part + _encoder(recommender, model.encoder) if settings.searchable or of_encoder else part
+    return part + _encoder(recommender, model.encoder, [name for name, given in gives.items() if given])
 
 
-def _encoder(recommender: Recommender, encoder: IDEncoder) -> Part:
+def _encoder(recommender: Recommender, encoder: IDEncoder, gives: list[str]) -> Part:
+    """The ID encoder, where it gives anything: its vectors for the language model, those that score items, its scores."""
+    if not gives:
+        return Part({}, {}, {"encoder_gives": gives})
     settings = recommender.settings.encoder  # type: ignore[attr-defined]  # a study of a prefix model
     sizes = {
         "id_width": encoder.width,
         "id_layers": settings.layers,
         "id_heads": settings.heads,
         "interests": settings.interests,
+        "encoder_scores": recommender.settings.model.encoder_scores,
     }
     if isinstance(encoder, FactorEncoder):
         tables = {"items.weight": encoder.model.items.weight, "users.weight": encoder.model.users.weight}
@@ -348,6 +351,7 @@ def _encoder(recommender: Recommender, encoder: IDEncoder) -> Part:
         sizes["text_width"] = tensors["texts"].shape[1]
     choices = {
         "encoder": settings.name,
+        "encoder_gives": gives,
         "encoder_title": ENCODERS[settings.name].title,
         "id_pool": settings.pool.value,
         "routing_rounds": ROUNDS,

@@ -60,6 +60,15 @@ class RecommenderModel(nn.Module):
         """Scores of every item for states; what is the same for all users is computed here, once."""
         raise NotImplementedError
 
+    def encoder_scores(self, users: Tensor, histories: Tensor) -> Tensor | None:
+        """What an ID encoder adds to the scores, ``(batch, items)``; None where nothing is added. Training knows nothing of it.
+
+        A product of experts that were trained apart: added logits multiply the odds that each gives to an item.
+
+        Shapes: as of `dasearch.models.id_encoders.base`.
+        """
+        return None
+
     def fit_newcomers(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
         """Learn what is needed to score users outside the training data (users -1 of a batch), if anything is."""
 

@@ -50,6 +50,7 @@ from dasearch.models.collaborative import (
     own_or_estimated,
 )
 from dasearch.models.compilation import compiled
+from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.masks import causal_mask, context_mask
 from dasearch.models.stacking import Linear, Table, gather_tokens, linear
 
@@ -156,6 +157,9 @@ class DARecSettings(BaseModel):
         HeadStates.PLAIN, description="states the head reads: plain, or whitened by the frozen model's statistics"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="share of the item vectors' and head states' numbers left out")
+    encoder_scores: float = Field(
+        0.0, ge=0, description="weight of the ID encoder's scores beside the model's own; 0: none are added"
+    )
     collab_in_align: bool = Field(True, description="inject the item's CF vector into its own alignment row")
     collab_stop_grad: bool = Field(False, description="keep L_seq and L_align from changing the CF vectors")
     prompt_group: bool = Field(True, description="an alignment row is one segment; else its prompt is another")
@@ -463,9 +467,10 @@ class DARec(RecommenderModel):
         n_users, n_items: sizes of the CF tables and the item head.
         replace_every: replacement frequency r (fig. 10).
         generator: draws every initial weight.
+        encoder: a trained ID encoder whose scores are added; it stays as it is.
 
     Raises:
-        BackboneError: for an encoder.
+        BackboneError: for a backbone that is an encoder.
     """
 
     kind = ModelKind.DAREC
@@ -482,9 +487,11 @@ class DARec(RecommenderModel):
         n_items: int,
         replace_every: int = 1,
         generator: torch.Generator,
+        encoder: IDEncoder | None = None,
     ) -> None:
         super().__init__(backbone, n_items=n_items, replace_every=replace_every)
         self.settings = settings
+        self.encoder = None if encoder is None else encoder.eval().requires_grad_(False)
         width = backbone.width
         self.special = nn.Parameter(torch.empty(SPECIAL_TOKENS, width).normal_(std=TOKEN_SD, generator=generator))
         self.layers = nn.ModuleList(
@@ -654,6 +661,16 @@ class DARec(RecommenderModel):
 
     def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
         return self.logits
+
+    def train(self, mode: bool = True) -> DARec:
+        """The ID encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.encoder is not None:
+            self.encoder.eval()
+        return self
+
+    def encoder_scores(self, users: Tensor, histories: Tensor) -> Tensor | None:
+        return None if self.encoder is None else self.settings.encoder_scores * self.encoder.scores(users, histories)
 
     def _user_vectors(self, batch: SequenceBatch) -> Tensor:
         """CF vectors ``(batch, cf width)``: a user's own, or one estimated from the history (`fit_newcomers`)."""

@@ -80,6 +80,9 @@ class PrefixSettings(BaseModel):
     )
     pool: Pool = Field(Pool.AUTO, description="the state of a row: auto is last for decoders, mean for encoders")
     attn_scale: AttentionScale = Field(AttentionScale.HEAD, description="attention scale of the frozen model")
+    encoder_scores: float = Field(
+        0.0, ge=0, description="weight of the ID encoder's scores beside the model's own; 0: none are added"
+    )
 
     @field_validator("prefix")
     @classmethod
@@ -391,6 +394,10 @@ class PrefixModel(RecommenderModel):
     def item_ids(self, items: Tensor) -> Tensor:
         """The encoder's vectors of items ``(k,)``: ``(k, 1, id width)``."""
         return self.encoder.item_embedding(items)[:, None]
+
+    def encoder_scores(self, users: Tensor, histories: Tensor) -> Tensor | None:
+        weight = self.settings.encoder_scores
+        return weight * self.encoder.scores(users, histories) if weight else None
 
     @torch.no_grad()
     def score_vectors(self, batch: SequenceBatch) -> Tensor:

@@ -40,7 +40,7 @@ from dasearch.models.darec import (
     Variation,
     build_collaborative,
 )
-from dasearch.models.id_encoders import FactorEncoder
+from dasearch.models.id_encoders import ENCODERS, FactorEncoder, IDEncoder
 from dasearch.models.stacking import take
 from dasearch.training.encoders import encoder_ranks, study_encoder
 from dasearch.training.losses import bpr_loss, contrastive_loss, item_cross_entropy, reduced
@@ -87,17 +87,13 @@ class Whitening(NamedTuple):
 
 @dataclass(frozen=True)
 class DARecMethod(Method):
-    """DARec with what its readings need: hard negatives, pre-trained CF vectors, whitening, an ID encoder's items.
-
-    Attributes:
-        encoder_items: the encoder's item vectors, ``(items, its width)``.
-    """
+    """DARec with what its readings need: hard negatives, pre-trained CF vectors, whitening, an ID encoder."""
 
     settings: DARecStudy
     negatives: HardNegatives | None
     cf_state: dict[str, Tensor] | None
     whitening: Whitening | None
-    encoder_items: Tensor | None
+    encoder: IDEncoder | None
     examples: Examples | None
     has_fixed_shapes = True
     reads = (
@@ -110,6 +106,7 @@ class DARecMethod(Method):
         "model.prompt_group",
         "model.item_ids",
         "model.head_states",
+        "model.encoder_scores",
         "losses.contrastive",
     )
 
@@ -131,28 +128,29 @@ class DARecMethod(Method):
         if settings.model.head_states is HeadStates.WHITENED:
             say("reading training rows with the frozen model")
             whitening = state_whitening(settings, materials)
-        items = None
+        encoder = None
         if settings.reads_encoder:
             encoder = study_encoder(settings.encoder, materials, settings.seed, say)
-            with torch.inference_mode():
-                items = encoder.item_embedding(torch.arange(development.n_items, device=materials.device)).cpu()
-        return cls(settings, negatives, cf_state, whitening, items, examples)
+        return cls(settings, negatives, cf_state, whitening, encoder, examples)
 
     def build(self, materials: Shared, *, replace_every: int, generator: torch.Generator) -> DARec:
+        settings, n_items = self.settings.model, materials.development.n_items
         model = DARec(
             materials.catalogue.backbone,
-            self.settings.model,
+            settings,
             n_users=materials.development.n_users,
-            n_items=materials.development.n_items,
+            n_items=n_items,
             replace_every=replace_every,
             generator=generator,
+            encoder=self.encoder if settings.encoder_scores else None,
         ).to(materials.device)
-        if self.whitening is not None and self.settings.model.head_states is HeadStates.WHITENED:
+        if self.whitening is not None and settings.head_states is HeadStates.WHITENED:
             model.state_mean.copy_(self.whitening.mean)
             model.state_map.copy_(self.whitening.map)
         model.start_head(materials.item_counts.to(materials.device), materials.text_vectors.to(materials.device))
-        if self.encoder_items is not None and self.settings.reads_encoder:
-            model.start_item_ids(self.encoder_items, generator)
+        if self.encoder is not None and settings.item_ids is ItemIDs.ENCODER:
+            items = torch.arange(n_items, device=materials.device)
+            model.start_item_ids(self.encoder.item_embedding(items), generator)
         if model.cf is not None and self.cf_state is not None:
             model.cf.load_state_dict(self.cf_state)
         return model
@@ -256,13 +254,17 @@ class DARecMethod(Method):
         }
 
     def baseline_ranks(self, users: IntArray, histories: Sequence[IntArray], targets: IntArray) -> dict[str, IntArray]:
+        found = {}
+        if self.encoder is not None and self.settings.model.encoder_scores:
+            title = ENCODERS[self.settings.encoder.name].title
+            found[title] = encoder_ranks(self.encoder, users, histories, targets)
         if self.cf_state is None:
-            return {}
+            return found
         n_users, n_items = (len(self.cf_state[f"{side}.weight"]) for side in ("users", "items"))
         cf = build_collaborative(self.settings.model, n_users, n_items, generator_for("loading"))
         cf.load_state_dict(self.cf_state)
         name = "MF" if self.settings.model.collaborative is CollaborativeKind.MF else "NCF"
-        return {name: encoder_ranks(FactorEncoder(cf, HISTORY_ITEMS), users, histories, targets)}
+        return {**found, name: encoder_ranks(FactorEncoder(cf, HISTORY_ITEMS), users, histories, targets)}
 
 
 @torch.inference_mode()

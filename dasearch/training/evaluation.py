@@ -71,11 +71,14 @@ def score_batch(
 
     Those of several candidates all at once: their rows are scored candidate by candidate.
     """
-    states = model.states(batch.to(layout.device), layout)
+    batch = batch.to(layout.device)
+    states = model.states(batch, layout)
     at_once = max(1, SCORES_IN_MEMORY // model.n_items) if layout.dim() == 2 else len(states)
     for start in range(0, len(states), at_once):
         part = slice(start, start + at_once)
-        yield part, scorer(states[part]).float()
+        scores = scorer(states[part]).float()
+        added = model.encoder_scores(batch.users[part], batch.histories[part])
+        yield part, scores if added is None else scores + added.float()
 
 
 def validation_plan(catalogue: Catalogue, development: Development) -> RowPlan:

@@ -24,7 +24,7 @@ from dasearch.errors import TrainingError
 from dasearch.layout import Layout
 from dasearch.models.base import RecommenderModel
 from dasearch.models.stacking import StackedParameters
-from dasearch.threads import fitting, using
+from dasearch.threads import fitting, most_threads, using
 from dasearch.training.materials import Materials, compute_dtype
 from dasearch.training.metrics import Metrics
 from dasearch.training.seeds import generator_for
@@ -38,6 +38,7 @@ ADDED_READINGS = {  # of a model, and what they were before there was a choice: 
     "user_key": "trained",
     "head_states": "plain",
     "dropout": 0.0,
+    "encoder_scores": 0.0,
     "head": "states",  # RA-Rec's
 }
 KEPT_OF_A_TOKEN = (
@@ -196,11 +197,11 @@ def _train_stacked(ground: Ground, runs: Sequence[Run], on_epoch: OnEpoch) -> No
 def candidates_at_once(settings: StudySettings, materials: Materials, recipe: Recipe) -> int:
     """How many candidates train side by side on this device where ``search.batch`` is ``auto``.
 
-    As many as a search can be told of at once without finding less; on a GPU no more than fit its memory, all of it and
-    not what happens to be free, so that a study goes on as it began.
+    As many as a search can be told of at once without finding less, and no more than gain time: on a CPU its threads; on a
+    GPU what fits its memory, all of it and not what happens to be free, so that a study goes on as it began.
     """
     if materials.device.type == "cpu":
-        return MOST_AT_ONCE
+        return min(MOST_AT_ONCE, settings.threads or most_threads())
     memory = torch.cuda.get_device_properties(materials.device).total_memory
     return max(1, min(MOST_AT_ONCE, int(MEMORY_SHARE * memory / _activation_bytes(settings, materials, recipe))))
 

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dasearch.config import EncoderStudy, Precision, StudySettings
+from dasearch.config import Precision, StudySettings
 from dasearch.data import Dataset, Development, Item, ItemRows, RowFormat, Sentences, item_sentence, tokenise_items
-from dasearch.data.rows import HISTORY_ITEMS
 from dasearch.errors import BackboneError
 from dasearch.layout import ModelKind
 from dasearch.models.backbone import FrozenBackbone
@@ -174,7 +173,7 @@ def build_catalogue(
         max_items=settings.data.max_items,
         max_tokens=backbone.max_tokens,
         prompt=tuple(opening),
-        history_items=settings.encoder.history if isinstance(settings, EncoderStudy) else HISTORY_ITEMS,
+        history_items=settings.history_items,
         multiple=CUDA_MULTIPLE if resolve_device(settings.device).type == "cuda" else 1,
     )
     sentences = Sentences(tokenise_items(dataset.items, tokenizer, max_tokens=settings.data.item_tokens))

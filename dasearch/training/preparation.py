@@ -79,14 +79,16 @@ def untrained_model(
     """A recommender of the study's kind with random weights, to be filled from a file."""
     sizes = {"n_items": n_items, "replace_every": replace_every}
     texts = torch.zeros(n_items, backbone.width)
+    assert isinstance(settings, DARecStudy | IDLEStudy | RARecStudy)
+    encoder = None
+    if not isinstance(settings, DARecStudy) or settings.model.encoder_scores:
+        encoder = build_encoder(settings.encoder, n_users, n_items, texts, generator)
+    if isinstance(settings, DARecStudy):
+        return DARec(backbone, settings.model, n_users=n_users, encoder=encoder, generator=generator, **sizes)
+    assert encoder is not None
     if isinstance(settings, IDLEStudy):
-        encoder = build_encoder(settings.encoder, n_users, n_items, texts, generator)
         return IDLEAdapter(backbone, settings.model, encoder=encoder, generator=generator, **sizes)
-    if isinstance(settings, RARecStudy):
-        encoder = build_encoder(settings.encoder, n_users, n_items, texts, generator)
-        return RARec(backbone, settings.model, encoder=encoder, generator=generator, **sizes)
-    assert isinstance(settings, DARecStudy)
-    return DARec(backbone, settings.model, n_users=n_users, generator=generator, **sizes)
+    return RARec(backbone, settings.model, encoder=encoder, generator=generator, **sizes)
 
 
 def _method(settings: StudySettings, shared: Shared, say: Say) -> Method:

@@ -37,6 +37,11 @@ def prefixed(kind: str, encoder: str = "comirec-sa", pool: str = "mean", **model
     return repr({"model": {"kind": kind, **model}, "encoder": {"name": encoder, "pool": pool}})
 
 
+def added(encoder: str, **model: object) -> str:
+    return repr({"model": {"encoder_scores": 0.5, **model}, "encoder": {"name": encoder, "width": 8, "epochs": 1}})
+
+
+BY_PRODUCT = [name for name, entry in sorted(ENCODERS.items()) if entry.by_product]
 KEYED = darec(item_ids="embedding", item_key=True, user_key="history", head_states="whitened")
 CASES = [  # family, settings, layout, how far scores may be apart
     *((family, darec(), "SPS-PPS", CLOSE) for family in ("opt", "llama")),
@@ -61,6 +66,18 @@ CASES = [  # family, settings, layout, how far scores may be apart
     ("opt", prefixed("idle", "comirec-dr", pool="last_item", refine="none", projection="shared"), "PSS-SSS", CLOSE),
     ("opt", repr({"model": {"kind": "idle", "pool": "mean"}, "encoder": {"name": "mf"}}), "SPS", CLOSE),
     ("bert", repr({"model": {"kind": "ra-rec", "instruction": False, "item_bias": "log-frequency"}}), "PPS-SSS", CLOSE),
+    *((family, added(encoder), "SPS-PPS", CLOSE) for family, encoder in zip(("opt", "llama") * 3, BY_PRODUCT, strict=True)),
+    ("opt", added("sasrec", variation="llmrec", item_ids="encoder"), "SSS-SSS", CLOSE),
+    *(
+        ("opt", prefixed(kind, encoder, encoder_scores=0.5, **more), "SPS-PSP", CLOSE)
+        for kind in ("idle", "ra-rec")
+        for encoder, more in (
+            ("sasrec", {}),
+            ("comirec-sa", {}),
+            ("comirec-sa", {"head": "encoder"}),
+            ("gru4rec", {"variation": "frozen"}),
+        )
+    ),
     *(
         (family, prefixed(kind, encoder, pool, head="encoder", **more), "SPS-PSP", CLOSE)
         for kind in ("idle", "ra-rec")
