@@ -351,9 +351,7 @@ class EncoderStudy(StudySettings):
         return self.encoder.history
 
     @model_validator(mode="after")
-    def _head_fits(self) -> Self:
-        if self.model.head_of_encoder:
-            _require_products(self.encoder, "model.head=encoder")
+    def _encoder_fits(self) -> Self:
         if self.model.encoder_scores:
             _require_products(self.encoder, "model.encoder_scores")
         return self

@@ -33,7 +33,7 @@ from dasearch.models.darec import (
 from dasearch.models.id_encoders import ENCODERS, FactorEncoder, IDEncoder
 from dasearch.models.id_encoders.comirec import ROUNDS
 from dasearch.models.idle import IDLEAdapter, TextHead
-from dasearch.models.prefix import MovedVectors, Prefix, PrefixModel, Refine
+from dasearch.models.prefix import Prefix, PrefixModel, Refine
 from dasearch.models.ra_rec import RARec
 from dasearch.training.recommender import Recommender
 
@@ -318,9 +318,8 @@ def _prefixed(recommender: Recommender, refine: Refine) -> Part:
     """What IDLE-Adapter and RA-Rec share: how prefixes are made, read, and how a row becomes one state."""
     model = cast(PrefixModel, recommender.model)
     settings = model.settings
-    gives = {"ids": settings.searchable, "vectors": settings.head_of_encoder, "scores": settings.encoder_scores > 0}
+    gives = {"ids": settings.searchable, "scores": settings.encoder_scores > 0}
     choices = {
-        "moves_vectors": settings.head_of_encoder,
         "injects": settings.searchable,
         "refine": refine.value,
         "pool": settings.pool.of(causal=model.backbone.causal).value,
@@ -331,7 +330,7 @@ def _prefixed(recommender: Recommender, refine: Refine) -> Part:
 
 
 def _encoder(recommender: Recommender, encoder: IDEncoder, gives: list[str]) -> Part:
-    """The ID encoder, where it gives anything: its vectors for the language model, those that score items, its scores."""
+    """The ID encoder, where it gives anything: its vectors for the language model, its scores."""
     if not gives:
         return Part({}, {}, {"encoder_gives": gives})
     settings = recommender.settings.encoder  # type: ignore[attr-defined]  # a study of a prefix model
@@ -370,12 +369,7 @@ def _prefixes(name: str, prefixes: nn.ModuleList) -> Tensors:
 
 def _idle(recommender: Recommender) -> Part:
     model = cast(IDLEAdapter, recommender.model)
-    head = model.head
-    tensors = _prefixes("prefixes", model.prefixes)
-    if isinstance(head, MovedVectors):
-        head = head.map
-        tensors["item_vectors"] = model.encoder.item_embedding(torch.arange(model.n_items, device=model.device))
-    tensors |= _renamed("head", head)
+    tensors = {**_prefixes("prefixes", model.prefixes), **_renamed("head", model.head)}
     return _prefixed(recommender, model.settings.refine) + Part(
         {}, tensors, {"text_head": isinstance(model.head, TextHead)}
     )
@@ -390,8 +384,6 @@ def _ra_rec(recommender: Recommender) -> Part:
         **_prefixes("user_prefixes", model.user_tower.prefixes),
         **_prefixes("item_prefixes", model.item_tower.prefixes),
     }
-    if model.settings.head_of_encoder:
-        tensors |= {**_renamed("user_head", model.user_head.map), **_renamed("item_head", model.item_head.map)}
     sizes = {"item_opening": rows.opening, "align_token": recommender.catalogue.row_format.align_token}
     refine = Refine.CONCAT if model.settings.instruction else Refine.NONE
     return _prefixed(recommender, refine) + Part(sizes, tensors, {})

@@ -29,14 +29,7 @@ from dasearch.models.base import (
     start_head,
 )
 from dasearch.models.id_encoders import IDEncoder
-from dasearch.models.prefix import (
-    Injection,
-    MovedVectors,
-    PrefixModel,
-    PrefixSettings,
-    Refine,
-    largest_products,
-)
+from dasearch.models.prefix import Injection, PrefixModel, PrefixSettings, Refine
 from dasearch.models.stacking import Linear, linear, per_row
 
 INJECTION, REFINEMENT, ALIGNMENT = range(3)
@@ -45,13 +38,6 @@ INJECTION, REFINEMENT, ALIGNMENT = range(3)
 class Head(StrEnum):
     ITEM_LINEAR = "item_linear"  # a trained row an item
     DOT_ITEM_TEXT = "dot_item_text"  # a trained map to the frozen text vectors
-    ENCODER = "encoder"  # `MovedVectors`
-
-
-HEADS = (
-    "a trained row an item, a map to the items' text vectors, or the ID encoder's own scores, its user vectors moved by a "
-    "map of the state"
-)
 
 
 class IDLESettings(PrefixSettings):
@@ -59,13 +45,9 @@ class IDLESettings(PrefixSettings):
 
     kind: Literal[ModelKind.IDLE]
     refine: Refine = Field(Refine.GATE, description="how ID vector and learned tokens become a prefix")
-    head: Head = Field(Head.ITEM_LINEAR, description=HEADS)
+    head: Head = Field(Head.ITEM_LINEAR, description="a trained row an item, or a map to the items' text vectors")
     head_bias: HeadBias = Field(HeadBias.LOG_FREQUENCY, description="start of the item head's bias")
     head_rows: HeadRows = Field(HeadRows.TEXT, description="start of its rows: frozen text vectors, normal, or zero")
-
-    @property
-    def head_of_encoder(self) -> bool:
-        return self.head is Head.ENCODER
 
 
 class TextHead(nn.Module):
@@ -109,10 +91,8 @@ class IDLEAdapter(PrefixModel):
     ) -> None:
         super().__init__(backbone, settings, encoder=encoder, n_items=n_items, replace_every=replace_every)
         self.prefixes = self.build_prefixes(settings.refine, generator)
-        self.head: nn.Linear | TextHead | MovedVectors
-        if settings.head_of_encoder:
-            self.head = MovedVectors(backbone.width, encoder.width)
-        elif settings.head is Head.DOT_ITEM_TEXT:
+        self.head: nn.Linear | TextHead
+        if settings.head is Head.DOT_ITEM_TEXT:
             self.head = TextHead(backbone.width, n_items, generator)
         else:
             self.head = Linear(backbone.width, n_items)
@@ -129,10 +109,7 @@ class IDLEAdapter(PrefixModel):
         return self.states_with(batch, self.layer_prefixes(batch, layout), layout)
 
     def states_with(self, batch: SequenceBatch, prefixes: list[Tensor], layout: Tensor) -> Tensor:
-        """As `states`, with prefixes already made.
-
-        Where the head is the encoder's, a row's moved ID vectors stand for its state: ``(batch, vectors, id width)``.
-        """
+        """As `states`, with prefixes already made."""
         gates = layer_gates(layout, len(batch.users))
         injections = {
             layer: Injection(
@@ -140,18 +117,10 @@ class IDLEAdapter(PrefixModel):
             )
             for k, (layer, tokens) in enumerate(zip(self.replaced, prefixes, strict=False))
         }
-        states = self.pooled_states(batch.rows, injections)
-        return self.head(self.score_vectors(batch), states) if isinstance(self.head, MovedVectors) else states
-
-    def logits(self, states: Tensor) -> Tensor:
-        """Item scores ``(batch, items)`` of `states`."""
-        if isinstance(self.head, MovedVectors):
-            return largest_products(states, self.encoder.item_embedding(torch.arange(self.n_items, device=self.device)))
-        scores: Tensor = self.head(states)
-        return scores
+        return self.pooled_states(batch.rows, injections)
 
     def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
-        return self.logits
+        return self.head
 
     @torch.no_grad()
     def start_head(self, item_counts: Tensor, text_vectors: Tensor) -> None:
@@ -159,8 +128,6 @@ class IDLEAdapter(PrefixModel):
         bias, rows = self.settings.head_bias, self.settings.head_rows
         if isinstance(self.head, nn.Linear):
             start_head(self.head, item_counts, text_vectors, bias=bias, rows=rows, sd=HEAD_SD)
-            return
-        if isinstance(self.head, MovedVectors):
             return
         centred = text_vectors - text_vectors.mean(0)
         self.head.texts.copy_(centred / centred.norm(dim=1, keepdim=True).clamp(min=1e-6))

@@ -108,11 +108,6 @@ class PrefixSettings(BaseModel):
         """The variations that a final table sets beside the search's winner."""
         return (Variation.FROZEN,)
 
-    @property
-    def head_of_encoder(self) -> bool:
-        """Whether items are scored as the ID encoder scores them, by `MovedVectors`."""
-        raise NotImplementedError
-
 
 class Prefix(nn.Module):
     """The prefix D of one layer.
@@ -318,33 +313,6 @@ def frozen_layer_means(backbone: FrozenBackbone, rows: Rows, layers: Sequence[in
     return torch.stack([token_mean(state.float(), rows.real) for state in states], dim=1)
 
 
-class MovedVectors(nn.Module):
-    """ID vectors moved by a trained linear map of the language model's states, which is zero at first.
-
-    A training so begins with the ID encoder's own ranking, and learns what the language model adds to it.
-
-    Shapes: vectors ``(rows, vectors, id width)``, states ``(rows, width)`` -> ``(rows, vectors, id width)``.
-    """
-
-    def __init__(self, width: int, id_width: int) -> None:
-        super().__init__()
-        self.map = Linear(width, id_width)
-        nn.init.zeros_(self.map.weight)
-        nn.init.zeros_(self.map.bias)
-
-    def forward(self, vectors: Tensor, states: Tensor) -> Tensor:
-        moved: Tensor = vectors + self.map(states)[:, None]
-        return moved
-
-
-def largest_products(vectors: Tensor, items: Tensor) -> Tensor:
-    """Of each row the largest product of its vectors with each item's, as an ID encoder scores.
-
-    Shapes: vectors ``(..., rows, vectors, id width)``, items ``(..., items, id width)`` -> ``(..., rows, items)``.
-    """
-    return (vectors @ items.unsqueeze(-3).mT).amax(-2)
-
-
 class PrefixModel(RecommenderModel):
     """A recommender whose frozen layers read prefixes made of a trained ID encoder's vectors.
 
@@ -398,11 +366,6 @@ class PrefixModel(RecommenderModel):
     def encoder_scores(self, users: Tensor, histories: Tensor) -> Tensor | None:
         weight = self.settings.encoder_scores
         return weight * self.encoder.scores(users, histories) if weight else None
-
-    @torch.no_grad()
-    def score_vectors(self, batch: SequenceBatch) -> Tensor:
-        """The encoder's vectors of a batch's users that score items: ``(batch, vectors, id width)``."""
-        return self.encoder.score_vectors(batch.users, batch.histories)
 
     def pooled_states(self, rows: Rows, injections: dict[int, Injection]) -> Tensor:
         """One last state a row: ``(batch, width)``."""

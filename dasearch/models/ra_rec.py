@@ -20,14 +20,7 @@ from dasearch.layout import ModelKind
 from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.base import Scorer, layer_gates, log_frequency
 from dasearch.models.id_encoders import IDEncoder
-from dasearch.models.prefix import (
-    Injection,
-    MovedVectors,
-    PrefixModel,
-    PrefixSettings,
-    Refine,
-    largest_products,
-)
+from dasearch.models.prefix import Injection, PrefixModel, PrefixSettings, Refine
 
 USER, ITEM, INSTRUCTION = range(3)
 ITEM_BATCH = 256  # item rows of one forward pass when all are scored
@@ -38,26 +31,14 @@ class ItemBias(StrEnum):
     LOG_FREQUENCY = "log-frequency"
 
 
-class Head(StrEnum):
-    STATES = "states"
-    ENCODER = "encoder"  # `MovedVectors` on both sides
-
-
 class RARecSettings(PrefixSettings):
     """Every reading of the source that a study can choose."""
 
     kind: Literal[ModelKind.RA_REC]
     instruction: bool = Field(True, description="learned instruction tokens; without them the ID vector alone is read")
-    head: Head = Field(
-        Head.STATES, description="what is multiplied: pooled states, or the ID encoder's vectors moved by maps of them"
-    )
     item_bias: ItemBias = Field(
         ItemBias.NONE, description="a trained offset an item (not in the source), from log training frequency"
     )
-
-    @property
-    def head_of_encoder(self) -> bool:
-        return self.head is Head.ENCODER
 
 
 class Tower(nn.Module):
@@ -118,9 +99,6 @@ class RARec(PrefixModel):
         refine = Refine.CONCAT if settings.instruction else Refine.NONE
         self.user_tower = Tower(self.build_prefixes(refine, generator), settings, site=USER)
         self.item_tower = Tower(self.build_prefixes(refine, generator), settings, site=ITEM)
-        if settings.head_of_encoder:
-            self.user_head = MovedVectors(backbone.width, encoder.width)
-            self.item_head = MovedVectors(backbone.width, encoder.width)
         self.item_bias = nn.Parameter(torch.zeros(n_items), requires_grad=settings.item_bias is not ItemBias.NONE)
 
     def user_prefixes(self, batch: SequenceBatch) -> list[Tensor]:
@@ -131,29 +109,23 @@ class RARec(PrefixModel):
         """D of the item tower's adapted layers; items ``(k,)``."""
         return self.item_tower.layer_prefixes(self.item_ids(items))
 
+    def tower_states(self, tower: Tower, rows: Rows, prefixes: list[Tensor], layout: Tensor) -> Tensor:
+        """Pooled last states of a side's rows: ``(batch, width)``."""
+        return self.pooled_states(rows, tower.injections(prefixes, self.replaced, layout))
+
     def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:
-        return self.user_states(batch, self.user_prefixes(batch), layout)
+        return self.tower_states(self.user_tower, batch.rows, self.user_prefixes(batch), layout)
 
-    def user_states(self, batch: SequenceBatch, prefixes: list[Tensor], layout: Tensor) -> Tensor:
-        """Pooled last states of users' rows, ``(batch, width)``; under the encoder's head ``(batch, vectors, id width)``."""
-        states = self.pooled_states(batch.rows, self.user_tower.injections(prefixes, self.replaced, layout))
-        return self.user_head(self.score_vectors(batch), states) if self.settings.head_of_encoder else states
-
-    def item_states(self, rows: Rows, items: Tensor, prefixes: list[Tensor], layout: Tensor) -> Tensor:
-        """The same of items ``(k,)`` and their rows: ``(k, width or id width)``."""
-        states = self.pooled_states(rows, self.item_tower.injections(prefixes, self.replaced, layout))
-        return self.item_head(self.item_ids(items), states).squeeze(1) if self.settings.head_of_encoder else states
+    def item_states(self, rows: Rows, items: Tensor, layout: Tensor) -> Tensor:
+        """Shapes: rows of items ``(k,)`` -> ``(k, width)``."""
+        return self.tower_states(self.item_tower, rows, self.item_prefixes(items), layout)
 
     def product(self, users: Tensor, items: Tensor, biases: Tensor) -> Tensor:
         """``h_u . h_i / sqrt(width) + b_i``; the scale, which the source does not print, keeps products of normed states small.
 
-        Under the encoder's head the largest product of the user's vectors with the item's, as the encoder scores, and b_i.
-
-        Shapes: users, items as `user_states` and `item_states`, biases ``(k,)`` -> ``(batch, k)``; all with a leading K
-        for several candidates.
+        Shapes: users ``(batch, width)``, items ``(k, width)``, biases ``(k,)`` -> ``(batch, k)``; all with a leading K for
+        several candidates.
         """
-        if self.settings.head_of_encoder:
-            return largest_products(users, items) + biases[..., None, :]
         scores: Tensor = users @ items.mT / self.backbone.width**0.5 + biases[..., None, :]
         return scores
 
@@ -163,8 +135,7 @@ class RARec(PrefixModel):
         found = []
         for items in torch.arange(self.n_items).split(ITEM_BATCH):
             rows = Rows.together([item_rows.select(items)] * (k or 1)).to(layout.device)
-            own = items.repeat(k or 1).to(layout.device)
-            states = self.item_states(rows, own, self.item_prefixes(own), layout)
+            states = self.item_states(rows, items.repeat(k or 1).to(layout.device), layout)
             found.append(states if k is None else states.view(k, len(items), -1))
         return torch.cat(found, dim=-2)
 
@@ -173,7 +144,7 @@ class RARec(PrefixModel):
         if states.dim() == 2:
             return lambda users: self.product(users, states, self.item_bias)
         biases = self.item_bias.expand(len(states), -1)
-        return lambda users: self.product(users.view(len(states), -1, *users.shape[1:]), states, biases).flatten(0, 1)
+        return lambda users: self.product(users.view(len(states), -1, users.shape[-1]), states, biases).flatten(0, 1)
 
     @torch.no_grad()
     def start_bias(self, item_counts: Tensor) -> None:

@@ -79,7 +79,7 @@ class IDLEMethod(EncoderMethod):
         prefixes = model.layer_prefixes(batch, layout)
         states = model.states_with(batch, prefixes, layout)
         targets = batch.at_last(batch.targets).view(k, -1)
-        terms = {"next": item_cross_entropy(model.logits(states).view(k, targets.shape[1], -1), targets)}
+        terms = {"next": item_cross_entropy(model.head(states).view(k, targets.shape[1], -1), targets)}
         if drawn.frozen is not None:
             means = torch.stack([prefix.mean(1) for prefix in prefixes], dim=1)  # (K * B, layers, width)
             frozen = drawn.frozen[:, :, list(model.replaced)]

@@ -39,7 +39,6 @@ ADDED_READINGS = {  # of a model, and what they were before there was a choice: 
     "head_states": "plain",
     "dropout": 0.0,
     "encoder_scores": 0.0,
-    "head": "states",  # RA-Rec's
 }
 KEPT_OF_A_TOKEN = (
     34  # numbers a layer keeps of a token, in widths: SmolLM2 on an H100, 43 GiB for 8 candidates of 16 rows

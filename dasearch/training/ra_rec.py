@@ -108,9 +108,10 @@ class RARecMethod(EncoderMethod):
         k, count = drawn.items.shape
         rows = Rows(drawn.tokens.flatten(0, 1), _never_empty(drawn.segments.flatten(0, 1)))
         user_prefixes, item_prefixes = model.user_prefixes(batch), model.item_prefixes(drawn.items.flatten())
-        users = model.user_states(batch, user_prefixes, layout)
-        users = users.view(k, -1, *users.shape[1:])
-        states = model.item_states(rows, drawn.items.flatten(), item_prefixes, layout).view(k, count, -1)
+        users = model.tower_states(model.user_tower, batch.rows, user_prefixes, layout).view(
+            k, -1, model.backbone.width
+        )
+        states = model.tower_states(model.item_tower, rows, item_prefixes, layout).view(k, count, -1)
         biases = model.item_bias.expand(k, -1).gather(1, drawn.items)
         scores = model.product(users, states, biases)
         terms = {"bpr": bpr_of_drawn(scores, drawn.positive, drawn.drawn, drawn.unbought)}

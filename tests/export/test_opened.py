@@ -30,9 +30,9 @@ GRAPHS = {  # encoders whose code differs in a graph
     "bert4rec": ("llama", repr({"model": {"kind": "idle"}, "encoder": {"name": "bert4rec"}}), "PSS"),
     "comirec-sa": ("opt", repr({"model": {"kind": "ra-rec"}, "encoder": {"name": "comirec-sa"}}), "PPS-SPP"),
     "neumf": ("opt", repr({"model": {"kind": "idle"}, "encoder": {"name": "neumf"}}), "PPS-SPP"),
-    "moved": (
+    "gives both": (
         "opt",
-        repr({"model": {"kind": "idle", "head": "encoder"}, "encoder": {"name": "comirec-sa"}}),
+        repr({"model": {"kind": "idle", "encoder_scores": 0.5}, "encoder": {"name": "comirec-sa"}}),
         "PSS-SPP",
     ),
     "added": ("opt", repr({"model": {"encoder_scores": 0.5}, "encoder": {"name": "sasrec", "width": 8}}), "SPS-PPP"),

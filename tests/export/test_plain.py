@@ -74,19 +74,7 @@ CASES = [  # family, settings, layout, how far scores may be apart
         for encoder, more in (
             ("sasrec", {}),
             ("comirec-sa", {}),
-            ("comirec-sa", {"head": "encoder"}),
             ("gru4rec", {"variation": "frozen"}),
-        )
-    ),
-    *(
-        (family, prefixed(kind, encoder, pool, head="encoder", **more), "SPS-PSP", CLOSE)
-        for kind in ("idle", "ra-rec")
-        for family, encoder, pool, more in (
-            ("opt", "comirec-sa", "mean", {}),
-            ("llama", "comirec-dr", "last_item", {}),
-            ("bert", "comirec-sa", "as_tokens", {"refine": "concat"} if kind == "idle" else {}),
-            ("bert", "sasrec", "mean", {}),
-            ("opt", "sasrec", "mean", {"variation": "frozen"}),
         )
     ),
     ("opt", prefixed("ra-rec", variation="frozen"), "SSS-SSS", CLOSE),

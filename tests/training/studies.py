@@ -89,8 +89,10 @@ def small_study(folder: Path, **changes: Any) -> StudySettings:
 
 @lru_cache(maxsize=3)
 def recommender(kind: str) -> Recommender:
-    """A trained model of 60 users and 40 items, opened from its folder."""
-    settings = small_settings(model={"kind": kind})
+    """A trained model of 60 users and 40 items, opened from its folder; ``"kind + encoder"``: with an encoder's scores."""
+    kind, *added = kind.split(" + ")
+    changes = {"encoder_scores": 0.7} if added else {}
+    settings = small_settings(model={"kind": kind, **changes}, **({"encoder": ENCODER} if added else {}))
     ready = materials(settings)
     trained = train(settings, ready, Layout.parse("SPS-PPS"), settings.trial)
     with TemporaryDirectory() as folder:

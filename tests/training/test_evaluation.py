@@ -14,7 +14,9 @@ from dasearch.models.tiny_opt import TinyOPTSettings, content_hash, tiny_opt
 from dasearch.training import evaluation
 from dasearch.training.baselines import markov_ranks, popularity_ranks
 from dasearch.training.darec import pretrain_collaborative
-from dasearch.training.evaluation import final_ranks, validation_held
+from dasearch.training.encoders import study_encoder
+from dasearch.training.evaluation import final_ranks, validation_held, validation_plan
+from dasearch.training.loop import train
 from dasearch.training.materials import PurchaseIndex
 from dasearch.training.preparation import build_model
 from tests.conftest import seeded, toy_dataset
@@ -37,6 +39,31 @@ def test_ranks_equal_one_user_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(found.ranks) == 60
     assert found.ranks.min() >= 1
     assert found.ranks.max() <= 40
+
+
+@pytest.mark.parametrize("kind", ["darec", "idle", "ra-rec"])
+def test_an_encoders_scores_are_added(kind: str) -> None:
+    """Ranks are those of ``own + weight * encoder's``, by hand; the training is that of the model alone."""
+    encoder = {"name": "comirec-sa", "width": 8, "epochs": 2, "history": 6}
+    alone = small_settings(model={"kind": kind}, encoder=encoder)
+    both = small_settings(model={"kind": kind, "encoder_scores": 3.0}, encoder=encoder)
+    layout = Layout.parse("SPS-PPS")
+    plain, added = (
+        train(one, materials(one), layout, one.trial.model_copy(update={"epochs": 1})) for one in (alone, both)
+    )
+    assert plain.progress.epochs[0].losses == added.progress.epochs[0].losses
+    ready = materials(both)
+    development, gates = ready.development, plain.model.layout_tensor(layout)
+    held = validation_held(added.model, ready.catalogue, development, gates)
+    trained = study_encoder(both.encoder, ready, both.seed, lambda _: None)
+    batches = validation_plan(ready.catalogue, development).by_length(7)
+    with torch.inference_mode():
+        scorer = plain.model.eval().scorer(ready.catalogue.item_rows, gates)
+        for places, batch in batches:
+            scores = scorer(plain.model.states(batch, gates)) + 3.0 * trained.scores(batch.users, batch.histories)
+            own = scores.gather(1, batch.at_last(batch.targets)[:, None])
+            assert (1 + (scores > own).sum(1)).tolist() == held.ranks[places].tolist()
+    assert validation_held(plain.model, ready.catalogue, development, gates).ranks.tolist() != held.ranks.tolist()
 
 
 def test_test_ranks_read_the_whole_history() -> None:

@@ -129,7 +129,7 @@ def test_ra_recs_score_is_the_product_of_two_towers() -> None:
         scores = model.scorer(rows, layout)(users)
         for item in (0, 7, 39):
             one = torch.tensor([item])
-            alone = model.item_states(rows.select(one), one, model.item_prefixes(one), layout)[0]
+            alone = model.item_states(rows.select(one), one, layout)[0]
             expected = users @ alone / 4 + model.item_bias[item]
             torch.testing.assert_close(scores[:, item], expected, atol=1e-5, rtol=1e-5)
 
@@ -175,5 +175,5 @@ def test_concat_is_ra_recs_user_tower() -> None:
         with torch.no_grad():
             first = ours.states(batch, ours.layout_tensor(layout))
             prefixes = theirs.user_prefixes(batch)
-            second = theirs.user_states(batch, prefixes, theirs.layout_tensor(layout))
+            second = theirs.tower_states(theirs.user_tower, batch.rows, prefixes, theirs.layout_tensor(layout))
         torch.testing.assert_close(first, second)

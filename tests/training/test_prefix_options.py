@@ -12,9 +12,6 @@ from dasearch.config import Precision
 from dasearch.errors import StudyError
 from dasearch.layout import Layout
 from dasearch.models.idle import IDLEAdapter, TextHead
-from dasearch.models.prefix import PrefixModel
-from dasearch.training.encoders import encoder_ranks
-from dasearch.training.evaluation import validation_held
 from dasearch.training.loop import Trained, train
 from dasearch.training.preparation import build_model
 from tests.training.studies import materials, merged, small_settings
@@ -23,7 +20,6 @@ MANY_INTERESTS = {"encoder": {"name": "comirec-sa"}}
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     *(("idle", {"model": {"refine": value}}) for value in ("none", "scalar_gate", "concat")),
     ("idle", {"model": {"head": "dot_item_text"}}),
-    ("idle", {"model": {"head": "encoder"}}),
     ("idle", {"model": {"head_bias": "zero"}}),
     ("idle", {"model": {"head_rows": "normal"}}),
     ("idle", {"losses": {"mmd": 3.0}}),
@@ -31,6 +27,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("idle", {"encoder": {"pool": "as_tokens"}, "model": {"refine": "concat"}}),
     ("idle", {"encoder": {"interests": 3}}),
     *((kind, {"model": {"variation": "frozen"}}) for kind in ("idle", "ra-rec")),
+    *((kind, {"model": {"encoder_scores": 0.5}}) for kind in ("idle", "ra-rec")),
     *((kind, {"model": {"prefix": 5}}) for kind in ("idle", "ra-rec")),
     *((kind, {"model": {"projection": "shared"}}) for kind in ("idle", "ra-rec")),
     *((kind, {"model": {"parallel_reduce": "sum"}}) for kind in ("idle", "ra-rec")),
@@ -38,7 +35,6 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     *((kind, {"model": {"attn_scale": "model"}}) for kind in ("idle", "ra-rec")),
     *((kind, {"examples": {"overlap": True}}) for kind in ("idle", "ra-rec")),
     *((kind, {"examples": {"diverse": 0.5}}) for kind in ("idle", "ra-rec")),
-    ("ra-rec", {"model": {"head": "encoder"}}),
     ("ra-rec", {"model": {"instruction": False}}),
     ("ra-rec", {"model": {"item_bias": "log-frequency"}}),
     ("ra-rec", {"losses": {"align": 0.0}}),
@@ -99,21 +95,8 @@ def test_a_head_over_text_vectors() -> None:
     assert "head.texts" not in dict(model.trainable())
 
 
-@pytest.mark.parametrize("kind", ["idle", "ra-rec"])
-@pytest.mark.parametrize("encoder", ["comirec-sa", "comirec-dr", "sasrec", "gru4rec", "bert4rec", "fdsa"])
-def test_the_encoders_head_begins_with_the_encoders_ranking(kind: str, encoder: str) -> None:
-    settings = small_settings(model={"kind": kind, "head": "encoder"}, encoder={"name": encoder})
-    ready = materials(settings)
-    model = build_model(settings, ready, replace_every=1, seed=0)
-    assert isinstance(model, PrefixModel)
-    development = ready.development
-    held = validation_held(model, ready.catalogue, development, torch.zeros(2, 3))
-    alone = encoder_ranks(model.encoder, development.users, development.train, development.valid)
-    assert held.ranks.tolist() == alone.tolist()
-
-
-@pytest.mark.parametrize("kind", ["idle", "ra-rec"])
+@pytest.mark.parametrize("kind", ["darec", "idle", "ra-rec"])
 @pytest.mark.parametrize("encoder", ["mf", "neumf"])
-def test_an_encoder_of_no_products_has_no_head(kind: str, encoder: str) -> None:
-    with pytest.raises(StudyError, match="needs an ID encoder that scores by products alone"):
-        small_settings(model={"kind": kind, "head": "encoder"}, encoder={"name": encoder})
+def test_an_encoder_of_no_products_adds_no_scores(kind: str, encoder: str) -> None:
+    with pytest.raises(StudyError, match=r"model.encoder_scores needs an ID encoder that scores by products alone"):
+        small_settings(model={"kind": kind, "encoder_scores": 1.0}, encoder={"name": encoder})

@@ -17,7 +17,7 @@ from dasearch.training.recommender import Recommender
 from tests.conftest import toy_dataset
 from tests.training.studies import recommender
 
-KINDS = ("darec", "idle", "ra-rec")
+KINDS = ("darec", "idle", "ra-rec", "darec + encoder", "idle + encoder")
 ITEMS = [item.identifier for item in toy_dataset(60, 40).items]
 REQUESTS = st.lists(
     st.tuples(

@@ -33,7 +33,10 @@ VARIED: list[dict[str, Any]] = [
     *({"model": {"variation": name}} for name in ("variation-2", "darec-base", "llmrec", "both-causal")),
     {"model": {"cf_mode": "frozen"}},
     {"model": {"item_ids": "embedding", "item_key": True, "user_key": "history", "head_states": "whitened"}},
-    {"model": {"item_ids": "encoder", "user_key": "none"}, "encoder": {"name": "sasrec", "width": 8, "epochs": 1}},
+    {
+        "model": {"item_ids": "encoder", "user_key": "none", "encoder_scores": 0.5},
+        "encoder": {"name": "sasrec", "width": 8, "epochs": 1},
+    },
     {"model": {"item_ids": "collaborative", "user_key": "none", "dropout": 0.3}, "losses": {"contrastive": 0.0}},
     {"model": {"item_key": True, "collab_proj": "per_layer", "variation": "both-causal", "dropout": 0.2}},
     {"model": {"item_ids": "collaborative", "variation": "llmrec", "dropout": 0.2, "head_states": "whitened"}},
@@ -56,7 +59,10 @@ VARIED: list[dict[str, Any]] = [
         }
     },
     {"model": {"kind": "idle", "refine": "concat"}},
-    *({"model": {"kind": kind, "head": "encoder"}, "encoder": {"name": "comirec-sa"}} for kind in ("idle", "ra-rec")),
+    *(
+        {"model": {"kind": kind, "encoder_scores": 0.5}, "encoder": {"name": "comirec-sa"}}
+        for kind in ("idle", "ra-rec")
+    ),
     {"model": {"kind": "ra-rec", "item_bias": "log-frequency", "instruction": False}},
 ]
 

@@ -96,10 +96,6 @@ class IDEncoder(nn.Module):
         """Shapes: items ``(...)`` -> ``(..., width)``."""
         raise NotImplementedError
 
-    def score_vectors(self, users: Tensor, histories: Tensor) -> Tensor:
-        """Of the encoders that score by products: an item's score is its largest with these, ``(batch, vectors, width)``."""
-        return self.user_embedding(users, histories)
-
     def scores(self, users: Tensor, histories: Tensor) -> Tensor:
         """Shape ``(batch, items)``; more is better."""
         raise NotImplementedError

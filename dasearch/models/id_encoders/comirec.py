@@ -77,9 +77,6 @@ class ComiRec(IDEncoder):
     def item_embedding(self, items: Tensor) -> Tensor:
         return self.items(items.clamp(min=0))  # type: ignore[no-any-return]
 
-    def score_vectors(self, users: Tensor, histories: Tensor) -> Tensor:
-        return self.interests(histories)
-
     def scores(self, users: Tensor, histories: Tensor) -> Tensor:
         return (self.interests(histories) @ self.items.weight.T).amax(1)
 
