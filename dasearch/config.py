@@ -307,23 +307,36 @@ class StudySettings(Section):
         return {}
 
 
-class DARecStudy(StudySettings):
+class WithEncoder(StudySettings):
+    """A study whose model can read a trained ID encoder."""
+
+    encoder: EncoderSettings = EncoderSettings()
+
+    @model_validator(mode="after")
+    def _encoder_scores_by_products(self) -> Self:
+        entry = ENCODERS.get(self.encoder.name)
+        if self.model.encoder_scores and entry is not None and not entry.by_product:
+            raise ValueError(
+                f"model.encoder_scores needs an ID encoder that scores by products alone, which {entry.title} does not; "
+                "set another encoder.name"
+            )
+        return self
+
+    @property
+    def reads_encoder(self) -> bool:
+        """Whether the encoder is needed."""
+        return True
+
+
+class DARecStudy(WithEncoder):
     """A study of DARec's layouts."""
 
     model: DARecSettings = DARecSettings()
     losses: LossSettings = LossSettings()
     cf: CollaborativeTraining = CollaborativeTraining()
-    encoder: EncoderSettings = EncoderSettings()  # read where `reads_encoder`
-
-    @model_validator(mode="after")
-    def _encoder_fits(self) -> Self:
-        if self.model.encoder_scores:
-            _require_products(self.encoder, "model.encoder_scores")
-        return self
 
     @property
     def reads_encoder(self) -> bool:
-        """Whether a trained ID encoder is needed."""
         return self.model.item_ids is ItemIDs.ENCODER or self.model.encoder_scores > 0
 
     @property
@@ -331,30 +344,14 @@ class DARecStudy(StudySettings):
         return self.encoder.history if self.model.encoder_scores else HISTORY_ITEMS
 
 
-def _require_products(encoder: EncoderSettings, setting: str) -> None:
-    entry = ENCODERS.get(encoder.name)
-    if entry is not None and not entry.by_product:
-        raise ValueError(
-            f"{setting} needs an ID encoder that scores by products alone, which {entry.title} does not; "
-            "set another encoder.name"
-        )
-
-
-class EncoderStudy(StudySettings):
+class EncoderStudy(WithEncoder):
     """A study of a model that reads the vectors of an ID encoder."""
 
     model: IDLESettings | RARecSettings
-    encoder: EncoderSettings = EncoderSettings()
 
     @property
     def history_items(self) -> int:
         return self.encoder.history
-
-    @model_validator(mode="after")
-    def _encoder_fits(self) -> Self:
-        if self.model.encoder_scores:
-            _require_products(self.encoder, "model.encoder_scores")
-        return self
 
 
 class IDLEStudy(EncoderStudy):

@@ -43,7 +43,7 @@ class LayoutFile(VersionedFile):
     bottleneck: int | None = Field(None, description="DARec: width between an adapter's projections")
     activation: str | None = Field(None, description="DARec: between them")
     prefix: int | None = Field(None, description="IDLE-Adapter and RA-Rec: learned tokens in front of every layer")
-    encoder: str | None = Field(None, description="IDLE-Adapter and RA-Rec: the ID encoder")
+    encoder: str | None = Field(None, description="the ID encoder that the model reads, where it reads one")
     parallel_reads: str = Field("sublayer input (after the frozen norm)", description="what a parallel adapter reads")
     parallel_reduce: str | None = Field(None, description="how a parallel adapter joins its sublayer: mean or sum")
     parallel_residual: bool | None = Field(None, description="DARec: whether a parallel adapter adds its own input")

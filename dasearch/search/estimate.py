@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from dasearch.config import DARecStudy, EncoderStudy, StudySettings
+from dasearch.config import DARecStudy, StudySettings, WithEncoder
 from dasearch.data import LeaveOneOut
 from dasearch.errors import TrainingError
 from dasearch.search.objective import at_once, data_bo
@@ -107,7 +107,7 @@ def timed(
 
 def quickly(settings: StudySettings) -> StudySettings:
     """The study without pre-training of ID vectors, which an estimate does not count."""
-    assert isinstance(settings, DARecStudy | EncoderStudy)
+    assert isinstance(settings, WithEncoder)
     untrained: dict[str, Any] = {"encoder": settings.encoder.model_copy(update={"epochs": 0, "file": None})}
     if isinstance(settings, DARecStudy):
         untrained["cf"] = settings.cf.model_copy(update={"epochs": 0})

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from dasearch.config import EncoderStudy, StudySettings, parse_study
+from dasearch.config import StudySettings, WithEncoder, parse_study
 from dasearch.data import Dataset, IntArray, Item, evaluation_plan
 from dasearch.data.rows import NO_ITEM
 from dasearch.errors import DasearchError, ModelFolderError, suggestion
@@ -233,7 +233,7 @@ def layout_file(settings: StudySettings, trained: Trained, metric: Metric | None
         bottleneck=adapters.bottleneck if adapters else None,
         activation=adapters.activation.value if adapters else None,
         prefix=settings.model.prefix if isinstance(settings.model, PrefixSettings) else None,
-        encoder=settings.encoder.name if isinstance(settings, EncoderStudy) else None,
+        encoder=settings.encoder.name if isinstance(settings, WithEncoder) and settings.reads_encoder else None,
         parallel_reads=PARALLEL_READS[settings.model.kind],
         parallel_reduce=settings.model.parallel_reduce.value,
         parallel_residual=adapters.parallel_residual if adapters else None,
