@@ -101,3 +101,8 @@ def test_what_cannot_be_answered_is_named(arguments: dict[str, object], sentence
         recommender("darec").recommend_many(**{"histories": [["item1"], ["item2"]], **arguments})
     with pytest.raises(ModelFolderError, match=r"^unknown item 'itm1'"):
         recommender("darec").recommend(["itm1"])
+
+
+@pytest.mark.parametrize(("kind", "encoder"), [("darec", None), ("darec + encoder", "sasrec"), ("idle", "sasrec")])
+def test_the_layout_file_names_the_encoder_that_is_read(kind: str, encoder: str | None) -> None:
+    assert recommender(kind).layout_file.encoder == encoder
