@@ -133,6 +133,15 @@ def see_figures(page: Any) -> None:
         assert len(place.get_attribute("aria-label")) > 20
 
 
+def settled(page: Any, link: Any) -> float:
+    """Where a link stands once the figures that came into sight are drawn: in one place for a second."""
+    places = [link.bounding_box()["y"]]
+    while len(places) < 6 or (len(set(places[-6:])) > 1 and len(places) < 100):
+        page.wait_for_timeout(200)
+        places.append(link.bounding_box()["y"])
+    return places[-1]
+
+
 def open_numbers(page: Any, key: str) -> None:
     """By keyboard: figures above may still be drawn, and move what a pointer aims at."""
     page.locator(f"#figure-{key} summary").focus()
@@ -156,8 +165,7 @@ def test_a_study_is_followed_without_reload(served: Served, browser: Any) -> Non
     open_numbers(page, "best-so-far")
     link = page.locator("#trials tbody a").first
     link.focus()
-    page.wait_for_timeout(1000)  # figures that came into sight are drawn
-    at = link.bounding_box()["y"]
+    at = settled(page, link)
     playwright.expect(page.locator("#trials tbody tr")).not_to_have_count(rows, timeout=LIVE)
     playwright.expect(page.locator("#now")).not_to_contain_text(f" {before} of", timeout=LIVE)
     assert complete(page) > before
