@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from dasearch.data import ItemRows, SequenceBatch
 from dasearch.layout import SITES, Layout, ModelKind, replaced_layers
 from dasearch.models.backbone import FrozenBackbone
+from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.stacking import Linear, per_row
 
 HEAD_SD = 0.02  # of a head's rows at the start: OPT's own
@@ -37,14 +38,26 @@ class RecommenderModel(nn.Module):
         backbone: shared by every recommender of a study.
         n_items: size of the catalogue.
         replace_every: replacement frequency r (DARec fig. 10).
+        encoder: a trained ID encoder, which stays as it is, in evaluation mode.
+        encoder_scores: the weight of its scores beside the model's own.
     """
 
     kind: ModelKind
     recompute = False  # whether a layer's activations are computed again in the backward rather than kept
 
-    def __init__(self, backbone: FrozenBackbone, *, n_items: int, replace_every: int) -> None:
+    def __init__(
+        self,
+        backbone: FrozenBackbone,
+        *,
+        n_items: int,
+        replace_every: int,
+        encoder: IDEncoder | None = None,
+        encoder_scores: float = 0.0,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.encoder = None if encoder is None else encoder.eval().requires_grad_(False)
+        self._encoder_weight = encoder_scores
         self.n_items = n_items
         self.replaced = replaced_layers(len(backbone.blocks), replace_every)
 
@@ -67,7 +80,16 @@ class RecommenderModel(nn.Module):
 
         Shapes: as of `dasearch.models.id_encoders.base`.
         """
-        return None
+        if self.encoder is None or not self._encoder_weight:
+            return None
+        return self._encoder_weight * self.encoder.scores(users, histories)
+
+    def train(self, mode: bool = True) -> Self:
+        """The ID encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.encoder is not None:
+            self.encoder.eval()
+        return self
 
     def fit_newcomers(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
         """Learn what is needed to score users outside the training data (users -1 of a batch), if anything is."""

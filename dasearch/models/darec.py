@@ -489,9 +489,14 @@ class DARec(RecommenderModel):
         generator: torch.Generator,
         encoder: IDEncoder | None = None,
     ) -> None:
-        super().__init__(backbone, n_items=n_items, replace_every=replace_every)
+        super().__init__(
+            backbone,
+            n_items=n_items,
+            replace_every=replace_every,
+            encoder=encoder,
+            encoder_scores=settings.encoder_scores,
+        )
         self.settings = settings
-        self.encoder = None if encoder is None else encoder.eval().requires_grad_(False)
         width = backbone.width
         self.special = nn.Parameter(torch.empty(SPECIAL_TOKENS, width).normal_(std=TOKEN_SD, generator=generator))
         self.layers = nn.ModuleList(
@@ -661,16 +666,6 @@ class DARec(RecommenderModel):
 
     def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
         return self.logits
-
-    def train(self, mode: bool = True) -> DARec:
-        """The ID encoder stays in evaluation mode."""
-        super().train(mode)
-        if self.encoder is not None:
-            self.encoder.eval()
-        return self
-
-    def encoder_scores(self, users: Tensor, histories: Tensor) -> Tensor | None:
-        return None if self.encoder is None else self.settings.encoder_scores * self.encoder.scores(users, histories)
 
     def _user_vectors(self, batch: SequenceBatch) -> Tensor:
         """CF vectors ``(batch, cf width)``: a user's own, or one estimated from the history (`fit_newcomers`)."""

@@ -321,6 +321,7 @@ class PrefixModel(RecommenderModel):
     """
 
     settings: PrefixSettings
+    encoder: IDEncoder
 
     def __init__(
         self,
@@ -331,15 +332,14 @@ class PrefixModel(RecommenderModel):
         n_items: int,
         replace_every: int,
     ) -> None:
-        super().__init__(backbone, n_items=n_items, replace_every=replace_every)
+        super().__init__(
+            backbone,
+            n_items=n_items,
+            replace_every=replace_every,
+            encoder=encoder,
+            encoder_scores=settings.encoder_scores,
+        )
         self.settings = settings
-        self.encoder = encoder.eval().requires_grad_(False)
-
-    def train(self, mode: bool = True) -> PrefixModel:
-        """The encoder stays in evaluation mode."""
-        super().train(mode)
-        self.encoder.eval()
-        return self
 
     def build_prefixes(self, refine: Refine, generator: torch.Generator) -> nn.ModuleList:
         """A `Prefix` for each adapted layer; none where nothing is injected."""
@@ -362,10 +362,6 @@ class PrefixModel(RecommenderModel):
     def item_ids(self, items: Tensor) -> Tensor:
         """The encoder's vectors of items ``(k,)``: ``(k, 1, id width)``."""
         return self.encoder.item_embedding(items)[:, None]
-
-    def encoder_scores(self, users: Tensor, histories: Tensor) -> Tensor | None:
-        weight = self.settings.encoder_scores
-        return weight * self.encoder.scores(users, histories) if weight else None
 
     def pooled_states(self, rows: Rows, injections: dict[int, Injection]) -> Tensor:
         """One last state a row: ``(batch, width)``."""
