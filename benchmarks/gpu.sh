@@ -14,7 +14,7 @@ run() { # seconds at most, then the command
   timeout "$most" "$@" 2>&1 | grep -v -e Warning -e RETRY -e "Loading weights" -e "Writing model" | tail -n 12 | tee -a "$OUT/gpu.txt"
 }
 step() { local most=$1; shift; run "$most" python3 benchmarks/step.py --set "data.source=$DATA" --set cf.epochs=1 "$@"; }
-smollm2="amazon-scientific-smollm2 --steps 15 --rounds 1"
+smollm2="amazon-scientific-smollm2-paper --steps 15 --rounds 1"
 nvidia-smi --query-gpu=name,memory.total --format=csv,noheader 2>/dev/null | tee -a "$OUT/gpu.txt"
 step 150 $smollm2 --candidates 1 --validate --verbose
 step 150 $smollm2 --candidates 8 --verbose

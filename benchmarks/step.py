@@ -113,7 +113,6 @@ def serve(given: argparse.Namespace) -> None:
         step(next(batches))
     if device == "cuda":
         torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
     first = {
         "warm_up": time.perf_counter() - started,
         "device": device,
@@ -130,17 +129,43 @@ def serve(given: argparse.Namespace) -> None:
             if device == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - began)
+        profile = _profile(step, batches, device, given.profile) if given.profile else []
         began = time.perf_counter()
         if given.validate:
             step.validate()  # type: ignore[attr-defined]
         validation = time.perf_counter() - began
-        memory = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+        memory = (
+            torch.cuda.max_memory_reserved() if device == "cuda" else 0
+        )  # graphs' pool, which replays fill, included
         print(
             json.dumps(
-                {"seconds": seconds, "tokens": tokens / len(seconds), "memory": memory, "validation": validation}
+                {
+                    "seconds": seconds,
+                    "tokens": tokens / len(seconds),
+                    "memory": memory,
+                    "validation": validation,
+                    "profile": profile,
+                }
             ),
             flush=True,
         )
+
+
+def _profile(
+    step: Callable[[Any], int], batches: Iterator[Any], device: str, most: int
+) -> list[tuple[float, int, str]]:
+    """Milliseconds, calls and names of the kernels (on a CPU, operations) that a step spends most in; first their sum."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU if device == "cpu" else ProfilerActivity.CUDA]) as seen:
+        tokens = step(next(batches))
+        if device == "cuda":
+            torch.cuda.synchronize()
+    on = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"
+    found = sorted(((getattr(e, on) / 1e3, e.count, e.key) for e in seen.key_averages()), reverse=True)
+    total = (sum(ms for ms, _, _ in found), sum(count for _, count, _ in found), f"in all, of {tokens} tokens")
+    return [total, *found[:most]]
 
 
 def _operations(step: Callable[[Any], int], batches: Iterator[Any], device: str) -> float:
@@ -180,7 +205,8 @@ class Served:
 
     def __init__(self, root: Path, study: str, candidates: int, given: argparse.Namespace) -> None:
         changes = [part for change in given.changes for part in ("--set", change)]
-        options = [*changes, "--threads", str(given.threads), *(["--validate"] if given.validate else [])]
+        numbers = ["--threads", str(given.threads), "--profile", str(given.profile)]
+        options = [*changes, *numbers, *(["--validate"] if given.validate else [])]
         command = [sys.executable, __file__, study, "--candidates", str(candidates), *options, "--serve"]
         self.process = subprocess.Popen(
             command,
@@ -226,7 +252,8 @@ def line(name: str, k: int, served: Served, peak: float) -> str:
         parts.append(f"{facts['memory'] / 2**30:.1f} GiB")
     if facts["validation"] > 0.001:
         parts.append(f"validation of {facts['users']}: {facts['validation']:.2f} s")
-    return "  ".join([*parts, f"warm-up {facts['warm_up']:.0f} s"])
+    first = "  ".join([*parts, f"warm-up {facts['warm_up']:.0f} s"])
+    return "\n".join([first, *(f"    {ms:9.3f} ms {count:6d} x  {name[:110]}" for ms, count, name in facts["profile"])])
 
 
 def against(revision: str, study: str, given: argparse.Namespace) -> None:
@@ -262,6 +289,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="of a CPU; 0: a core each")
     parser.add_argument("--against", metavar="REV")
     parser.add_argument("--validate", action="store_true", help="time a validation of all users too")
+    parser.add_argument("--profile", type=int, default=0, metavar="N", help="the N kernels that a step spends most in")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--verbose", action="store_true", help="show what the processes say on standard error")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)

@@ -115,9 +115,19 @@ class MaskRouter(nn.Module):
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
 
-    def weights(self, q: Tensor, p: Tensor) -> Tensor:
-        """Shape ``(rows, tokens, 2)``: non-negative, summing to one over the branches."""
-        return torch.softmax(self.gate(torch.cat([q, p], dim=-1)), dim=-1)
+    def share(self, q: Tensor, p: Tensor) -> Tensor:
+        """The weight of q, ``(rows, tokens, 1)``; that of p is the rest.
+
+        A softmax over two is the sigmoid of their difference: one sum over the branches, which need not stand side by side.
+        """
+        weight = (self.gate.weight[..., 0, :] - self.gate.weight[..., 1, :]).to(q.dtype)
+        bias = (self.gate.bias[..., 0] - self.gate.bias[..., 1]).to(q.dtype)
+        if stacked := weight.dim() == 2:  # of several candidates, whose rows stand one after another
+            weight, bias = weight[:, None], bias[:, None, None]
+        of_q, of_p = weight.chunk(2, dim=-1)
+        rows = [part.reshape(len(weight), -1, part.shape[-1]) if stacked else part for part in (q, p)]
+        difference = (rows[0] * of_q + rows[1] * of_p).sum(-1, keepdim=True) + bias
+        return torch.sigmoid(difference).view(*q.shape[:-1], 1)
 
     def forward(self, q: Tensor, p: Tensor) -> Tensor:
-        return torch.lerp(p, q, self.weights(q, p)[..., :1])  # the two weights sum to one
+        return torch.lerp(p, q, self.share(q, p))

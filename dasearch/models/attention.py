@@ -8,12 +8,14 @@ within each item and never forms the row's square, which pays for long rows (`be
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from enum import StrEnum
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dasearch.data.rows import PAD_SEGMENT
 from dasearch.models.stacking import take
@@ -21,6 +23,10 @@ from dasearch.models.stacking import take
 SQUARE_TOKENS = (
     256  # longest row whose square of scores is formed; above it the CPU's fused kernels win (benchmarks/attention.py)
 )
+HALF_TILE = (
+    64  # tokens of a row up to which the memory-efficient kernel, in tiles of 64, beats flash's of 128 (one H100)
+)
+SHORT_ROWS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 ALIGNED = 8  # a mask's last axis is stored in multiples of it, as CUDA's fused attention wants
 
 
@@ -38,8 +44,7 @@ class Projected(NamedTuple):
 
     def with_key(self, extra: Keys) -> Projected:
         """Further keys and values in front; the queries stay."""
-        keys = torch.cat([extra.keys, self.keys], dim=2)
-        return Projected(self.queries, keys, torch.cat([extra.values, self.values], dim=2))
+        return Projected(self.queries, _in_front(extra.keys, self.keys), _in_front(extra.values, self.values))
 
 
 class Keys(NamedTuple):
@@ -47,6 +52,13 @@ class Keys(NamedTuple):
 
     keys: Tensor
     values: Tensor
+
+
+def _in_front(extra: Tensor, parts: Tensor) -> Tensor:
+    """Along the tokens. A GPU copies and reads them fastest as projections lie in memory, token by token."""
+    if not parts.is_cuda:
+        return torch.cat([extra, parts], dim=2)
+    return torch.cat([extra.transpose(1, 2), parts.transpose(1, 2)], dim=1).transpose(1, 2)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -104,7 +116,9 @@ def attend_causally(projected: Projected) -> Tensor:
 
     Shapes: -> ``(batch, tokens, heads * head width)``.
     """
-    out = F.scaled_dot_product_attention(*projected, is_causal=True, scale=1.0)
+    short = projected.queries.is_cuda and projected.keys.shape[2] <= HALF_TILE
+    with sdpa_kernel(SHORT_ROWS) if short else nullcontext():
+        out = F.scaled_dot_product_attention(*projected, is_causal=True, scale=1.0)
     return out.transpose(1, 2).flatten(2)
 
 

@@ -31,7 +31,7 @@ from dasearch.training.seeds import generator_for
 from dasearch.training.stack import Candidate, Epoch, Ground, Progress, Run, Stack
 
 MOST_AT_ONCE = 4  # of a search: regret within .01 of one at a time, where 8 add .02 (benchmarks/README.md)
-MEMORY_SHARE = 0.4  # of a GPU for a step's activations: its CUDA graphs keep a second set
+MEMORY_SHARE = 0.6  # of a GPU for a step's activations, which stay in the pool of its CUDA graphs
 ADDED_READINGS = {  # of a model, and what they were before there was a choice: what was trained then keeps its identity
     "item_ids": "none",
     "item_key": False,

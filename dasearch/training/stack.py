@@ -257,7 +257,7 @@ class Stack:
         self.optimizer = self._optimizer(runs)
         self.sums: dict[str, Tensor] = {}  # of every term over the epoch so far, (K,)
         self._kept_sums: dict[str, Tensor] = {}  # of the epoch before: graphs add to the same tensors
-        self.graphs = StepGraphs(self.step, self.materials.device) if self._repeats() else None
+        self.graphs = StepGraphs(self.materials.device) if self._repeats() else None
 
     def _repeats(self) -> bool:
         """Whether steps are replayed as CUDA graphs."""
@@ -337,11 +337,19 @@ class Stack:
         ((batch, drawn),) = group
         assert self.graphs is not None
         fixed = self.materials.method.fixed(batch, drawn, self.materials.catalogue.row_format)
-        self.graphs.run(*fixed)
+        self.graphs.run(*fixed, step=self.step, light=self.light_step)
 
     def step(self, batch: SequenceBatch, drawn: Drawn) -> None:
         """A step of the optimiser from one batch on the device; waits for nothing."""
         self._update(self._gradient(batch, drawn))
+
+    def light_step(self, batch: SequenceBatch, drawn: Drawn) -> None:
+        """The same with activations computed again in the backward."""
+        kept, self.model.recompute = self.model.recompute, True
+        try:
+            self.step(batch, drawn)
+        finally:
+            self.model.recompute = kept
 
     def _gradient(self, batch: SequenceBatch, drawn: Drawn, share: float = 1.0) -> Tensor:
         """Of the loss times ``share``; every term is added to the epoch's sums."""

@@ -78,13 +78,12 @@ def test_parameter_count_of_the_paper() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 50))
-def test_router_weights_are_a_distribution(seed: int, scale: float) -> None:
+def test_router_is_a_softmax_over_both_branches(seed: int, scale: float) -> None:
     router = MaskRouter(WIDTH)
     torch.nn.init.normal_(router.gate.weight, std=scale, generator=seeded(seed))
     q, p = torch.randn(2, 3, 4, WIDTH, generator=seeded(seed + 1))
-    beta = router.weights(q, p)
-    assert (beta >= 0).all()
-    torch.testing.assert_close(beta.sum(-1), torch.ones(3, 4))
+    beta = torch.softmax(router.gate(torch.cat([q, p], dim=-1)), dim=-1)
+    torch.testing.assert_close(router.share(q, p), beta[..., :1])
     torch.testing.assert_close(router(q, p), beta[..., :1] * q + beta[..., 1:] * p)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dasearch.config import Recipe, StudySettings
+from dasearch.data import SequenceBatch
 from dasearch.errors import TrainingError
 from dasearch.layout import Layout
 from dasearch.models import darec as darec_module
 from dasearch.models.stacking import Flat, Linear, StackedParameters, Table
 from dasearch.threads import using
 from dasearch.training.darec import DARecDrawn
-from dasearch.training.graphs import tensors_of
+from dasearch.training.graphs import StepGraphs, tensors_of
 from dasearch.training.loop import Trained, _threads_of_one, train, train_together
+from dasearch.training.method import Drawn
 from dasearch.training.stack import Candidate, Epoch, Ground, Run, Stack
 from tests.conftest import seeded
 from tests.training.studies import materials, small_settings
@@ -372,6 +376,30 @@ def test_ways_to_compute_change_no_result(change: str, kind: str, monkeypatch: p
             for epoch, other in zip(mine.progress.epochs, theirs.progress.epochs, strict=True):
                 assert epoch.losses == pytest.approx(other.losses, abs=1e-5, rel=1e-5)
             assert mine.metrics == theirs.metrics
+
+
+class Launched(StepGraphs):
+    """Steps of a device that captures none."""
+
+    def _launch(self, batch: SequenceBatch, drawn: Drawn, numbers: int, *, step: Any, light: Any) -> None:
+        step(batch, drawn)
+
+
+def test_a_stack_goes_when_nobody_holds_it() -> None:
+    """At once, and not when Python next looks for cycles: on a GPU its graphs hold gigabytes, and end no other's capture."""
+    study = small_settings()
+    ground = Ground(study, materials(study), study.trial, 1)
+    stack = Stack(ground, [Run.begin(ground, Candidate(Layout.parse(LAYOUTS[0])), 0, {})])
+    stack.graphs = Launched(stack.materials.device)
+    stack.take([next(stack.batches())])
+    known = weakref.ref(stack)
+    gc.collect()
+    gc.disable()
+    try:
+        del stack
+        assert known() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.gpu
