@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dasearch.data import LeaveOneOut
-from dasearch.export import FORMATS, Wishes, export
+from dasearch.export import FORMATS, ExportOptions, export
 from dasearch.search.study import Study
 from dasearch.training.recommender import Recommender, load
 
@@ -74,8 +74,8 @@ def main() -> None:
     print("form   largest difference  histories with the same top 10 in the same order      MiB")
     for form in FORMS:
         with tempfile.TemporaryDirectory() as place:
-            wishes = Wishes(top=wanted.shape[1]) if "top" in FORMATS[form].grants else None
-            folder = export(recommender, form, Path(place) / form, wishes)
+            options = ExportOptions(top=wanted.shape[1]) if "top" in FORMATS[form].supported_options else None
+            folder = export(recommender, form, Path(place) / form, options)
             found = theirs(form, folder, asked)
             mib = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
         same = (found.topk(TOP).indices == wanted.topk(TOP).indices).all(1).sum()

@@ -13,18 +13,20 @@ from dasearch import threads  # says how they wait, before anything here imports
 
 if TYPE_CHECKING:
     from dasearch.layout import Layout
+    from dasearch.layout_file import read_layout
     from dasearch.models.insertion import apply_layout
     from dasearch.search.study import Study
     from dasearch.training.recommender import load
 
 __version__ = version("dasearch")
-__all__ = ["Layout", "Study", "__version__", "apply_layout", "load", "threads"]
+__all__ = ["Layout", "Study", "__version__", "apply_layout", "load", "read_layout", "threads"]
 
 _HOMES = {
     "Layout": "dasearch.layout",
     "Study": "dasearch.search.study",
     "apply_layout": "dasearch.models.insertion",
     "load": "dasearch.training.recommender",
+    "read_layout": "dasearch.layout_file",
 }
 
 

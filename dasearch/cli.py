@@ -426,7 +426,7 @@ def export_command(
     storage: StorageOption = None,
 ) -> None:
     """Write the trained winner in a form that other trainers and servers open."""
-    from dasearch.export import FORMATS, Wishes, export_study, text_of_study
+    from dasearch.export import FORMATS, ExportOptions, export_study, text_of_study
     from dasearch.report.exports import show_formats, show_written
 
     if list_formats:
@@ -434,11 +434,11 @@ def export_command(
         return
     if study is None:
         raise WrongUse("name a study or the folder of a trained model, as in: dasearch export quickstart --format hf")
-    wishes = Wishes(None if sites is None else tuple(_listed(sites)), top)
-    if out is None and (text := text_of_study(study, form, wishes, output=output, storage=storage)) is not None:
+    options = ExportOptions(None if sites is None else tuple(_listed(sites)), top)
+    if out is None and (text := text_of_study(study, form, options, output=output, storage=storage)) is not None:
         typer.echo(text, nl=False)
         return
-    folder = export_study(study, form, out, wishes, output=output, storage=storage)
+    folder = export_study(study, form, out, options, output=output, storage=storage)
     show_written(_console(), folder, FORMATS[form].opened)
 
 

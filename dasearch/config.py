@@ -25,7 +25,8 @@ from dasearch.models.prefix import Refine
 from dasearch.models.ra_rec import RARecSettings
 from dasearch.models.tiny_opt import TinyOPTSettings
 from dasearch.search_space import find_shipped, shipped
-from dasearch.training.losses import MMD_BATCH, Reduction
+
+MMD_BATCH = 16  # rows that MMD compares at least: fewer say little about two distributions (SPEC 3)
 
 
 class Section(BaseModel):
@@ -123,6 +124,11 @@ class ExampleSettings(Section):
     def all(self) -> bool:
         """Whether every example counts."""
         return self.per_user is None and not self.overlap and self.diverse is None
+
+
+class Reduction(StrEnum):
+    MEAN = "mean"
+    SUM = "sum"
 
 
 class LossSettings(Section):
@@ -261,6 +267,7 @@ class StudySettings(Section):
     backbone: BackboneSettings = BackboneSettings()
     space: SpaceSettings = SpaceSettings()
     model: DARecSettings | IDLESettings | RARecSettings = DARecSettings()
+    encoder: EncoderSettings = EncoderSettings()
     examples: ExampleSettings = ExampleSettings()
     trial: Recipe = Recipe(epochs=3)
     final: Recipe = Recipe()
@@ -276,6 +283,21 @@ class StudySettings(Section):
                     f"comparison.variations: {self.model.kind} has no variation {name!r}; choose among {', '.join(known)}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _encoder_scores_by_products(self) -> Self:
+        entry = ENCODERS.get(self.encoder.name)
+        if self.model.encoder_scores and entry is not None and not entry.by_product:
+            raise ValueError(
+                f"model.encoder_scores needs an ID encoder that scores by products alone, which {entry.title} does not; "
+                "set another encoder.name"
+            )
+        return self
+
+    @property
+    def reads_encoder(self) -> bool:
+        """Whether a trained ID encoder is needed."""
+        return self.model.holds_encoder
 
     @property
     def compared_variations(self) -> tuple[str, ...]:
@@ -299,7 +321,16 @@ class StudySettings(Section):
     @property
     def history_items(self) -> int:
         """Of a user's newest items how many the model may read, beside those in its rows."""
-        return HISTORY_ITEMS
+        return self.encoder.history
+
+    @property
+    def selects_examples(self) -> bool:
+        """Whether training reads chosen places of users' sequences, rather than every one."""
+        return True
+
+    def without_pretraining(self) -> Self:
+        """The study with ID vectors as they start, for estimates, which do not count their training."""
+        return self.model_copy(update={"encoder": self.encoder.model_copy(update={"epochs": 0, "file": None})})
 
     @property
     def inert_sites(self) -> dict[str, str]:
@@ -307,28 +338,7 @@ class StudySettings(Section):
         return {}
 
 
-class WithEncoder(StudySettings):
-    """A study whose model can read a trained ID encoder."""
-
-    encoder: EncoderSettings = EncoderSettings()
-
-    @model_validator(mode="after")
-    def _encoder_scores_by_products(self) -> Self:
-        entry = ENCODERS.get(self.encoder.name)
-        if self.model.encoder_scores and entry is not None and not entry.by_product:
-            raise ValueError(
-                f"model.encoder_scores needs an ID encoder that scores by products alone, which {entry.title} does not; "
-                "set another encoder.name"
-            )
-        return self
-
-    @property
-    def reads_encoder(self) -> bool:
-        """Whether the encoder is needed."""
-        return True
-
-
-class DARecStudy(WithEncoder):
+class DARecStudy(StudySettings):
     """A study of DARec's layouts."""
 
     model: DARecSettings = DARecSettings()
@@ -337,21 +347,25 @@ class DARecStudy(WithEncoder):
 
     @property
     def reads_encoder(self) -> bool:
-        return self.model.item_ids is ItemIDs.ENCODER or self.model.encoder_scores > 0
+        return self.model.item_ids is ItemIDs.ENCODER or super().reads_encoder
 
     @property
     def history_items(self) -> int:
         return self.encoder.history if self.model.encoder_scores else HISTORY_ITEMS
 
+    @property
+    def selects_examples(self) -> bool:
+        return not self.examples.all
 
-class EncoderStudy(WithEncoder):
+    def without_pretraining(self) -> Self:
+        cf = self.cf.model_copy(update={"epochs": 0})
+        return super().without_pretraining().model_copy(update={"cf": cf})
+
+
+class EncoderStudy(StudySettings):
     """A study of a model that reads the vectors of an ID encoder."""
 
     model: IDLESettings | RARecSettings
-
-    @property
-    def history_items(self) -> int:
-        return self.encoder.history
 
 
 class IDLEStudy(EncoderStudy):

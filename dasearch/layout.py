@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -84,17 +83,6 @@ class Layout:
         if sites < 1 or len(flat) % sites:
             raise LayoutError(f"{len(flat)} bits do not fill layers of {sites} sites; give a multiple of {sites}")
         return cls(tuple(tuple(flat[start : start + sites]) for start in range(0, len(flat), sites)))
-
-    @classmethod
-    def from_file(cls, path: str | Path) -> Layout:
-        """Read a ``layout.json``, or that of a folder.
-
-        Raises:
-            LayoutError: for a missing or damaged file, a newer schema, or a layout that does not fit its own sites.
-        """
-        from dasearch.layout_file import LayoutFile  # it is made of layouts
-
-        return LayoutFile.read(path).parsed()
 
     @classmethod
     def all_serial(cls, layers: int, sites: int = 3) -> Layout:

@@ -70,3 +70,12 @@ class LayoutFile(VersionedFile):
     def parsed(self) -> Layout:
         """The layout, which has a group for every layer of ``replaced``."""
         return Layout.parse(self.layout).require(len(self.replaced), len(self.sites))
+
+
+def read_layout(path: str | Path) -> Layout:
+    """The layout of a ``layout.json``, or of a folder that holds one.
+
+    Raises:
+        LayoutError: for a missing or damaged file, a newer schema, or a layout that does not fit its own sites.
+    """
+    return LayoutFile.read(path).parsed()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dasearch.cli import run_command
-from dasearch.layout import Layout
+from dasearch.layout_file import read_layout
 from dasearch.threads import WAITING, cores
 from tests.conftest import toy_dataset, write_folder
 from tests.training.studies import small_study
@@ -392,7 +392,7 @@ def test_export(
     }  # fmt: skip
     model = str(trained / "runs" / "toy" / "model")
     assert run_command(["export", model, "--format", "layout", "--out", "elsewhere"]) == 0
-    assert Layout.from_file("elsewhere") == Layout.from_file(model)
+    assert read_layout("elsewhere") == read_layout(model)
     assert run_command(["export", "toy", "--format", "trials", "--out", "trials", *runs]) == 0
     assert len(json.loads(Path("trials/trials.json").read_text())["trials"]) == 3
     assert run_command(["export", "--list"]) == 0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dasearch.errors import LayoutError
 from dasearch.layout import SITES, Layout, ModelKind, replaced_layers
-from dasearch.layout_file import LayoutFile
+from dasearch.layout_file import LayoutFile, read_layout
 
 CONTENT: dict[str, Any] = {
     "schema_version": "1.0", "model": "darec", "backbone": "tiny-opt", "layers": 2, "replaced": [1, 2],
@@ -30,7 +30,7 @@ def written(folder: Path, **changes: Any) -> Path:
 
 def test_a_layout_comes_from_its_file_or_the_folder_of_it(tmp_path: Path) -> None:
     path = written(tmp_path)
-    assert Layout.from_file(path) == Layout.from_file(tmp_path) == Layout.parse("SPS-PPS")
+    assert read_layout(path) == read_layout(tmp_path) == Layout.parse("SPS-PPS")
 
 
 @given(
@@ -53,7 +53,7 @@ def test_what_is_written_is_read(
     path = tmp_path_factory.mktemp("layouts") / "layout.json"
     path.write_text(file.text())
     assert LayoutFile.read(path) == file
-    assert Layout.from_file(path) == layout
+    assert read_layout(path) == layout
 
 
 def test_files_from_before_minor_versions_are_read(tmp_path: Path) -> None:
@@ -82,19 +82,19 @@ def test_a_later_minor_version_may_know_more(tmp_path: Path) -> None:
 )
 def test_wrong_content_is_named(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(LayoutError, match=said):
-        Layout.from_file(written(tmp_path, **changes))
+        read_layout(written(tmp_path, **changes))
 
 
 def test_missing_damaged_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(LayoutError, match="cannot be read"):
-        Layout.from_file(tmp_path)
+        read_layout(tmp_path)
     path = written(tmp_path)
     path.write_text(path.read_text()[:40])
     with pytest.raises(LayoutError, match="is cut off"):
-        Layout.from_file(path)
+        read_layout(path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(LayoutError, match="is no layout file"):
-        Layout.from_file(path)
+        read_layout(path)
     path.write_text("[1]")
     with pytest.raises(LayoutError, match="it holds no object"):
-        Layout.from_file(path)
+        read_layout(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from dasearch.export.formats import FORMATS, Wishes, export, export_study, text_of_study
+from dasearch.export.formats import FORMATS, export, export_study, text_of_study
+from dasearch.export.options import ExportOptions
 
-__all__ = ["FORMATS", "Wishes", "export", "export_study", "text_of_study"]
+__all__ = ["FORMATS", "ExportOptions", "export", "export_study", "text_of_study"]

@@ -13,22 +13,20 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dasearch.errors import ExportError
 from dasearch.export.inserted import Inserted, inserted, row_in_words, write_surroundings
+from dasearch.export.options import ExportOptions
 from dasearch.layout import CHOICES, site_names
 from dasearch.models.adapters import Activation, ParallelReduce
 from dasearch.models.darec import RecommendationSite, Variation
 from dasearch.models.insertion import CONTEXT, TWO_SITES
 from dasearch.training.checkpoints import copied
 from dasearch.training.recommender import Recommender
-
-if TYPE_CHECKING:
-    from dasearch.export.formats import Wishes
 
 FORM = "adapters"
 NAME = "dasearch"  # of the adapter
@@ -78,13 +76,13 @@ LLAMA = Family("", "o_proj", ("mlp.gate_proj", "mlp.down_proj"))
 HOMES = {"opt": Family("decoder.", "out_proj", ("fc1", "fc2")), "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA}
 
 
-def write_adapters(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
+def write_adapters(recommender: Recommender, folder: Path, options: ExportOptions) -> None:
     """The adapter, its interface, ``load.py``, ``README.md``, and what surrounds the adapters.
 
     Raises:
-        ExportError: for the context site, unless ``wishes.sites`` leaves it out, and for placements it cannot express.
+        ExportError: for the context site, unless ``options.sites`` leaves it out, and for placements it cannot express.
     """
-    found = inserted(recommender, FORM, wishes.sites)
+    found = inserted(recommender, FORM, options.sites)
     _refuse(found)
     config = recommender.model.backbone.config
     home = HOMES[config.model_type]

@@ -13,6 +13,7 @@ from dasearch.export.adapterhub import write_adapters
 from dasearch.export.graph import write_onnx, write_pt2
 from dasearch.export.huggingface import write_hf
 from dasearch.export.layout import write_layout, write_study_trials
+from dasearch.export.options import ExportOptions
 from dasearch.export.pytorch import write_torch
 from dasearch.export.snippet import sketch, write_snippet
 from dasearch.export.source import open_trained
@@ -20,21 +21,7 @@ from dasearch.folders import require_free, whole_folder
 from dasearch.search.store import Store, open_store
 from dasearch.training.recommender import Recommender
 
-
-@dataclass(frozen=True)
-class Wishes:
-    """What the user asked for besides the form; a form that cannot grant a wish refuses it.
-
-    Args:
-        sites: the sites to take along, where a form has no place for all; None: all.
-        top: k of a graph that recommends; None: `TOP`, or all items where there are fewer.
-    """
-
-    sites: tuple[str, ...] | None = None
-    top: int | None = None
-
-
-Write = Callable[[Recommender, Path, Wishes], None]
+Write = Callable[[Recommender, Path, ExportOptions], None]
 
 
 @dataclass(frozen=True)
@@ -51,22 +38,22 @@ class Format(NamedTuple):
         title: what it is.
         write: fills an empty folder from a trained model, or, as a `WriteStudy`, from a stored study.
         opened: what to type to open the folder ``{out}``.
-        grants: the `Wishes` that it can grant.
+        supported_options: of `ExportOptions`, those that it can follow.
         text: what to print where no folder is named; None: a folder is written in any case.
     """
 
     title: str
     write: Write | WriteStudy
     opened: str
-    grants: tuple[str, ...] = ()
-    text: Callable[[Recommender, Wishes], str] | None = None
+    supported_options: tuple[str, ...] = ()
+    text: Callable[[Recommender, ExportOptions], str] | None = None
 
 
 FORMATS: dict[str, Format] = {
     "layout": Format(
         "layout.json and its JSON Schema",
         write_layout,
-        "python -c \"import dasearch; print(dasearch.Layout.from_file('{out}'))\"",
+        "python -c \"import dasearch; print(dasearch.read_layout('{out}'))\"",
     ),
     "trials": Format(
         "the evaluated layouts of a study with their scores, and the JSON Schema of that",
@@ -111,33 +98,33 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def require_format(form: str, wishes: Wishes) -> None:
+def require_format(form: str, options: ExportOptions) -> None:
     """Refuse what cannot be written, before anything is read.
 
     Raises:
-        ExportError: for an unknown form, or a wish that it cannot grant.
+        ExportError: for an unknown form, or an option that it does not support.
     """
     if form not in FORMATS:
         raise ExportError(f"there is no format {form!r}{suggestion(form, list(FORMATS))}; choose {', '.join(FORMATS)}")
-    for wish, value in vars(wishes).items():
-        if value is not None and wish not in FORMATS[form].grants:
-            able = [name for name, one in FORMATS.items() if wish in one.grants]
-            raise ExportError(f"--{wish} says nothing about format {form}; leave it out, or choose {', '.join(able)}")
+    for option, value in vars(options).items():
+        if value is not None and option not in FORMATS[form].supported_options:
+            able = [name for name, one in FORMATS.items() if option in one.supported_options]
+            raise ExportError(f"--{option} says nothing about format {form}; leave it out, or choose {', '.join(able)}")
 
 
-def export(recommender: Recommender, form: str, out: Path, wishes: Wishes | None = None) -> Path:
+def export(recommender: Recommender, form: str, out: Path, options: ExportOptions | None = None) -> Path:
     """Write a trained recommender as ``form`` into the new folder ``out``.
 
     Raises:
         ExportError: as `require_format`, for what the form cannot express, and for a place that is taken.
     """
-    wishes = wishes or Wishes()
-    require_format(form, wishes)
+    options = options or ExportOptions()
+    require_format(form, options)
     write = FORMATS[form].write
     if isinstance(write, WriteStudy):
         raise ExportError(f"format {form} is of a study, not of a model; name a study that was run")
     with whole_folder(out, ExportError) as folder:
-        write(recommender, folder, wishes)
+        write(recommender, folder, options)
     return out
 
 
@@ -145,28 +132,28 @@ def export_study(
     study: str,
     form: str,
     out: Path | None = None,
-    wishes: Wishes | None = None,
+    options: ExportOptions | None = None,
     *,
     output: str = "runs",
     storage: str | None = None,
 ) -> Path:
     """`export` of a study's winner, of the trained model in a folder, or of the study itself; by default into ``STUDY-FORM``."""
     place = out or Path(f"{Path(study).name}-{form}")
-    require_format(form, wishes or Wishes())
+    require_format(form, options or ExportOptions())
     require_free(place, ExportError)
     write = FORMATS[form].write
     if isinstance(write, WriteStudy):
         with closing(open_store(storage, output, create=False)) as store, whole_folder(place, ExportError) as folder:
             write.write(store, study, folder)
         return place
-    return export(open_trained(study, output=output, storage=storage), form, place, wishes)
+    return export(open_trained(study, output=output, storage=storage), form, place, options)
 
 
 def text_of_study(
-    study: str, form: str, wishes: Wishes | None = None, *, output: str = "runs", storage: str | None = None
+    study: str, form: str, options: ExportOptions | None = None, *, output: str = "runs", storage: str | None = None
 ) -> str | None:
     """What a form has to print of a study's winner, without a folder; None if it has not."""
-    wishes = wishes or Wishes()
-    require_format(form, wishes)
+    options = options or ExportOptions()
+    require_format(form, options)
     text = FORMATS[form].text
-    return None if text is None else text(open_trained(study, output=output, storage=storage), wishes)
+    return None if text is None else text(open_trained(study, output=output, storage=storage), options)

@@ -9,19 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
 from dasearch.errors import ExportError
+from dasearch.export.options import ExportOptions
 from dasearch.export.plain import Part, code, plain
 from dasearch.export.pytorch import headline, model_text, write_catalogue, write_json
 from dasearch.training.recommender import Recommender
-
-if TYPE_CHECKING:
-    from dasearch.export.formats import Wishes
 
 INPUTS = ("input_ids", "attention_mask", "history", "user")
 OUTPUTS = ("items", "scores")
@@ -63,7 +60,7 @@ class Graph(nn.Module):
         return best.indices, best.values
 
 
-def write_onnx(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
+def write_onnx(recommender: Recommender, folder: Path, options: ExportOptions) -> None:
     """``model.onnx``, ``serve.py``, ``config.json``, ``catalogue.json``, ``layout.json``.
 
     Raises:
@@ -72,7 +69,7 @@ def write_onnx(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
     absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if absent:
         raise ExportError(f'onnx needs {" and ".join(absent)}, not installed here; pip install "dasearch[export]"')
-    top = _top(recommender, wishes)
+    top = _top(recommender, options)
     part, program = _program(recommender, top, exact=True)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of operators of packages that are not installed
     with warnings.catch_warnings():
@@ -83,9 +80,9 @@ def write_onnx(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
     _write_beside(recommender, folder, part, top, onnx=True)
 
 
-def write_pt2(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
+def write_pt2(recommender: Recommender, folder: Path, options: ExportOptions) -> None:
     """``model.pt2`` of torch.export, ``serve.py``, ``config.json``, ``catalogue.json``, ``layout.json``."""
-    top = _top(recommender, wishes)
+    top = _top(recommender, options)
     part, program = _program(recommender, top)
     torch.export.save(program, folder / "model.pt2")
     _write_beside(recommender, folder, part, top, onnx=False)
@@ -99,11 +96,11 @@ def _write_beside(recommender: Recommender, folder: Path, part: Part, top: int, 
     write_catalogue(recommender, folder)
 
 
-def _top(recommender: Recommender, wishes: Wishes) -> int:
+def _top(recommender: Recommender, options: ExportOptions) -> int:
     count = len(recommender.items)
-    if wishes.top is not None and wishes.top > count:
-        raise ExportError(f"--top is {wishes.top} and the catalogue has {count} items; ask for fewer")
-    return wishes.top or min(TOP, count)
+    if options.top is not None and options.top > count:
+        raise ExportError(f"--top is {options.top} and the catalogue has {count} items; ask for fewer")
+    return options.top or min(TOP, count)
 
 
 def _program(recommender: Recommender, top: int, *, exact: bool = False) -> tuple[Part, torch.export.ExportedProgram]:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dasearch.export.options import ExportOptions
 from dasearch.export.plain import code, plain
 from dasearch.export.pytorch import model_text, write_catalogue, write_json, write_tokenizer, write_weights
 from dasearch.models.named import NAMED
 from dasearch.models.tiny_opt import TINY_OPT
 from dasearch.training.recommender import Recommender
 
-if TYPE_CHECKING:
-    from dasearch.export.formats import Wishes
-
 MODULE = "modeling_dasearch"
 EXAMPLE_ITEMS = 3  # of the card's call
 
 
-def write_hf(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
+def write_hf(recommender: Recommender, folder: Path, options: ExportOptions) -> None:
     """Config, weights, the modelling file, tokenizer, catalogue, ``layout.json`` and a model card."""
     part = plain(recommender)
     (folder / f"{MODULE}.py").write_text(model_text(recommender, part, hf=True), encoding="utf-8")

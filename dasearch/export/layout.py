@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dasearch.export.options import ExportOptions
 from dasearch.layout_file import LAYOUT_NAME, LayoutFile
 from dasearch.search.prior import TRIALS_NAME, TrialsFile, write_trials
 from dasearch.search.store import Store
 from dasearch.training.recommender import Recommender
 from dasearch.versioned import VersionedFile
-
-if TYPE_CHECKING:
-    from dasearch.export.formats import Wishes
 
 SCHEMAS: dict[str, type[VersionedFile]] = {
     "layout": LayoutFile,
@@ -39,7 +37,7 @@ def schema_text(name: str) -> str:
     return json.dumps(SCHEMAS[name].json_schema(), indent=2) + "\n"
 
 
-def write_layout(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
+def write_layout(recommender: Recommender, folder: Path, options: ExportOptions) -> None:
     """``layout.json`` and ``layout-1.0.schema.json``."""
     write_layout_file(recommender, folder)
     _write_schema("layout", folder)

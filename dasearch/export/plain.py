@@ -333,7 +333,7 @@ def _encoder(recommender: Recommender, encoder: IDEncoder, gives: list[str]) -> 
     """The ID encoder, where it gives anything: its vectors for the language model, its scores."""
     if not gives:
         return Part({}, {}, {"encoder_gives": gives})
-    settings = recommender.settings.encoder  # type: ignore[attr-defined]  # of a study with one
+    settings = recommender.settings.encoder
     sizes = {
         "id_width": encoder.width,
         "id_layers": settings.layers,

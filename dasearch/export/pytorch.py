@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors.torch import save_file
 
 from dasearch import __version__
 from dasearch.export.layout import write_layout_file
+from dasearch.export.options import ExportOptions
 from dasearch.export.plain import Part, catalogue, code, plain
 from dasearch.training.checkpoints import copied
 from dasearch.training.recommender import Recommender
 
-if TYPE_CHECKING:
-    from dasearch.export.formats import Wishes
 
-
-def write_torch(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
+def write_torch(recommender: Recommender, folder: Path, options: ExportOptions) -> None:
     """``recommender.py``, ``config.json``, ``model.safetensors``, ``catalogue.json``, ``layout.json``."""
     part = plain(recommender)
     (folder / "recommender.py").write_text(model_text(recommender, part, hf=False), encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 
@@ -19,14 +18,12 @@ from dasearch.export.inserted import (
     row_in_words,
     write_surroundings,
 )
+from dasearch.export.options import ExportOptions
 from dasearch.models.insertion import CONTEXT
 from dasearch.models.named import NAMED
 from dasearch.models.tiny_opt import TINY_OPT
 from dasearch.training.checkpoints import copied
 from dasearch.training.recommender import Recommender
-
-if TYPE_CHECKING:
-    from dasearch.export.formats import Wishes
 
 FORM = "snippet"
 SNIPPET_NAME = "snippet.py"
@@ -68,9 +65,9 @@ model = AutoModel.from_pretrained({backbone})  # {where}
 '''
 
 
-def write_snippet(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
+def write_snippet(recommender: Recommender, folder: Path, options: ExportOptions) -> None:
     """``snippet.py``, ``layout.json``, ``backbone/``, and the trained tensors as safetensors."""
-    found = inserted(recommender, FORM, wishes.sites)
+    found = inserted(recommender, FORM, options.sites)
     write_surroundings(recommender, found, folder)
     save_file(copied(found.adapters), folder / ADAPTERS_NAME)
     (folder / SNIPPET_NAME).write_text(trained_snippet(recommender, found), encoding="utf-8")
@@ -100,9 +97,9 @@ def trained_snippet(recommender: Recommender, found: Inserted) -> str:
     )
 
 
-def sketch(recommender: Recommender, wishes: Wishes) -> str:
+def sketch(recommender: Recommender, options: ExportOptions) -> str:
     """Lines that insert the layout, untrained, into the named backbone."""
-    found = inserted(recommender, FORM, wishes.sites)
+    found = inserted(recommender, FORM, options.sites)
     name, layers = recommender.settings.backbone.name, len(recommender.model.backbone.blocks)
     known = NAMED.get(name)
     here_alone = known is not None and (known.package is not None or name == TINY_OPT)

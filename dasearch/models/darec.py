@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -175,6 +175,20 @@ class DARecSettings(BaseModel):
     def searchable(self) -> bool:
         """Whether a layout changes anything."""
         return self.variation in (Variation.DAREC, Variation.BOTH_CAUSAL)
+
+    @property
+    def holds_encoder(self) -> bool:
+        """Whether the model has an ID encoder in it, beside what it may have started from."""
+        return self.encoder_scores > 0
+
+    @property
+    def layout_facts(self) -> dict[str, Any]:
+        """What ``layout.json`` says of this kind of model alone."""
+        return {
+            "bottleneck": self.bottleneck,
+            "activation": self.activation.value,
+            "parallel_residual": self.parallel_residual,
+        }
 
     @property
     def compared(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -102,6 +103,21 @@ class PrefixSettings(BaseModel):
     def searchable(self) -> bool:
         """Whether a layout changes anything."""
         return self.variation is Variation.WHOLE
+
+    @property
+    def prompt_group(self) -> bool:
+        """Whether a prompt and what follows it are one segment of a row; always, where masks do not go by items."""
+        return True
+
+    @property
+    def holds_encoder(self) -> bool:
+        """Whether the model has an ID encoder in it."""
+        return True
+
+    @property
+    def layout_facts(self) -> dict[str, Any]:
+        """What ``layout.json`` says of this kind of model alone."""
+        return {"prefix": self.prefix}
 
     @property
     def compared(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from dasearch.layout import ModelKind
 from dasearch.models.backbone import DECODERS
 from dasearch.models.cache import default_cache
 from dasearch.models.named import NAMED, available
+from dasearch.models.registry import MODELS
 from dasearch.threads import WAITING, Waiting, cores, most_threads
 from dasearch.training.materials import resolve_device
 
@@ -49,7 +50,7 @@ EXTRAS = {  # distributions of pyproject's extras; a test compares the two
         "playwright",
     ),
 }
-ENCODER_MODELS = (ModelKind.IDLE, ModelKind.RA_REC)
+ENCODER_MODELS = tuple(kind for kind, spec in MODELS.items() if not spec.decoder_only)
 
 
 @dataclass(frozen=True)

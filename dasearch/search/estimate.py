@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
-from dasearch.config import DARecStudy, StudySettings, WithEncoder
+from dasearch.config import StudySettings
 from dasearch.data import LeaveOneOut
 from dasearch.errors import TrainingError
 from dasearch.search.objective import at_once, data_bo
@@ -50,7 +49,7 @@ class Estimate:
 
 def estimate(study: Study) -> Estimate:
     """Time one epoch of a batch on a few users and scale it up; tiny-opt's own first training is not counted."""
-    settings = quickly(study.settings)
+    settings = study.settings.without_pretraining()
     with using(settings.threads):
         return _estimate(study, settings)
 
@@ -103,12 +102,3 @@ def timed(
             raise outcome
         found.append(outcome)
     return found
-
-
-def quickly(settings: StudySettings) -> StudySettings:
-    """The study without pre-training of ID vectors, which an estimate does not count."""
-    assert isinstance(settings, WithEncoder)
-    untrained: dict[str, Any] = {"encoder": settings.encoder.model_copy(update={"epochs": 0, "file": None})}
-    if isinstance(settings, DARecStudy):
-        untrained["cf"] = settings.cf.model_copy(update={"epochs": 0})
-    return settings.model_copy(update=untrained)

@@ -23,9 +23,9 @@ from dasearch.training.encoders import encoder_ranks, study_encoder
 from dasearch.training.evaluation import final_ranks
 from dasearch.training.loop import Trained
 from dasearch.training.materials import Materials
-from dasearch.training.method import Say
 from dasearch.training.metrics import bootstrap_interval, per_user, summarise
 from dasearch.training.seeds import derive_seed, generator_for
+from dasearch.training.shared import Say
 from dasearch.training.significance import FloatArray, holm, paired_lead, paired_p
 
 POPULARITY, MARKOV = "popularity", "Markov"

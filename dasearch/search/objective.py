@@ -17,8 +17,8 @@ from dasearch.errors import TrainingError
 from dasearch.layout import Layout
 from dasearch.training.loop import Trained, candidates_at_once, train_together
 from dasearch.training.materials import Materials
-from dasearch.training.method import Say
 from dasearch.training.seeds import generator_for
+from dasearch.training.shared import Say
 from dasearch.training.stack import Candidate, Epoch
 
 TRIAL_SEED = 0  # common random numbers: every trial starts from the same weights and sees the same batches

@@ -15,8 +15,9 @@ from pydantic import ValidationError
 from dasearch.config import StudySettings, changed, load_study, parse_data, parse_study, resolve_output
 from dasearch.data import DATASETS, Dataset, Rules, load_dataset, sample_users, statistics
 from dasearch.errors import SearchSpaceError, StoreError, StudyError, WrongUse
-from dasearch.layout import Layout, ModelKind
+from dasearch.layout import Layout
 from dasearch.models.pretrained import pretrained_layers
+from dasearch.models.registry import MODELS
 from dasearch.models.tiny_opt import TINY_OPT
 from dasearch.search.confirmation import Standing, standings
 from dasearch.search.events import DONE, SEARCH, Listener
@@ -107,7 +108,7 @@ class Study:
         if backbone.name == TINY_OPT:
             layers = backbone.layers or backbone.tiny.layers
         else:
-            decoder = self.settings.model.kind is ModelKind.DAREC
+            decoder = MODELS[self.settings.model.kind].decoder_only
             layers = pretrained_layers(backbone.name, layers=backbone.layers, decoder=decoder)
         found = load_search_space(self.settings.space_name, backbone_layers=layers, replace_every=space.replace_every)
         kind = self.settings.model.kind

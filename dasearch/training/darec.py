@@ -40,13 +40,13 @@ from dasearch.models.darec import (
     Variation,
     build_collaborative,
 )
-from dasearch.models.id_encoders import ENCODERS, FactorEncoder, IDEncoder
+from dasearch.models.id_encoders import FactorEncoder
 from dasearch.models.stacking import take
 from dasearch.training.encoders import encoder_ranks, study_encoder
 from dasearch.training.losses import bpr_loss, contrastive_loss, item_cross_entropy, reduced
-from dasearch.training.materials import PurchaseIndex, Shared
-from dasearch.training.method import SHARED_READS, Drawn, Method, Say, widened
+from dasearch.training.method import SHARED_READS, Drawn, Method, widened
 from dasearch.training.seeds import generator_for
+from dasearch.training.shared import PurchaseIndex, Say, Shared
 
 WHITENED_ROWS, WHITENED_BATCHES = 32, 60
 WHITENING_FLOOR = 1e-4  # of the largest variance, so that directions of rounding alone are not blown up
@@ -93,7 +93,6 @@ class DARecMethod(Method):
     negatives: HardNegatives | None
     cf_state: dict[str, Tensor] | None
     whitening: Whitening | None
-    encoder: IDEncoder | None
     examples: Examples | None
     has_fixed_shapes = True
     reads = (
@@ -131,29 +130,19 @@ class DARecMethod(Method):
         encoder = None
         if settings.reads_encoder:
             encoder = study_encoder(settings.encoder, materials, settings.seed, say)
-        return cls(settings, negatives, cf_state, whitening, encoder, examples)
+        return cls(settings, encoder, negatives, cf_state, whitening, examples)
 
-    def build(self, materials: Shared, *, replace_every: int, generator: torch.Generator) -> DARec:
-        settings, n_items = self.settings.model, materials.development.n_items
-        model = DARec(
-            materials.catalogue.backbone,
-            settings,
-            n_users=materials.development.n_users,
-            n_items=n_items,
-            replace_every=replace_every,
-            generator=generator,
-            encoder=self.encoder if settings.encoder_scores else None,
-        ).to(materials.device)
+    def start(self, model: DARec, materials: Shared, generator: torch.Generator) -> None:
+        settings = self.settings.model
         if self.whitening is not None and settings.head_states is HeadStates.WHITENED:
             model.state_mean.copy_(self.whitening.mean)
             model.state_map.copy_(self.whitening.map)
         model.start_head(materials.item_counts.to(materials.device), materials.text_vectors.to(materials.device))
         if self.encoder is not None and settings.item_ids is ItemIDs.ENCODER:
-            items = torch.arange(n_items, device=materials.device)
+            items = torch.arange(materials.development.n_items, device=materials.device)
             model.start_item_ids(self.encoder.item_embedding(items), generator)
         if model.cf is not None and self.cf_state is not None:
             model.cf.load_state_dict(self.cf_state)
-        return model
 
     @property
     def reads_padding(self) -> bool:
@@ -254,10 +243,7 @@ class DARecMethod(Method):
         }
 
     def baseline_ranks(self, users: IntArray, histories: Sequence[IntArray], targets: IntArray) -> dict[str, IntArray]:
-        found = {}
-        if self.encoder is not None and self.settings.model.encoder_scores:
-            title = ENCODERS[self.settings.encoder.name].title
-            found[title] = encoder_ranks(self.encoder, users, histories, targets)
+        found = super().baseline_ranks(users, histories, targets)
         if self.cf_state is None:
             return found
         n_users, n_items = (len(self.cf_state[f"{side}.weight"]) for side in ("users", "items"))

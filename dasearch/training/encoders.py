@@ -21,10 +21,9 @@ from dasearch.errors import StudyError
 from dasearch.models.cache import default_cache
 from dasearch.models.id_encoders import EncoderBatch, EncoderSettings, IDEncoder, Reads, build_encoder, encoder_entry
 from dasearch.training.checkpoints import load_tensors, save_tensors
-from dasearch.training.materials import PurchaseIndex, Shared
-from dasearch.training.method import Say
 from dasearch.training.metrics import summarise, target_ranks
 from dasearch.training.seeds import derive_seed, generator_for
+from dasearch.training.shared import PurchaseIndex, Say, Shared
 
 RECIPE_VERSION = 1  # part of the cache key: raise it when the training below changes
 SCORED = 2**19  # users x items whose scores are held at once

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from dasearch.data import Development, IntArray, RowPlan, SequenceBatch, TestSplit, evaluation_plan
 from dasearch.models.base import RecommenderModel, Scorer
-from dasearch.training.materials import Catalogue
 from dasearch.training.metrics import target_ranks
+from dasearch.training.shared import Catalogue
 
 CPU_BATCH = 32  # larger tensors leave the cache and are paged in anew at each layer (benchmarks/serving.py)
 CUDA_BATCH = 1024  # rows enough that launching their kernels takes less time than computing them

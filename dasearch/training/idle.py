@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dasearch.config import IDLEStudy
+from dasearch.config import MMD_BATCH, IDLEStudy
 from dasearch.data import Examples, RowPlan, SequenceBatch
 from dasearch.errors import StudyError
 from dasearch.models.base import RecommenderModel
 from dasearch.models.idle import ALIGNMENT, IDLEAdapter
 from dasearch.training.encoders import study_encoder
-from dasearch.training.losses import MMD_BATCH, item_cross_entropy, mmd
-from dasearch.training.materials import Shared
-from dasearch.training.method import Drawn, Say
+from dasearch.training.losses import item_cross_entropy, mmd
+from dasearch.training.method import Drawn
+from dasearch.training.shared import Say, Shared
 from dasearch.training.with_encoder import EncoderMethod, frozen_examples
 
 
@@ -42,17 +42,8 @@ class IDLEMethod(EncoderMethod):
             frozen = frozen_examples(materials, examples)
         return cls(settings, encoder, examples, frozen)
 
-    def build(self, materials: Shared, *, replace_every: int, generator: torch.Generator) -> IDLEAdapter:
-        model = IDLEAdapter(
-            materials.catalogue.backbone,
-            self.settings.model,
-            encoder=self.encoder,
-            n_items=materials.development.n_items,
-            replace_every=replace_every,
-            generator=generator,
-        ).to(materials.device)
+    def start(self, model: IDLEAdapter, materials: Shared, generator: torch.Generator) -> None:
         model.start_head(materials.item_counts.to(materials.device), materials.text_vectors.to(materials.device))
-        return model
 
     def plan(self, materials: Shared, batch_size: int) -> RowPlan:
         found = super().plan(materials, batch_size)

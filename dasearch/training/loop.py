@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from dasearch.config import Recipe, StudySettings, WithEncoder
+from dasearch.config import Recipe, StudySettings
 from dasearch.errors import TrainingError
 from dasearch.layout import Layout
 from dasearch.models.base import RecommenderModel
@@ -281,7 +281,7 @@ def objective_hash(settings: StudySettings) -> str:
     for name, printed in ADDED_READINGS.items():
         if content["model"].get(name) == printed:
             del content["model"][name]
-    if isinstance(settings, WithEncoder) and not settings.reads_encoder:
+    if not settings.reads_encoder:
         del content["encoder"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

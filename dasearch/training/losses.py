@@ -6,19 +6,13 @@ independent of the batch size (``reduction="sum"`` prints).
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MMD_BATCH = 16  # fewer rows say little about two distributions (SPEC 3)
+from dasearch.config import Reduction
+
 MMD_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the bandwidth; the sources name the RKHS and no kernel
-
-
-class Reduction(StrEnum):
-    MEAN = "mean"
-    SUM = "sum"
 
 
 def reduced(values: Tensor, counted: Tensor, reduction: Reduction) -> Tensor:

@@ -9,67 +9,25 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dasearch.config import Precision, StudySettings
-from dasearch.data import Dataset, Development, Item, ItemRows, RowFormat, Sentences, item_sentence, tokenise_items
+from dasearch.data import Dataset, Development, ItemRows, RowFormat, Sentences, item_sentence, tokenise_items
 from dasearch.errors import BackboneError
-from dasearch.layout import ModelKind
 from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.cache import default_cache
-from dasearch.models.darec import DARecSettings
 from dasearch.models.pretrained import load_pretrained
+from dasearch.models.registry import MODELS, ModelSpec
 from dasearch.models.tiny_opt import TINY_OPT, Progress, tiny_opt, untrained_tiny_opt
 from dasearch.training.method import Method
+from dasearch.training.shared import Catalogue, Shared
 
-
-class Prompts(NamedTuple):
-    """The fixed text in front of a user's row and of an item's."""
-
-    user: str
-    item: str
-
-
-PURCHASES = "Your task is to recommend the next product. The purchase history is"  # after SPEC 3 and 4
-PROMPTS = {
-    ModelKind.DAREC: Prompts("", "Give the ID of the item described by:"),  # DARec sec. 2.2.2
-    ModelKind.IDLE: Prompts(PURCHASES, ""),
-    ModelKind.RA_REC: Prompts(PURCHASES, "The product is"),
-}
 SEPARATOR = ","  # between the items of a hard prompt
 CUDA_MULTIPLE = 16  # of tokens of a row with one key more: fewer shapes, and masks that its kernels read as they are
 VECTOR_BATCH = 256  # item sentences of one frozen forward pass
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """The items as a backbone reads them; enough to score histories, without any interaction."""
-
-    dataset_name: str
-    items_hash: str  # of the item identifiers, in order
-    backbone: FrozenBackbone
-    tokenizer: PreTrainedTokenizerBase
-    sentences: Sentences
-    row_format: RowFormat
-    item_rows: ItemRows
-    items: tuple[Item, ...]
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What trainings of every model read besides their layout, recipe and seed."""
-
-    catalogue: Catalogue
-    development: Development
-    purchases: PurchaseIndex
-    item_counts: Tensor  # (items,) of training events
-    text_vectors: Tensor  # (items, width) of the frozen model
-    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -90,40 +48,6 @@ class Materials(Shared):
     def under(self, settings: StudySettings) -> Materials:
         """The same study with a variation of its model."""
         return dataclasses.replace(self, method=self.method.under(settings))
-
-
-class PurchaseIndex:
-    """Which user bought which item in training: uniform negatives for BPR that were not bought.
-
-    Args:
-        development: users' training sequences.
-    """
-
-    def __init__(self, development: Development) -> None:
-        self.n_items = development.n_items
-        keys = [
-            np.unique(sequence) + user * self.n_items
-            for user, sequence in zip(development.users.tolist(), development.train, strict=True)
-        ]
-        self.keys = torch.from_numpy(np.sort(np.concatenate(keys)))
-
-    def bought(self, users: Tensor, items: Tensor) -> Tensor:
-        """Shapes: users, items ``(n,)`` -> ``(n,)`` bool."""
-        wanted = users * self.n_items + items
-        at = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
-        return self.keys[at] == wanted
-
-    def pairs(self) -> tuple[Tensor, Tensor]:
-        """Every distinct (user, item) of training."""
-        return self.keys // self.n_items, self.keys % self.n_items
-
-    def sample_negatives(self, users: Tensor, generator: torch.Generator, *, rounds: int = 4) -> Tensor:
-        """An item for each user, redrawn up to ``rounds`` times while it is one the user bought. Shape ``(n,)``."""
-        items = torch.randint(self.n_items, users.shape, generator=generator)
-        for _ in range(rounds):
-            again = torch.randint(self.n_items, users.shape, generator=generator)
-            items = torch.where(self.bought(users, items), again, items)
-        return items
 
 
 def resolve_device(name: str) -> torch.device:
@@ -152,7 +76,7 @@ def open_backbone(
         tiny = backbone.tiny.settings()
         tiny = dataclasses.replace(tiny, layers=backbone.layers or tiny.layers)
         texts = [item_sentence(item) for item in dataset.items]
-        prompt = " ".join(text for text in PROMPTS[settings.model.kind] if text)
+        prompt = " ".join(text for text in MODELS[settings.model.kind].prompts if text)
         if trained:
             model, tokenizer = tiny_opt(texts, tiny, cache=default_cache() / TINY_OPT, prompt=prompt, progress=progress)
         else:
@@ -164,10 +88,12 @@ def build_catalogue(
     settings: StudySettings, dataset: Dataset, backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase
 ) -> Catalogue:
     """Tokenise the catalogue and lay out its rows."""
-    prompts = PROMPTS[settings.model.kind]
-    opening, item_opening = (tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in prompts)
+    spec = MODELS[settings.model.kind]
+    opening, item_opening = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in spec.prompts
+    )
     row_format = RowFormat(
-        *_closing_tokens(settings.model.kind, backbone, tokenizer),
+        *_closing_tokens(spec, backbone, tokenizer),
         pad_token=tokenizer.pad_token_id or 0,
         start_token=tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id,
         max_items=settings.data.max_items,
@@ -178,8 +104,7 @@ def build_catalogue(
     )
     sentences = Sentences(tokenise_items(dataset.items, tokenizer, max_tokens=settings.data.item_tokens))
     _require_room(backbone, max(len(row_format.opening), len([*row_format.start, *item_opening])), sentences)
-    one_segment = not isinstance(settings.model, DARecSettings) or settings.model.prompt_group
-    item_rows = ItemRows(item_opening, sentences, row_format, prompt_group=one_segment)
+    item_rows = ItemRows(item_opening, sentences, row_format, prompt_group=settings.model.prompt_group)
     identifiers = "\n".join(item.identifier for item in dataset.items)
     return Catalogue(
         dataset.name,
@@ -204,9 +129,9 @@ def _require_room(backbone: FrozenBackbone, opening: int, sentences: Sentences) 
         )
 
 
-def _closing_tokens(kind: ModelKind, backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """What closes each item of a user's row, and an item's row: DARec's two trained tokens, or a comma."""
-    if kind is ModelKind.DAREC:
+def _closing_tokens(spec: ModelSpec, backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """What closes each item of a user's row, and an item's row: two trained tokens, or a comma."""
+    if spec.closes_by_trained_tokens:
         return backbone.vocabulary, backbone.vocabulary + 1
     comma = tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"][-1]
     return comma, comma

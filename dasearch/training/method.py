@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -16,11 +16,11 @@ from dasearch.config import StudySettings
 from dasearch.data import IntArray, RowFormat, RowPlan, SequenceBatch
 from dasearch.data.rows import moved
 from dasearch.models.base import RecommenderModel
+from dasearch.models.id_encoders import ENCODERS, IDEncoder
+from dasearch.models.registry import MODELS
+from dasearch.training.encoders import encoder_ranks
+from dasearch.training.shared import Say, Shared
 
-if TYPE_CHECKING:
-    from dasearch.training.materials import Shared
-
-Say = Callable[[str], None]
 SHARED_READS = ("seed", "device", "data", "backbone", "examples", "model.kind", "model.attn_scale")
 
 
@@ -70,10 +70,26 @@ def _padded(parts: Sequence[Tensor | None], fill: int) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """One of the models with all that a study prepared for it; no layout, recipe or seed changes it."""
+    """One of the models with all that a study prepared for it; no layout, recipe or seed changes it.
+
+    Attributes:
+        encoder: the trained ID encoder, where the model reads one.
+    """
 
     settings: StudySettings
+    encoder: IDEncoder | None
     reads: ClassVar[tuple[str, ...]]  # the settings that preparation reads, sections or keys
+
+    @classmethod
+    @abstractmethod
+    def prepare(cls, settings: Any, materials: Shared, examples: Any, say: Say) -> Self:
+        """What the method needs of a study, from training and validation data alone.
+
+        Args:
+            settings: a study of this method's model.
+            examples: the places of users' sequences that training reads; None: all of them.
+            say: told each step as it begins.
+        """
 
     @classmethod
     def prepared_by(cls, key: str) -> bool:
@@ -84,9 +100,27 @@ class Method(ABC):
         """The same preparation for a variation of the study's model."""
         return dataclasses.replace(self, settings=settings)
 
-    @abstractmethod
     def build(self, materials: Shared, *, replace_every: int, generator: torch.Generator) -> RecommenderModel:
         """A recommender at its start."""
+        model = (
+            MODELS[self.settings.model.kind]
+            .build(
+                materials.catalogue.backbone,
+                self.settings.model,
+                n_users=materials.development.n_users,
+                n_items=materials.development.n_items,
+                replace_every=replace_every,
+                encoder=self.encoder if self.settings.model.holds_encoder else None,
+                generator=generator,
+            )
+            .to(materials.device)
+        )
+        self.start(model, materials, generator)
+        return model
+
+    @abstractmethod
+    def start(self, model: Any, materials: Shared, generator: torch.Generator) -> None:
+        """Set what of a new model does not start at random."""
 
     has_fixed_shapes: ClassVar[bool] = False  # whether there is `fixed`
 
@@ -139,8 +173,11 @@ class Method(ABC):
         """The weight of every term."""
 
     def baseline_ranks(self, users: IntArray, histories: Sequence[IntArray], targets: IntArray) -> dict[str, IntArray]:
-        """Ranks of the targets by the ID model alone, under its name; empty where there is none."""
-        return {}
+        """Ranks of the targets by the ID models that are in the model, each alone, under its name."""
+        if self.encoder is None or not self.settings.model.holds_encoder:
+            return {}
+        title = ENCODERS[self.settings.encoder.name].title
+        return {title: encoder_ranks(self.encoder, users, histories, targets)}
 
 
 def weighted_total(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:

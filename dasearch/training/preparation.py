@@ -6,31 +6,34 @@ import dataclasses
 
 import torch
 
-from dasearch.config import DARecStudy, IDLEStudy, RARecStudy, StudySettings
+from dasearch.config import StudySettings
 from dasearch.data import Dataset, Development, Examples, select_examples
+from dasearch.layout import ModelKind
 from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.base import RecommenderModel
-from dasearch.models.darec import DARec
 from dasearch.models.id_encoders import build_encoder
-from dasearch.models.idle import IDLEAdapter
-from dasearch.models.ra_rec import RARec
+from dasearch.models.registry import MODELS
 from dasearch.models.tiny_opt import Progress
 from dasearch.training.darec import DARecMethod
 from dasearch.training.idle import IDLEMethod
 from dasearch.training.materials import (
-    Catalogue,
     Materials,
-    PurchaseIndex,
-    Shared,
     build_catalogue,
     compute_dtype,
     open_backbone,
     resolve_device,
     text_vectors,
 )
-from dasearch.training.method import Method, Say
+from dasearch.training.method import Method
 from dasearch.training.ra_rec import RARecMethod
 from dasearch.training.seeds import generator_for
+from dasearch.training.shared import Catalogue, PurchaseIndex, Say, Shared
+
+METHODS: dict[ModelKind, type[Method]] = {
+    ModelKind.DAREC: DARecMethod,
+    ModelKind.IDLE: IDLEMethod,
+    ModelKind.RA_REC: RARecMethod,
+}
 
 
 def prepare_study(
@@ -77,28 +80,24 @@ def untrained_model(
     generator: torch.Generator,
 ) -> RecommenderModel:
     """A recommender of the study's kind with random weights, to be filled from a file."""
-    sizes = {"n_items": n_items, "replace_every": replace_every}
-    texts = torch.zeros(n_items, backbone.width)
-    assert isinstance(settings, DARecStudy | IDLEStudy | RARecStudy)
     encoder = None
-    if not isinstance(settings, DARecStudy) or settings.model.encoder_scores:
+    if settings.model.holds_encoder:
+        texts = torch.zeros(n_items, backbone.width)
         encoder = build_encoder(settings.encoder, n_users, n_items, texts, generator)
-    if isinstance(settings, DARecStudy):
-        return DARec(backbone, settings.model, n_users=n_users, encoder=encoder, generator=generator, **sizes)
-    assert encoder is not None
-    if isinstance(settings, IDLEStudy):
-        return IDLEAdapter(backbone, settings.model, encoder=encoder, generator=generator, **sizes)
-    return RARec(backbone, settings.model, encoder=encoder, generator=generator, **sizes)
+    return MODELS[settings.model.kind].build(
+        backbone,
+        settings.model,
+        n_users=n_users,
+        n_items=n_items,
+        replace_every=replace_every,
+        encoder=encoder,
+        generator=generator,
+    )
 
 
 def _method(settings: StudySettings, shared: Shared, say: Say) -> Method:
-    if isinstance(settings, IDLEStudy):
-        return IDLEMethod.prepare(settings, shared, _examples(settings, shared), say)
-    if isinstance(settings, RARecStudy):
-        return RARecMethod.prepare(settings, shared, _examples(settings, shared), say)
-    assert isinstance(settings, DARecStudy)
-    examples = None if settings.examples.all else _examples(settings, shared)  # None: every place of a row
-    return DARecMethod.prepare(settings, shared, examples, say)
+    examples = _examples(settings, shared) if settings.selects_examples else None
+    return METHODS[settings.model.kind].prepare(settings, shared, examples, say)
 
 
 def _examples(settings: StudySettings, shared: Shared) -> Examples:

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dasearch.config import RARecStudy
+from dasearch.config import RARecStudy, Reduction
 from dasearch.data import Examples, Rows, SequenceBatch
 from dasearch.data.rows import PAD_SEGMENT
 from dasearch.models.base import RecommenderModel
 from dasearch.models.prefix import Injection, frozen_layer_means
 from dasearch.models.ra_rec import ITEM_BATCH, RARec
 from dasearch.training.encoders import study_encoder
-from dasearch.training.losses import Reduction, bpr_loss, info_nce, reduced
-from dasearch.training.materials import Shared
-from dasearch.training.method import Drawn, Say
+from dasearch.training.losses import bpr_loss, info_nce, reduced
+from dasearch.training.method import Drawn
+from dasearch.training.shared import Say, Shared
 from dasearch.training.with_encoder import EncoderMethod, frozen_examples, kept_or_computed
 
 
@@ -64,17 +64,8 @@ class RARecMethod(EncoderMethod):
             frozen, frozen_of_items = frozen_examples(materials, examples), frozen_items(materials)
         return cls(settings, encoder, examples, frozen, frozen_of_items)
 
-    def build(self, materials: Shared, *, replace_every: int, generator: torch.Generator) -> RARec:
-        model = RARec(
-            materials.catalogue.backbone,
-            self.settings.model,
-            encoder=self.encoder,
-            n_items=materials.development.n_items,
-            replace_every=replace_every,
-            generator=generator,
-        ).to(materials.device)
+    def start(self, model: RARec, materials: Shared, generator: torch.Generator) -> None:
         model.start_bias(materials.item_counts.to(materials.device))
-        return model
 
     def draw(self, batch: SequenceBatch, materials: Shared, generator: torch.Generator) -> RARecDrawn:
         """Items drawn for the whole batch, with their rows and, where the losses align, the plain model's states."""

@@ -21,32 +21,27 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from dasearch.config import StudySettings, WithEncoder, parse_study
+from dasearch.config import StudySettings, parse_study
 from dasearch.data import Dataset, IntArray, Item, evaluation_plan
 from dasearch.data.rows import NO_ITEM
 from dasearch.errors import DasearchError, ModelFolderError, suggestion
 from dasearch.folders import Taken, written_beside
-from dasearch.layout import SITES, Layout, ModelKind
+from dasearch.layout import Layout
 from dasearch.layout_file import LAYOUT_NAME, LayoutFile, Metric
 from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.base import RecommenderModel, Scorer
-from dasearch.models.darec import DARecSettings
-from dasearch.models.prefix import PrefixSettings
+from dasearch.models.registry import MODELS
 from dasearch.training.checkpoints import load_tensors, save_tensors
 from dasearch.training.evaluation import batch_rows, score_batch
 from dasearch.training.loop import Trained
-from dasearch.training.materials import Catalogue, Materials, build_catalogue, resolve_device
+from dasearch.training.materials import Materials, build_catalogue, resolve_device
 from dasearch.training.preparation import untrained_model
 from dasearch.training.seeds import generator_for
+from dasearch.training.shared import Catalogue
 
 FORMAT = 1
 CATALOGUE = "catalogue.jsonl"
 NOBODY = -1  # the user of a history from outside the training data
-PARALLEL_READS = {
-    ModelKind.DAREC: "sublayer input (after the frozen norm)",
-    ModelKind.IDLE: "the prefix alone, by attention beside the layer's own",
-    ModelKind.RA_REC: "the prefix alone, by attention beside the layer's own",
-}
 
 
 class Recommendation(NamedTuple):
@@ -222,21 +217,18 @@ def _best(scores: Tensor, k: int) -> list[Ranking]:
 
 def layout_file(settings: StudySettings, trained: Trained, metric: Metric | None) -> LayoutFile:
     """What ``layout.json`` says of a trained layout."""
-    adapters = settings.model if isinstance(settings.model, DARecSettings) else None
+    spec = MODELS[settings.model.kind]
     return LayoutFile(
         model=settings.model.label,
         backbone=settings.backbone.name,
         layers=len(trained.model.backbone.blocks),
         replaced=[layer + 1 for layer in trained.model.replaced],
-        sites=list(SITES[settings.model.kind]),
+        sites=list(spec.sites),
         layout=str(trained.layout),
-        bottleneck=adapters.bottleneck if adapters else None,
-        activation=adapters.activation.value if adapters else None,
-        prefix=settings.model.prefix if isinstance(settings.model, PrefixSettings) else None,
-        encoder=settings.encoder.name if isinstance(settings, WithEncoder) and settings.reads_encoder else None,
-        parallel_reads=PARALLEL_READS[settings.model.kind],
+        encoder=settings.encoder.name if settings.reads_encoder else None,
+        parallel_reads=spec.parallel_reads,
         parallel_reduce=settings.model.parallel_reduce.value,
-        parallel_residual=adapters.parallel_residual if adapters else None,
+        **settings.model.layout_facts,
         metric=metric,
         study=settings.name,
         seed=settings.seed,

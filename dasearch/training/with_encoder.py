@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dasearch.config import EncoderStudy
-from dasearch.data import Examples, IntArray, RowPlan, Rows, SequenceBatch, example_plan
-from dasearch.models.id_encoders import ENCODERS, IDEncoder
+from dasearch.data import Examples, RowPlan, Rows, SequenceBatch, example_plan
+from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.prefix import frozen_layer_means
-from dasearch.training.encoders import encoder_ranks
-from dasearch.training.materials import Shared
 from dasearch.training.method import SHARED_READS, Method
+from dasearch.training.shared import Shared
 
 FROZEN_BATCH = 128  # rows of one forward pass of the plain model
 KEPT_BYTES = 2**30  # frozen states are kept up to this size, else computed again for each batch
@@ -40,9 +38,6 @@ class EncoderMethod(Method):
     def frozen_means(self, batch: SequenceBatch, materials: Shared) -> Tensor:
         """Token means of what every layer of the plain model reads: ``(1, batch, layers, width)``."""
         return kept_or_computed(self.frozen, batch.examples, batch.rows, materials)[None]
-
-    def baseline_ranks(self, users: IntArray, histories: Sequence[IntArray], targets: IntArray) -> dict[str, IntArray]:
-        return {ENCODERS[self.settings.encoder.name].title: encoder_ranks(self.encoder, users, histories, targets)}
 
 
 def kept_or_computed(kept: Tensor | None, places: Tensor, rows: Rows, materials: Shared) -> Tensor:

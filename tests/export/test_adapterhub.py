@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from dasearch.errors import ExportError
-from dasearch.export import Wishes, export
+from dasearch.export import ExportOptions, export
 from dasearch.export.adapterhub import reduction_factor, union
 from dasearch.export.inserted import inserted
 from dasearch.layout import Layout
@@ -86,7 +86,7 @@ def states_of_apply_layout(recommender: Recommender, tokens: torch.Tensor) -> to
 
 def write_case(folder: Path, recommender: Recommender, *, base: bool) -> Path:
     """The export, with rows and the states to compare."""
-    out = export(recommender, "adapters", folder, Wishes(None if base else TWO_SITES))
+    out = export(recommender, "adapters", folder, ExportOptions(None if base else TWO_SITES))
     batch, model = rows_of(recommender), recommender.model
     with torch.no_grad():
         if base:
@@ -131,7 +131,7 @@ def test_what_it_writes(tmp_path: Path) -> None:
         "recommender.safetensors",
     }
     assert "Nothing of the trained model is left out." in (out / "README.md").read_text()
-    left_out = export(darec_model("opt", "SSS-SSS"), "adapters", tmp_path / "left-out", Wishes(TWO_SITES))
+    left_out = export(darec_model("opt", "SSS-SSS"), "adapters", tmp_path / "left-out", ExportOptions(TWO_SITES))
     assert "The site context with its second attention and router" in (left_out / "README.md").read_text()
     assert "decoder.layers.1.output_adapters.adapters.dasearch.adapter_up.bias" in load_file(
         out / "adapter.safetensors"
@@ -171,5 +171,5 @@ def test_refused(
     tmp_path: Path, layout: str, changes: dict[str, object], sites: tuple[str, ...] | None, sentence: str
 ) -> None:
     with pytest.raises(ExportError, match=sentence):
-        export(darec_model("opt", layout, **changes), "adapters", tmp_path / "out", Wishes(sites))
+        export(darec_model("opt", layout, **changes), "adapters", tmp_path / "out", ExportOptions(sites))
     assert not list(tmp_path.iterdir())

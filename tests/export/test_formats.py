@@ -12,10 +12,10 @@ import jsonschema
 import pytest
 
 from dasearch.errors import ExportError, ModelFolderError
-from dasearch.export import FORMATS, Wishes, export
+from dasearch.export import FORMATS, ExportOptions, export
 from dasearch.export.formats import Format
 from dasearch.export.layout import SCHEMAS, published_schema, schema_text
-from dasearch.layout import Layout
+from dasearch.layout_file import read_layout
 from dasearch.training.recommender import Recommender, load
 from tests.export.made import edited, made, made_folder, opened
 
@@ -26,7 +26,7 @@ def test_layout_is_written_with_the_schema_that_is_published(tmp_path: Path) -> 
     content = json.loads((out / "layout.json").read_text())
     (schema,) = out.glob("*.schema.json")
     jsonschema.validate(content, json.loads(schema.read_text()))
-    assert Layout.from_file(out) == recommender.layout
+    assert read_layout(out) == recommender.layout
     for wrong in ({"layout": "SXS"}, {"replaced": []}, {"seed": "many"}, {"schema_version": "2.0"}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate({**content, **wrong}, published_schema("layout"))
@@ -58,14 +58,14 @@ def test_trials_are_of_a_study(tmp_path: Path) -> None:
         export(made("opt"), "trials", tmp_path / "out")
 
 
-def test_a_wish_that_a_form_cannot_grant_is_refused(tmp_path: Path) -> None:
+def test_an_option_that_a_form_does_not_support_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="--top says nothing about format torch; leave it out, or choose onnx, pt2"):
-        export(made("opt"), "torch", tmp_path / "out", Wishes(top=3))
+        export(made("opt"), "torch", tmp_path / "out", ExportOptions(top=3))
 
 
 @pytest.mark.parametrize("problem", [RuntimeError("the exporter broke"), KeyboardInterrupt()])
 def test_nothing_half_written_is_left(problem: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def breaks(recommender: Recommender, folder: Path, wishes: Wishes) -> None:
+    def breaks(recommender: Recommender, folder: Path, options: ExportOptions) -> None:
         (folder / "half").write_text("half")
         raise problem
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dasearch.errors import ExportError
-from dasearch.export import Wishes, export
+from dasearch.export import ExportOptions, export
 from dasearch.layout_file import Metric
 from dasearch.training.recommender import Recommender
 from tests.export.made import QUESTIONS, dataset_of, made, our_scores
@@ -70,7 +70,7 @@ def apart(
 @pytest.mark.parametrize("kind", KINDS)
 def test_torch_hf_and_pt2(kind: str, tmp_path: Path) -> None:
     recommender = made(*KINDS[kind])
-    everything = Wishes(top=len(recommender.items))
+    everything = ExportOptions(top=len(recommender.items))
     forms = ["torch", "pt2", "hf"]  # transformers comes last
     for form in forms:
         export(recommender, form, tmp_path / form, everything if form == "pt2" else None)
@@ -105,7 +105,7 @@ def test_onnx(case: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     recommender = made(*GRAPHS[case])
-    folder = export(recommender, "onnx", tmp_path / "onnx", Wishes(top=len(recommender.items)))
+    folder = export(recommender, "onnx", tmp_path / "onnx", ExportOptions(top=len(recommender.items)))
     assert apart(recommender, [f"onnx={folder}"], tmp_path)[0] <= CLOSE
 
 
@@ -128,7 +128,7 @@ def test_the_model_card_tells_data_metrics_layout_and_licence(tmp_path: Path) ->
 
 def test_a_graph_cannot_answer_with_more_items_than_there_are(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="--top is 31 and the catalogue has 30 items; ask for fewer"):
-        export(made("opt"), "pt2", tmp_path / "out", Wishes(top=31))
+        export(made("opt"), "pt2", tmp_path / "out", ExportOptions(top=31))
     assert list(tmp_path.iterdir()) == []
 
 

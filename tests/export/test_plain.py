@@ -17,6 +17,7 @@ from torch import Tensor
 from dasearch.errors import ExportError
 from dasearch.export import export
 from dasearch.layout import Layout
+from dasearch.layout_file import read_layout
 from dasearch.models.id_encoders import ENCODERS
 from dasearch.models.named import NAMED, available
 from dasearch.models.ra_rec import RARec
@@ -138,7 +139,7 @@ def test_any_layout_at_any_depth(kind: str, groups: int, every: int, seed: int) 
     recommender = made("opt", kind, letters, layers=groups * every)
     with tempfile.TemporaryDirectory() as folder:
         assert apart(recommender, written(recommender, Path(folder))) <= CLOSE
-        assert Layout.from_file(Path(folder) / "out") == recommender.layout == Layout.parse(letters)
+        assert read_layout(Path(folder) / "out") == recommender.layout == Layout.parse(letters)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dasearch.errors import ExportError
-from dasearch.export import Wishes, export
+from dasearch.export import ExportOptions, export
 from dasearch.export.formats import FORMATS
 from dasearch.models.insertion import TWO_SITES, AdapterPlaces
 from dasearch.training.recommender import Recommender
@@ -92,7 +92,7 @@ def test_what_it_writes(tmp_path: Path) -> None:
 
 
 def test_sites_leave_out_the_others(tmp_path: Path) -> None:
-    out = export(darec_model("opt", "PSP-SPS"), "snippet", tmp_path / "out", Wishes(TWO_SITES))
+    out = export(darec_model("opt", "PSP-SPS"), "snippet", tmp_path / "out", ExportOptions(TWO_SITES))
     names = load_file(out / "adapters.safetensors")
     assert {name.split(".")[3] for name in names} == {"causal_adapter", "recommendation_adapter"}
     assert "user_keys" not in load_file(out / "recommender.safetensors")
@@ -102,7 +102,7 @@ def test_sites_leave_out_the_others(tmp_path: Path) -> None:
 def test_what_it_prints_builds_the_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recommender = darec_model("opt", "PSP-SPS", layers=4, every=2, parallel_reduce="sum")
     recommender.model.backbone.model.save_pretrained(tmp_path / "backbone")
-    text = FORMATS["snippet"].text(recommender, Wishes())
+    text = FORMATS["snippet"].text(recommender, ExportOptions())
     assert 'from_pretrained("backbone")  # tiny-opt: `backbone` in the trained' in text
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
@@ -144,7 +144,7 @@ def test_what_no_adapter_says_is_refused(tmp_path: Path, settings: dict[str, obj
 )
 def test_unknown_sites_are_refused(tmp_path: Path, sites: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(ExportError, match=sentence):
-        export(darec_model("opt", "SSS-SSS"), "snippet", tmp_path / "out", Wishes(sites))
+        export(darec_model("opt", "SSS-SSS"), "snippet", tmp_path / "out", ExportOptions(sites))
 
 
 @pytest.mark.parametrize("form", ["snippet", "adapters"])
@@ -158,4 +158,4 @@ def test_models_of_prefixes_are_refused(tmp_path: Path, kind: str, form: str) ->
 def test_a_site_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
     three = ("causal", "context", "recommendation")
     with pytest.raises(ExportError, match="the model has no site context; choose causal, recommendation"):
-        export(darec_model("opt", "SSS-SSS", variation="darec-base"), "snippet", tmp_path / "out", Wishes(three))
+        export(darec_model("opt", "SSS-SSS", variation="darec-base"), "snippet", tmp_path / "out", ExportOptions(three))

@@ -18,9 +18,10 @@ from dasearch.training.encoders import (
     train_encoder,
     write_encoder,
 )
-from dasearch.training.materials import Materials, PurchaseIndex
+from dasearch.training.materials import Materials
 from dasearch.training.metrics import summarise
 from dasearch.training.preparation import prepare_study
+from dasearch.training.shared import PurchaseIndex
 from tests.conftest import seeded, toy_dataset
 from tests.training.studies import materials, small_settings
 

@@ -17,8 +17,8 @@ from dasearch.training.darec import pretrain_collaborative
 from dasearch.training.encoders import study_encoder
 from dasearch.training.evaluation import final_ranks, validation_held, validation_plan
 from dasearch.training.loop import train
-from dasearch.training.materials import PurchaseIndex
 from dasearch.training.preparation import build_model
+from dasearch.training.shared import PurchaseIndex
 from tests.conftest import seeded, toy_dataset
 from tests.training.studies import materials, small_settings
 

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dasearch.training.losses import Reduction, bpr_loss, contrastive_loss, info_nce, item_cross_entropy, mmd, reduced
+from dasearch.config import Reduction
+from dasearch.training.losses import bpr_loss, contrastive_loss, info_nce, item_cross_entropy, mmd, reduced
 from dasearch.training.metrics import Metrics, bootstrap_interval, per_user, summarise, target_ranks
 from dasearch.training.stack import schedule
 from tests.conftest import seeded

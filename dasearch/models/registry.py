@@ -1,0 +1,85 @@
+"""The recommenders, each declared once: what they read, what they need, how one is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dasearch.layout import SITES, ModelKind
+from dasearch.models.base import RecommenderModel
+from dasearch.models.darec import DARec
+from dasearch.models.idle import IDLEAdapter
+from dasearch.models.ra_rec import RARec
+
+
+class Prompts(NamedTuple):
+    """The fixed text in front of a user's row and of an item's."""
+
+    user: str
+    item: str
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What the rest of dasearch asks of a recommender before there is one.
+
+    Attributes:
+        build: of a frozen backbone, the model's settings and the keywords ``n_users``, ``n_items``, ``replace_every``,
+            ``encoder`` (None where the settings hold none) and ``generator``.
+        decoder_only: whether an encoder cannot be its backbone.
+        closes_by_trained_tokens: whether items of a row end with trained tokens rather than with a comma.
+        parallel_reads: what a parallel site reads, in the words of ``layout.json``.
+    """
+
+    kind: ModelKind
+    build: Callable[..., RecommenderModel]
+    prompts: Prompts
+    decoder_only: bool
+    closes_by_trained_tokens: bool
+    parallel_reads: str
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Of a layer, in the order of a layout's letters."""
+        return SITES[self.kind]
+
+
+PURCHASES = "Your task is to recommend the next product. The purchase history is"  # after SPEC 3 and 4
+BESIDE = "the prefix alone, by attention beside the layer's own"
+
+
+def _without_users(model: Callable[..., RecommenderModel]) -> Callable[..., RecommenderModel]:
+    """A model that has nothing of a user but what the ID encoder knows."""
+    return lambda *args, n_users, **keywords: model(*args, **keywords)
+
+
+MODELS: dict[ModelKind, ModelSpec] = {
+    spec.kind: spec
+    for spec in (
+        ModelSpec(
+            ModelKind.DAREC,
+            DARec,
+            Prompts("", "Give the ID of the item described by:"),  # DARec sec. 2.2.2
+            decoder_only=True,
+            closes_by_trained_tokens=True,
+            parallel_reads="sublayer input (after the frozen norm)",
+        ),
+        ModelSpec(
+            ModelKind.IDLE,
+            _without_users(IDLEAdapter),
+            Prompts(PURCHASES, ""),
+            decoder_only=False,
+            closes_by_trained_tokens=False,
+            parallel_reads=BESIDE,
+        ),
+        ModelSpec(
+            ModelKind.RA_REC,
+            _without_users(RARec),
+            Prompts(PURCHASES, "The product is"),
+            decoder_only=False,
+            closes_by_trained_tokens=False,
+            parallel_reads=BESIDE,
+        ),
+    )
+}
