@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dasearch.errors import LayoutError, SearchSpaceError, suggestion
 from dasearch.layout import CHOICES, SITES, Depth, Layout, ModelKind, as_record, replaced_layers, site_names
@@ -38,6 +38,13 @@ class SearchSpaceFile(BaseModel):
     )
     fixed: dict[str, Choice] = Field(default={}, description="sites held at one choice, by pattern")
     equal: list[str] = Field(default=[], description="constraints: all sites that match one pattern take one choice")
+
+    @field_validator("choices")
+    @classmethod
+    def _each_once(cls, choices: list[Choice]) -> list[Choice]:
+        if len(set(choices)) != len(choices):
+            raise ValueError(f"[{', '.join(choices)}] names one choice twice; a search needs two different ones")
+        return choices
 
     @model_validator(mode="after")
     def _sites_of_the_model(self) -> SearchSpaceFile:

@@ -117,3 +117,9 @@ def test_shipped_spaces_of_the_other_models(name: str, free: int) -> None:
     assert len(found.free) == free
     assert found.sites == SITES[found.file.model]
     assert str(found.all_serial) == "SSS-SSS-SSS-SSS"
+
+
+def test_a_choice_named_twice_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"\[serial, serial\] names one choice twice"):
+        space(choices=["serial", "serial"])
+    assert space(choices=["parallel", "serial"]).size == space().size

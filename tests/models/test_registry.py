@@ -1,0 +1,32 @@
+"""A recommender is declared everywhere or nowhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from dasearch.config import STUDIES, parse_study
+from dasearch.export.plain import KINDS
+from dasearch.layout import ModelKind
+from dasearch.models.registry import MODELS
+from dasearch.search_space import load_search_space
+from dasearch.training.preparation import METHODS
+
+
+def test_every_model_is_known_to_all_who_ask() -> None:
+    for declared in (MODELS, METHODS, STUDIES, KINDS):
+        assert set(declared) == set(ModelKind)
+
+
+@pytest.mark.parametrize("kind", list(ModelKind))
+def test_a_study_of_its_settings_has_its_sites(kind: ModelKind) -> None:
+    study = parse_study({"name": "one", "model": {"kind": kind.value}})
+    assert load_search_space(study.space_name, backbone_layers=2).sites == MODELS[study.model.kind].sites
+
+
+@pytest.mark.parametrize("kind", list(ModelKind))
+def test_without_pretraining_nothing_of_the_data_is_trained_first(kind: ModelKind) -> None:
+    study = parse_study({"name": "one", "model": {"kind": kind.value}, "encoder": {"epochs": 7}})
+    quick = study.without_pretraining()
+    assert quick.encoder.epochs == 0
+    assert getattr(quick, "cf", quick.encoder).epochs == 0
+    assert quick.model == study.model
