@@ -11,13 +11,13 @@ run() { # seconds at most, then the command
   local most=$1; shift
   [ "$(left)" -lt "$most" ] && most=$(left)
   [ "$most" -lt 10 ] && { echo "left out for time: $*"; return; }
-  timeout "$most" "$@" 2>&1 | grep -v -e Warning -e RETRY -e "Loading weights" -e "Writing model" | tail -n 12 | tee -a "$OUT/gpu.txt"
+  timeout "$most" "$@" 2>&1 | grep -v -e Warning -e RETRY -e "Loading weights" -e "Writing model" | tail -n 30 | tee -a "$OUT/gpu.txt"
 }
-step() { local most=$1; shift; run "$most" python3 benchmarks/step.py --set "data.source=$DATA" --set cf.epochs=1 "$@"; }
+step() { local most=$1; shift; run "$most" python3 benchmarks/step.py --set "data.source=$DATA" --set cf.epochs=1 --set data.mf_rank=64 "$@"; }
 smollm2="amazon-scientific-smollm2-paper --steps 15 --rounds 1"
 nvidia-smi --query-gpu=name,memory.total --format=csv,noheader 2>/dev/null | tee -a "$OUT/gpu.txt"
-step 150 $smollm2 --candidates 1 --validate --verbose
-step 150 $smollm2 --candidates 8 --verbose
+step 120 $smollm2 --candidates 1 --validate --verbose
+step 240 $smollm2 --candidates 8 --profile 20 --verbose  # of them one and a half minutes torch.compile
 [ "${1:-}" = quick ] && exit 0
 run 100 python3 -m pytest -n 0 -q -m gpu tests
 step 100 $smollm2 --candidates 1 --set trial.batch_size=64

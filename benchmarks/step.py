@@ -120,6 +120,7 @@ def serve(given: argparse.Namespace) -> None:
     }
     frozen = sum(p.numel() for name, p in materials.catalogue.backbone.model.named_parameters() if "embed" not in name)
     print(json.dumps({**first, "frozen": frozen, "users": users}), flush=True)
+    print(f"warm-up {first['warm_up']:.0f} s", file=sys.stderr, flush=True)
     for line in sys.stdin:
         seconds, tokens = [], 0
         for _ in range(int(line)):
@@ -129,6 +130,10 @@ def serve(given: argparse.Namespace) -> None:
             if device == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - began)
+        timed = (
+            f"{1e3 * statistics.median(seconds):.1f} ms a step of {given.candidates}"  # whoever is cut short has this
+        )
+        print(timed, file=sys.stderr, flush=True)
         profile = _profile(step, batches, device, given.profile) if given.profile else []
         began = time.perf_counter()
         if given.validate:
