@@ -68,3 +68,9 @@ def suggestion(name: str, known: list[str]) -> str:
     """``; did you mean X?`` where something known is near, else nothing."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, as a part of a sentence; its kind where it says nothing."""
+    lines = str(error).strip().strip("'\"").splitlines()
+    return lines[0][:160] if lines else type(error).__name__

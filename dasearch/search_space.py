@@ -18,7 +18,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from dasearch.errors import LayoutError, SearchSpaceError, suggestion
+from dasearch.errors import LayoutError, SearchSpaceError, first_line, suggestion
 from dasearch.layout import CHOICES, SITES, Depth, Layout, ModelKind, as_record, replaced_layers, site_names
 
 Choice = Literal["serial", "parallel"]
@@ -224,7 +224,7 @@ def load_search_space(name: str, *, backbone_layers: int, replace_every: int | N
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         file = SearchSpaceFile.model_validate(content)
     except yaml.YAMLError as error:
-        raise SearchSpaceError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+        raise SearchSpaceError(f"{path} is not YAML: {first_line(error)}") from None
     except ValidationError as error:
         first = error.errors()[0]
         reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from dasearch.errors import BackboneError, suggestion
+from dasearch.errors import BackboneError, first_line, suggestion
 from dasearch.models.backbone import DECODERS, FAMILIES, not_a_decoder, unknown_family
 from dasearch.models.named import NAMED, available, locate
 
@@ -128,19 +128,19 @@ def _unreadable(name: str, error: Exception) -> BackboneError:
     folder = locate(name)
     if folder != name:
         return BackboneError(
-            f"the backbone {name} cannot be read from {folder} ({_first_line(error)}); "
+            f"the backbone {name} cannot be read from {folder} ({first_line(error)}); "
             "delete that folder and install the package again"
         )
     if Path(folder).is_dir():
         return BackboneError(
-            f"the backbone {name!r} cannot be read as a Hugging Face model ({_first_line(error)}); "
+            f"the backbone {name!r} cannot be read as a Hugging Face model ({first_line(error)}); "
             "save it again with save_pretrained, or choose another"
         )
     near = suggestion(name, [known for known in NAMED if known != name])
     offline = _why_offline()
     if offline is None:
         return BackboneError(
-            f"the backbone {name!r} is neither a folder nor could be downloaded ({_first_line(error)}){near or _choice()}"
+            f"the backbone {name!r} is neither a folder nor could be downloaded ({first_line(error)}){near or _choice()}"
         )
     return BackboneError(
         f"the backbone {name!r} is not on this machine and the Hugging Face hub cannot be reached ({offline})"
@@ -151,8 +151,3 @@ def _unreadable(name: str, error: Exception) -> BackboneError:
 def _choice() -> str:
     ready = [name for name in NAMED if available(name)]
     return f"; use {', '.join(ready)} or the folder of a saved model (`dasearch doctor` lists what else there is)"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().strip("'\"").splitlines()
-    return lines[0][:160] if lines else type(error).__name__

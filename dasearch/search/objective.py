@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from dasearch.config import Recipe, StudySettings
 from dasearch.data import Development
-from dasearch.errors import TrainingError
+from dasearch.errors import TrainingError, first_line
 from dasearch.layout import Layout
 from dasearch.training.loop import Trained, candidates_at_once, train_together
 from dasearch.training.materials import Materials
@@ -76,7 +76,9 @@ class Objective:
         except Exception as error:
             if len(runs) == 1:
                 return [error]
-            say(f"{len(runs)} trainings side by side broke ({type(error).__name__}: {error}); they go on one by one")
+            say(
+                f"{len(runs)} trainings side by side broke ({type(error).__name__}: {first_line(error)}); they go on one by one"
+            )
         found: list[Outcome] = []  # out of the handler, whose traceback holds on to the batch's memory
         for place, run in enumerate(runs):
             found += self.train_together([run], on_epoch=_at(place, on_epoch))

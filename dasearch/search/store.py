@@ -43,7 +43,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from dasearch.bayes import Proposal, mean_of_curve
-from dasearch.errors import NoStudies, StoreError
+from dasearch.errors import NoStudies, StoreError, first_line
 from dasearch.layout import Layout
 from dasearch.training.metrics import Interval
 from dasearch.training.stack import Epoch
@@ -909,7 +909,7 @@ def _shown(url: str) -> str:
 
 def _reason(error: Exception) -> str:
     cause = getattr(error, "orig", None) or error
-    return str(cause).strip().splitlines()[0]
+    return first_line(cause)
 
 
 def _remedy(error: Exception) -> str:

@@ -20,7 +20,7 @@ import polars as pl
 
 from dasearch.data.conversion import packed
 from dasearch.data.readers.base import lines, writable
-from dasearch.errors import DataError, Interrupted
+from dasearch.errors import DataError, Interrupted, first_line
 from dasearch.training.recommender import Ranking, Recommender, Request
 
 HISTORY, USER, ID = "history", "user", "id"
@@ -285,8 +285,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"{path} cannot be read as Parquet ({reason}); write it again") from None
+        raise DataError(f"{path} cannot be read as Parquet ({first_line(error)}); write it again") from None
 
 
 def _row(number: int, history: Any, user: Any, identifier: Any) -> Row:

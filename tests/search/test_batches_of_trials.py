@@ -165,7 +165,7 @@ def test_a_diverging_candidate_is_pruned_alone(tmp_path: Path, stub: Stub) -> No
 def test_a_batch_too_large_for_the_machine_is_trained_one_by_one(tmp_path: Path, stub: Stub) -> None:
     def crowded(together: list[str], layout: str, epoch: int) -> None:
         if len(together) > 2 and epoch == 1:
-            raise MemoryError("too much")
+            raise MemoryError("too much\nSearch for it elsewhere")
 
     said: list[str] = []
 

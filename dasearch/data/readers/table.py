@@ -14,7 +14,7 @@ from dasearch.data.dataset import TITLE, Item
 from dasearch.data.raw import Raw
 from dasearch.data.readers.base import Row, bare_name, collect, first_of_each, make_item, open_text
 from dasearch.data.rules import Rules
-from dasearch.errors import DataError, suggestion
+from dasearch.errors import DataError, first_line, suggestion
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 PARQUET = ".parquet"
@@ -204,9 +204,8 @@ def _readable(path: Path) -> Iterator[None]:
         line = _uneven_line(path)
         if line is not None:
             raise DataError(f"{path}, line {line}: more columns than the first line has; quote the cell") from None
-        reason = str(error).splitlines()[0]
         raise DataError(
-            f"{path}: cannot be read ({reason}); save it as UTF-8 with quoted cells, or as Parquet"
+            f"{path}: cannot be read ({first_line(error)}); save it as UTF-8 with quoted cells, or as Parquet"
         ) from None
 
 
