@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from dasearch.errors import LayoutError, suggestion
+from dasearch.errors import LayoutError, first_line, suggestion
 
 FIELD = "schema_version"
 
@@ -44,7 +44,9 @@ class VersionedFile(BaseModel):
         except OSError as error:
             raise LayoutError(f"{path} cannot be read ({error.strerror}); name a {cls.WHAT}") from None
         except ValueError as error:  # no JSON, or no UTF-8
-            raise LayoutError(f"{path} is no {cls.WHAT} or is cut off ({error}); write or copy it again") from None
+            raise LayoutError(
+                f"{path} is no {cls.WHAT} or is cut off ({first_line(error)}); write or copy it again"
+            ) from None
         return cls.of_record(record, str(path))
 
     @classmethod

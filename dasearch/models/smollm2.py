@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from dasearch.errors import BackboneError
+from dasearch.errors import BackboneError, first_line
 from dasearch.folders import written_beside
 from dasearch.models.cache import default_cache
 
@@ -70,7 +70,7 @@ def saved_smollm2(package: Path) -> Path:
             _write(contents, folder)
         except OSError as error:
             raise BackboneError(
-                f"the weights of {SMOLLM2} cannot be written to {folder} ({error}); "
+                f"the weights of {SMOLLM2} cannot be written to {folder} ({first_line(error)}); "
                 "free 600 MB there or set DASEARCH_CACHE to another folder"
             ) from None
     return folder
@@ -98,7 +98,7 @@ def read_gguf(source: Path) -> Contents:
         config = _config(reader)
         return Contents(config, _tensors(reader, config), _tokenizer(reader))
     except (ValueError, KeyError, IndexError, OSError) as error:
-        raise BackboneError(f"{source} is damaged or another model ({error}); {REINSTALL}") from None
+        raise BackboneError(f"{source} is damaged or another model ({first_line(error)}); {REINSTALL}") from None
 
 
 def _write(contents: Contents, folder: Path) -> None:

@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from dasearch.bayes import Observation, PRSampler, SpaceExhausted, curve_mean, startup_trials
-from dasearch.errors import DasearchError, TrainingError
+from dasearch.errors import DasearchError, TrainingError, first_line
 from dasearch.layout import CHOICES, Layout
 from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search.events import SEARCH, Finished, Training
@@ -193,7 +193,7 @@ class Search:
     def _tell_broken(self, trial: Trial, error: Exception) -> None:
         """Back to the queue; one that breaks again is pruned, so that others go on."""
         if self.storage.get_trial(trial._trial_id).user_attrs.get(BROKEN):
-            trial.set_user_attr("reason", f"{type(error).__name__}: {error}")
+            trial.set_user_attr("reason", f"{type(error).__name__}: {first_line(error)}")
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
             trial.set_user_attr(BROKEN, True)

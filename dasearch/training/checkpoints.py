@@ -16,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dasearch.errors import first_line
+
 RECORD = "dasearch"
 
 
@@ -47,4 +49,6 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             record = json.loads((file.metadata() or {})[RECORD])
             return {name: file.get_tensor(name) for name in file.keys()}, record  # noqa: SIM118 (not a mapping)
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a file that dasearch wrote, or it is damaged ({error}); delete it") from None
+        raise ValueError(
+            f"{path} is not a file that dasearch wrote, or it is damaged ({first_line(error)}); delete it"
+        ) from None

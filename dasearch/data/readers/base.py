@@ -19,7 +19,7 @@ from dasearch.data.dataset import TITLE, Item
 from dasearch.data.events import Events
 from dasearch.data.raw import Raw
 from dasearch.data.rules import Rules
-from dasearch.errors import DataError
+from dasearch.errors import DataError, first_line
 
 UTF8 = "utf-8-sig"  # with or without the mark that spreadsheets put first
 NO_ATTRIBUTES: dict[str, str] = {}  # shared by all items that only interactions know
@@ -100,7 +100,7 @@ def lines(path: Path, encoding: str = UTF8) -> Iterator[tuple[int, str]]:
                     yield number, line.rstrip("\n")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path}, after line {number}: cannot be read ({error}); save it as UTF-8, plain or gzip"
+            f"{path}, after line {number}: cannot be read ({first_line(error)}); save it as UTF-8, plain or gzip"
         ) from None
 
 

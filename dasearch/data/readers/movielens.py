@@ -23,7 +23,7 @@ from dasearch.data.readers.base import (
     require,
 )
 from dasearch.data.rules import Rules
-from dasearch.errors import DataError
+from dasearch.errors import DataError, first_line
 
 FILES = "u.data, u.item and u.genre (100k), ratings.dat and movies.dat (1M), or ratings.csv and movies.csv (later ones)"
 ORIGIN = "MovieLens 100K, 1M, 20M, 25M, 32M, latest-small of GroupLens"
@@ -111,7 +111,7 @@ def _encoding(path: Path) -> str:
     except UnicodeDecodeError:
         return "latin-1"
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); fetch it again") from None
+        raise DataError(f"{path}: cannot be read ({first_line(error)}); fetch it again") from None
     return UTF8
 
 

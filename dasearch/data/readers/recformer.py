@@ -11,7 +11,7 @@ from typing import Any
 from dasearch.data.raw import Raw
 from dasearch.data.readers.base import Row, collect, find, make_item, open_text, require
 from dasearch.data.rules import Rules
-from dasearch.errors import DataError
+from dasearch.errors import DataError, first_line
 
 SPLITS = ("train.json", "val.json", "test.json")  # user number -> item numbers; together a user's history
 ITEM_NUMBERS, USER_NUMBERS, METADATA = "smap.json", "umap.json", "meta_data.json"
@@ -52,7 +52,7 @@ def _object(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg}); fetch the file again") from None
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); fetch the file again") from None
+        raise DataError(f"{path}: cannot be read ({first_line(error)}); fetch the file again") from None
     if not isinstance(found, dict):
         raise DataError(f"{path}, line 1: not a JSON object; fetch the file again")
     return found
