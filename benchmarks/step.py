@@ -130,18 +130,15 @@ def serve(given: argparse.Namespace) -> None:
             if device == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - began)
-        timed = (
-            f"{1e3 * statistics.median(seconds):.1f} ms a step of {given.candidates}"  # whoever is cut short has this
-        )
-        print(timed, file=sys.stderr, flush=True)
+        # whoever is cut short has this
+        print(f"{1e3 * statistics.median(seconds):.1f} ms a step of {given.candidates}", file=sys.stderr, flush=True)
         profile = _profile(step, batches, device, given.profile) if given.profile else []
         began = time.perf_counter()
         if given.validate:
             step.validate()  # type: ignore[attr-defined]
         validation = time.perf_counter() - began
-        memory = (
-            torch.cuda.max_memory_reserved() if device == "cuda" else 0
-        )  # graphs' pool, which replays fill, included
+        # the pool of graphs, which replays fill, included
+        memory = torch.cuda.max_memory_reserved() if device == "cuda" else 0
         print(
             json.dumps(
                 {
@@ -160,33 +157,34 @@ def _profile(
     step: Callable[[Any], int], batches: Iterator[Any], device: str, most: int
 ) -> list[tuple[float, int, str]]:
     """Milliseconds, calls and names of the kernels (on a CPU, operations) that a step spends most in; first their sum."""
-    import torch
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU if device == "cpu" else ProfilerActivity.CUDA]) as seen:
-        tokens = step(next(batches))
-        if device == "cuda":
-            torch.cuda.synchronize()
+    tokens, events = _profiled(step, batches, device, "cpu" if device == "cpu" else "cuda")
     on = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"
-    found = sorted(((getattr(e, on) / 1e3, e.count, e.key) for e in seen.key_averages()), reverse=True)
+    found = sorted(((getattr(e, on) / 1e3, e.count, e.key) for e in events), reverse=True)
     total = (sum(ms for ms, _, _ in found), sum(count for _, count, _ in found), f"in all, of {tokens} tokens")
     return [total, *found[:most]]
 
 
 def _operations(step: Callable[[Any], int], batches: Iterator[Any], device: str) -> float:
     """Kernel launches of a step on a GPU, dispatched operations of one on a CPU."""
+    _, events = _profiled(step, batches, device, *{"cpu", device})
+    if device == "cuda":
+        return sum(event.count for event in events if "LaunchKernel" in event.key)
+    return sum(event.count for event in events if event.key.startswith("aten::"))
+
+
+def _profiled(
+    step: Callable[[Any], int], batches: Iterator[Any], device: str, *activities: str
+) -> tuple[int, list[Any]]:
+    """The tokens of one step, and what the profiler saw of it, by name."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    on = [ProfilerActivity.CPU] if device == "cpu" else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
     part = next(batches)
-    with profile(activities=on) as seen:
-        step(part)
+    with profile(activities=[ProfilerActivity[name.upper()] for name in activities]) as seen:
+        tokens = step(part)
         if device == "cuda":
             torch.cuda.synchronize()
-    if device == "cuda":
-        return sum(event.count for event in seen.key_averages() if "LaunchKernel" in event.key)
-    return sum(event.count for event in seen.key_averages() if event.key.startswith("aten::"))
+    return tokens, list(seen.key_averages())
 
 
 def measured_peak(device: str) -> float:

@@ -321,7 +321,7 @@ class StudySettings(Section):
     @property
     def history_items(self) -> int:
         """Of a user's newest items how many the model may read, beside those in its rows."""
-        return self.encoder.history
+        return self.encoder.history if self.model.holds_encoder else HISTORY_ITEMS
 
     @property
     def selects_examples(self) -> bool:
@@ -348,10 +348,6 @@ class DARecStudy(StudySettings):
     @property
     def reads_encoder(self) -> bool:
         return self.model.item_ids is ItemIDs.ENCODER or super().reads_encoder
-
-    @property
-    def history_items(self) -> int:
-        return self.encoder.history if self.model.encoder_scores else HISTORY_ITEMS
 
     @property
     def selects_examples(self) -> bool:

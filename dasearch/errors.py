@@ -72,5 +72,6 @@ def suggestion(name: str, known: list[str]) -> str:
 
 def first_line(error: BaseException) -> str:
     """What another library's error says, as a part of a sentence; its kind where it says nothing."""
-    lines = str(error).strip().strip("'\"").splitlines()
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error  # which puts what it says in quotes
+    lines = str(said).strip().splitlines()
     return lines[0][:160] if lines else type(error).__name__

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dasearch.models.stacking import Linear
+from dasearch.models.stacking import Linear, per_row
 
 BOTTLENECK = 64  # DARec fig. 8: best of 16..256 on Pantry
 INIT_SD = 0.01  # of the down-projection, as in the code of DARec's reference [8]
@@ -122,12 +122,10 @@ class MaskRouter(nn.Module):
         """
         weight = (self.gate.weight[..., 0, :] - self.gate.weight[..., 1, :]).to(q.dtype)
         bias = (self.gate.bias[..., 0] - self.gate.bias[..., 1]).to(q.dtype)
-        if stacked := weight.dim() == 2:  # of several candidates, whose rows stand one after another
-            weight, bias = weight[:, None], bias[:, None, None]
+        if weight.dim() == 2:  # of several candidates
+            weight, bias = per_row(weight, len(q))[:, None], per_row(bias, len(q))[:, None, None]
         of_q, of_p = weight.chunk(2, dim=-1)
-        rows = [part.reshape(len(weight), -1, part.shape[-1]) if stacked else part for part in (q, p)]
-        difference = (rows[0] * of_q + rows[1] * of_p).sum(-1, keepdim=True) + bias
-        return torch.sigmoid(difference).view(*q.shape[:-1], 1)
+        return torch.sigmoid((q * of_q + p * of_p).sum(-1, keepdim=True) + bias)
 
     def forward(self, q: Tensor, p: Tensor) -> Tensor:
         return torch.lerp(p, q, self.share(q, p))

@@ -23,9 +23,7 @@ from dasearch.models.stacking import take
 SQUARE_TOKENS = (
     256  # longest row whose square of scores is formed; above it the CPU's fused kernels win (benchmarks/attention.py)
 )
-HALF_TILE = (
-    64  # tokens of a row up to which the memory-efficient kernel, in tiles of 64, beats flash's of 128 (one H100)
-)
+HALF_TILE = 64  # tokens of a row; up to here CUDA's memory-efficient kernel beats flash's, whose tiles are twice that
 SHORT_ROWS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 ALIGNED = 8  # a mask's last axis is stored in multiples of it, as CUDA's fused attention wants
 

@@ -36,10 +36,10 @@ class RecommenderModel(nn.Module):
 
     Args:
         backbone: shared by every recommender of a study.
+        settings: the model's own; ``encoder_scores`` is the weight of the encoder's scores beside the model's.
         n_items: size of the catalogue.
         replace_every: replacement frequency r (DARec fig. 10).
         encoder: a trained ID encoder, which stays as it is, in evaluation mode.
-        encoder_scores: the weight of its scores beside the model's own.
     """
 
     kind: ModelKind
@@ -48,16 +48,15 @@ class RecommenderModel(nn.Module):
     def __init__(
         self,
         backbone: FrozenBackbone,
+        settings: Any,
         *,
         n_items: int,
         replace_every: int,
         encoder: IDEncoder | None = None,
-        encoder_scores: float = 0.0,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.settings = backbone, settings
         self.encoder = None if encoder is None else encoder.eval().requires_grad_(False)
-        self._encoder_weight = encoder_scores
         self.n_items = n_items
         self.replaced = replaced_layers(len(backbone.blocks), replace_every)
 
@@ -80,9 +79,8 @@ class RecommenderModel(nn.Module):
 
         Shapes: as of `dasearch.models.id_encoders.base`.
         """
-        if self.encoder is None or not self._encoder_weight:
-            return None
-        return self._encoder_weight * self.encoder.scores(users, histories)
+        weight = self.settings.encoder_scores
+        return weight * self.encoder.scores(users, histories) if self.encoder is not None and weight else None
 
     def train(self, mode: bool = True) -> Self:
         """The ID encoder stays in evaluation mode."""

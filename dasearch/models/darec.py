@@ -488,6 +488,7 @@ class DARec(RecommenderModel):
     """
 
     kind = ModelKind.DAREC
+    settings: DARecSettings
     fold_in: Tensor
     state_mean: Tensor
     state_map: Tensor
@@ -503,14 +504,7 @@ class DARec(RecommenderModel):
         generator: torch.Generator,
         encoder: IDEncoder | None = None,
     ) -> None:
-        super().__init__(
-            backbone,
-            n_items=n_items,
-            replace_every=replace_every,
-            encoder=encoder,
-            encoder_scores=settings.encoder_scores,
-        )
-        self.settings = settings
+        super().__init__(backbone, settings, n_items=n_items, replace_every=replace_every, encoder=encoder)
         width = backbone.width
         self.special = nn.Parameter(torch.empty(SPECIAL_TOKENS, width).normal_(std=TOKEN_SD, generator=generator))
         self.layers = nn.ModuleList(

@@ -348,14 +348,7 @@ class PrefixModel(RecommenderModel):
         n_items: int,
         replace_every: int,
     ) -> None:
-        super().__init__(
-            backbone,
-            n_items=n_items,
-            replace_every=replace_every,
-            encoder=encoder,
-            encoder_scores=settings.encoder_scores,
-        )
-        self.settings = settings
+        super().__init__(backbone, settings, n_items=n_items, replace_every=replace_every, encoder=encoder)
 
     def build_prefixes(self, refine: Refine, generator: torch.Generator) -> nn.ModuleList:
         """A `Prefix` for each adapted layer; none where nothing is injected."""

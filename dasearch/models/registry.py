@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dasearch.layout import SITES, ModelKind
 from dasearch.models.base import RecommenderModel
@@ -45,13 +45,20 @@ class ModelSpec:
         return SITES[self.kind]
 
 
-PURCHASES = "Your task is to recommend the next product. The purchase history is"  # after SPEC 3 and 4
-BESIDE = "the prefix alone, by attention beside the layer's own"
+def _prefix_model(kind: ModelKind, model: Callable[..., RecommenderModel], item_prompt: str) -> ModelSpec:
+    """A model of prefixes, which knows of a user what the ID encoder knows, over a decoder or an encoder."""
 
+    def build(*given: Any, n_users: int, **keywords: Any) -> RecommenderModel:
+        return model(*given, **keywords)
 
-def _without_users(model: Callable[..., RecommenderModel]) -> Callable[..., RecommenderModel]:
-    """A model that has nothing of a user but what the ID encoder knows."""
-    return lambda *args, n_users, **keywords: model(*args, **keywords)
+    return ModelSpec(
+        kind,
+        build,
+        Prompts("Your task is to recommend the next product. The purchase history is", item_prompt),  # after SPEC 3, 4
+        decoder_only=False,
+        closes_by_trained_tokens=False,
+        parallel_reads="the prefix alone, by attention beside the layer's own",
+    )
 
 
 MODELS: dict[ModelKind, ModelSpec] = {
@@ -65,21 +72,7 @@ MODELS: dict[ModelKind, ModelSpec] = {
             closes_by_trained_tokens=True,
             parallel_reads="sublayer input (after the frozen norm)",
         ),
-        ModelSpec(
-            ModelKind.IDLE,
-            _without_users(IDLEAdapter),
-            Prompts(PURCHASES, ""),
-            decoder_only=False,
-            closes_by_trained_tokens=False,
-            parallel_reads=BESIDE,
-        ),
-        ModelSpec(
-            ModelKind.RA_REC,
-            _without_users(RARec),
-            Prompts(PURCHASES, "The product is"),
-            decoder_only=False,
-            closes_by_trained_tokens=False,
-            parallel_reads=BESIDE,
-        ),
+        _prefix_model(ModelKind.IDLE, IDLEAdapter, ""),
+        _prefix_model(ModelKind.RA_REC, RARec, "The product is"),
     )
 }

@@ -908,8 +908,7 @@ def _shown(url: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    cause = getattr(error, "orig", None) or error
-    return first_line(cause)
+    return first_line(getattr(error, "orig", None) or error)
 
 
 def _remedy(error: Exception) -> str:

@@ -74,16 +74,15 @@ class StepGraphs:
         given = [*tensors_of(batch), *tensors_of(drawn)]
         numbers = sum(part.numel() for part in given if not part.is_floating_point())
         shapes = tuple(part.shape for part in given)
-        first = shapes not in self.known
-        self.known.setdefault(shapes, None)
-        if self.known[shapes] is None and (first or not self._make_room(numbers)):
-            self._launch(batch, drawn, numbers, step=step, light=light)
-            return
-        if self.known[shapes] is None:
-            self.known[shapes] = self._capture(batch, drawn, step)
+        captured = self.known.get(shapes)
+        if captured is None:
+            first = shapes not in self.known
+            self.known.setdefault(shapes)
+            if first or not self._make_room(numbers):
+                self._launch(batch, drawn, numbers, step=step, light=light)
+                return
+            captured = self.known[shapes] = self._capture(batch, drawn, step)
             self.largest = max(self.largest, numbers)
-        captured = self.known[shapes]
-        assert captured is not None
         captured.replay(given)
 
     def _make_room(self, numbers: int) -> bool:

@@ -14,14 +14,12 @@ from dasearch.training.graphs import StepGraphs
 from dasearch.training.method import Drawn
 
 ROOM = 1000  # bytes of the card; a step takes one a number
+NUMBERS = 8  # of a row
 
 
 def batch(rows: int) -> SequenceBatch:
     places = torch.zeros(rows, 1, dtype=torch.long)
     return SequenceBatch(Rows(places, places), places[:, 0], places, places, places, places, places[:, 0])
-
-
-NUMBERS = 8  # of a row
 
 
 @dataclass
