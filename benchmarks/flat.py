@@ -71,7 +71,7 @@ def winners(space: SearchSpace, noise: Tensor, gain: float, seeds: int) -> float
     for race in range(CONFIRMATIONS):
         generator = torch.Generator().manual_seed(race)
         serial, *others = drawn(space, 40, generator)
-        best = [layout for layout in others if layout.flat[0] or not gain][:3]
+        best = [layout for layout in others if layout.z[0] or not gain][:3]
         rows = [
             Confirmation(layout, "candidate", seed, {OBJECTIVE: score(layout, noise, gain, generator)}, 0.0)
             for layout in [serial, *best]
@@ -90,7 +90,7 @@ def drawn(space: SearchSpace, count: int, generator: torch.Generator) -> list[La
 
 
 def score(layout: Layout, noise: Tensor, gain: float, generator: torch.Generator) -> float:
-    return 1 + gain * layout.flat[0] + float(noise[torch.randint(len(noise), (), generator=generator)])
+    return 1 + gain * layout.z[0] + float(noise[torch.randint(len(noise), (), generator=generator)])
 
 
 if __name__ == "__main__":

@@ -12,16 +12,30 @@ from typing import TYPE_CHECKING, Any
 from dasearch import threads  # says how they wait, before anything here imports torch
 
 if TYPE_CHECKING:
-    from dasearch.layout import Layout
+    from dasearch.layout import CHOICES, Choice, Join, Layout
     from dasearch.layout_file import read_layout
     from dasearch.models.insertion import apply_layout
     from dasearch.search.study import Study
     from dasearch.training.recommender import load
 
 __version__ = version("dasearch")
-__all__ = ["Layout", "Study", "__version__", "apply_layout", "load", "read_layout", "threads"]
+__all__ = [
+    "CHOICES",
+    "Choice",
+    "Join",
+    "Layout",
+    "Study",
+    "__version__",
+    "apply_layout",
+    "load",
+    "read_layout",
+    "threads",
+]
 
 _HOMES = {
+    "CHOICES": "dasearch.layout",
+    "Choice": "dasearch.layout",
+    "Join": "dasearch.layout",
     "Layout": "dasearch.layout",
     "Study": "dasearch.search.study",
     "apply_layout": "dasearch.models.insertion",

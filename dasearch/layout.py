@@ -1,11 +1,13 @@
-"""Adapter layouts: which adapter of which layer is in series with its sublayer and which runs parallel to it.
+"""Adapter layouts: what stands at each adapter site of each layer.
 
-Liu et al. 2024 (DARec), sec. 2.3.3: the vector z of 3L binary choices.
+Liu et al. 2024 (DARec), sec. 2.3.3: the vector z of 3L choices between serial and parallel. Here a choice is a value (`Choice`),
+of which a search space lists as many as it likes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -15,9 +17,76 @@ from torch import Tensor
 
 from dasearch.errors import LayoutError
 
-SERIAL, PARALLEL = "S", "P"
 SEPARATOR = "-"
-CHOICES = ("serial", "parallel")  # in the order of the bit's value
+WHOLE = math.inf  # units of an adapter that is as wide as the model's
+
+
+class Join(StrEnum):
+    """How an adapter that reads its sublayer's input joins the sublayer's output."""
+
+    MODEL = "model"  # as ``model.parallel_reduce`` and ``model.parallel_residual`` say: the printed mean by default
+    SUM = "sum"  # ``SA + B(h)``, He et al. 2022
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What may stand at an adapter site.
+
+    Args:
+        name: as a search space lists it.
+        letter: as a layout's text writes it.
+        active: False where there is no adapter and the frozen layer stays as it is.
+        parallel: whether the adapter reads its sublayer's input rather than its output.
+        width: bottleneck units, at most the model's; None: as many as the model's.
+        join: how it joins, where ``parallel``.
+
+    Raises:
+        LayoutError: for a letter that is not one of A to Z or a to z, or a width below 1.
+    """
+
+    name: str
+    letter: str
+    active: bool = True
+    parallel: bool = False
+    width: int | None = None
+    join: Join = Join.MODEL
+
+    def __post_init__(self) -> None:
+        if len(self.letter) != 1 or not (self.letter.isascii() and self.letter.isalpha()):
+            raise LayoutError(f"choice {self.name!r} has the letter {self.letter!r}; give one of A to Z or a to z")
+        if self.width is not None and self.width < 1:
+            raise LayoutError(f"choice {self.name!r} has width {self.width}; an adapter has at least 1 unit")
+
+    @property
+    def numbers(self) -> tuple[float, float, float, float]:
+        """What `dasearch.models.adapters.place` reads of a site: `READS`, `ACTIVE`, `JOINS`, `UNITS`."""
+        joins = self.parallel and self.join is Join.MODEL
+        return (
+            float(self.parallel),
+            float(self.active),
+            float(joins),
+            WHOLE if self.width is None else float(self.width),
+        )
+
+    def nearest(self, choices: Sequence[Choice]) -> Choice:
+        """This choice if it is among them, else the most similar: first in being there, then in place, join and width."""
+
+        def unlike(other: Choice) -> tuple[float, ...]:
+            widths = [math.log(choice.width or 1 << 20) for choice in (self, other)]
+            different = (self.active != other.active, self.parallel != other.parallel, self.join != other.join)
+            return *map(float, different), abs(widths[0] - widths[1])
+
+        return self if self in choices else min(choices, key=unlike)
+
+
+READS, ACTIVE, JOINS, UNITS = range(4)  # columns of `Layout.tensor`
+
+SERIAL = Choice("serial", "S")
+PARALLEL = Choice("parallel", "P", parallel=True)
+NONE = Choice("none", "N", active=False)
+PARALLEL_SUM = Choice("parallel-sum", "A", parallel=True, join=Join.SUM)
+PLACEMENTS = (SERIAL, PARALLEL)  # the paper's two
+CHOICES: Mapping[str, Choice] = {choice.name: choice for choice in (*PLACEMENTS, NONE, PARALLEL_SUM)}
 
 
 class ModelKind(StrEnum):
@@ -44,74 +113,102 @@ class Difference(NamedTuple):
     after: str
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Layout:
-    """A group of bits per layer, a bit per site: 0 serial, 1 parallel. ``str`` and `parse` invert each other."""
+    """A group of choices per layer, a choice per site. ``str`` and `parse` invert each other."""
 
-    bits: tuple[tuple[int, ...], ...]
+    groups: tuple[tuple[Choice, ...], ...]
 
     def __post_init__(self) -> None:
-        if not self.bits or not self.bits[0]:
+        if not self.groups or not self.groups[0]:
             raise LayoutError("a layout needs at least one layer with one site, as in SPS-PPS")
-        if len({len(group) for group in self.bits}) != 1:
+        if len({len(group) for group in self.groups}) != 1:
             raise LayoutError(
                 f"every layer of a layout needs the same number of sites; {self} has layers of several sizes"
             )
-        if any(bit not in (0, 1) for group in self.bits for bit in group):
-            raise LayoutError("a layout's bits are 0 (serial) or 1 (parallel)")
 
     def __str__(self) -> str:
-        return SEPARATOR.join("".join((SERIAL, PARALLEL)[bit] for bit in group) for group in self.bits)
+        return SEPARATOR.join("".join(choice.letter for choice in group) for group in self.groups)
 
     @classmethod
-    def parse(cls, text: str) -> Layout:
-        """Read ``SPS-PPS``; spaces around it and lower case are accepted.
+    def parse(cls, text: str, choices: Iterable[Choice] = tuple(CHOICES.values())) -> Layout:
+        """Read ``SPS-PPS``; spaces around it are accepted, and lower case for a letter that is none of ``choices``.
 
         Raises:
-            LayoutError: for an empty text, another letter than S or P, or layers of unequal length.
+            LayoutError: for an empty text, a letter of none of ``choices``, or layers of unequal length.
         """
-        letters = text.strip().upper()
-        stray = sorted(set(letters) - {SERIAL, PARALLEL, SEPARATOR})
+        by_letter = {choice.letter: choice for choice in choices}
+        known = {letter.lower(): choice for letter, choice in by_letter.items()} | by_letter
+        stray = sorted(set(text.strip()) - {*known, SEPARATOR})
         if stray:
-            raise LayoutError(f"a layout is written with S, P and -, as in SPS-PPS; {text!r} has {stray[0]!r}")
-        return cls(tuple(tuple(int(letter == PARALLEL) for letter in group) for group in letters.split(SEPARATOR)))
+            letters = ", ".join(by_letter)
+            raise LayoutError(f"a layout is written with {letters} and -, as in SPS-PPS; {text!r} has {stray[0]!r}")
+        return cls(tuple(tuple(known[letter] for letter in group) for group in text.strip().split(SEPARATOR)))
+
+    @classmethod
+    def of(cls, flat: Iterable[Choice], *, sites: int) -> Layout:
+        """Read a flat sequence of choices, the sites of the first layer first."""
+        flat = tuple(flat)
+        if sites < 1 or len(flat) % sites:
+            raise LayoutError(f"{len(flat)} choices do not fill layers of {sites} sites; give a multiple of {sites}")
+        return cls(tuple(flat[start : start + sites] for start in range(0, len(flat), sites)))
 
     @classmethod
     def from_bits(cls, bits: Iterable[int], *, sites: int) -> Layout:
-        """Read a flat sequence of bits, the sites of the first layer first."""
-        flat = [int(bit) for bit in bits]
-        if sites < 1 or len(flat) % sites:
-            raise LayoutError(f"{len(flat)} bits do not fill layers of {sites} sites; give a multiple of {sites}")
-        return cls(tuple(tuple(flat[start : start + sites]) for start in range(0, len(flat), sites)))
+        """`of` the paper's vector z: 0 serial, 1 parallel."""
+        return cls.of((PLACEMENTS[int(bit)] for bit in bits), sites=sites)
+
+    @classmethod
+    def uniform(cls, choice: Choice, layers: int, sites: int = 3) -> Layout:
+        """One choice everywhere."""
+        return cls(((choice,) * sites,) * layers)
 
     @classmethod
     def all_serial(cls, layers: int, sites: int = 3) -> Layout:
-        return cls(((0,) * sites,) * layers)
+        return cls.uniform(SERIAL, layers, sites)
 
     @classmethod
     def all_parallel(cls, layers: int, sites: int = 3) -> Layout:
-        return cls(((1,) * sites,) * layers)
+        return cls.uniform(PARALLEL, layers, sites)
 
     @classmethod
-    def random(cls, layers: int, sites: int = 3, *, generator: torch.Generator) -> Layout:
-        return cls.from_bits(torch.randint(2, (layers * sites,), generator=generator).tolist(), sites=sites)
+    def random(
+        cls, layers: int, sites: int = 3, *, choices: Sequence[Choice] = PLACEMENTS, generator: torch.Generator
+    ) -> Layout:
+        drawn = torch.randint(len(choices), (layers * sites,), generator=generator).tolist()
+        return cls.of((choices[code] for code in drawn), sites=sites)
 
     @property
     def layers(self) -> int:
-        return len(self.bits)
+        return len(self.groups)
 
     @property
     def sites(self) -> int:
-        return len(self.bits[0])
+        return len(self.groups[0])
 
     @property
-    def flat(self) -> tuple[int, ...]:
-        """All bits, the sites of the first layer first."""
-        return tuple(bit for group in self.bits for bit in group)
+    def flat(self) -> tuple[Choice, ...]:
+        """All choices, the sites of the first layer first."""
+        return tuple(choice for group in self.groups for choice in group)
+
+    @property
+    def z(self) -> tuple[int, ...]:
+        """The paper's vector: 1 where an adapter is parallel to its sublayer, the sites of the first layer first."""
+        return tuple(int(choice.parallel) for choice in self.flat)
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """Those that occur, each once, the first met first."""
+        return tuple(dict.fromkeys(self.flat))
 
     def tensor(self, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
-        """Shape ``(layers, sites)``: what a recommender's forward reads."""
-        return torch.tensor(self.bits, device=device, dtype=dtype)
+        """What a recommender's forward reads: ``(layers, sites, 3)`` of `READS`, `ACTIVE`, `JOINS`.
+
+        ``(layers, sites, 4)``, with `UNITS`, where a choice has a width of its own.
+        """
+        columns = UNITS if all(choice.width is None for choice in self.choices) else UNITS + 1
+        numbers = [[choice.numbers[:columns] for choice in group] for group in self.groups]
+        return torch.tensor(numbers, device=device, dtype=dtype)
 
     def distance(self, other: Layout) -> int:
         """Hamming distance."""
@@ -122,8 +219,8 @@ class Layout:
         if (self.layers, self.sites) != (other.layers, other.sites):
             raise LayoutError(f"{self} and {other} differ in layers or sites; compare layouts of one search space")
         return tuple(
-            Difference(layer, site, CHOICES[mine], CHOICES[theirs])
-            for layer, (ours, others) in enumerate(zip(self.bits, other.bits, strict=True))
+            Difference(layer, site, mine.name, theirs.name)
+            for layer, (ours, others) in enumerate(zip(self.groups, other.groups, strict=True))
             for site, (mine, theirs) in enumerate(zip(ours, others, strict=True))
             if mine != theirs
         )
@@ -170,14 +267,14 @@ def carried(layout: Layout, of: Depth, to: Depth) -> Layout:
         gaps = [abs((2 * layer + 1) * of.layers - (2 * other + 1) * to.layers) for other in of.replaced]
         return min(range(len(gaps)), key=lambda place: (gaps[place], -place))
 
-    return Layout(tuple(layout.bits[nearest(layer)] for layer in to.replaced))
+    return Layout(tuple(layout.groups[nearest(layer)] for layer in to.replaced))
 
 
 def site_names(replaced: Sequence[int], sites: Sequence[str]) -> tuple[str, ...]:
-    """``layer03.context`` for every bit, in the order of `Layout.flat`; layers are named from 1."""
+    """``layer03.context`` for every site, in the order of `Layout.flat`; layers are named from 1."""
     return tuple(f"layer{layer + 1:02d}.{site}" for layer in replaced for site in sites)
 
 
 def as_record(layout: Layout, names: Sequence[str]) -> dict[str, Any]:
-    """``{name: "serial" | "parallel"}`` for every bit."""
-    return {name: CHOICES[bit] for name, bit in zip(names, layout.flat, strict=True)}
+    """``{name: choice's name}`` for every site."""
+    return {name: choice.name for name, choice in zip(names, layout.flat, strict=True)}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dasearch.layout import SITES, Layout
+from dasearch.layout import PLACEMENTS, SITES, Choice, Join, Layout
 from dasearch.versioned import VersionedFile
 
 LAYOUT_NAME = "layout.json"
@@ -25,10 +26,33 @@ class Metric(BaseModel):
     split: Literal["validation", "test"] = "validation"
 
 
+class ChoiceRecord(BaseModel):
+    """What a letter of a layout stands for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    letter: str = Field(pattern="^[A-Za-z]$")
+    active: bool = Field(True, description="false: no adapter, the frozen layer as it is")
+    parallel: bool = Field(False, description="whether the adapter reads its sublayer's input rather than its output")
+    width: int | None = Field(None, ge=1, description="bottleneck units; null: `bottleneck`")
+    join: Join = Field(
+        Join.MODEL, description="of an adapter that reads the input: as `parallel_reduce` says, or the plain sum"
+    )
+
+    def choice(self) -> Choice:
+        return Choice(**self.model_dump())
+
+
+def choice_records(*choices: Choice) -> list[ChoiceRecord]:
+    """What letters stand for; the paper's two in any case."""
+    return [ChoiceRecord(**asdict(choice)) for choice in dict.fromkeys((*PLACEMENTS, *choices))]
+
+
 class LayoutFile(VersionedFile):
     """The contents of ``layout.json``."""
 
-    VERSION = "1.0"
+    VERSION = "1.1"
     WHAT = "layout file (layout.json)"
 
     schema_version: str = Field(VERSION, description="MAJOR.MINOR; a minor version only adds fields")
@@ -38,7 +62,10 @@ class LayoutFile(VersionedFile):
     replaced: list[int] = Field(min_length=1, description="the layers that carry adapters, counted from 1")
     sites: list[str] = Field(min_length=1, description="the adapters of a layer, in the order of the layout's letters")
     layout: str = Field(
-        pattern="^[SP]+(-[SP]+)*$", description="a group a layer of `replaced`, a letter a site: S serial, P parallel"
+        pattern="^[A-Za-z]+(-[A-Za-z]+)*$", description="a group a layer of `replaced`, a letter a site: see `choices`"
+    )
+    choices: list[ChoiceRecord] = Field(
+        default_factory=choice_records, min_length=1, description="since 1.1: what the letters stand for"
     )
     bottleneck: int | None = Field(None, description="DARec: width between an adapter's projections")
     activation: str | None = Field(None, description="DARec: between them")
@@ -69,7 +96,9 @@ class LayoutFile(VersionedFile):
 
     def parsed(self) -> Layout:
         """The layout, which has a group for every layer of ``replaced``."""
-        return Layout.parse(self.layout).require(len(self.replaced), len(self.sites))
+        return Layout.parse(self.layout, [one.choice() for one in self.choices]).require(
+            len(self.replaced), len(self.sites)
+        )
 
 
 def read_layout(path: str | Path) -> Layout:

@@ -1,4 +1,4 @@
-"""Search spaces: which sites a model has, which bits are free, and a hash that pins a study to them.
+"""Search spaces: which sites a model has, what may stand at each, which are free, and a hash that pins a study to them.
 
 A space file names no optimiser setting; a study refuses to go on with a space of another hash.
 """
@@ -8,20 +8,59 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dasearch.errors import LayoutError, SearchSpaceError, first_line, suggestion
-from dasearch.layout import CHOICES, SITES, Depth, Layout, ModelKind, as_record, replaced_layers, site_names
+from dasearch.layout import (
+    CHOICES,
+    PLACEMENTS,
+    SITES,
+    Choice,
+    Depth,
+    Join,
+    Layout,
+    ModelKind,
+    as_record,
+    replaced_layers,
+    site_names,
+)
 
-Choice = Literal["serial", "parallel"]
+DIVISIBLE = 60  # by every number of choices that a site may have
+MOST_CHOICES = 6  # of a site: as many as figures can tell apart by colour
+
+
+class ChoiceFile(BaseModel):
+    """A choice of a space's own, told from a shipped one; what is not named is as in that."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    like: str = Field(description="a shipped choice: " + ", ".join(CHOICES))
+    letter: str = Field(description="a letter for layouts, as s in sPS-PPS")
+    width: int | None = Field(None, ge=1, description="bottleneck units, at most model.bottleneck")
+    join: Join | None = Field(None, description="how an adapter that reads its sublayer's input joins: model or sum")
+
+    @field_validator("like")
+    @classmethod
+    def _shipped(cls, like: str) -> str:
+        if like not in CHOICES:
+            raise ValueError(
+                f"there is no shipped choice {like!r}{suggestion(like, list(CHOICES))}; {', '.join(CHOICES)}"
+            )
+        return like
+
+    def choice(self, name: str) -> Choice:
+        like = CHOICES[self.like]
+        return replace(like, name=name, letter=self.letter, width=self.width, join=self.join or like.join)
 
 
 class SearchSpaceFile(BaseModel):
@@ -32,19 +71,15 @@ class SearchSpaceFile(BaseModel):
     name: str
     model: ModelKind
     sites: list[str] = Field(min_length=1, description="adapter sites of a layer, in the order of a layout's letters")
-    choices: list[Choice] = Field(default=["serial", "parallel"], min_length=2, max_length=2)
+    choices: list[str] | dict[str, list[str]] = Field(
+        default=["serial", "parallel"], description="what may stand at every site, or a list a site"
+    )
+    define: dict[str, ChoiceFile] = Field(default={}, description="choices of one's own, by name")
     replace_every: int = Field(
         default=1, ge=1, description="replacement frequency r: layer k is adapted if r divides k"
     )
-    fixed: dict[str, Choice] = Field(default={}, description="sites held at one choice, by pattern")
+    fixed: dict[str, str] = Field(default={}, description="sites held at one choice, by pattern")
     equal: list[str] = Field(default=[], description="constraints: all sites that match one pattern take one choice")
-
-    @field_validator("choices")
-    @classmethod
-    def _each_once(cls, choices: list[Choice]) -> list[Choice]:
-        if len(set(choices)) != len(choices):
-            raise ValueError(f"[{', '.join(choices)}] names one choice twice; a search needs two different ones")
-        return choices
 
     @model_validator(mode="after")
     def _sites_of_the_model(self) -> SearchSpaceFile:
@@ -54,10 +89,56 @@ class SearchSpaceFile(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _choices_of_the_sites(self) -> SearchSpaceFile:
+        if isinstance(self.choices, dict) and sorted(self.choices) != sorted(self.sites):
+            raise ValueError(f"choices lists [{', '.join(self.choices)}]; list those of [{', '.join(self.sites)}]")
+        for names in self.choices.values() if isinstance(self.choices, dict) else [self.choices]:
+            self._require_choices(names)
+        shadowing = sorted(set(self.define) & set(CHOICES))
+        if shadowing:
+            raise ValueError(
+                f"define gives {shadowing[0]!r} another meaning than the shipped choice; name it differently"
+            )
+        by_letter: dict[str, str] = {}
+        for choice in self.alphabet:
+            other = by_letter.setdefault(choice.letter, choice.name)
+            if other != choice.name:
+                raise ValueError(f"{other} and {choice.name} share the letter {choice.letter}; give one another")
+        return self
+
+    def _require_choices(self, names: list[str]) -> None:
+        listed = f"[{', '.join(names)}]"
+        if len(set(names)) != len(names):
+            raise ValueError(f"{listed} names one choice twice; a search needs different ones")
+        if not 2 <= len(names) <= MOST_CHOICES:
+            raise ValueError(
+                f"{listed} has {len(names)} choices; a site takes 2 to {MOST_CHOICES}, and fixed: holds one"
+            )
+        able = {**CHOICES, **self.define} if self.model is ModelKind.DAREC else {c.name: c for c in PLACEMENTS}
+        for name in names:
+            if name not in able:
+                own = f"{self.model} has " if self.model is not ModelKind.DAREC else "there is "
+                raise ValueError(f"{own}no choice {name!r}{suggestion(name, list(able))}; {', '.join(able)}")
+
+    @property
+    def alphabet(self) -> tuple[Choice, ...]:
+        """All choices of the space, in the order in which the sites list them."""
+        lists = [self.choices] if isinstance(self.choices, list) else [self.choices[site] for site in self.sites]
+        return tuple(self.named(name) for name in dict.fromkeys(name for names in lists for name in names))
+
+    def named(self, name: str) -> Choice:
+        return self.define[name].choice(name) if name in self.define else CHOICES[name]
+
+    def of_site(self, site: str) -> tuple[Choice, ...]:
+        """What may stand at a site."""
+        names = self.choices if isinstance(self.choices, list) else self.choices[site]
+        return tuple(self.named(name) for name in names)
+
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """A space file resolved for a backbone: every bit by name, which are free, which follow another."""
+    """A space file resolved for a backbone: every site by name, its choices, which are free, which follow another."""
 
     file: SearchSpaceFile
     backbone_layers: int
@@ -66,7 +147,13 @@ class SearchSpace:
         unmatched = [p for p in (*self.file.fixed, *self.file.equal) if not fnmatch.filter(self.names, p)]
         if unmatched:
             raise SearchSpaceError(f"no site matches {unmatched[0]!r}; sites are {self.names[0]} to {self.names[-1]}")
+        for name, choice in self.fixed.items():
+            if choice not in self._by_name[name]:
+                able = ", ".join(self._by_name[name])
+                raise SearchSpaceError(f"fixed: {name} has no choice {choice!r}; it takes {able}")
         for pattern in self.file.equal:
+            if len({tuple(self._by_name[name]) for name in fnmatch.filter(self.names, pattern)}) > 1:
+                raise SearchSpaceError(f"equal: {pattern!r} joins sites of different choices; join those of one list")
             if len({self.fixed[name] for name in fnmatch.filter(self.names, pattern) if name in self.fixed}) > 1:
                 raise SearchSpaceError(
                     f"equal: {pattern!r} joins sites that fixed: holds at different choices; drop one"
@@ -93,16 +180,25 @@ class SearchSpace:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """``layer01.causal`` and so on, a name a bit."""
+        """``layer01.causal`` and so on, a name a site."""
         return site_names(self.replaced, self.sites)
 
     @cached_property
-    def fixed(self) -> dict[str, Choice]:
+    def choices(self) -> dict[str, tuple[Choice, ...]]:
+        """What may stand at every site, by its name."""
+        return {name: self.file.of_site(name.partition(".")[2]) for name in self.names}
+
+    @cached_property
+    def _by_name(self) -> dict[str, dict[str, Choice]]:
+        return {name: {choice.name: choice for choice in choices} for name, choices in self.choices.items()}
+
+    @cached_property
+    def fixed(self) -> dict[str, str]:
         return {n: choice for pattern, choice in self.file.fixed.items() for n in fnmatch.filter(self.names, pattern)}
 
     @cached_property
     def leaders(self) -> dict[str, str]:
-        """For every bit the bit it follows (itself, where no constraint joins it to an earlier one)."""
+        """For every site the one it follows (itself, where no constraint joins it to an earlier one)."""
         leaders = {name: name for name in self.names}
         for pattern in self.file.equal:
             group = fnmatch.filter(self.names, pattern)
@@ -114,7 +210,7 @@ class SearchSpace:
 
     @cached_property
     def free(self) -> tuple[str, ...]:
-        """The bits that a search chooses."""
+        """The sites that a search chooses for."""
         return tuple(n for n, leader in self.leaders.items() if n == leader and n not in self.fixed)
 
     @property
@@ -122,41 +218,69 @@ class SearchSpace:
         """The all-serial layout, as near as fixed sites allow."""
         return self.nearest(Layout.all_serial(self.layers, len(self.sites)))
 
+    def random(self, generator: torch.Generator) -> Layout:
+        """A layout of uniformly drawn choices, site by site, also of those that are not free."""
+        numbers = torch.randint(DIVISIBLE, (len(self.names),), generator=generator).tolist()
+        drawn = zip(self.choices.items(), numbers, strict=True)
+        return self.decode({name: choices[number % len(choices)].name for (name, choices), number in drawn})
+
     @property
     def size(self) -> int:
         """Number of layouts."""
-        return 1 << len(self.free)
+        return math.prod(len(self.choices[name]) for name in self.free)
+
+    def parse(self, text: str) -> Layout:
+        """A layout of the space's letters, and of the shipped ones that they leave; raises as `Layout.parse`."""
+        own = {choice.letter: choice for choice in self.file.alphabet}
+        shipped = {choice.letter: choice for choice in CHOICES.values()}
+        return Layout.parse(text, (shipped | own).values())
 
     def decode(self, chosen: Mapping[str, str]) -> Layout:
-        """The layout for a choice of each free bit.
+        """The layout for a choice of each free site.
 
         Raises:
-            LayoutError: if a free bit is missing, or has another choice than serial and parallel.
+            LayoutError: if a free site is missing, or has a choice that is not its own.
         """
-        wrong = [name for name in self.free if chosen.get(name) not in CHOICES]
-        if wrong:
-            given = (
-                f"{wrong[0]} is {chosen[wrong[0]]!r}" if wrong[0] in chosen else f"no choice is given for {wrong[0]}"
-            )
-            raise LayoutError(f"{given}; give one of {', '.join(CHOICES)}")
+        for name in self.free:
+            if chosen.get(name) not in self._by_name[name]:
+                given = f"{name} is {chosen[name]!r}" if name in chosen else f"no choice is given for {name}"
+                raise LayoutError(f"{given}; give one of {', '.join(self._by_name[name])}")
         full = {**chosen, **self.fixed}
-        bits = [
-            CHOICES.index(full[self.leaders[name]] if name not in self.fixed else full[name]) for name in self.names
-        ]
-        return Layout.from_bits(bits, sites=len(self.sites))
+        names = {name: full[name] if name in self.fixed else full[self.leaders[name]] for name in self.names}
+        return Layout.of((self._by_name[name][names[name]] for name in self.names), sites=len(self.sites))
+
+    def codes(self, layout: Layout) -> tuple[int, ...]:
+        """The place of each free site's choice among its own."""
+        by_name = dict(zip(self.names, layout.flat, strict=True))
+        return tuple(self.choices[name].index(by_name[name]) for name in self.free)
+
+    def decode_codes(self, codes: Sequence[int]) -> Layout:
+        """What `codes` undoes."""
+        chosen = zip(self.free, codes, strict=True)
+        return self.decode({name: self.choices[name][int(code)].name for name, code in chosen})
+
+    def foreign(self, chosen: Mapping[str, Any]) -> str | None:
+        """The first free site whose choice is given and not its own."""
+        return next((n for n in self.free if n in chosen and chosen[n] not in self._by_name[n]), None)
 
     def holds(self, chosen: Mapping[str, str]) -> bool:
         """Whether `decode` finds a layout; not of a trial to be proposed, nor of one with choices from elsewhere."""
-        return all(chosen.get(name) in CHOICES for name in self.free)
+        return all(chosen.get(name) in self._by_name[name] for name in self.free)
 
     def encode(self, layout: Layout) -> dict[str, str]:
-        """The choice of each free bit.
+        """The choice of each free site.
 
         Raises:
             LayoutError: for another shape, or a layout outside the space.
         """
         record = as_record(layout.require(self.layers, len(self.sites)), self.names)
         chosen = {name: record[name] for name in self.free}
+        foreign = self.foreign(chosen)
+        if foreign is not None:
+            able = ", ".join(self._by_name[foreign])
+            raise LayoutError(
+                f"{layout} is outside the search space: {foreign} is {chosen[foreign]}, not one of {able}"
+            )
         wrong = self.decode(chosen).diff(layout)
         if wrong:
             name = self.names[wrong[0].layer * len(self.sites) + wrong[0].site]
@@ -164,9 +288,10 @@ class SearchSpace:
         return chosen
 
     def nearest(self, layout: Layout) -> Layout:
-        """The layout of this space that takes ``layout``'s free bits."""
-        record = as_record(layout.require(self.layers, len(self.sites)), self.names)
-        return self.decode({name: record[name] for name in self.free})
+        """The layout of this space that takes ``layout``'s choices at free sites, or the nearest that they have."""
+        layout.require(self.layers, len(self.sites))
+        given = dict(zip(self.names, layout.flat, strict=True))
+        return self.decode({name: given[name].nearest(self.choices[name]).name for name in self.free})
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> SearchSpace:
@@ -175,8 +300,9 @@ class SearchSpace:
         return cls(SearchSpaceFile.model_validate(file), int(record["backbone_layers"]))
 
     def record(self) -> dict[str, object]:
-        """All that the hash covers, as JSON values."""
-        return {**self.file.model_dump(mode="json"), "backbone_layers": self.backbone_layers}
+        """All that the hash covers, as JSON values; without ``define`` where it is empty, as before there were any."""
+        file = self.file.model_dump(mode="json", exclude=None if self.file.define else {"define"})
+        return {**file, "backbone_layers": self.backbone_layers}
 
     @property
     def hash(self) -> str:

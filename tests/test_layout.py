@@ -6,7 +6,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dasearch.errors import LayoutError
-from dasearch.layout import Depth, Difference, Layout, carried, replaced_layers, site_names
+from dasearch.layout import (
+    ACTIVE,
+    CHOICES,
+    JOINS,
+    NONE,
+    PARALLEL,
+    PARALLEL_SUM,
+    READS,
+    SERIAL,
+    UNITS,
+    Choice,
+    Depth,
+    Difference,
+    Layout,
+    carried,
+    replaced_layers,
+    site_names,
+)
 
 layouts = st.integers(1, 6).flatmap(
     lambda layers: st.integers(1, 4).flatmap(
@@ -21,21 +38,21 @@ layouts = st.integers(1, 6).flatmap(
 def test_parse_and_str_invert_each_other(layout: Layout) -> None:
     assert Layout.parse(str(layout)) == layout
     assert Layout.parse(f"  {str(layout).lower()} ") == layout
-    assert Layout.from_bits(layout.flat, sites=layout.sites) == layout
-    assert torch.equal(layout.tensor().flatten(), torch.tensor(layout.flat, dtype=torch.float32))
+    assert Layout.from_bits(layout.z, sites=layout.sites) == Layout.of(layout.flat, sites=layout.sites) == layout
+    assert torch.equal(layout.tensor()[..., READS].flatten(), torch.tensor(layout.z, dtype=torch.float32))
 
 
 @given(layouts, st.data())
 def test_distance_counts_flips(layout: Layout, data: st.DataObject) -> None:
-    flips = data.draw(st.sets(st.integers(0, len(layout.flat) - 1)))
-    other = Layout.from_bits([b ^ (i in flips) for i, b in enumerate(layout.flat)], sites=layout.sites)
+    flips = data.draw(st.sets(st.integers(0, len(layout.z) - 1)))
+    other = Layout.from_bits([b ^ (i in flips) for i, b in enumerate(layout.z)], sites=layout.sites)
     assert layout.distance(other) == other.distance(layout) == len(flips)
     assert {d.layer * layout.sites + d.site for d in layout.diff(other)} == flips
 
 
 def test_text_form() -> None:
     layout = Layout.parse("SPS-PPS")
-    assert layout.bits == ((0, 1, 0), (1, 1, 0))
+    assert layout.groups == ((SERIAL, PARALLEL, SERIAL), (PARALLEL, PARALLEL, SERIAL))
     assert (layout.layers, layout.sites) == (2, 3)
     assert str(Layout.all_serial(2)) == "SSS-SSS"
     assert str(Layout.all_parallel(1, 2)) == "PP"
@@ -46,7 +63,7 @@ def test_text_form() -> None:
     ("text", "message"),
     [
         ("", "at least one layer"),
-        ("SPX", "'SPX' has 'X'"),
+        ("SPX", "written with S, P, N, A and -, as in SPS-PPS; 'SPX' has 'X'"),
         ("SP-SPS", "same number of sites"),
         ("SP--SP", "same number of sites"),
     ],
@@ -86,12 +103,12 @@ def test_carried_to_another_depth(layout: Layout, every: int, times: int, other:
     assert carried(layout, here, here) == layout
     deeper = depth(layout.layers * times)
     there = carried(layout, depth(layout.layers), deeper)
-    assert there.bits == tuple(group for group in layout.bits for _ in range(times))  # each layer becomes so many
+    assert there.groups == tuple(group for group in layout.groups for _ in range(times))  # each layer becomes so many
     assert carried(there, deeper, depth(layout.layers)) == layout
     anywhere = carried(layout, here, depth(other))
-    places = [layout.bits.index(group) for group in anywhere.bits]  # of layouts whose layers all differ
-    assert len(set(layout.bits)) < layout.layers or places == sorted(places)
-    assert set(anywhere.bits) <= set(layout.bits)
+    places = [layout.groups.index(group) for group in anywhere.groups]  # of layouts whose layers all differ
+    assert len(set(layout.groups)) < layout.layers or places == sorted(places)
+    assert set(anywhere.groups) <= set(layout.groups)
 
 
 @pytest.mark.parametrize(
@@ -111,3 +128,35 @@ def test_carried_by_hand(text: str, of: Depth, to: Depth, expected: str) -> None
 def test_a_layout_of_other_layers_than_its_depth_is_refused() -> None:
     with pytest.raises(LayoutError, match=r"SPS has 1 layers of 3 sites and the model has 2 of 3"):
         carried(Layout.parse("SPS"), depth(2), depth(4))
+
+
+def test_what_a_forward_pass_reads_of_each_choice() -> None:
+    numbers = Layout.parse("SPNA").tensor()[0]
+    assert numbers[:, READS].tolist() == [0, 1, 0, 1]
+    assert numbers[:, ACTIVE].tolist() == [1, 1, 0, 1]
+    assert numbers[:, JOINS].tolist() == [0, 1, 0, 0]
+    narrow = Choice("narrow", "n", width=16)
+    widened = Layout(((narrow, SERIAL),)).tensor()[0]
+    assert widened[:, UNITS].tolist() == [16, float("inf")]
+
+
+def test_letters_of_ones_own_choices() -> None:
+    narrow = Choice("narrow", "s", width=16)
+    layout = Layout.parse("sSN", [*CHOICES.values(), narrow])
+    assert layout.flat == (narrow, SERIAL, NONE)
+    assert str(layout) == "sSN"
+    assert Layout.parse("snP").flat == (SERIAL, NONE, PARALLEL)  # lower case means the shipped ones elsewhere
+
+
+@pytest.mark.parametrize(("letter", "width", "message"), [("-", None, "one of A to Z"), ("q", 0, "at least 1 unit")])
+def test_what_is_no_choice(letter: str, width: int | None, message: str) -> None:
+    with pytest.raises(LayoutError, match=message):
+        Choice("odd", letter, width=width)
+
+
+def test_a_missing_choice_has_a_nearest_one() -> None:
+    narrow, wide = Choice("narrow", "s", width=16), Choice("wide", "w", width=64)
+    assert PARALLEL_SUM.nearest([NONE, SERIAL, PARALLEL]) == PARALLEL
+    assert SERIAL.nearest([NONE, narrow, wide]) == wide
+    assert Choice("own", "o", width=24).nearest([narrow, wide]) == narrow
+    assert NONE.nearest([SERIAL, PARALLEL, NONE]) == NONE

@@ -72,7 +72,8 @@ def test_a_later_minor_version_may_know_more(tmp_path: Path) -> None:
         ({"schema_version": "one"}, "is not of the form MAJOR.MINOR"),
         ({"layuot": "SSS-SSS"}, "version 1.0 has no field 'layuot'; did you mean layout"),
         ({"layout": "SPS"}, "the model has 2 of 3"),
-        ({"layout": "SPS-PXS"}, "layout: "),
+        ({"layout": "SPS-P?S"}, "layout: "),
+        ({"layout": "SPS-PNS"}, "written with S, P and -, as in SPS-PPS; 'SPS-PNS' has 'N'"),  # 1.0 has no choices
         ({"layout": "SP-PP"}, "the model has 2 of 3"),
         ({"replaced": [2, 1]}, "is no rising list of layers from 1 to 2"),
         ({"replaced": [2, 3]}, "is no rising list of layers from 1 to 2"),

@@ -21,7 +21,7 @@ from torch import Tensor
 from dasearch.errors import ExportError
 from dasearch.export.inserted import Inserted, inserted, row_in_words, write_surroundings
 from dasearch.export.options import ExportOptions
-from dasearch.layout import CHOICES, site_names
+from dasearch.layout import Choice, Join, site_names
 from dasearch.models.adapters import Activation, ParallelReduce
 from dasearch.models.darec import RecommendationSite, Variation
 from dasearch.models.insertion import CONTEXT, TWO_SITES
@@ -119,7 +119,9 @@ def _refuse(found: Inserted) -> None:
             "train with ffn, or use --format snippet"
         )
     names = site_names([layer - 1 for layer in found.replaced], found.sites)
-    parallel = [name for name, bit in zip(names, found.layout.flat, strict=True) if bit]
+    parallel = [
+        n for n, choice in zip(names, found.layout.flat, strict=True) if choice.parallel and choice.join is Join.MODEL
+    ]
     if parallel and (settings.parallel_reduce is not ParallelReduce.SUM or settings.parallel_residual):
         raise ExportError(
             f"{', '.join(parallel)}: a parallel adapter of adapters {LIBRARY} is SA + B(h) and this model's is another; "
@@ -128,29 +130,24 @@ def _refuse(found: Inserted) -> None:
 
 
 def union(found: Inserted, width: int, layers: int) -> dict[str, Any]:
-    """The library's ``ConfigUnion``: a ``BnConfig`` for each site and placement, the layers of the others left out."""
+    """The library's ``ConfigUnion``: a ``BnConfig`` for each site and kind of adapter, the layers of others left out."""
     configs = []
     for column, site in enumerate(found.sites):
-        for bit, _ in enumerate(CHOICES):
-            kept = {
-                layer - 1
-                for layer, group in zip(found.replaced, found.layout.bits, strict=True)
-                if group[column] == bit
-            }
-            if kept:
-                left_out = [layer for layer in range(layers) if layer not in kept]
-                configs.append(_config(found, site, parallel=bool(bit), width=width, left_out=left_out))
+        chosen = dict(zip(found.replaced, (group[column] for group in found.layout.groups), strict=True))
+        for choice in dict.fromkeys(choice for choice in chosen.values() if choice.active):
+            left_out = [layer for layer in range(layers) if chosen.get(layer + 1) != choice]
+            configs.append(_config(found, site, choice, width=width, left_out=left_out))
     return {"architecture": "union", "configs": configs}
 
 
-def _config(found: Inserted, site: str, *, parallel: bool, width: int, left_out: list[int]) -> dict[str, Any]:
+def _config(found: Inserted, site: str, choice: Choice, *, width: int, left_out: list[int]) -> dict[str, Any]:
     """Fields of a ``BnConfig`` that matter here; the library fills in the rest."""
     return {
         "architecture": None,
         **{place: named == site for named, place in PLACES.items()},
-        "reduction_factor": reduction_factor(width, found.settings.bottleneck),
+        "reduction_factor": reduction_factor(width, choice.width or found.settings.bottleneck),
         "non_linearity": ACTIVATIONS[found.settings.activation],
-        "is_parallel": parallel,
+        "is_parallel": choice.parallel,
         "leave_out": left_out,
         "original_ln_before": False,
         "original_ln_after": True,

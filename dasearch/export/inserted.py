@@ -18,7 +18,7 @@ from dasearch.export.pytorch import write_tokenizer
 from dasearch.layout import SITES, Layout, ModelKind
 from dasearch.models.backbone import AttentionScale
 from dasearch.models.darec import DARec, DARecSettings, ItemIDs, Variation
-from dasearch.models.insertion import ADAPTERS, CONTEXT, TWO_SITES, chosen_sites, three_site_bits
+from dasearch.models.insertion import ADAPTERS, CONTEXT, TWO_SITES, chosen_sites, three_site_choices
 from dasearch.training.checkpoints import copied
 from dasearch.training.recommender import Recommender
 
@@ -63,12 +63,11 @@ def inserted(recommender: Recommender, form: str, wanted: Sequence[str] | None) 
     have = TWO_SITES if settings.variation is Variation.BASE else SITES[ModelKind.DAREC]
     sites = _sites(recommender.layout, have, wanted)
     _refuse(settings, sites, form)
-    bits = three_site_bits(recommender.layout, sites)
-    columns = [SITES[ModelKind.DAREC].index(site) for site in sites]
-    layout = Layout(tuple(tuple(group[column] for column in columns) for group in bits))
+    layers = three_site_choices(recommender.layout, sites)
+    layout = Layout(tuple(tuple(choice for choice in choices if choice is not None) for choices in layers))
     replaced = tuple(layer + 1 for layer in model.replaced)
     users = len(recommender.users) if CONTEXT in sites else 0
-    return Inserted(settings, layout, sites, replaced, _adapters(model, sites), _parts(model, users))
+    return Inserted(settings, layout, sites, replaced, _adapters(recommender, model, sites), _parts(model, users))
 
 
 def _sites(layout: Layout, have: tuple[str, ...], wanted: Sequence[str] | None) -> tuple[str, ...]:
@@ -102,15 +101,15 @@ def _refuse(settings: DARecSettings, sites: tuple[str, ...], form: str) -> None:
             raise ExportError(f"{reason}, which --format {form} cannot express; use --format hf or torch")
 
 
-def _adapters(model: DARec, sites: tuple[str, ...]) -> dict[str, Tensor]:
+def _adapters(recommender: Recommender, model: DARec, sites: tuple[str, ...]) -> dict[str, Tensor]:
     """The sites' adapters, and the router where there is a context branch."""
     wanted = {f"{site}_adapter" for site in sites} | ({"router"} if CONTEXT in sites else set())
     found = {}
-    for place in model.replaced:
-        for name, tensor in model.layers[place].state_dict().items():
-            name = name.replace("attention_adapter", "causal_adapter")  # as darec-base calls it
-            if name.split(".")[0] in wanted:
-                found[f"layers.{place}.{ADAPTERS}.{name}"] = tensor
+    for name, tensor in model.active_tensors(recommender.layout).items():
+        name = name.replace("attention_adapter", "causal_adapter")  # as darec-base calls it
+        if name.startswith("layers.") and name.split(".")[2] in wanted:
+            top, place, rest = name.split(".", 2)
+            found[f"{top}.{place}.{ADAPTERS}.{rest}"] = tensor
     return found
 
 

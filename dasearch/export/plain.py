@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dasearch.errors import ExportError
-from dasearch.layout import ModelKind
+from dasearch.layout import Join, Layout, ModelKind
 from dasearch.models.adapters import Activation, ParallelReduce
 from dasearch.models.attention import MaskMode
 from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.darec import (
+    ADAPTERS,
+    CONTEXT,
     CollabProjection,
     DARec,
     DARecSettings,
@@ -240,9 +242,11 @@ def _darec(recommender: Recommender) -> Part:
     model = cast(DARec, recommender.model)
     settings = model.settings
     require_repeatable(settings)
+    choices_of_letters = _choices_of_letters(recommender.layout, settings.bottleneck)
     two_branches = settings.uses_collaborative
-    user_key = settings.user_key.value if two_branches and settings.user_key is not UserKey.NONE else ""
-    item_key = two_branches and settings.item_key
+    seen = two_branches and any(group[CONTEXT].active for group in recommender.layout.groups)
+    user_key = settings.user_key.value if seen and settings.user_key is not UserKey.NONE else ""
+    item_key = seen and settings.item_key
     keys = ("item" if settings.key_an_item else "row") if user_key or item_key else ""
     rows = recommender.catalogue.row_format
     if rows.max_items > rows.history_items and (keys == "item" or settings.item_ids is not ItemIDs.NONE):
@@ -259,13 +263,23 @@ def _darec(recommender: Recommender) -> Part:
         "user_key": user_key,
         "item_key": item_key,
         "adapter_activation": ADAPTER_FUNCTIONS[settings.activation],
+        "nones": any(not choice["active"] for choice in choices_of_letters.values()),
+        "sums": any(choice["join"] == Join.SUM for choice in choices_of_letters.values()),
         "parallel_mean": settings.parallel_reduce is ParallelReduce.MEAN,
         "parallel_residual": settings.parallel_residual,
         "recommends_ffn": settings.rec_adapter_site is RecommendationSite.FFN,
         "key_a_layer": settings.collab_proj is CollabProjection.PER_LAYER,
     }
-    tensors = {"embedding.tokens.weight": tokens, **_renamed("head", whole_head(model)), **_adapters(model)}
-    sizes = {"vocabulary": len(tokens), "bottleneck": settings.bottleneck}
+    tensors = {
+        "embedding.tokens.weight": tokens,
+        **_renamed("head", whole_head(model)),
+        **_adapters(model, recommender.layout),
+    }
+    sizes: dict[str, Any] = {
+        "vocabulary": len(tokens),
+        "bottleneck": settings.bottleneck,
+        "adapter_choices": choices_of_letters,
+    }
     ids = model.item_vectors()
     if ids is not None:
         tensors["ids.weight"] = ids
@@ -303,15 +317,24 @@ def require_repeatable(settings: DARecSettings) -> None:
         )
 
 
-def _adapters(model: DARec) -> Tensors:
+def _adapters(model: DARec, layout: Layout) -> Tensors:
     """Adapters and routers of all layers, as they are called without the ending ``_adapter``."""
-    names = {"attention_adapter", "causal_adapter", "context_adapter", "recommendation_adapter", "router"}
+    names = {"attention_adapter", "router", *ADAPTERS}
     return {
-        f"layers.{index}.{name.replace('_adapter', '').replace('router.gate', 'router')}": tensor
-        for index, layer in enumerate(model.layers)
-        for name, tensor in layer.state_dict().items()
-        if name.split(".")[0] in names
+        name.replace("_adapter", "").replace("router.gate", "router"): tensor
+        for name, tensor in model.active_tensors(layout).items()
+        if name.startswith("layers.") and name.split(".")[2] in names
     }
+
+
+def _choices_of_letters(layout: Layout, bottleneck: int) -> dict[str, dict[str, Any]]:
+    """What each letter of the layout stands for."""
+    found = {}
+    for choice in layout.choices:
+        record = asdict(choice)
+        del record["letter"]
+        found[choice.letter] = record | {"width": choice.width or bottleneck}
+    return found
 
 
 def _prefixed(recommender: Recommender, refine: Refine) -> Part:

@@ -19,6 +19,7 @@ from dasearch.export.inserted import (
     write_surroundings,
 )
 from dasearch.export.options import ExportOptions
+from dasearch.layout import CHOICES, Layout
 from dasearch.models.insertion import CONTEXT
 from dasearch.models.named import NAMED
 from dasearch.models.tiny_opt import TINY_OPT
@@ -137,8 +138,21 @@ def _call(found: Inserted, weights: str | None) -> str:
     lines = [f"    {name}={_written(value)}," for name, value in choices.items()]
     if weights is not None:
         lines.append(f"    weights={weights},")
-    start = ["dasearch.apply_layout(", "    model,", f'    dasearch.Layout.parse("{found.layout}"),']
+    start = ["dasearch.apply_layout(", "    model,", f"    {_parsed(found.layout)},"]
     return "\n".join([*start, *lines, ")"]) + "\n"
+
+
+def _parsed(layout: Layout) -> str:
+    """The call that makes the layout, with the choices whose letters dasearch does not know."""
+    own = [choice for choice in layout.choices if choice not in CHOICES.values()]
+    if not own:
+        return f'dasearch.Layout.parse("{layout}")'
+    made = [
+        f'dasearch.Choice("{c.name}", "{c.letter}", {c.active}, {c.parallel}, {c.width}, dasearch.Join("{c.join}"))'
+        for c in own
+    ]
+    shipped = [f'dasearch.CHOICES["{choice.name}"]' for choice in layout.choices if choice not in own]
+    return f'dasearch.Layout.parse("{layout}", [{", ".join([*shipped, *made])}])'
 
 
 def _written(value: object) -> str:

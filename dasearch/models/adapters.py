@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dasearch.layout import ACTIVE, JOINS, READS, UNITS, Choice
 from dasearch.models.stacking import Linear, per_row
 
 BOTTLENECK = 64  # DARec fig. 8: best of 16..256 on Pantry
@@ -37,7 +38,8 @@ class ParallelReduce(StrEnum):
 class BottleneckAdapter(nn.Module):
     """Low-rank update ``W2 f(W1 x + b1) + b2``, zero at the start.
 
-    Shapes: x ``(..., width)`` -> ``(..., width)``.
+    Shapes: x ``(..., width)``, units ``()`` or ``(rows, 1, 1)``, how many of the bottleneck count (None: all)
+    -> ``(..., width)``. Those that do not count get no gradient.
     """
 
     def __init__(
@@ -64,12 +66,22 @@ class BottleneckAdapter(nn.Module):
         else:
             nn.init.normal_(self.up.weight, std=INIT_SD, generator=generator)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def unused(self, choice: Choice) -> dict[str, Tensor]:
+        """Which numbers a choice leaves unused, bool of the parameters' shapes, by their names."""
+        unit = torch.arange(self.down.out_features) >= (choice.width or self.down.out_features)
+        if not choice.active:
+            return {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in self.named_parameters()}
+        by_name = {"down.weight": unit[:, None].expand(-1, self.down.in_features), "down.bias": unit}
+        return {**by_name, "up.weight": unit.expand(self.up.out_features, -1)} if unit.any() else {}
+
+    def forward(self, x: Tensor, units: Tensor | None = None) -> Tensor:
         inner = self.down(x)
         if self.activation is Activation.RELU:
             inner = F.relu(inner)
         elif self.activation is Activation.GELU:
             inner = F.gelu(inner)
+        if units is not None:
+            inner = inner * (torch.arange(inner.shape[-1], device=inner.device) < units)
         update: Tensor = self.up(inner)
         return update
 
@@ -78,29 +90,31 @@ def place(
     sublayer_out: Tensor,
     sublayer_in: Tensor,
     adapter: nn.Module,
-    parallel: Tensor,
+    choice: Tensor,
     *,
     reduce: ParallelReduce = ParallelReduce.MEAN,
     residual: bool = True,
 ) -> Tensor:
-    """Serial where ``parallel`` is 0, parallel where it is 1, without branching.
+    """An adapter where the choice's numbers put it, without branching on them.
 
-    Serial is ``SA + B(SA)``, parallel ``(SA + h + B(h)) / 2`` with ``h`` the sublayer's input (DARec sec. 2.3.3).
-    ``reduce="sum", residual=False`` is the parallel adapter of He et al. 2022, ``SA + B(h)``. With x what the adapter
-    reads, all of them are ``a (SA + B(x)) + c h``.
+    Serial is ``SA + B(SA)``, parallel ``(SA + h + B(h)) / 2`` with ``h`` the sublayer's input (DARec sec. 2.3.3), or what
+    ``reduce`` and ``residual`` make of it; none is ``SA``. The parallel adapter of He et al. 2022, ``SA + B(h)``, reads h
+    and joins like a serial one. With x what the adapter reads and g 0 or 1, all of them are ``a (SA + g B(x)) + c h``.
 
-    Shapes: sublayer_out, sublayer_in ``(rows, tokens, width)``, parallel ``()`` or ``(rows, 1, 1)``
-    -> ``(rows, tokens, width)``.
+    Shapes: sublayer_out, sublayer_in ``(rows, tokens, width)``, choice ``(3,)`` or ``(3, rows, 1, 1)`` of
+    `dasearch.layout.READS`, ``ACTIVE``, ``JOINS``, or four of them with ``UNITS`` -> ``(rows, tokens, width)``.
     """
     kind = (
         sublayer_out.dtype
     )  # a trainer's autocast may project in bfloat16 and norm in float32, which lerp does not mix
-    sublayer_in, parallel = sublayer_in.to(kind), parallel.to(kind)
-    updated = sublayer_out + adapter(torch.lerp(sublayer_out, sublayer_in, parallel))
+    sublayer_in, numbers = sublayer_in.to(kind), choice.to(kind)
+    read = torch.lerp(sublayer_out, sublayer_in, numbers[READS])
+    update = adapter(read, choice[UNITS]) if len(choice) > UNITS else adapter(read)
+    updated, joins = torch.addcmul(sublayer_out, numbers[ACTIVE], update.to(kind)), numbers[JOINS]
     if reduce is ParallelReduce.MEAN:
-        half = parallel / 2
+        half = joins / 2
         return torch.lerp(updated, sublayer_in, half) if residual else updated * (1 - half)
-    return torch.addcmul(updated, parallel, sublayer_in) if residual else updated
+    return torch.addcmul(updated, joins, sublayer_in) if residual else updated
 
 
 class MaskRouter(nn.Module):
@@ -127,5 +141,9 @@ class MaskRouter(nn.Module):
         of_q, of_p = weight.chunk(2, dim=-1)
         return torch.sigmoid((q * of_q + p * of_p).sum(-1, keepdim=True) + bias)
 
-    def forward(self, q: Tensor, p: Tensor) -> Tensor:
-        return torch.lerp(p, q, self.share(q, p))
+    def forward(self, q: Tensor, p: Tensor, active: Tensor | None = None) -> Tensor:
+        """``active`` ``()`` or ``(rows, 1, 1)``: 0 where there is no branch p and q goes on alone; None: it is everywhere."""
+        share = self.share(q, p)
+        if active is not None:
+            share = torch.lerp(torch.ones_like(share), share, active.to(share.dtype))
+        return torch.lerp(p, q, share)

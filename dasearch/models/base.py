@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from dasearch.data import ItemRows, SequenceBatch
-from dasearch.layout import SITES, Layout, ModelKind, replaced_layers
+from dasearch.layout import SITES, WHOLE, Layout, ModelKind, replaced_layers
 from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.stacking import Linear, per_row
@@ -63,7 +64,7 @@ class RecommenderModel(nn.Module):
     def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:
         """The state that predicts the item after each row's history: ``(batch, width)``.
 
-        Layout ``(layers, sites)``, or ``(K, layers, sites)`` where the trained parameters are those of K candidates (see
+        Layout as `layout_tensor` gives it, or `layout_tensors` where the trained parameters are those of K candidates (see
         `dasearch.models.stacking`) and the rows K times as many, candidate by candidate.
         """
         raise NotImplementedError
@@ -121,6 +122,52 @@ class RecommenderModel(nn.Module):
         layout.require(len(self.replaced), len(SITES[self.kind]))
         return layout.tensor(device=self.device)
 
+    def layout_tensors(self, layouts: Sequence[Layout]) -> Tensor:
+        """Several candidates' layouts side by side: ``(K, layers, sites, 3)``, or 4 where one of them has `UNITS`."""
+        tensors = [self.layout_tensor(layout) for layout in layouts]
+        columns = max(tensor.shape[-1] for tensor in tensors)
+        return torch.stack([F.pad(t, (0, columns - t.shape[-1]), value=WHOLE) for t in tensors])
+
+    def inactive(self, layout: Layout) -> dict[str, Tensor]:
+        """Which numbers of trained parameters the layout leaves unused, bool of their shapes, by the names of the parameters."""
+        return {}
+
+    def count_trained(self, layout: Layout) -> int:
+        """How many numbers are trained under a layout."""
+        unused = sum(int(mask.sum()) for mask in self.inactive(layout).values())
+        return sum(parameter.numel() for _, parameter in self.trainable()) - unused
+
+    def active_tensors(self, layout: Layout) -> dict[str, Tensor]:
+        """`own_tensors` less what the layout leaves unused, which always stands at the end of a dimension."""
+        used = {name: ~mask for name, mask in self.inactive(layout).items()}
+        found = {name: t[_used_part(used[name])] if name in used else t for name, t in self.own_tensors().items()}
+        return {name: tensor for name, tensor in found.items() if tensor.numel() or name not in used}
+
+    @torch.no_grad()
+    def load_active(self, tensors: Mapping[str, Tensor], layout: Layout) -> None:
+        """Take over `active_tensors`; what the layout leaves unused becomes zero.
+
+        Raises:
+            ValueError: for other names or shapes.
+        """
+        own, used = self.own_tensors(), {name: ~mask for name, mask in self.inactive(layout).items()}
+        wanted = {name for name in own if name not in used or used[name].any()}
+        if wanted != set(tensors):
+            raise ValueError(f"model.safetensors lacks or adds {sorted(wanted ^ set(tensors))[0]}")
+        for name in used:
+            own[name].zero_()
+        for name, tensor in tensors.items():
+            part = own[name][_used_part(used[name])] if name in used else own[name]
+            if part.shape != tensor.shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)} and the model {tuple(part.shape)}")
+            part.copy_(tensor)
+
+
+def _used_part(used: Tensor) -> tuple[slice, ...]:
+    """The leading part of every dimension that holds all used numbers."""
+    others = ([other for other in range(used.dim()) if other != dim] for dim in range(used.dim()))
+    return tuple(slice(int(used.sum(dim=rest).bool().sum()) if rest else int(used.sum())) for rest in others)
+
 
 @torch.no_grad()
 def start_head(
@@ -148,12 +195,17 @@ def log_frequency(item_counts: Tensor) -> Tensor:
 def layer_gates(layout: Tensor, rows: int) -> Tensor:
     """A layout's choices as layers read them.
 
-    Shapes: layout ``(layers, sites)`` -> the same; of K candidates ``(K, layers, sites)``
-    -> ``(layers, sites, rows, 1, 1)``, at each row its candidate's.
+    Shapes: layout ``(layers, sites, k)`` -> the same; of K candidates ``(K, layers, sites, k)``
+    -> ``(layers, sites, k, rows, 1, 1)``, at each row its candidate's.
     """
-    if layout.dim() == 2:
+    if stacked(layout) is None:
         return layout
-    return per_row(layout, rows).permute(1, 2, 0)[..., None, None]
+    return per_row(layout, rows).permute(1, 2, 3, 0)[..., None, None]
+
+
+def stacked(layout: Tensor) -> int | None:
+    """K of ``(K, layers, sites, k)``; None for one candidate's ``(layers, sites, k)``."""
+    return len(layout) if layout.dim() == 4 else None
 
 
 def new_linear(inputs: int, outputs: int, generator: torch.Generator) -> Linear:

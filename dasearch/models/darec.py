@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from dasearch.data import ItemRows, Rows, SequenceBatch
 from dasearch.data.rows import NO_ITEM
-from dasearch.layout import ModelKind
+from dasearch.errors import LayoutError
+from dasearch.layout import ACTIVE, SERIAL, SITES, Choice, Layout, ModelKind
 from dasearch.models.adapters import Activation, AdapterInit, BottleneckAdapter, MaskRouter, ParallelReduce, place
 from dasearch.models.attention import (
     SQUARE_TOKENS,
@@ -216,6 +217,10 @@ class DARecSettings(BaseModel):
         return self.item_key or self.user_key is UserKey.HISTORY
 
 
+ADAPTERS = tuple(f"{site}_adapter" for site in SITES[ModelKind.DAREC])  # of a layer, in the order of its sites
+CONTEXT = SITES[ModelKind.DAREC].index("context")
+
+
 class LayerInputs:
     """What all layers of one forward share, each built when first asked for: positions, masks, items' blocks.
 
@@ -328,28 +333,52 @@ def _chosen(states: Tensor, inputs: LayerInputs, *, last: bool) -> Tensor:
 class AdaptedSites(nn.Module):
     """What is trained in one dynamically adapted layer, and how it joins what the frozen layer computes (sec. 2.3.3).
 
-    Shapes: everything ``(..., width)`` but the layout, ``(3,)`` of 0 (serial) and 1 (parallel).
+    Where the context site has no adapter there is no context branch: the causal one goes on alone, and with none at all three
+    sites the layer is the frozen one.
+
+    Shapes: everything ``(..., width)`` but the layout, a site's numbers of the layer's three as `place` reads them.
 
     Args:
-        context: whether there is a context branch, and with it a router.
+        choices: of the three sites, to build what they ask for and nothing else; None: whole adapters, for every layout.
     """
 
     def __init__(
-        self, settings: DARecSettings, width: int, generator: torch.Generator, *, context: bool = True
+        self,
+        settings: DARecSettings,
+        width: int,
+        generator: torch.Generator,
+        *,
+        choices: Sequence[Choice | None] | None = None,
     ) -> None:
         super().__init__()
         self.settings = settings
-        self.causal_adapter = _adapter(width, settings, generator)
-        self.context_adapter = _adapter(width, settings, generator) if context else None
-        self.recommendation_adapter = _adapter(width, settings, generator)
-        self.router = MaskRouter(width) if context else None
+        self.causal_adapter, self.context_adapter, self.recommendation_adapter = (
+            _adapter(width, settings, generator, choice.width) if choice is not None and choice.active else None
+            for choice in choices or (SERIAL,) * len(ADAPTERS)
+        )
+        self.router = None if self.context_adapter is None else MaskRouter(width)
+
+    def unused(self, choices: Sequence[Choice]) -> dict[str, Tensor]:
+        """Which numbers the choices of the three sites leave unused, bool of the parameters' shapes, by their names."""
+        found = {
+            f"{name}.{key}": mask
+            for name, choice in zip(ADAPTERS, choices, strict=True)
+            for key, mask in self.get_submodule(name).unused(choice).items()  # type: ignore[operator]
+        }
+        if not choices[CONTEXT].active and self.router is not None:
+            found |= {
+                f"router.{key}": torch.ones(tensor.shape, dtype=torch.bool)
+                for key, tensor in self.router.named_parameters()
+            }
+        return found
 
     def after_attention(self, normed: Tensor, causal: Tensor, context: Tensor | None, layout: Tensor) -> Tensor:
         """What the residual takes up, from the attention's input and its output under each mask."""
         joined: Tensor = self._place(causal, normed, self.causal_adapter, layout[0])
         if self.context_adapter is not None and self.router is not None:
             assert context is not None
-            joined = self.router(joined, self._place(context, normed, self.context_adapter, layout[1]))
+            other = self._place(context, normed, self.context_adapter, layout[CONTEXT])
+            joined = self.router(joined, other, layout[CONTEXT, ACTIVE])
         if self.settings.rec_adapter_site is RecommendationSite.ROUTER_OUTPUT:
             joined = self._place(joined, normed, self.recommendation_adapter, layout[2])
         return joined
@@ -360,15 +389,17 @@ class AdaptedSites(nn.Module):
             return out
         return self._place(out, normed, self.recommendation_adapter, layout[2])
 
-    def _place(self, out: Tensor, seen: Tensor, adapter: nn.Module, parallel: Tensor) -> Tensor:
+    def _place(self, out: Tensor, seen: Tensor, adapter: nn.Module | None, choice: Tensor) -> Tensor:
+        if adapter is None:
+            return out
         reduce, residual = self.settings.parallel_reduce, self.settings.parallel_residual
-        return place(out, seen, adapter, parallel, reduce=reduce, residual=residual)
+        return place(out, seen, adapter, choice, reduce=reduce, residual=residual)
 
 
 class DALayer(AdaptedSites):
     """Dynamically adapted layer (sec. 2.3.3, fig. 4).
 
-    Shapes: hidden ``(batch, m, width)``; layout ``(3,)`` of 0 (serial) and 1 (parallel), or ``(3, batch, 1, 1)`` where rows
+    Shapes: hidden ``(batch, m, width)``; layout ``(3, k)`` of the three sites' numbers, or ``(3, k, batch, 1, 1)`` where rows
     are of several candidates; collaborative ``(batch, width)``, or ``(batch, keys, width)``.
     """
 
@@ -435,9 +466,10 @@ class DALayer(AdaptedSites):
         """`_joined`, where asked for as one compiled body, whose only changing size is the number of tokens."""
         if not self.compiled:
             return self._joined(hidden, normed, causal, context, layout)
-        weight = self.causal_adapter.down.weight
+        assert self.router is not None  # a layer of its own has all parts
+        weight = self.router.gate.weight
         k = len(weight) if weight.dim() == 3 else 1
-        gates = layout if k == 1 else layout[:, :: len(hidden) // k]
+        gates = layout if k == 1 else layout[:, :, :: len(hidden) // k]
         flat = (part.reshape(k, -1, part.shape[-1]) for part in (hidden, normed, causal, context))
         found: Tensor = compiled(DALayer._joined)(self, *flat, gates)
         return found.view_as(hidden)
@@ -463,10 +495,12 @@ def attend_under_causal(
     return block.output(attended)
 
 
-def _adapter(width: int, settings: DARecSettings, generator: torch.Generator) -> BottleneckAdapter:
+def _adapter(
+    width: int, settings: DARecSettings, generator: torch.Generator, units: int | None = None
+) -> BottleneckAdapter:
     return BottleneckAdapter(
         width,
-        bottleneck=settings.bottleneck,
+        bottleneck=units or settings.bottleneck,
         activation=settings.activation,
         init=settings.adapter_init,
         generator=generator,
@@ -554,7 +588,7 @@ class DARec(RecommenderModel):
     ) -> Tensor:
         """Last hidden states after the final norm.
 
-        Shapes: rows of m tokens, layout ``(adapted layers, 3)`` or ``(K, adapted layers, 3)`` for the K candidates that the
+        Shapes: rows of m tokens, layout as of `layout_tensor`, or of `layout_tensors` for the K candidates that the
         rows are of, collaborative ``(adapted layers or 1, batch, width)`` (None: nothing is injected), or
         ``(..., batch, keys, width)`` with keyed ``(batch, keys)``, the segment that sees each; at ``(batch, n)`` (None:
         every token); marks: vectors ``(batch, n, width)`` to add to the tokens ``(batch, n)`` -> ``(batch, n or m, width)``.
@@ -575,6 +609,34 @@ class DARec(RecommenderModel):
             hidden = self.layer_states(layer, hidden, inputs, gates[adapted], vectors, last=index == top)
             adapted += 1
         return self.backbone.final_norm(hidden)
+
+    def layout_tensor(self, layout: Layout) -> Tensor:
+        """As in the base.
+
+        Raises:
+            LayoutError: for another shape, or a choice wider than the model's adapters.
+        """
+        for choice in layout.choices:
+            if choice.width is not None and choice.width > self.settings.bottleneck:
+                raise LayoutError(
+                    f"choice {choice.name!r} has {choice.width} units and the model's adapters {self.settings.bottleneck}; "
+                    f"set model.bottleneck={choice.width}"
+                )
+        return super().layout_tensor(layout)
+
+    def inactive(self, layout: Layout) -> dict[str, Tensor]:
+        adapted = zip(self.replaced, layout.groups, strict=True)
+        layers = ((place, self.layers[place], choices) for place, choices in adapted)
+        found = {
+            f"layers.{place}.{name}": mask
+            for place, layer, choices in layers
+            if isinstance(layer, DALayer)
+            for name, mask in layer.unused(choices).items()
+        }
+        if found and not any(group[CONTEXT].active for group in layout.groups):
+            projections = (p for p in self.trainable() if p[0].startswith(("user_projection.", "item_projection.")))
+            found |= {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in projections}
+        return found
 
     def compile_layers(self) -> None:
         for layer in self.layers:

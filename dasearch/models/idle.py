@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dasearch.data import ItemRows, SequenceBatch
-from dasearch.layout import ModelKind
+from dasearch.layout import READS, ModelKind
 from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.base import (
     HEAD_SD,
@@ -103,7 +103,7 @@ class IDLEAdapter(PrefixModel):
         """D of every adapted layer, each ``(rows, tokens, width)``."""
         ids = self.user_ids(batch)
         gates = layer_gates(layout, len(ids))
-        return [prefix(ids, gates[k, REFINEMENT]) for k, prefix in enumerate(self.prefixes)]
+        return [prefix(ids, gates[k, REFINEMENT, READS]) for k, prefix in enumerate(self.prefixes)]
 
     def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:
         return self.states_with(batch, self.layer_prefixes(batch, layout), layout)
@@ -113,7 +113,7 @@ class IDLEAdapter(PrefixModel):
         gates = layer_gates(layout, len(batch.users))
         injections = {
             layer: Injection(
-                tokens, torch.ones(tokens.shape[1], dtype=torch.bool, device=tokens.device), gates[k, INJECTION]
+                tokens, torch.ones(tokens.shape[1], dtype=torch.bool, device=tokens.device), gates[k, INJECTION, READS]
             )
             for k, (layer, tokens) in enumerate(zip(self.replaced, prefixes, strict=False))
         }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dasearch.errors import LayoutError, suggestion
-from dasearch.layout import SITES, Layout, ModelKind, replaced_layers
+from dasearch.layout import NONE, SITES, UNITS, Choice, Layout, ModelKind, replaced_layers
 from dasearch.models.adapters import BOTTLENECK, Activation, AdapterInit, ParallelReduce
 from dasearch.models.backbone import DecoderBlock, FrozenBackbone, Positions
 from dasearch.models.darec import AdaptedSites, DARecSettings, LayerInputs, RecommendationSite
@@ -82,8 +82,8 @@ def apply_layout(
     places = _places(layout, len(blocks), replaced)
     model.requires_grad_(False).train(was_training)
     generator = generator or torch.Generator().manual_seed(0)
-    for turn, (place, bits) in enumerate(zip(places, three_site_bits(layout, sites), strict=True)):
-        adapters = AdapterPlaces(settings, model.config.hidden_size, generator, bits=bits, turn=turn, context=context)
+    for turn, (place, choices) in enumerate(zip(places, three_site_choices(layout, sites), strict=True)):
+        adapters = AdapterPlaces(settings, model.config.hidden_size, generator, choices=choices, turn=turn)
         _insert(blocks[place], adapters)
     if context:
         model.get_decoder().register_forward_pre_hook(_read_rows, with_kwargs=True)
@@ -93,10 +93,10 @@ def apply_layout(
 
 
 class AdapterPlaces(AdaptedSites):
-    """The adapters of one layer with the layout's bits; hooks of the frozen layer call them.
+    """The adapters of one layer as the layout places them; hooks of the frozen layer call them.
 
     Args:
-        bits: of DARec's three sites, also where there is no context branch.
+        choices: of DARec's three sites; None for one that is left out.
         turn: which adapted layer this is, from 0.
     """
 
@@ -108,14 +108,13 @@ class AdapterPlaces(AdaptedSites):
         width: int,
         generator: torch.Generator,
         *,
-        bits: Sequence[int],
+        choices: Sequence[Choice | None],
         turn: int,
-        context: bool,
     ) -> None:
-        super().__init__(settings, width, generator, context=context)
+        super().__init__(settings, width, generator, choices=choices)
         self.turn = turn
         self.ffn_input: Tensor | None = None  # between the hooks of one pass
-        self.register_buffer("layout", torch.tensor(bits, dtype=torch.float32), persistent=False)
+        self.register_buffer("layout", _numbers(choices), persistent=False)
 
 
 def chosen_sites(layout: Layout, sites: Sequence[str] | None) -> tuple[str, ...]:
@@ -147,12 +146,17 @@ def chosen_sites(layout: Layout, sites: Sequence[str] | None) -> tuple[str, ...]
     return ordered
 
 
-def three_site_bits(layout: Layout, sites: Sequence[str]) -> tuple[tuple[int, int, int], ...]:
-    """A layer's bits by DARec's three sites; 0 for one that is left out."""
+def three_site_choices(layout: Layout, sites: Sequence[str]) -> tuple[tuple[Choice | None, ...], ...]:
+    """A layer's choices by DARec's three sites; None for one that is left out."""
     three = SITES[ModelKind.DAREC]
     written = three if layout.sites == len(three) else sites
-    by_name = [dict(zip(written, group, strict=True)) for group in layout.bits]
-    return tuple((bits["causal"], bits[CONTEXT] if CONTEXT in sites else 0, bits["recommendation"]) for bits in by_name)
+    by_name = [dict(zip(written, group, strict=True)) for group in layout.groups]
+    return tuple(tuple(group[site] if site in sites else None for site in three) for group in by_name)
+
+
+def _numbers(choices: Sequence[Choice | None]) -> Tensor:
+    """Shape ``(3, 3)``: without units, since the adapters are built as wide as their choices."""
+    return torch.tensor([(choice or NONE).numbers[:UNITS] for choice in choices], dtype=torch.float32)
 
 
 def _settings(**choices: Any) -> DARecSettings:

@@ -16,9 +16,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dasearch.data import ItemRows, Rows, SequenceBatch
-from dasearch.layout import ModelKind
+from dasearch.layout import READS, ModelKind
 from dasearch.models.backbone import FrozenBackbone
-from dasearch.models.base import Scorer, layer_gates, log_frequency
+from dasearch.models.base import Scorer, layer_gates, log_frequency, stacked
 from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.prefix import Injection, PrefixModel, PrefixSettings, Refine
 
@@ -57,7 +57,7 @@ class Tower(nn.Module):
         return [prefix(ids, ids.new_zeros(())) for prefix in self.prefixes]
 
     def injections(self, prefixes: list[Tensor], layers: tuple[int, ...], layout: Tensor) -> dict[int, Injection]:
-        """What each layer reads under the layout, ``(layers, 3)`` or ``(K, layers, 3)``."""
+        """What each layer reads under the layout."""
         if not prefixes:
             return {}
         instructions = self.settings.prefix if self.settings.instruction else 0
@@ -66,8 +66,8 @@ class Tower(nn.Module):
         return {
             layer: Injection(
                 tokens,
-                counted | (gates[k, INSTRUCTION] < 0.5).reshape(-1, 1).expand(len(tokens), 1),
-                gates[k, self.site],
+                counted | (gates[k, INSTRUCTION, READS] < 0.5).reshape(-1, 1).expand(len(tokens), 1),
+                gates[k, self.site, READS],
             )
             for k, (layer, tokens) in enumerate(zip(layers, prefixes, strict=False))
         }
@@ -131,7 +131,7 @@ class RARec(PrefixModel):
 
     def catalogue_states(self, item_rows: ItemRows, layout: Tensor) -> Tensor:
         """States of all items: ``(items, width)``; of K candidates ``(K, items, width)``."""
-        k = None if layout.dim() == 2 else len(layout)
+        k = stacked(layout)
         found = []
         for items in torch.arange(self.n_items).split(ITEM_BATCH):
             rows = Rows.together([item_rows.select(items)] * (k or 1)).to(layout.device)

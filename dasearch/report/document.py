@@ -234,8 +234,8 @@ def artifacts_table(view: StudyView) -> Table:
 def effects_table(view: StudyView) -> Table:
     """Main effects as numbers."""
     effects = () if view.learned is None else view.learned.main
-    rows = tuple((effect.sites[0], f"{effect.mean:+.5f}", f"{effect.sd:.5f}") for effect in effects)
-    return Table(f"Posterior effect of parallel instead of serial on {OBJECTIVE}", ("site", "mean", "sd"), rows)
+    rows = tuple((e.sites[0], e.choices[0].name, e.first[0].name, f"{e.mean:+.5f}", f"{e.sd:.5f}") for e in effects)
+    return Table(f"Posterior effects on {OBJECTIVE}", ("site", "choice", "instead of", "mean", "sd"), rows)
 
 
 def trials_table(view: StudyView) -> Table:

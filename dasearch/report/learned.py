@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from dasearch.bayes import Effects, Surrogate
-from dasearch.layout import Layout
+from dasearch.layout import Choice, Layout
 from dasearch.search.worth import evaluations
 from dasearch.search_space import SearchSpace
 
@@ -19,7 +19,7 @@ PAIRS = 12  # interactions kept
 
 
 class Effect(NamedTuple):
-    """The change of the score when a site is parallel instead of serial; for two sites, how much one's changes with the other.
+    """The change of the score when a site takes a choice instead of its first; for two, how much one's changes with the other.
 
     Averaged over all other sites; mean and posterior standard deviation.
     """
@@ -27,6 +27,8 @@ class Effect(NamedTuple):
     sites: tuple[str, ...]
     mean: float
     sd: float
+    choices: tuple[Choice, ...]  # at the sites
+    first: tuple[Choice, ...]  # the sites' first choices, which these are set against
 
 
 class Prediction(NamedTuple):
@@ -41,7 +43,7 @@ class Learned:
     """Effects and predictions.
 
     Attributes:
-        main: of every free site, in the order of the layout's letters.
+        main: of every free site's choices but its first, in the order of the layout's letters.
         pairs: the strongest interactions, by their mean, the strongest first.
         predicted: of every evaluated layout.
         noise_sd: of one evaluation.
@@ -65,9 +67,9 @@ def learn(space: SearchSpace, signals: Mapping[Layout, float]) -> Learned | None
     surrogate = Surrogate.fit(codes[chosen], values[chosen], choices)
     means, sds = surrogate.posterior(codes)
     predictions = (Prediction(mean, sd) for mean, sd in zip(means.tolist(), sds.tolist(), strict=True))
-    pairs = _named(surrogate.pair_effects(), space.free) if len(space.free) > 1 else ()
+    pairs = _named(surrogate.pair_effects(), space) if len(space.free) > 1 else ()
     return Learned(
-        main=_named(surrogate.main_effects(), space.free),
+        main=_named(surrogate.main_effects(), space),
         pairs=tuple(sorted(pairs, key=lambda effect: -abs(effect.mean))[:PAIRS]),
         predicted=dict(zip(signals, predictions, strict=True)),
         noise_sd=float(surrogate.noise_sd),
@@ -76,6 +78,11 @@ def learn(space: SearchSpace, signals: Mapping[Layout, float]) -> Learned | None
     )
 
 
-def _named(effects: Effects, names: tuple[str, ...]) -> tuple[Effect, ...]:
-    numbers = zip(effects.choices, effects.mean.tolist(), effects.sd.tolist(), strict=True)
-    return tuple(Effect(tuple(names[variable] for variable, _ in choice), mean, sd) for choice, mean, sd in numbers)
+def _named(effects: Effects, space: SearchSpace) -> tuple[Effect, ...]:
+    found = []
+    for codes, mean, sd in zip(effects.choices, effects.mean.tolist(), effects.sd.tolist(), strict=True):
+        sites = tuple(space.free[variable] for variable, _ in codes)
+        lists = [space.choices[site] for site in sites]
+        chosen = tuple(choices[code] for choices, (_, code) in zip(lists, codes, strict=True))
+        found.append(Effect(sites, mean, sd, chosen, tuple(choices[0] for choices in lists)))
+    return tuple(found)

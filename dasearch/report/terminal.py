@@ -167,7 +167,7 @@ def standings_table(status: Status) -> Table:
     table = plain_table(f"Confirmed on validation data with {seeds} fresh seeds (95% t interval)")
     for heading in ("layout", "role", OBJECTIVE, "gain over all-serial"):
         table.add_column(heading, no_wrap=True)
-    winner = winner_of(status.results, status.standings)
+    winner = winner_of(status.results, status.standings, status.space)
     for standing in status.standings:
         gain = "" if standing.gain is None else symmetric(standing.gain, "+")
         role = f"{standing.role} (winner)" if standing.layout == winner else standing.role

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import html
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 
-from dasearch.layout import Layout
+from dasearch.layout import CHOICES, NONE, PARALLEL_SUM, Choice, Layout
 from dasearch.report.view import State
 from dasearch.search.confirmation import ALL_PARALLEL, ALL_SERIAL
 
@@ -25,6 +25,9 @@ NEUTRAL = "#8A8F98"  # 3:1 and more against both papers
 BEST = "#D55E00"
 CHOICE_SCALE = [[0.0, SERIAL], [0.5, UNDECIDED], [1.0, PARALLEL]]
 SCORE_SCALE = "Cividis"  # made for colour-blind eyes (Nuñez et al. 2018)
+CHOICE_COLOURS = {"serial": SERIAL, "parallel": PARALLEL, NONE.name: NEUTRAL, PARALLEL_SUM.name: "#CC79A7"}
+OWN_COLOURS = ("#009E73", "#56B4E9", "#D55E00", "#F0E442")  # of choices that a space defines, in their order
+DARK_COLOURS = (SERIAL, "#D55E00")  # on which white is easier to read
 ROLE_COLOURS = {ALL_SERIAL: SERIAL, ALL_PARALLEL: PARALLEL}
 STATE_COLOURS = {
     State.COMPLETE: "#009E73",
@@ -108,6 +111,25 @@ def nothing(theme: Theme, sentence: str) -> go.Figure:
 def counting(title: str, most: int) -> dict[str, Any]:
     """An axis of whole numbers up to ``most``."""
     return {"title": {"text": title}, "dtick": 1 if most <= TICKS else None}
+
+
+def choice_colours(choices: Sequence[Choice]) -> dict[str, str]:
+    """A colour a choice, by its name; a shipped one has the same everywhere."""
+    own = [choice.name for choice in choices if choice.name not in CHOICES]
+    return {
+        choice.name: CHOICE_COLOURS.get(choice.name) or OWN_COLOURS[own.index(choice.name) % len(OWN_COLOURS)]
+        for choice in choices
+    }
+
+
+def ink_on(colour: str) -> str:
+    """Letters that are easy to read on a choice's colour."""
+    return LIGHT.paper if colour in DARK_COLOURS else LIGHT.ink
+
+
+def legend_of(choices: Sequence[Choice]) -> str:
+    """``S serial, P parallel``."""
+    return ", ".join(f"{choice.letter} {choice.name}" for choice in choices)
 
 
 def words(figure: go.Figure) -> str:

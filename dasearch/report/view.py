@@ -16,7 +16,7 @@ from typing import Any
 from dasearch.bayes import Proposal
 from dasearch.config import StudySettings, parse_study
 from dasearch.errors import WrongUse
-from dasearch.layout import CHOICES, Difference, Layout
+from dasearch.layout import Difference, Layout
 from dasearch.report.learned import Learned, learn
 from dasearch.search.confirmation import OBJECTIVE, Standing, standings, t_interval, winner_of
 from dasearch.search.loop import BROKEN
@@ -142,7 +142,7 @@ class StudyView:
     @property
     def winner(self) -> Layout | None:
         """The layout that was trained in full, or is to be; before any is confirmed, that of the best trial."""
-        found = winner_of(self.results, self.standings)
+        found = winner_of(self.results, self.standings, self.space)
         if found is not None:
             return found
         return None if self.best is None else self.best.layout
@@ -259,8 +259,8 @@ def _trial(record: TrialRecord, space: SearchSpace, epochs: Mapping[str, Sequenc
 
 def _foreign(params: Mapping[str, Any], space: SearchSpace) -> str | None:
     """Trials may have been added to the study by something else, with choices of its own."""
-    found = [name for name in space.free if name in params and params[name] not in CHOICES]
-    return f"{found[0]} is {params[found[0]]!r}, which is no choice of this search space" if found else None
+    name = space.foreign(params)
+    return None if name is None else f"{name} is {params[name]!r}, which is no choice of this search space"
 
 
 def _reason(state: State, layout: Layout | None, attributes: Mapping[str, Any]) -> str | None:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dasearch.config import Recipe, StudySettings, changed, resolve_output
 from dasearch.data import Development, LeaveOneOut
 from dasearch.errors import StudyError, suggestion
-from dasearch.layout import Layout, ModelKind
+from dasearch.layout import SERIAL, Layout, ModelKind
 from dasearch.search.confirmation import ALL_SERIAL, OBJECTIVE, t_interval
 from dasearch.search.events import ABLATION, Finished, Listener, Training
 from dasearch.search.objective import Objective, Run, data_bo, raise_failed
@@ -256,8 +256,8 @@ def _variant(
 
 def _on_layers(whole: Variant, replace_every: int, layers: int) -> Layout:
     """The study's layout on the layers that a variant adapts; those that the study leaves plain are serial."""
-    groups = {whole.replace_every * (index + 1): group for index, group in enumerate(whole.layout.bits)}
-    plain = (0,) * whole.layout.sites
+    groups = {whole.replace_every * (index + 1): group for index, group in enumerate(whole.layout.groups)}
+    plain = (SERIAL,) * whole.layout.sites
     return Layout(tuple(groups.get(replace_every * (index + 1), plain) for index in range(layers)))
 
 

@@ -54,13 +54,16 @@ class Standing:
 
 
 def controls(space: SearchSpace, seed: int) -> list[Contender]:
-    """All serial, all parallel and a random layout of the space, as near as its fixed bits allow."""
+    """All serial, all parallel and a random layout of the space, as near as its sites allow."""
     n, sites = space.layers, len(space.sites)
     wanted = {ALL_SERIAL: Layout.all_serial(n, sites), ALL_PARALLEL: Layout.all_parallel(n, sites)}
-    found = [Contender(space.nearest(layout), role) for role, layout in wanted.items()]
+    nearest = {
+        space.nearest(layout): role for role, layout in reversed(wanted.items())
+    }  # all serial, where both are one
+    found = [Contender(layout, role) for layout, role in reversed(nearest.items())]
     generator = generator_for(seed, "random control")
     for _ in range(100):  # a tiny space may hold nothing else
-        drawn = space.nearest(Layout.random(n, sites, generator=generator))
+        drawn = space.random(generator)
         if drawn not in [contender.layout for contender in found]:
             return [*found, Contender(drawn, RANDOM)]
     return found
@@ -114,11 +117,11 @@ def recommended(found: Sequence[Standing]) -> Standing:
     return next(proven, None) or next(serial, found[0])
 
 
-def winner_of(results: Iterable[Result], found: Sequence[Standing]) -> Layout | None:
+def winner_of(results: Iterable[Result], found: Sequence[Standing], space: SearchSpace) -> Layout | None:
     """What was trained in full as the winner; before that, what will be. None where nothing is confirmed yet."""
     for result in results:
         if result.name == WINNER and result.layout is not None:
-            return Layout.parse(result.layout)
+            return space.parse(result.layout)
     return recommended(found).layout if found else None
 
 

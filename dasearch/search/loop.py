@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import optuna
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from dasearch.bayes import Observation, PRSampler, SpaceExhausted, curve_mean, startup_trials
 from dasearch.errors import DasearchError, TrainingError, first_line
-from dasearch.layout import CHOICES, Layout
+from dasearch.layout import Layout
 from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search.events import SEARCH, Finished, Training
 from dasearch.search.objective import TRIAL_SEED, Outcome, Run
@@ -52,16 +53,19 @@ class Search:
         self.study = self._optuna_study()
 
     def _optuna_study(self) -> optuna.Study:
-        distribution = optuna.distributions.CategoricalDistribution(CHOICES)
+        distributions = {name: CategoricalDistribution(self._names(name)) for name in self.space.free}
         sampler = PRSampler(
             seed=self.settings.seed,
             n_startup=self.settings.search.startup,
-            search_space=dict.fromkeys(self.space.free, distribution),
+            search_space=distributions,
             prior=[Observation(self.space.encode(trial.layout), trial.value) for trial in self.prior],
             signal=curve_mean,  # predicts other seeds' MRR better than the best epoch: benchmarks/further_outputs.py
             on_proposal=lambda proposal: self.store.add_proposal(self.settings.name, proposal),
         )
         return optuna.load_study(study_name=self.settings.name, storage=self.storage, sampler=sampler)
+
+    def _names(self, site: str) -> list[str]:
+        return [choice.name for choice in self.space.choices[site]]
 
     def run(self) -> None:
         """Until the budget of completed evaluations is met or every layout is known."""
@@ -111,7 +115,7 @@ class Search:
             trial = self.study.ask()
             self.storage.record_heartbeat(trial._trial_id)  # a worker that dies before its training is missed as well
             try:
-                layout = self.space.decode({n: trial.suggest_categorical(n, CHOICES) for n in self.space.free})
+                layout = self.space.decode({n: trial.suggest_categorical(n, self._names(n)) for n in self.space.free})
             except SpaceExhausted as error:
                 self.study.tell(trial, state=TrialState.FAIL)
                 if len(self._taken(batch)) == self.space.size:

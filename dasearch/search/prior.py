@@ -1,8 +1,8 @@
 """What another study found, as prior trials of a new one.
 
 A file of any form below becomes `TrialsFile`; its layouts are carried to the new study's depth (`layout.carried`) and, where
-the new space holds sites fixed, to the nearest layout of that space: leaving out all that differ there would often leave
-nothing. What a fixed site was worth then counts as the other study's noise.
+the new space holds sites fixed, to the nearest layout of that space; a choice that it lacks, to its most similar one there.
+Leaving out all that differ would often leave nothing. What the difference was worth then counts as the other study's noise.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from dasearch.errors import LayoutError
 from dasearch.layout import SITES, Depth, Layout, ModelKind, carried
-from dasearch.layout_file import LAYOUT_NAME, LayoutFile
+from dasearch.layout_file import LAYOUT_NAME, ChoiceRecord, LayoutFile, choice_records
 from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search.store import PriorTrial, Store, TrialRecord, open_store
 from dasearch.search_space import SearchSpace
@@ -32,7 +32,7 @@ class ScoredLayout(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    layout: str = Field(description="a letter a site, S serial or P parallel, a group an adapted layer: SPS-PPS")
+    layout: str = Field(description="a letter a site, a group an adapted layer: SPS-PPS; see `choices` of the file")
     score: FiniteFloat
     signal: FiniteFloat | None = Field(
         None, description="what the search learned from, the mean of the validation curve; null: the score"
@@ -42,7 +42,7 @@ class ScoredLayout(BaseModel):
 class TrialsFile(VersionedFile):
     """The contents of ``trials.json``: the complete trials of a study, for another one to begin with."""
 
-    VERSION = "1.0"
+    VERSION = "1.1"
     WHAT = "trials file (trials.json)"
 
     schema_version: str = Field(VERSION, description="MAJOR.MINOR; a minor version only adds fields")
@@ -54,6 +54,9 @@ class TrialsFile(VersionedFile):
     study: str
     dataset: str | None = None
     seed: int
+    choices: list[ChoiceRecord] = Field(
+        default_factory=choice_records, min_length=1, description="since 1.1: what the letters stand for"
+    )
     trials: list[ScoredLayout] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -61,8 +64,12 @@ class TrialsFile(VersionedFile):
         if sorted({layer for layer in self.replaced if 1 <= layer <= self.layers}) != self.replaced:
             raise ValueError(f"replaced must ascend from 1 to at most {self.layers}")
         for trial in self.trials:
-            Layout.parse(trial.layout).require(len(self.replaced), len(self.sites))
+            self.parsed(trial).require(len(self.replaced), len(self.sites))
         return self
+
+    def parsed(self, trial: ScoredLayout) -> Layout:
+        """A trial's layout, by the file's own letters."""
+        return Layout.parse(trial.layout, [record.choice() for record in self.choices])
 
     @property
     def depth(self) -> Depth:
@@ -96,6 +103,7 @@ def trials_of(store: Store, name: str) -> TrialsFile:
         study=name,
         dataset=stored.dataset.get("name"),
         seed=stored.settings["seed"],
+        choices=choice_records(*space.file.alphabet),
         trials=found,
     )
 
@@ -129,7 +137,7 @@ def prior_trials(source: str, space: SearchSpace) -> list[PriorTrial]:
         )
     return [
         PriorTrial(
-            space.nearest(carried(Layout.parse(trial.layout), file.depth, space.depth)),
+            space.nearest(carried(file.parsed(trial), file.depth, space.depth)),
             trial.score if trial.signal is None else trial.signal,
             file.source,
         )
@@ -191,7 +199,7 @@ def _of_layout(record: dict[str, Any], source: str) -> TrialsFile:
         model=next(kind for kind, sites in SITES.items() if list(sites) == file.sites),  # file.model is a variation
         metric=file.metric.name,
         trials=[ScoredLayout(layout=file.layout, score=file.metric.value if validated else 0.0)],
-        **file.model_dump(include={"sites", "layers", "replaced", "study", "seed"}),
+        **file.model_dump(include={"sites", "layers", "replaced", "study", "seed", "choices"}),
     )
 
 

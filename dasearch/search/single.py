@@ -35,11 +35,11 @@ def named_layout(name: str, study: Study, space: SearchSpace) -> Layout:
     """
     n, sites = space.layers, len(space.sites)
     if name in (ALL_SERIAL, ALL_PARALLEL):
-        return Layout.all_serial(n, sites) if name == ALL_SERIAL else Layout.all_parallel(n, sites)
+        return space.all_serial if name == ALL_SERIAL else space.nearest(Layout.all_parallel(n, sites))
     if name != BEST:
-        return Layout.parse(name).require(n, sites)
+        return space.parse(name).require(n, sites)
     status = study.status()
-    found = winner_of(status.results, status.standings)
+    found = winner_of(status.results, status.standings, space)
     if found is not None:
         return found
     if status.best is None or status.best.layout is None:

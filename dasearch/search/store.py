@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
+from pydantic import ValidationError
 from sqlalchemy import (
     BigInteger,
     DateTime,
@@ -45,6 +46,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from dasearch.bayes import Proposal, mean_of_curve
 from dasearch.errors import NoStudies, StoreError, first_line
 from dasearch.layout import Layout
+from dasearch.search_space import SearchSpace
 from dasearch.training.metrics import Interval
 from dasearch.training.stack import Epoch
 
@@ -425,7 +427,7 @@ class Store:
                 session.scalar(select(func.count()).where(kept.study_id == row.id))
                 for kept in (EpochRow, ProposalRow, ConfirmationRow, ResultRow, ArtifactRow)
             ]
-            later = tuple((training.run, training.ended) for training in self._later_trainings(session, row.id))
+            later = tuple((training.run, training.ended) for training in self._later_trainings(session, row))
             recorded = (row.settings, row.phase, sorted(states.items()), tuple(running[1:]), own, later)
             return Progress(
                 name=row.name,
@@ -488,9 +490,9 @@ class Store:
         if not inspect(self._engine).has_table(PriorRow.__tablename__):  # older databases lack it
             return []
         with Session(self._engine) as session:
-            study = self._row(session, name).id
-            rows = session.scalars(select(PriorRow).filter_by(study_id=study).order_by(PriorRow.id))
-            return [PriorTrial(Layout.parse(row.layout), row.value, row.source) for row in rows]
+            study = self._row(session, name)
+            rows = session.scalars(select(PriorRow).filter_by(study_id=study.id).order_by(PriorRow.id))
+            return [PriorTrial(_layout(study, row.layout), row.value, row.source) for row in rows]
 
     def withdraw(self, name: str) -> None:
         """Take back a study that `begin` recorded, with all that is known of it."""
@@ -599,11 +601,10 @@ class Store:
 
     def confirmations(self, name: str) -> list[Confirmation]:
         with Session(self._engine) as session:
-            rows = session.scalars(
-                select(ConfirmationRow).filter_by(study_id=self._row(session, name).id).order_by(ConfirmationRow.id)
-            )
+            study = self._row(session, name)
+            rows = session.scalars(select(ConfirmationRow).filter_by(study_id=study.id).order_by(ConfirmationRow.id))
             return [
-                Confirmation(Layout.parse(row.layout), row.role, row.seed, json.loads(row.metrics), row.seconds)
+                Confirmation(_layout(study, row.layout), row.role, row.seed, json.loads(row.metrics), row.seconds)
                 for row in rows
             ]
 
@@ -627,20 +628,20 @@ class Store:
     def later_trainings(self, name: str) -> list[LaterTraining]:
         """Every training after the search, in the order in which they began."""
         with Session(self._engine) as session:
-            return self._later_trainings(session, self._row(session, name).id)
+            return self._later_trainings(session, self._row(session, name))
 
-    def _later_trainings(self, session: Session, study: int) -> list[LaterTraining]:
+    def _later_trainings(self, session: Session, study: StudyRow) -> list[LaterTraining]:
         if not self._has(LaterTrainingRow):
             return []
         rows = session.scalars(
-            select(LaterTrainingRow).filter_by(study_id=study).order_by(LaterTrainingRow.began, LaterTrainingRow.id)
+            select(LaterTrainingRow).filter_by(study_id=study.id).order_by(LaterTrainingRow.began, LaterTrainingRow.id)
         )
         return [
             LaterTraining(
                 row.run,
                 row.phase,
                 row.label,
-                Layout.parse(row.layout),
+                _layout(study, row.layout),
                 row.place,
                 row.total,
                 datetime.fromtimestamp(row.began, UTC),
@@ -915,3 +916,11 @@ def _remedy(error: Exception) -> str:
     if "not a database" in _reason(error):
         return "name another file, or move this one away"
     return "check that its folder exists and can be written"
+
+
+def _layout(study: StudyRow, text: str) -> Layout:
+    """A layout as the study's own space writes it; of a space that cannot be read, by the shipped letters."""
+    try:
+        return SearchSpace.from_record(json.loads(study.space)).parse(text)
+    except ValidationError:
+        return Layout.parse(text)

@@ -69,7 +69,7 @@ class Status:
     standings: list[Standing]
     results: list[Result]
     artifacts: list[Artifact]
-    baseline: Layout | None
+    space: SearchSpace
     prior: list[PriorTrial]
 
     @property
@@ -181,7 +181,14 @@ class Study:
 
 
 def _require_choice(settings: StudySettings, space: SearchSpace) -> None:
-    """A free site that changes nothing would waste the budget."""
+    """A free site that changes nothing would waste the budget; a choice wider than the model's adapters cannot be had."""
+    bottleneck = getattr(settings.model, "bottleneck", None)
+    for choice in space.file.alphabet:
+        if bottleneck is not None and (choice.width or 0) > bottleneck:
+            raise SearchSpaceError(
+                f"choice {choice.name!r} of search space {space.file.name} has {choice.width} units and the model's adapters "
+                f"{bottleneck}; set model.bottleneck={choice.width}"
+            )
     for site, cause in settings.inert_sites.items():
         if any(name.endswith(f".{site}") for name in space.free):
             raise SearchSpaceError(
@@ -200,8 +207,7 @@ def status(store: Store, name: str) -> Status:
     settings = parse_study(stored.settings, source=f"study {name}")
     space = stored_space(stored)
     trials = [_view(trial, space) for trial in store.trials(name)]
-    baseline = space.all_serial
-    ranked = standings(store.confirmations(name), baseline)
+    ranked = standings(store.confirmations(name), space.all_serial)
     return Status(
         name=name,
         phase=stored.phase,
@@ -210,7 +216,7 @@ def status(store: Store, name: str) -> Status:
         standings=ranked,
         results=store.results(name),
         artifacts=store.artifacts(name),
-        baseline=baseline,
+        space=space,
         prior=store.prior(name),
     )
 
@@ -219,15 +225,15 @@ def stored_space(stored: Stored) -> SearchSpace:
     """The search space that a study began with.
 
     Raises:
-        StoreError: for one that this version cannot read, such as one of three choices.
+        StoreError: for one that this version cannot read.
     """
     try:
         return SearchSpace.from_record(stored.space)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ").removeprefix("Value error, ")
         raise StoreError(
-            f"the search space of study {stored.name!r} cannot be read ({where}: {first['msg']}); it began with dasearch "
+            f"the search space of study {stored.name!r} cannot be read ({reason}); it began with dasearch "
             f"{stored.versions.get('dasearch', 'of another version')}, which can"
         ) from None
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dasearch.bayes import Choices, Surrogate
-from dasearch.layout import CHOICES, Layout
+from dasearch.layout import Layout
 from dasearch.search_space import SearchSpace
 from dasearch.training.seeds import generator_for
 
@@ -25,15 +25,20 @@ UNLIKELY = 0.05  # a chance below it is a flat landscape
 
 
 def evaluations(space: SearchSpace, signals: Mapping[Layout, float]) -> tuple[Tensor, Tensor, Choices]:
-    """What `Surrogate.fit` reads. Shapes: codes ``(layouts, free bits)``, values ``(layouts,)`` float64."""
+    """What `Surrogate.fit` reads. Shapes: codes ``(layouts, free sites)``, values ``(layouts,)`` float64."""
     values = torch.tensor(list(signals.values()), dtype=torch.float64)
-    return codes_of(space, list(signals)), values, Choices.named(dict.fromkeys(space.free, len(CHOICES)))
+    return codes_of(space, list(signals)), values, choices_of(space)
 
 
 def codes_of(space: SearchSpace, layouts: Sequence[Layout]) -> Tensor:
-    """The free choices of layouts: ``(layouts, free bits)``."""
-    bits = torch.tensor([layout.flat for layout in layouts], dtype=torch.long).view(len(layouts), len(space.names))
-    return bits[:, [space.names.index(name) for name in space.free]]
+    """The free choices of layouts: ``(layouts, free sites)``."""
+    codes = [space.codes(layout) for layout in layouts]
+    return torch.tensor(codes, dtype=torch.long).view(len(layouts), len(space.free))
+
+
+def choices_of(space: SearchSpace) -> Choices:
+    """The free sites, as the surrogate knows them."""
+    return Choices.named({name: len(space.choices[name]) for name in space.free})
 
 
 def chance_of_gain(space: SearchSpace, signals: Mapping[Layout, float], *, margin: float, seed: int) -> float:
@@ -46,7 +51,7 @@ def chance_of_gain(space: SearchSpace, signals: Mapping[Layout, float], *, margi
     surrogate = Surrogate.fit(*evaluations(space, signals))
     generator = generator_for(seed, "worth", len(signals))
     serial, known = codes_of(space, [space.all_serial]), codes_of(space, list(signals))
-    others = torch.cat([known, _looked_at(len(space.free), generator)]).unique(dim=0)
+    others = torch.cat([known, _looked_at(choices_of(space), generator)]).unique(dim=0)
     mean, sd = surrogate.posterior(others)
     promising = others[(mean + 2 * sd).argsort(descending=True, stable=True)[:COMPARED]]
     landscapes = surrogate.draws(torch.cat([serial, promising]), DRAWS, generator)
@@ -55,7 +60,7 @@ def chance_of_gain(space: SearchSpace, signals: Mapping[Layout, float], *, margi
     return float((gains > least).double().mean())
 
 
-def _looked_at(bits: int, generator: torch.Generator) -> Tensor:
-    if 2**bits <= LOOKED_AT:
-        return torch.tensor(list(itertools.product(range(2), repeat=bits)), dtype=torch.long)
-    return torch.randint(2, (LOOKED_AT, bits), generator=generator)
+def _looked_at(choices: Choices, generator: torch.Generator) -> Tensor:
+    if choices.count <= LOOKED_AT:
+        return torch.tensor(list(itertools.product(*map(range, choices.sizes))), dtype=torch.long)
+    return choices.uniform(LOOKED_AT, generator).long()

@@ -28,9 +28,9 @@ from dasearch.data import (
     training_plan,
 )
 from dasearch.data.rows import HISTORY_ITEMS, NO_ITEM, PAD_SEGMENT
-from dasearch.layout import SITES, ModelKind
+from dasearch.layout import Layout
 from dasearch.models.attention import MaskMode
-from dasearch.models.base import RecommenderModel
+from dasearch.models.base import RecommenderModel, stacked
 from dasearch.models.darec import (
     CFMode,
     CollaborativeKind,
@@ -216,7 +216,7 @@ class DARecMethod(Method):
         """sequence, align, contrastive, collaborative (sec. 2.4)."""
         assert isinstance(model, DARec)
         assert isinstance(drawn, DARecDrawn)
-        losses, k = self.settings.losses, 1 if layout.dim() == 2 else len(layout)
+        losses, k = self.settings.losses, stacked(layout) or 1
         marks, states = (None if part is None else part.flatten(0, 1) for part in (drawn.kept_marks, drawn.kept_states))
         hidden = model.sequence_hidden(batch, layout, marks)
         targets = batch.targets.view(k, -1)
@@ -268,7 +268,7 @@ def state_whitening(settings: DARecStudy, materials: Shared) -> Whitening:
         n_items=1,
         generator=generator_for(settings.seed, "whitening"),
     ).to(materials.device)
-    layout = torch.zeros(len(model.replaced), len(SITES[ModelKind.DAREC]), device=materials.device)
+    layout = model.layout_tensor(Layout.all_serial(len(model.replaced)))
     generator = generator_for(settings.seed, "whitening", "rows")
     sentences, row_format = materials.catalogue.sentences, materials.catalogue.row_format
     plan = training_plan(materials.development, sentences, row_format, None)

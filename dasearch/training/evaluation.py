@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dasearch.data import Development, IntArray, RowPlan, SequenceBatch, TestSplit, evaluation_plan
-from dasearch.models.base import RecommenderModel, Scorer
+from dasearch.models.base import RecommenderModel, Scorer, stacked
 from dasearch.training.metrics import target_ranks
 from dasearch.training.shared import Catalogue
 
@@ -41,7 +41,7 @@ def rank_batches(
 
     What is found is read from the device once, at the end.
     """
-    k = 1 if layout.dim() == 2 else len(layout)
+    k = stacked(layout) or 1
     ranks = torch.zeros(k, users, dtype=torch.long, device=layout.device)
     losses = torch.zeros(k, users, device=layout.device)
 
@@ -73,7 +73,7 @@ def score_batch(
     """
     batch = batch.to(layout.device)
     states = model.states(batch, layout)
-    at_once = max(1, SCORES_IN_MEMORY // model.n_items) if layout.dim() == 2 else len(states)
+    at_once = max(1, SCORES_IN_MEMORY // model.n_items) if stacked(layout) is None else len(states)
     for start in range(0, len(states), at_once):
         part = slice(start, start + at_once)
         scores = scorer(states[part]).float()

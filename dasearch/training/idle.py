@@ -10,7 +10,8 @@ from torch import Tensor
 from dasearch.config import MMD_BATCH, IDLEStudy
 from dasearch.data import Examples, RowPlan, SequenceBatch
 from dasearch.errors import StudyError
-from dasearch.models.base import RecommenderModel
+from dasearch.layout import READS
+from dasearch.models.base import RecommenderModel, stacked
 from dasearch.models.idle import ALIGNMENT, IDLEAdapter
 from dasearch.training.encoders import study_encoder
 from dasearch.training.losses import item_cross_entropy, mmd
@@ -66,7 +67,7 @@ class IDLEMethod(EncoderMethod):
         """``next`` and, for a batch large enough, ``mmd`` averaged over the layers that the layout aligns."""
         assert isinstance(model, IDLEAdapter)
         assert isinstance(drawn, IDLEDrawn)
-        k = 1 if layout.dim() == 2 else len(layout)
+        k = stacked(layout) or 1
         prefixes = model.layer_prefixes(batch, layout)
         states = model.states_with(batch, prefixes, layout)
         targets = batch.at_last(batch.targets).view(k, -1)
@@ -75,7 +76,7 @@ class IDLEMethod(EncoderMethod):
             means = torch.stack([prefix.mean(1) for prefix in prefixes], dim=1)  # (K * B, layers, width)
             frozen = drawn.frozen[:, :, list(model.replaced)]
             own, frozen = (part.view(k, -1, *means.shape[1:]).transpose(1, 2) for part in (means, frozen))
-            aligned = (1 - layout[..., ALIGNMENT]).view(k, -1)
+            aligned = (1 - layout[..., ALIGNMENT, READS]).view(k, -1)
             terms["mmd"] = (aligned * mmd(own, frozen)).sum(1) / aligned.sum(1).clamp(min=1)
         return terms
 

@@ -12,7 +12,7 @@ import resource
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 
 from dasearch.config import Recipe, StudySettings
 from dasearch.errors import TrainingError
-from dasearch.layout import Layout
+from dasearch.layout import CHOICES, Layout
 from dasearch.models.base import RecommenderModel
 from dasearch.models.stacking import StackedParameters
 from dasearch.threads import fitting, most_threads, using
@@ -249,13 +249,21 @@ def _result(ground: Ground, run: Run) -> Trained | TrainingError:
     StackedParameters(model, ground.flat, [run.best])
     seconds = sum(epoch.seconds for epoch in run.progress.epochs)
     peak = peak_memory(ground.materials.device)
-    return Trained(model.eval(), run.candidate.layout, run.progress, len(ground.flat), seconds, peak)
+    layout = run.candidate.layout
+    return Trained(model.eval(), layout, run.progress, model.count_trained(layout), seconds, peak)
+
+
+def _own_choices(layout: Layout) -> dict[str, Any]:
+    """Choices that are not shipped, whose letters do not say what they are; nothing where there are none."""
+    own = [asdict(choice) for choice in layout.choices if choice not in CHOICES.values()]
+    return {"choices": own} if own else {}
 
 
 def _identity(settings: StudySettings, recipe: Recipe, candidate: Candidate) -> dict[str, Any]:
     """What a checkpoint is of."""
     return {
         "layout": str(candidate.layout),
+        **_own_choices(candidate.layout),
         "seed": candidate.seed,
         "recipe": recipe.model_dump(mode="json"),
         "study": objective_hash(settings),

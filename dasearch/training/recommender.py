@@ -27,7 +27,7 @@ from dasearch.data.rows import NO_ITEM
 from dasearch.errors import DasearchError, ModelFolderError, suggestion
 from dasearch.folders import Taken, written_beside
 from dasearch.layout import Layout
-from dasearch.layout_file import LAYOUT_NAME, LayoutFile, Metric
+from dasearch.layout_file import LAYOUT_NAME, LayoutFile, Metric, choice_records
 from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.base import RecommenderModel, Scorer
 from dasearch.models.registry import MODELS
@@ -175,7 +175,7 @@ class Recommender:
         histories = [request.history for request in requests]
         sentences, row_format = self.catalogue.sentences, self.catalogue.row_format
         for places, batch in evaluation_plan(users, histories, None, sentences, row_format).by_length(size):
-            for part, scores in score_batch(self.model, batch, self._scorer, self._bits):
+            for part, scores in score_batch(self.model, batch, self._scorer, self._placed):
                 rows = places[part].tolist()
                 if exclude_seen:
                     _leave_out(scores, [histories[row] for row in rows])
@@ -188,13 +188,13 @@ class Recommender:
         return batch_rows(self.model.device)
 
     @cached_property
-    def _bits(self) -> Tensor:
+    def _placed(self) -> Tensor:
         return self.model.layout_tensor(self.layout)
 
     @cached_property
     def _scorer(self) -> Scorer:
         """Made at the first question: what it computes is the same for all users."""
-        return self.model.scorer(self.catalogue.item_rows, self._bits)
+        return self.model.scorer(self.catalogue.item_rows, self._placed)
 
     def _titled(self, ranking: Ranking) -> list[Recommendation]:
         chosen = ((self.items[position], score) for position, score in zip(*ranking, strict=True))
@@ -225,6 +225,7 @@ def layout_file(settings: StudySettings, trained: Trained, metric: Metric | None
         replaced=[layer + 1 for layer in trained.model.replaced],
         sites=list(spec.sites),
         layout=str(trained.layout),
+        choices=choice_records(*trained.layout.choices),
         encoder=settings.encoder.name if settings.reads_encoder else None,
         parallel_reads=spec.parallel_reads,
         parallel_reduce=settings.model.parallel_reduce.value,
@@ -266,7 +267,7 @@ def _write(
     users = torch.as_tensor(development.users, device=model.device)
     model.fit_newcomers(users, [torch.as_tensor(s, device=model.device) for s in development.train])
     record = {"format": FORMAT, "layout": str(trained.layout)}
-    save_tensors(folder / "model.safetensors", model.own_tensors(), record)
+    save_tensors(folder / "model.safetensors", model.active_tensors(trained.layout), record)
     catalogue.backbone.model.save_pretrained(folder / "backbone")
     catalogue.tokenizer.save_pretrained(folder / "backbone")
     lines = [
@@ -333,24 +334,15 @@ def _open(folder: Path, config: Mapping[str, Any], device: str) -> Recommender:
         generator=generator_for("loading"),
     )
     tensors, record = load_tensors(folder / "model.safetensors")
-    _load_parameters(recommender, tensors)
     file = LayoutFile.read(folder)
-    recommender.to(resolve_device(device)).eval()
-    layout = Layout.parse(record["layout"])
-    if file.parsed() != layout:
+    layout = file.parsed()
+    if file.layout != record["layout"]:
         raise ModelFolderError(
-            f"{folder / LAYOUT_NAME} says {file.layout} and the weights were trained with {layout}; put the file back"
+            f"{folder / LAYOUT_NAME} says {layout} and the weights were trained with {record['layout']}; put the file back"
         )
+    recommender.load_active(tensors, layout)
+    recommender.to(resolve_device(device)).eval()
     return Recommender(recommender, layout, catalogue, items, users, settings, file, config["results"])
-
-
-@torch.no_grad()
-def _load_parameters(model: RecommenderModel, tensors: Mapping[str, Tensor]) -> None:
-    own = model.own_tensors()
-    if set(own) != set(tensors):
-        raise ValueError(f"model.safetensors lacks or adds {sorted(set(own) ^ set(tensors))[0]}")
-    for name, tensor in tensors.items():
-        own[name].copy_(tensor)
 
 
 def catalogue_dataset(name: str, items: tuple[Item, ...]) -> Dataset:

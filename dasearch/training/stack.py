@@ -249,8 +249,9 @@ class Stack:
         self.materials = ground.materials
         self.model = ground.model(runs[0].candidate.seed)
         self.parameters = StackedParameters(self.model, ground.flat, [run.line for run in runs])
-        layouts = [self.model.layout_tensor(run.candidate.layout) for run in runs]
-        self.layout = layouts[0] if len(runs) == 1 else torch.stack(layouts)
+        layouts = [run.candidate.layout for run in runs]
+        tensors = self.model.layout_tensors(layouts)
+        self.layout = tensors[0] if len(runs) == 1 else tensors
         self.generators = {run.candidate.seed: torch.Generator() for run in runs}
         for run in runs:
             self.generators[run.candidate.seed].set_state(run.order)

@@ -12,6 +12,7 @@ from dasearch.models.darec import DARec
 from dasearch.training.materials import build_catalogue
 from dasearch.training.recommender import Recommender, catalogue_dataset, layout_file
 from tests.conftest import seeded, tiny_backbone, toy_dataset, word_tokenizer
+from tests.export.made import ALPHABET
 from tests.models.test_darec import loud
 from tests.training.studies import small_settings
 
@@ -27,7 +28,7 @@ def darec_model(
     options = {"n_users": USERS, "n_items": ITEMS, "replace_every": every, "generator": seeded(seed)}
     trained = loud(DARec(backbone, settings.model, **options), scale=0.3)
     catalogue = build_catalogue(settings, catalogue_dataset("toy", dataset.items), backbone, word_tokenizer())
-    parsed = Layout.parse(layout)
+    parsed = Layout.parse(layout, ALPHABET)
     file = layout_file(settings, SimpleNamespace(model=trained, layout=parsed), None)
     users = {user: place for place, user in enumerate(dataset.users)}
     return Recommender(trained, parsed, catalogue, dataset.items, users, settings, file, results={})

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dasearch.config import parse_data
 from dasearch.data import Dataset, LeaveOneOut, load_dataset
-from dasearch.layout import Layout
+from dasearch.layout import CHOICES, Choice, Layout
 from dasearch.models.named import NAMED
 from dasearch.training.loop import Trained
 from dasearch.training.preparation import build_model, prepare_study
@@ -33,6 +33,7 @@ QUESTIONS: list[tuple[list[str], str | None]] = [  # a row of three items, the s
     ([f"item{i}" for i in range(1, 20)], None),
     (["item7", "item7"], USER),
 ]
+ALPHABET = (*CHOICES.values(), Choice("narrow", "n", width=2), Choice("narrow-parallel", "q", parallel=True, width=3))
 NOISE = 0.1  # added to every trained weight
 
 
@@ -68,7 +69,7 @@ def made_folder(family: str, changes: str, letters: str, layers: int = LAYERS, d
     settings = small_settings(**{"backbone": named, **eval(changes)})
     dataset = dataset_of(data)
     materials = prepare_study(settings, dataset, LeaveOneOut(dataset).development)
-    layout = Layout.parse(letters)
+    layout = Layout.parse(letters, ALPHABET)
     model = build_model(settings, materials, replace_every=layers // layout.layers, seed=0)
     generator = seeded(5)
     for _, parameter in model.trainable():

@@ -17,7 +17,7 @@ from dasearch.errors import ExportError
 from dasearch.export import ExportOptions, export
 from dasearch.export.adapterhub import reduction_factor, union
 from dasearch.export.inserted import inserted
-from dasearch.layout import Layout
+from dasearch.layout import CHOICES, NONE, Choice, Layout
 from dasearch.models.insertion import TWO_SITES, apply_layout
 from dasearch.training.recommender import Recommender
 from tests.conftest import FAMILIES, VOCABULARY, seeded, tiny_model
@@ -138,18 +138,25 @@ def test_what_it_writes(tmp_path: Path) -> None:
     )
 
 
+choices = st.sampled_from([*CHOICES.values(), Choice("narrow", "n", width=2)])
+
+
 @settings(deadline=None)
-@given(bits=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=6), every=st.integers(1, 3))
-def test_each_place_has_one_configuration(bits: list[tuple[int, int]], every: int) -> None:
+@given(layout=st.lists(st.tuples(choices, choices), min_size=1, max_size=6), every=st.integers(1, 3))
+def test_each_place_has_one_configuration(layout: list[tuple[Choice, Choice]], every: int) -> None:
     """The library refuses a place that two configurations claim."""
-    layers = every * len(bits)
+    layers = every * len(layout)
     base = inserted(darec_model("opt", "SSS-SSS", **HE), "adapters", TWO_SITES)
     replaced = tuple(range(every, layers + 1, every))
-    configs = union(base._replace(layout=Layout(tuple(bits)), replaced=replaced), 32, layers)["configs"]
+    configs = union(base._replace(layout=Layout(tuple(layout)), replaced=replaced), 32, layers)["configs"]
     for layer in range(layers):
         for column, place in enumerate(("mh_adapter", "output_adapter")):
-            placed = [one["is_parallel"] for one in configs if one[place] and layer not in one["leave_out"]]
-            assert placed == ([bool(bits[layer // every][column])] if (layer + 1) % every == 0 else [])
+            placed = [one for one in configs if one[place] and layer not in one["leave_out"]]
+            choice = layout[layer // every][column] if (layer + 1) % every == 0 else NONE
+            assert [one["is_parallel"] for one in placed] == [choice.parallel] * choice.active
+            assert [int(32 // one["reduction_factor"]) for one in placed] == [
+                choice.width or base.settings.bottleneck
+            ] * choice.active
 
 
 @given(width=st.integers(1, 4096), bottleneck=st.integers(1, 512))

@@ -27,7 +27,7 @@ def test_layout_is_written_with_the_schema_that_is_published(tmp_path: Path) -> 
     (schema,) = out.glob("*.schema.json")
     jsonschema.validate(content, json.loads(schema.read_text()))
     assert read_layout(out) == recommender.layout
-    for wrong in ({"layout": "SXS"}, {"replaced": []}, {"seed": "many"}, {"schema_version": "2.0"}):
+    for wrong in ({"layout": "S?S"}, {"replaced": []}, {"seed": "many"}, {"schema_version": "2.0"}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate({**content, **wrong}, published_schema("layout"))
     jsonschema.validate({**content, "schema_version": "1.9", "more": 1}, published_schema("layout"))

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from dasearch.errors import ExportError
 from dasearch.export import ExportOptions, export
 from dasearch.export.formats import FORMATS
+from dasearch.layout import READS
 from dasearch.models.insertion import TWO_SITES, AdapterPlaces
 from dasearch.training.recommender import Recommender
 from tests.export.darec_models import ITEMS, USERS, darec_model, rows_of
@@ -43,6 +44,8 @@ CASES = {
     "llama-three-r2": {"family": "llama", "layout": "SPP-PSS", "layers": 4, "every": 2, "collab_proj": "per_layer"},
     "opt-mf": {"family": "opt", "layout": "PPP-SPS", "collaborative": "mf", "activation": "gelu"},
     "opt-router": {"family": "opt", "layout": "SSP-PSP", "rec_adapter_site": "router_output"},
+    "opt-choices": {"family": "opt", "layout": "nNA-qPN"},
+    "opt-frozen": {"family": "opt", "layout": "NNN-NNN"},
     "opt-base": {"family": "opt", "layout": "SSS-SSS", "variation": "darec-base"},
     "llama-base": {"family": "llama", "layout": "SSS-SSS", "variation": "darec-base"},
 }
@@ -108,7 +111,7 @@ def test_what_it_prints_builds_the_layout(tmp_path: Path, monkeypatch: pytest.Mo
     names: dict[str, object] = {}
     exec(compile(text, "snippet", "exec"), names)
     placed = [module for module in names["model"].modules() if isinstance(module, AdapterPlaces)]
-    assert [module.layout.tolist() for module in placed] == [[1, 0, 1], [0, 1, 0]]
+    assert [module.layout[:, READS].tolist() for module in placed] == [[1, 0, 1], [0, 1, 0]]
     assert {module.settings.parallel_reduce for module in placed} == {"sum"}
     assert [hasattr(layer, "adapters") for layer in names["model"].decoder.layers] == [False, True, False, True]
 

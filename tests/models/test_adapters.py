@@ -5,10 +5,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dasearch.layout import CHOICES, Choice, Layout
 from dasearch.models.adapters import Activation, AdapterInit, BottleneckAdapter, MaskRouter, ParallelReduce, place
 from tests.conftest import seeded
 
 WIDTH = 6
+
+
+def numbers(choice: Choice) -> torch.Tensor:
+    """A site's numbers, as `place` reads them."""
+    return Layout(((choice,),)).tensor()[0, 0]
+
+
+SERIAL, PARALLEL = (numbers(CHOICES[name]) for name in ("serial", "parallel"))
 
 
 @pytest.fixture
@@ -28,18 +37,18 @@ def by_hand(adapter: BottleneckAdapter, x: torch.Tensor) -> torch.Tensor:
 
 def test_serial_by_hand(adapter: BottleneckAdapter, states: tuple[torch.Tensor, torch.Tensor]) -> None:
     out, seen = states
-    torch.testing.assert_close(place(out, seen, adapter, torch.tensor(0.0)), out + by_hand(adapter, out))
+    torch.testing.assert_close(place(out, seen, adapter, SERIAL), out + by_hand(adapter, out))
 
 
 def test_parallel_by_hand(adapter: BottleneckAdapter, states: tuple[torch.Tensor, torch.Tensor]) -> None:
     out, seen = states
     expected = (out + seen + by_hand(adapter, seen)) / 2
-    torch.testing.assert_close(place(out, seen, adapter, torch.tensor(1.0)), expected)
+    torch.testing.assert_close(place(out, seen, adapter, PARALLEL), expected)
 
 
 def test_he_et_al_form(adapter: BottleneckAdapter, states: tuple[torch.Tensor, torch.Tensor]) -> None:
     out, seen = states
-    found = place(out, seen, adapter, torch.tensor(1.0), reduce=ParallelReduce.SUM, residual=False)
+    found = place(out, seen, adapter, PARALLEL, reduce=ParallelReduce.SUM, residual=False)
     torch.testing.assert_close(found, out + by_hand(adapter, seen))
 
 
@@ -47,8 +56,8 @@ def test_zero_start_parallel_is_the_mean_with_the_input(states: tuple[torch.Tens
     """SPEC 1.5: with the printed form a parallel adapter does not start at the pre-trained layer."""
     out, seen = states
     zero = BottleneckAdapter(WIDTH, bottleneck=3, generator=seeded())
-    torch.testing.assert_close(place(out, seen, zero, torch.tensor(1.0)), (out + seen) / 2)
-    torch.testing.assert_close(place(out, seen, zero, torch.tensor(0.0)), out)
+    torch.testing.assert_close(place(out, seen, zero, PARALLEL), (out + seen) / 2)
+    torch.testing.assert_close(place(out, seen, zero, SERIAL), out)
 
 
 def test_no_activation_is_linear() -> None:

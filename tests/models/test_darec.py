@@ -314,7 +314,7 @@ def test_recommendation_adapter_site_changes_the_output() -> None:
 @pytest.mark.parametrize("bit", range(3 * LAYERS))
 def test_every_bit_of_a_layout_changes_the_output(family: str, bit: int) -> None:
     model = loud(build(family))
-    flipped = list(SERIAL.flat)
+    flipped = list(SERIAL.z)
     flipped[bit] = 1
     change = hidden(model, toy_rows(), SERIAL) - hidden(model, toy_rows(), Layout.from_bits(flipped, sites=3))
     assert change.abs().max() > 1e-3

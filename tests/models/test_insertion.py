@@ -136,16 +136,18 @@ def by_hand(inserted: PreTrainedModel, family: str, rows: Rows, layout: Layout) 
     """Two sites written out: ``SA + B(SA)`` or ``(SA + h + B(h)) / 2``, and so for the FFN."""
     backbone = tiny_backbone(family)
     hidden, positions = backbone.start(inserted.get_input_embeddings()(rows.tokens))
-    for block, layer, bits in zip(backbone.decoder_blocks, inserted.get_decoder().layers, layout.bits, strict=True):
+    for block, layer, choices in zip(
+        backbone.decoder_blocks, inserted.get_decoder().layers, layout.groups, strict=True
+    ):
         normed = block.norm1(hidden)
         out = block.output(attend_causally(block.project(normed, positions)))
-        hidden = hidden + joined(layer.adapters.causal_adapter, out, normed, bits[0])
+        hidden = hidden + joined(layer.adapters.causal_adapter, out, normed, choices[0].parallel)
         normed = block.norm2(hidden)
-        hidden = hidden + joined(layer.adapters.recommendation_adapter, block.ffn(normed), normed, bits[-1])
+        hidden = hidden + joined(layer.adapters.recommendation_adapter, block.ffn(normed), normed, choices[-1].parallel)
     return backbone.final_norm(hidden)
 
 
-def joined(adapter: torch.nn.Module, out: Tensor, seen: Tensor, parallel: int) -> Tensor:
+def joined(adapter: torch.nn.Module, out: Tensor, seen: Tensor, parallel: bool) -> Tensor:
     read = seen if parallel else out
     update = (read @ adapter.down.weight.T + adapter.down.bias).clamp(min=0) @ adapter.up.weight.T + adapter.up.bias
     return (out + seen + update) / 2 if parallel else out + update

@@ -12,10 +12,12 @@ import optuna
 
 from dasearch.bayes import Proposal
 from dasearch.config import parse_study
-from dasearch.layout import CHOICES, Layout
+from dasearch.layout import PLACEMENTS, Layout
 from dasearch.search.store import Store, open_store
 from dasearch.training.stack import Epoch
 from tests.report.views import space
+
+NAMES = [choice.name for choice in PLACEMENTS]
 
 NAME = "toy"
 
@@ -42,7 +44,7 @@ def optuna_study(store: Store, name: str = NAME) -> optuna.Study:
 def evaluate(store: Store, layout: str, score: float, name: str = NAME) -> int:
     """A trial of two epochs as the runner leaves it; its number."""
     study = optuna_study(store, name)
-    trial = study.ask(dict.fromkeys(space().free, optuna.distributions.CategoricalDistribution(CHOICES)))
+    trial = study.ask(dict.fromkeys(space().free, optuna.distributions.CategoricalDistribution(NAMES)))
     study._storage.set_trial_user_attr(trial._trial_id, "seconds", 8.5)
     for key, value in space().encode(Layout.parse(layout)).items():
         _set_param(store, trial._trial_id, key, value)
@@ -60,7 +62,7 @@ def _set_param(store: Store, trial: int, key: str, value: str) -> None:
     with sqlite3.connect(store.url.removeprefix("sqlite:///")) as connection:
         connection.execute(
             "update trial_params set param_value = ? where trial_id = ? and param_name = ?",
-            (CHOICES.index(value), trial, key),
+            (NAMES.index(value), trial, key),
         )
 
 
@@ -85,7 +87,7 @@ def _insert(connection: sqlite3.Connection, table: str, columns: str, rows: list
 def _write_trials(
     connection: sqlite3.Connection, names: Sequence[str], bits: list[list[int]], scores: list[float]
 ) -> None:
-    categorical = optuna.distributions.CategoricalDistribution(CHOICES)
+    categorical = optuna.distributions.CategoricalDistribution(NAMES)
     distribution = optuna.distributions.distribution_to_json(categorical)
     begun, ended = "2026-01-01 00:00:00.000000", "2026-01-01 00:00:09.000000"
     trials = [(n + 1, n, 1, "COMPLETE", begun, ended) for n in range(len(bits))]
@@ -115,7 +117,7 @@ def _write_proposals(
 ) -> None:
     rows: list[tuple[object, ...]] = []
     for n, (own, score) in enumerate(zip(bits, scores, strict=True)):
-        layout = json.dumps({name: CHOICES[bit] for name, bit in zip(names, own, strict=True)})
+        layout = json.dumps({name: NAMES[bit] for name, bit in zip(names, own, strict=True)})
         theta = json.dumps({name: [0.1 + 0.8 * bit] for name, bit in zip(names, own, strict=True)})
         rows.append((1, n, "reparameterization", layout, theta, -2.0, score, 0.01, 0.1))
     columns = "study_id, trial_number, source, layout, theta, acquisition, mean, sd, seconds"
@@ -128,7 +130,7 @@ def proposal(number: int, layout: Layout) -> Proposal:
 
 def evaluate_elsewhere(store: Store) -> None:
     """A trial that a plain Optuna program began the study with, three choices a site; Optuna then refuses other choices."""
-    three = optuna.distributions.CategoricalDistribution(("none", *CHOICES))
+    three = optuna.distributions.CategoricalDistribution(("none", *NAMES))
     study = optuna_study(store)
     study.enqueue_trial(dict.fromkeys(space().free, "none"))
     trial = study.ask(dict.fromkeys(space().free, three))
@@ -136,9 +138,9 @@ def evaluate_elsewhere(store: Store) -> None:
     study.tell(trial, 0.5)
 
 
-def three_choices(folder: Path) -> None:
+def later_space(folder: Path) -> None:
     """Give the study a search space that only a later version may know."""
     with sqlite3.connect(folder / "dasearch.db") as connection:
         (record,) = connection.execute("select space from dasearch_study").fetchone()
-        changed = json.dumps({**json.loads(record), "choices": ["serial", "parallel", "none"]})
+        changed = json.dumps({**json.loads(record), "choices": ["serial", "parallel", "sideways"]})
         connection.execute("update dasearch_study set space = ?", (changed,))

@@ -43,8 +43,8 @@ from tests.report.stored import (
     evaluate,
     evaluate_elsewhere,
     large_study,
+    later_space,
     optuna_study,
-    three_choices,
 )
 
 PLACE = "http://127.0.0.1:8765"
@@ -173,7 +173,8 @@ def test_pages_say_and_link_what_was_stored(folder: Path) -> None:
     assert "<caption><span>Every trial</span></caption>" in page
     trial = found.get(f"/studies/{NAME}/trials/1").text
     assert f'href="/studies/{NAME}/compare?before=3&amp;after=1"' in trial
-    assert trial.count('<td class="parallel">') == 6
+    assert trial.count('<td class="placed shade-E69F00">') == 6
+    assert "Layout: S serial, P parallel" in trial
     assert "loss: total" in trial
     compared = found.get(f"/studies/{NAME}/compare?before=0&after=3").text
     assert "4 sites differ; MRR +0.0400 in one training each" in compared
@@ -270,15 +271,15 @@ def test_trials_with_choices_from_elsewhere_are_listed(tmp_path: Path) -> None:
     assert (refused.status_code, "rial 0 of &#39;toy&#39; has no layout" in refused.text) == (404, True)
 
 
-def test_a_search_space_of_three_choices_is_a_sentence(tmp_path: Path) -> None:
+def test_a_search_space_of_a_later_version_is_a_sentence(tmp_path: Path) -> None:
     empty_study(tmp_path).close()
-    three_choices(tmp_path)
+    later_space(tmp_path)
     found = client(tmp_path)
     assert found.get("/").status_code == found.get("/api/studies").status_code == 200
     for address in (f"/studies/{NAME}", f"/api/studies/{NAME}", f"/compare?before={NAME}&after={NAME}"):
         answer = found.get(address)
         assert answer.status_code == 503
-        assert "cannot be read (choices" in answer.text
+        assert "cannot be read (there is no choice" in answer.text
 
 
 def test_names_are_text(tmp_path: Path) -> None:

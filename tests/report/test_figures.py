@@ -16,7 +16,18 @@ from dasearch.report import figures
 from dasearch.report.figures import FIGURES
 from dasearch.report.figures.layouts import classical_scaling, hamming_distances
 from dasearch.report.figures.search import free_lanes
-from dasearch.report.theme import BEST, DARK, LIGHT, PARALLEL, SERIAL, STATE_COLOURS, STATE_SYMBOLS, brief, words
+from dasearch.report.theme import (
+    BEST,
+    DARK,
+    LIGHT,
+    PARALLEL,
+    SERIAL,
+    STATE_COLOURS,
+    STATE_SYMBOLS,
+    UNDECIDED,
+    brief,
+    words,
+)
 from dasearch.report.view import State, StudyView, Trial
 from dasearch.search.confirmation import t_interval
 from tests.report.views import BEGUN, LAYOUTS, SCORES, complete, finished, later_trainings, space, view
@@ -34,18 +45,17 @@ def named(figure: go.Figure) -> dict[str, go.Scatter]:
 def test_best_layout_shows_the_winner_and_who_agrees(study: StudyView) -> None:
     (trace,) = figures.best_layout(study, LIGHT).data
     top = study.top(5)
-    agreeing = np.mean([np.array(layout.bits) == np.array([[0, 1, 1], [1, 1, 0]]) for layout in top], axis=0)
-    assert np.array(trace.z) == pytest.approx(np.array([[-1, 1, 1], [1, 1, -1]]) * agreeing)
+    agreeing = np.mean([np.array(layout.z) == np.array([0, 1, 1, 1, 1, 0]) for layout in top], axis=0)
+    assert np.array(trace.z).ravel() == pytest.approx(np.array([0, 1, 1, 1, 1, 0]) + 0.999 * agreeing)
     assert trace.text[0][0] == "S 4/5"  # only all-parallel differs there
     assert list(trace.x) == ["causal", "context", "recommendation"]
     assert list(trace.y) == ["layer 1", "layer 2"]
-    assert trace.colorscale[0] == (0.0, SERIAL)
-    assert trace.colorscale[-1] == (1.0, PARALLEL)
+    assert [colour for _, colour in trace.colorscale] == [UNDECIDED, SERIAL, UNDECIDED, PARALLEL, PARALLEL]
 
 
 def test_main_effects_are_the_surrogates(study: StudyView) -> None:
     found = figures.main_effects(study, LIGHT)
-    codes = torch.tensor([Layout.parse(text).flat for text in LAYOUTS])
+    codes = torch.tensor([Layout.parse(text).z for text in LAYOUTS])
     values = torch.tensor([score - 0.01 for score in SCORES], dtype=torch.float64)  # the mean of the curve
     effects = Surrogate.fit(codes, values, Choices.named(dict.fromkeys(space().free, 2))).main_effects()
     shown = np.array([trace.y for trace in found.data]).T.ravel()  # a panel a site
@@ -61,7 +71,7 @@ def test_pair_interactions_are_the_strongest(study: StudyView) -> None:
     sizes = np.abs(trace.x)
     assert len(sizes) == 12
     assert (np.diff(sizes) <= 1e-15).all()
-    codes = torch.tensor([Layout.parse(text).flat for text in LAYOUTS])
+    codes = torch.tensor([Layout.parse(text).z for text in LAYOUTS])
     values = torch.tensor([score - 0.01 for score in SCORES], dtype=torch.float64)
     effects = Surrogate.fit(codes, values, Choices.named(dict.fromkeys(space().free, 2))).pair_effects()
     assert sizes == pytest.approx(effects.mean.abs().sort(descending=True).values[:12].numpy())
@@ -102,7 +112,7 @@ def test_layout_difference_and_its_interval(study: StudyView) -> None:
     found = figures.layout_difference(study, 0, 3, LIGHT)
     (trace,) = found.data
     assert [list(row) for row in trace.text] == [["S", "S → P", "S → P"], ["S → P", "S → P", "S"]]
-    assert np.array(trace.z) == pytest.approx(np.array([[-0.25, 1, 1], [1, 1, -0.25]]))
+    assert np.array(trace.z) == pytest.approx(np.array([[0.25, 2, 2], [2, 2, 0.25]]), abs=2e-3)
     gain = t_interval([0.05, 0.04])
     assert f"+0.0400 in one training each; +0.0450 ±{gain.high - gain.mean:.4f} over fresh seeds" in words(found)
     other = figures.layout_difference(study, 3, 2, LIGHT)

@@ -11,7 +11,7 @@ import pytest
 
 from dasearch.bayes import curve_mean
 from dasearch.errors import LayoutError, StoreError, WrongUse
-from dasearch.layout import CHOICES, Layout
+from dasearch.layout import PLACEMENTS, Layout
 from dasearch.report.figures import FIGURES
 from dasearch.report.learned import FEWEST, MOST, learn
 from dasearch.report.theme import LIGHT
@@ -25,18 +25,20 @@ from tests.report.stored import (
     evaluate,
     evaluate_elsewhere,
     large_study,
+    later_space,
     optuna_study,
     proposal,
-    three_choices,
 )
 from tests.report.views import LAYOUTS, SCORES, complete, finished, later_trainings, space, view
+
+NAMES = [choice.name for choice in PLACEMENTS]
 
 
 def test_trials_are_read_as_optuna_reads_them(tmp_path: Path) -> None:
     store = empty_study(tmp_path)
     evaluate(store, "SPS-PPS", 0.3)
     study = optuna_study(store)
-    choice = dict.fromkeys(space().free, optuna.distributions.CategoricalDistribution(CHOICES))
+    choice = dict.fromkeys(space().free, optuna.distributions.CategoricalDistribution(NAMES))
     lost = study.ask(choice)
     lost.report(0.1, 0)
     lost.report(float("nan"), 1)
@@ -137,7 +139,7 @@ def test_no_such_study(tmp_path: Path) -> None:
 def test_reasons(tmp_path: Path) -> None:
     store = empty_study(tmp_path)
     study = optuna_study(store)
-    choice = dict.fromkeys(space().free, optuna.distributions.CategoricalDistribution(CHOICES))
+    choice = dict.fromkeys(space().free, optuna.distributions.CategoricalDistribution(NAMES))
     broken, diverged, known, lost = (study.ask(choice) for _ in range(4))
     broken.set_user_attr("broken", True)
     study.tell(broken, state=optuna.trial.TrialState.FAIL)
@@ -171,12 +173,10 @@ def test_choices_from_elsewhere_make_no_layout(tmp_path: Path) -> None:
         space().decode(dict.fromkeys(space().free, "none"))
 
 
-def test_a_search_space_of_three_choices(tmp_path: Path) -> None:
+def test_a_search_space_of_a_later_version(tmp_path: Path) -> None:
     store = empty_study(tmp_path)
-    three_choices(tmp_path)
-    sentence = (
-        r"the search space of study 'toy' cannot be read \(choices.*\); it began with dasearch 0\.1\.0, which can"
-    )
+    later_space(tmp_path)
+    sentence = r"the search space of study 'toy' cannot be read \(there is no choice 'sideways'.*\); it began with dasearch 0\.1\.0, which can"
     for read in (read_view, status):
         with pytest.raises(StoreError, match=sentence):
             read(store, NAME)

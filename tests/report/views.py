@@ -110,7 +110,7 @@ def proposals(layouts: Sequence[Layout]) -> tuple[Proposal, ...]:
 
 
 def _theta(layout: Layout) -> dict[str, list[float]]:
-    return {name: [0.95 if bit else 0.15] for name, bit in zip(space().names, layout.flat, strict=True)}
+    return {name: [0.95 if bit else 0.15] for name, bit in zip(space().names, layout.z, strict=True)}
 
 
 def confirmations(layouts: Sequence[Layout]) -> tuple[Confirmation, ...]:

@@ -15,7 +15,7 @@ import pytest
 from dasearch.bayes import PRSampler, curve_mean
 from dasearch.config import StudySettings
 from dasearch.errors import StudyError
-from dasearch.layout import CHOICES
+from dasearch.layout import PLACEMENTS
 from dasearch.search import loop
 from dasearch.search.events import Finished, Listener, Training
 from dasearch.search.store import Store, open_store
@@ -23,6 +23,8 @@ from dasearch.search.study import Status, Study
 from dasearch.training.stack import Epoch
 from tests.search.trainings import Stub, curve
 from tests.training.studies import small_settings, small_study
+
+NAMES = [choice.name for choice in PLACEMENTS]
 
 
 @pytest.fixture
@@ -96,7 +98,7 @@ def test_one_at_a_time_is_a_plain_ask_and_tell(tmp_path: Path, stub: Stub) -> No
     """Against Optuna's own loop, in memory."""
     settings = study(tmp_path, 1)
     space = Study(settings).space()
-    distribution = optuna.distributions.CategoricalDistribution(CHOICES)
+    distribution = optuna.distributions.CategoricalDistribution(NAMES)
     names = dict.fromkeys(space.free, distribution)
     plain = optuna.create_study(
         direction="maximize", sampler=PRSampler(seed=0, n_startup=3, search_space=names, signal=curve_mean)
@@ -104,7 +106,7 @@ def test_one_at_a_time_is_a_plain_ask_and_tell(tmp_path: Path, stub: Stub) -> No
     expected = []
     for _ in range(7):
         trial = plain.ask()
-        layout = space.decode({name: trial.suggest_categorical(name, CHOICES) for name in space.free})
+        layout = space.decode({name: trial.suggest_categorical(name, NAMES) for name in space.free})
         values = curve(layout, 0)
         for number, value in enumerate(values):
             trial.report(value, number)

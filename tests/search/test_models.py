@@ -10,7 +10,7 @@ import pytest
 
 from dasearch.config import parse_study
 from dasearch.errors import SearchSpaceError, StudyError
-from dasearch.layout import Layout
+from dasearch.layout import SERIAL, Layout
 from dasearch.search.confirmation import recommended
 from dasearch.search.estimate import estimate
 from dasearch.search.single import evaluate_saved, train_layout
@@ -53,6 +53,14 @@ def test_the_whole_loop(tmp_path: Path, kind: str) -> None:
     record = json.loads((Path(folder) / "layout.json").read_text())
     assert (record["model"], record["prefix"], record["encoder"], record["bottleneck"]) == (kind, 3, "sasrec", None)
     assert len(opened.recommend(["item1", "item3"], k=4)) == 4
+
+
+def test_prefix_models_take_the_papers_two_choices_alone(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "space.yaml"
+    shipped = Path(f"search_spaces/{kind}.yaml").read_text()
+    file.write_text(shipped.replace("choices: [serial, parallel]", "choices: [serial, parallel, none]"))
+    with pytest.raises(SearchSpaceError, match=f"{kind} has no choice 'none'; serial, parallel"):
+        Study(small_study(tmp_path, model={"kind": kind}, space={"name": str(file)})).run()
 
 
 @pytest.mark.parametrize("after", [3, 9, 13])
@@ -100,7 +108,7 @@ def test_a_site_that_changes_nothing(tmp_path: Path, changes: dict, site: str) -
 def test_the_strict_space_holds_the_third_site(tmp_path: Path, kind: str) -> None:
     settings = small_study(tmp_path, model={"kind": kind}, space={"name": f"{kind}-strict"})
     status, _ = run(settings, train=False)
-    assert {t.layout.bits[k][2] for t in status.completed if t.layout for k in range(2)} == {0}
+    assert {t.layout.groups[k][2] for t in status.completed if t.layout for k in range(2)} == {SERIAL}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -375,12 +375,12 @@ def test_contenders_follow_the_posterior_mean_and_contain_the_controls() -> None
     scores = {}
     for _ in range(28):
         layout = Layout.random(2, generator=generator)
-        scores[layout] = 0.1 * sum(layout.flat) + 0.02 * float(torch.randn((), generator=generator))
+        scores[layout] = 0.1 * sum(layout.z) + 0.02 * float(torch.randn((), generator=generator))
     scores[Layout.parse("SSS-SSP")] = 0.45
     found = contenders(space(), scores, candidates=3, seed=0)
     assert "SSS-SSP" not in [str(c.layout) for c in found[:3]]
     assert {"all-serial", "all-parallel", "random"} <= {c.role for c in found}
-    assert all(sum(c.layout.flat) >= 4 for c in found[:3])
+    assert all(sum(c.layout.z) >= 4 for c in found[:3])
 
 
 def test_gains_are_paired_by_seed() -> None:

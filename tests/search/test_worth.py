@@ -33,7 +33,7 @@ def observed(space: SearchSpace, count: int, gain: float, noise: float, seed: in
     while len(found) < count:
         layout = Layout.random(space.layers, 3, generator=generator)
         luck = float(torch.randn((), generator=generator)) * noise
-        found[layout] = 0.1 * (1 + gain * layout.flat[0] + luck)
+        found[layout] = 0.1 * (1 + gain * layout.z[0] + luck)
     return found
 
 
@@ -80,7 +80,7 @@ def test_all_serial_stands_until_a_gain_is_proven() -> None:
 
 def slightly_apart(layout: Layout, seed: int) -> list[float]:
     """Scores that differ by luck alone, by half a percent."""
-    generator = seeded(sum(bit << place for place, bit in enumerate(layout.flat)) + 100 * seed)
+    generator = seeded(sum(bit << place for place, bit in enumerate(layout.z)) + 100 * seed)
     value = 0.5 + 0.001 * float(torch.randn((), generator=generator))
     return [value, value]
 

@@ -19,7 +19,7 @@ NO_MODEL = RecommenderModel.__new__(RecommenderModel)
 
 def curve(layout: Layout, seed: int) -> list[float]:
     """Validation MRR by epoch: parallel bits late in the layout help, and each pair of neighbours alike."""
-    bits = layout.flat
+    bits = layout.z
     alike = sum(a == b for a, b in pairwise(bits))
     value = 0.1 + 0.01 * sum(place * bit for place, bit in enumerate(bits)) + 0.005 * alike + 0.001 * seed
     return [0.8 * value, value]

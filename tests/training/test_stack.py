@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from dasearch.config import Recipe, StudySettings
 from dasearch.data import SequenceBatch
 from dasearch.errors import TrainingError
-from dasearch.layout import Layout
+from dasearch.layout import CHOICES, Choice, Layout
 from dasearch.models import darec as darec_module
 from dasearch.models.stacking import Flat, Linear, StackedParameters, Table
 from dasearch.threads import using
@@ -120,6 +120,24 @@ def test_random_layouts_and_seeds_as_alone(drawn: list[tuple[int, int]], kind: s
     ]
     together = train_together(study, materials(study), candidates, study.trial, replace_every=every, stacked=True)
     assert_as_alone(study, candidates, together, every, flips=1)
+
+
+NARROW = Choice("narrow", "n", width=2)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"model": {"rec_adapter_site": "router_output", "item_key": True}}], ids=json.dumps
+)
+def test_choices_side_by_side_come_out_as_alone(changes: dict[str, Any]) -> None:
+    """Of any kind and width, and where there is no adapter at all."""
+    study = small_settings(**changes)
+    letters = ("NNN-NNN", "SNA-PPN", "nSn-PAS", "SPS-PPS")
+    candidates = [Candidate(Layout.parse(text, (*CHOICES.values(), NARROW)), seed) for seed, text in enumerate(letters)]
+    together = train_together(study, materials(study), candidates, study.trial, stacked=True)
+    assert_as_alone(study, candidates, together)
+    counts = [found.parameters for found in together if isinstance(found, Trained)]
+    assert counts[0] < min(counts[1:])
+    assert counts[3] > max(counts[:3])
 
 
 def assert_as_alone(

@@ -31,7 +31,7 @@ from dasearch.report.figures import FIGURES
 from dasearch.report.figures.layouts import difference_in_words
 from dasearch.report.figures.trials import TRIAL_FIGURES
 from dasearch.report.page import templates_of
-from dasearch.report.theme import LIGHT, PARALLEL, SERIAL, THEMES, Theme, words
+from dasearch.report.theme import LIGHT, THEMES, Theme, legend_of, words
 
 DEBUG = "DASEARCH_DEBUG"
 FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}  # the address holds the version
@@ -145,6 +145,7 @@ class Dashboard:
             trial=trial,
             facts=pages.trial_facts(view, {f"trial {trial.number}": trial}),
             map=pages.layout_map(view.space, trial.layout) if trial.layout else [],
+            legend=legend_of(view.space.file.alphabet),
             epochs=pages.epochs_table(trial),
             proposal=pages.proposal_tables(view, trial),
             neighbours=pages.neighbours(view, trial),
@@ -273,8 +274,7 @@ def told(error: Exception) -> tuple[int, str]:
 def page_templates() -> Environment:
     """Jinja2 over this package's pages and files."""
     found = templates_of("dasearch.report.dashboard")
-    colours = {"serial": SERIAL, "parallel": PARALLEL}
-    found.globals.update(url=path, drawing=find_drawing, plotly_js=PLOTLY_JS, themes=THEMES, colours=colours)
+    found.globals.update(url=path, drawing=find_drawing, plotly_js=PLOTLY_JS, themes=THEMES, shades=pages.shades())
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dasearch.layout import CHOICES, Layout
+from dasearch.layout import Layout
 from dasearch.report.document import (
     MIB,
     WHEN,
@@ -25,6 +25,7 @@ from dasearch.report.document import (
     versions_table,
 )
 from dasearch.report.terminal import symmetric
+from dasearch.report.theme import CHOICE_COLOURS, OWN_COLOURS, choice_colours, ink_on
 from dasearch.report.view import StudyView, Trial
 from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search.store import Progress
@@ -84,19 +85,39 @@ class Cell:
     site: str
     letter: str
     choice: str
+    shade: str
     fixed: bool
     changed: bool
 
 
+def shade(colour: str) -> str:
+    """The class of a cell of a choice's colour; the style sheet has one of each."""
+    return f"shade-{colour.removeprefix('#')}"
+
+
+def shades() -> dict[str, tuple[str, str]]:
+    """Colour and ink of every such class."""
+    colours = (*CHOICE_COLOURS.values(), *OWN_COLOURS)
+    return {shade(colour): (colour, ink_on(colour)) for colour in colours}
+
+
 def layout_map(space: SearchSpace, layout: Layout, before: Layout | None = None) -> list[tuple[str, list[Cell]]]:
     """A row a layer: its label and its sites."""
+    colours = choice_colours(space.file.alphabet)
     changed = {(d.layer, d.site) for d in before.diff(layout)} if before is not None else set()
     rows = []
-    for row, (layer, bits) in enumerate(zip(space.replaced, layout.bits, strict=True)):
+    for row, (layer, choices) in enumerate(zip(space.replaced, layout.groups, strict=True)):
         names = space.names[row * len(space.sites) :]
         cells = [
-            Cell(site, CHOICES[bit][0].upper(), CHOICES[bit], names[column] in space.fixed, (row, column) in changed)
-            for column, (site, bit) in enumerate(zip(space.sites, bits, strict=True))
+            Cell(
+                site,
+                choice.letter,
+                choice.name,
+                shade(colours[choice.name]),
+                names[column] in space.fixed,
+                (row, column) in changed,
+            )
+            for column, (site, choice) in enumerate(zip(space.sites, choices, strict=True))
         ]
         rows.append((f"layer {layer + 1}", cells))
     return rows
@@ -158,8 +179,12 @@ def proposal_tables(view: StudyView, trial: Trial) -> list[Table]:
     facts = {"proposed by": found.source} | {k: f"{v:.5g}" for k, v in numbers.items() if v is not None}
     tables = [Table("Proposal", ("", ""), (*facts.items(), ("took", f"{found.seconds:.2f} s")))]
     if found.theta is not None:
-        rows = ((site, f"{theta[0]:.3f}", str(found.layout.get(site, ""))) for site, theta in found.theta.items())
-        headings = ("site", "probability of parallel", "proposed")
+        rows = (
+            (site, choice.name, f"{value:.3f}", str(found.layout.get(site, "")))
+            for site, theta in found.theta.items()
+            for choice, value in zip(view.space.choices[site][1:], theta, strict=True)
+        )
+        headings = ("site", "choice", "theta", "proposed")
         tables.append(Table("Theta, where the acquisition function was largest", headings, tuple(rows)))
     return tables
 

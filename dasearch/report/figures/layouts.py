@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
 
-from dasearch.layout import CHOICES, PARALLEL, SERIAL, Layout
+from dasearch.layout import Choice, Layout
 from dasearch.report.terminal import symmetric
-from dasearch.report.theme import BEST, CHOICE_SCALE, NEUTRAL, SCORE_SCALE, Theme, brief, drawn, escaped, nothing
+from dasearch.report.theme import (
+    BEST,
+    NEUTRAL,
+    SCORE_SCALE,
+    UNDECIDED,
+    Theme,
+    brief,
+    choice_colours,
+    drawn,
+    escaped,
+    nothing,
+)
 from dasearch.report.view import StudyView, TrialDifference
 from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search_space import SearchSpace
@@ -18,41 +30,46 @@ from dasearch.training.significance import FloatArray
 TOP = 5  # layouts whose agreement is shown
 ROW, FRAME = 30, 70  # pixels
 PALE = 0.25  # strength of a cell that does not change
+FULL = 0.999  # of a choice's part of the colour scale; its end is where the next one begins
 FEWEST_ON_MAP = 3
 
 
 def best_layout(view: StudyView, theme: Theme) -> go.Figure:
-    """The winner as a layers x sites map; z is -1 (serial) or 1 (parallel) times the share of the top layouts that agree."""
+    """The winner as a layers x sites map; the more of the top layouts agree on a choice, the stronger its colour."""
     winner, top = view.winner, view.top(TOP)
     if winner is None:
         return nothing(theme, "No layout has been evaluated yet.")
-    bits = np.array(winner.bits)
-    agreeing = np.array([np.array(layout.bits) == bits for layout in top]).sum(0)
-    letters = np.where(bits == 1, PARALLEL, SERIAL)
-    text = [
-        [f"{letter} {n}/{len(top)}" for letter, n in zip(*row, strict=True)]
-        for row in zip(letters, agreeing, strict=True)
-    ]
-    z = (2 * bits - 1) * agreeing / len(top)
-    whole = int((agreeing == len(top)).sum())
-    says = f"{winner}: all of the top {len(top)} layouts agree on {whole} of its {bits.size} sites."
-    return _map(view.space, z.tolist(), text, theme, says=says)
+    cells = []
+    for layer, group in enumerate(winner.groups):
+        agreeing = [sum(layout.groups[layer][site] == choice for layout in top) for site, choice in enumerate(group)]
+        named = zip(group, agreeing, strict=True)
+        cells.append([_Cell(choice, n / len(top), f"{choice.letter} {n}/{len(top)}") for choice, n in named])
+    whole = sum(cell.strength == 1 for row in cells for cell in row)
+    says = f"{winner}: all of the top {len(top)} layouts agree on {whole} of its {len(winner.flat)} sites."
+    return _map(view.space, cells, theme, says=says)
 
 
 def layout_difference(view: StudyView, before: int, after: int, theme: Theme) -> go.Figure:
-    """From one trial's layout to another's; z is ±1 (the second's choice) where they differ and pale where they do not.
+    """From one trial's layout to another's: the second's choices, pale where they are the first's too.
 
     Raises:
         WrongUse: if there is no such trial, or one has no layout yet.
     """
     found = view.difference(before, after)
     assert found.after.layout is not None
-    changed = {(d.layer, d.site): f"{_letter(d.before)} → {_letter(d.after)}" for d in found.sites}
-    z, text = [], []
-    for layer, group in enumerate(found.after.layout.bits):
-        z.append([(2 * bit - 1) * (1.0 if (layer, site) in changed else PALE) for site, bit in enumerate(group)])
-        text.append([changed.get((layer, site), (SERIAL, PARALLEL)[bit]) for site, bit in enumerate(group)])
-    return _map(view.space, z, text, theme, says=difference_in_words(found))
+    assert found.before.layout is not None
+    cells = []
+    for group, before_group in zip(found.after.layout.groups, found.before.layout.groups, strict=True):
+        pairs = zip(group, before_group, strict=True)
+        cells.append(
+            [
+                _Cell(choice, PALE, choice.letter)
+                if choice == other
+                else _Cell(choice, 1.0, f"{other.letter} → {choice.letter}")
+                for choice, other in pairs
+            ]
+        )
+    return _map(view.space, cells, theme, says=difference_in_words(found))
 
 
 def difference_in_words(found: TrialDifference) -> str:
@@ -79,21 +96,36 @@ def best_against_serial(view: StudyView, theme: Theme) -> go.Figure:
     return layout_difference(view, serial.number, best.number, theme)
 
 
-def _letter(choice: str) -> str:
-    return (SERIAL, PARALLEL)[CHOICES.index(choice)]
+class _Cell(NamedTuple):
+    """A site of a map: its colour's strength is in (0, 1]."""
+
+    choice: Choice
+    strength: float
+    text: str
 
 
-def _map(space: SearchSpace, z: list[list[float]], text: list[list[str]], theme: Theme, *, says: str) -> go.Figure:
+def _map(space: SearchSpace, cells: list[list[_Cell]], theme: Theme, *, says: str) -> go.Figure:
+    """z is the place of the choice in the space's alphabet and the strength of its colour within it."""
+    alphabet = space.file.alphabet
+    n, colours = len(alphabet), choice_colours(alphabet)
+    z = [[alphabet.index(cell.choice) + FULL * cell.strength for cell in row] for row in cells]
+    scale = [
+        stop
+        for place, choice in enumerate(alphabet)
+        for stop in ([place / n, UNDECIDED], [(place + FULL) / n, colours[choice.name]])
+    ]
+    scale.append([1.0, colours[alphabet[-1].name]])
     trace = go.Heatmap(
         x=[escaped(site) for site in space.sites],
         y=[f"layer {layer + 1}" for layer in space.replaced],
         z=z,
-        text=text,
+        text=[[cell.text for cell in row] for row in cells],
         texttemplate="%{text}",
-        hovertemplate="%{y}, %{x}: %{text}<extra></extra>",
-        colorscale=CHOICE_SCALE,
-        zmin=-1,
-        zmax=1,
+        customdata=[[cell.choice.name for cell in row] for row in cells],
+        hovertemplate="%{y}, %{x}: %{customdata} (%{text})<extra></extra>",
+        colorscale=scale,
+        zmin=0,
+        zmax=n,
         xgap=2,
         ygap=2,
         showscale=False,
@@ -154,8 +186,9 @@ def _marked(layouts: list[Layout], points: FloatArray, named: dict[str, Layout |
 
 def hamming_distances(layouts: Sequence[Layout]) -> FloatArray:
     """Shape ``(n, n)``."""
-    bits = np.array([layout.flat for layout in layouts], dtype=np.float64)
-    return np.asarray(bits @ (1 - bits).T + (1 - bits) @ bits.T, dtype=np.float64)
+    places = {choice: place for place, choice in enumerate(dict.fromkeys(c for layout in layouts for c in layout.flat))}
+    codes = np.array([[places[choice] for choice in layout.flat] for layout in layouts])
+    return np.asarray((codes[:, None] != codes).sum(-1), dtype=np.float64)
 
 
 def classical_scaling(distances: FloatArray) -> tuple[FloatArray, float]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
+from dasearch.layout import PLACEMENTS
 from dasearch.report.figures.structure import short
 from dasearch.report.terminal import counted
 from dasearch.report.theme import (
@@ -25,6 +26,7 @@ from dasearch.report.theme import (
 from dasearch.report.view import State, StudyView, Trial
 from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search.events import CONFIRMATION, FINAL
+from dasearch.search_space import SearchSpace
 
 WIDE = 1.96  # standard deviations of a normal 95% interval
 ROW, FRAME = 20, 100  # pixels
@@ -36,16 +38,16 @@ HATCHES = {CONFIRMATION: "/", FINAL: "x"}
 
 
 def theta_over_trials(view: StudyView, theme: Theme) -> go.Figure:
-    """A heat map, sites x proposals: the probability of parallel that maximised the acquisition function."""
+    """A heat map, choices but each site's first x proposals: theta where the acquisition function was largest."""
     proposals = [proposal for proposal in view.proposals if proposal.theta is not None]
     if not proposals:
         return nothing(theme, "No trial has been proposed by the surrogate yet.")
-    names = view.space.free
+    choices = [(name, k) for name in view.space.free for k in range(len(view.space.choices[name]) - 1)]
     thetas = [proposal.theta or {} for proposal in proposals]
     trace = go.Heatmap(
         x=[proposal.trial_number for proposal in proposals],
-        y=[short(name) for name in names],
-        z=[[theta[name][0] if name in theta else None for theta in thetas] for name in names],
+        y=[_row_label(view.space, name, k) for name, k in choices],
+        z=[[theta[name][k] if name in theta else None for theta in thetas] for name, k in choices],
         colorscale=CHOICE_SCALE,
         zmin=0,
         zmax=1,
@@ -53,13 +55,19 @@ def theta_over_trials(view: StudyView, theme: Theme) -> go.Figure:
         hovertemplate="trial %{x}, layer %{y}: %{z:.2f}<extra></extra>",
     )
     last = thetas[-1]
-    decided = sum(not 0.1 < values[0] < 0.9 for values in last.values())
+    decided = sum(not any(0.1 < value < 0.9 for value in values) for values in last.values())
     says = (
         f"{counted(len(proposals), 'proposal')} of the surrogate; in the last, trial {proposals[-1].trial_number}, "
         f"{decided} of {len(last)} sites are decided (below .1 or above .9)."
     )
     x, y = counting("trial", proposals[-1].trial_number), {"autorange": "reversed"}
-    return drawn(theme, trace, says=says, height=FRAME + ROW * len(names), xaxis=x, yaxis=y)
+    return drawn(theme, trace, says=says, height=FRAME + ROW * len(choices), xaxis=x, yaxis=y)
+
+
+def _row_label(space: SearchSpace, name: str, k: int) -> str:
+    """``3 context``, with the choice where a site has more than one beside its first."""
+    choices = space.choices[name]
+    return short(name) if len(choices) == len(PLACEMENTS) else f"{short(name)} {choices[k + 1].name}"
 
 
 class Foreseen(NamedTuple):

@@ -1,0 +1,170 @@
+"""Every choice of a site against a plain module that builds what the layout says, on OPT and Llama configurations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dasearch.data import Rows
+from dasearch.errors import LayoutError
+from dasearch.layout import CHOICES, NONE, Choice, Join, Layout
+from dasearch.models.adapters import AdapterInit, BottleneckAdapter, ParallelReduce, place
+from dasearch.models.attention import attend_causally
+from dasearch.models.darec import DALayer, DARec, LayerInputs
+from dasearch.models.stacking import Flat, StackedParameters
+from tests.conftest import LAYERS, seeded, toy_rows
+from tests.models.test_darec import build, hidden, loud, plain_states
+
+NARROW = Choice("narrow", "n", width=2)
+NARROW_PARALLEL = Choice("narrow-parallel", "q", parallel=True, width=3)
+NARROW_SUM = Choice("narrow-sum", "a", parallel=True, width=1, join=Join.SUM)
+ALL = (*CHOICES.values(), NARROW, NARROW_PARALLEL, NARROW_SUM)
+layouts = st.lists(st.sampled_from(ALL), min_size=3 * LAYERS, max_size=3 * LAYERS).map(lambda c: Layout.of(c, sites=3))
+
+
+def update(adapter: nn.Module, choice: Choice, x: Tensor) -> Tensor:
+    """The adapter's first units alone, written out."""
+    units = choice.width or len(adapter.down.weight)
+    inner = (x @ adapter.down.weight[:units].T + adapter.down.bias[:units]).clamp(min=0)
+    return inner @ adapter.up.weight[:, :units].T + adapter.up.bias
+
+
+def site(
+    choice: Choice, adapter: nn.Module, out: Tensor, seen: Tensor, mean: bool = True, residual: bool = True
+) -> Tensor:
+    """What a reader of the layout would build."""
+    if not choice.active:
+        return out
+    if not choice.parallel:
+        return out + update(adapter, choice, out)
+    joined = out + update(adapter, choice, seen)
+    if choice.join is Join.SUM:
+        return joined
+    joined = joined + seen if residual else joined
+    return joined / 2 if mean else joined
+
+
+@pytest.mark.parametrize("choice", ALL, ids=lambda choice: choice.name)
+@pytest.mark.parametrize("mean", [True, False])
+@pytest.mark.parametrize("residual", [True, False])
+def test_place_by_hand(choice: Choice, mean: bool, residual: bool) -> None:
+    adapter = BottleneckAdapter(6, bottleneck=4, init=AdapterInit.NORMAL, generator=seeded())
+    for parameter in adapter.parameters():
+        parameter.data.normal_(generator=seeded(9))
+    out, seen = torch.randn(2, 2, 5, 6, generator=seeded(1))
+    reduce = ParallelReduce.MEAN if mean else ParallelReduce.SUM
+    numbers = Layout(((choice,),)).tensor()[0, 0]
+    found = place(out, seen, adapter, numbers, reduce=reduce, residual=residual)
+    torch.testing.assert_close(found, site(choice, adapter, out, seen, mean, residual))
+    if not choice.active:
+        assert torch.equal(found, out)
+
+
+def by_hand(model: DARec, rows: Rows, layout: Layout, users: Tensor) -> Tensor:
+    """DARec's layer as the layout reads, branch by branch."""
+    state, positions = model.backbone.start(model.backbone.embed(rows.tokens, model.special))
+    inputs, key = LayerInputs(positions, rows.segments), model.user_keys(users)
+    assert key is not None
+    for layer, (causal, context, recommendation) in zip(model.layers, layout.groups, strict=True):
+        assert isinstance(layer, DALayer)
+        block = layer.block
+        normed = block.norm1(state)
+        projected = block.project(normed, positions)
+        joined = site(causal, layer.causal_adapter, block.output(attend_causally(projected)), normed)
+        if context.active:
+            seen = block.output(inputs.blocks.attend(projected, block.project_key(key[0])))
+            other = site(context, layer.context_adapter, seen, normed)
+            weights = torch.softmax(layer.router.gate(torch.cat([joined, other], dim=-1)), dim=-1)
+            joined = weights[..., :1] * joined + weights[..., 1:] * other
+        state = state + joined
+        normed = block.norm2(state)
+        state = state + site(recommendation, layer.recommendation_adapter, block.ffn(normed), normed)
+    return model.backbone.final_norm(state)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(layouts, st.sampled_from(["opt", "llama"]))
+def test_any_layout_is_what_it_says(layout: Layout, family: str) -> None:
+    model, rows = loud(build(family)), toy_rows()
+    users, real = torch.arange(len(rows.tokens)), rows.segments >= 0
+    with torch.no_grad():
+        expected = by_hand(model, rows, layout, users)
+    torch.testing.assert_close(hidden(model, rows, layout)[real], expected[real], atol=2e-5, rtol=1e-4)
+
+
+def test_none_everywhere_is_the_frozen_model_without_an_adapter_parameter(family: str) -> None:
+    model, rows, layout = loud(build(family)), toy_rows(), Layout.uniform(NONE, LAYERS)
+    with torch.no_grad():
+        expected = model.backbone.final_norm(plain_states(model.backbone, rows, model.special, LAYERS))
+    real = rows.segments >= 0
+    assert torch.equal(hidden(model, rows, layout)[real], hidden(build(family, variation="llmrec"), rows, layout)[real])
+    torch.testing.assert_close(hidden(model, rows, layout)[real], expected[real], atol=1e-6, rtol=1e-6)
+    assert not [
+        name
+        for name in model.active_tensors(layout)
+        if name.startswith(("layers.", "user_projection.", "item_projection."))
+    ]
+    cf = sum(parameter.numel() for parameter in model.cf.parameters())
+    assert model.count_trained(layout) == build(family, variation="llmrec").count_trained(layout) + cf
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(layouts)
+def test_what_a_layout_leaves_unused_gets_no_gradient_and_the_rest_does(layout: Layout) -> None:
+    model, rows = loud(build()), toy_rows()
+    model.train()
+    keys = model.user_keys(torch.arange(len(rows.tokens)))
+    model.hidden(rows, model.layout_tensor(layout), keys).square().sum().backward()
+    unused = model.inactive(layout)
+    for name, parameter in model.trainable():
+        if name.startswith("layers."):
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            mask = unused.get(name, torch.zeros_like(parameter, dtype=torch.bool))
+            assert not gradient[mask].any(), name
+            if name.endswith("up.bias") and not mask.any():
+                assert gradient.any(), name
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(layouts)
+def test_saved_is_what_is_active_and_nothing_else(layout: Layout) -> None:
+    model, rows = loud(build()), toy_rows()
+    kept = {name: tensor.clone() for name, tensor in model.active_tensors(layout).items()}
+    trained = {name for name, _ in model.trainable()}
+    assert sum(tensor.numel() for name, tensor in kept.items() if name in trained) == model.count_trained(layout)
+    opened = build(seed=5)
+    opened.load_active(kept, layout)
+    assert torch.equal(hidden(opened.eval(), rows, layout), hidden(model, rows, layout))
+
+
+def test_a_folder_of_another_layout_is_noticed() -> None:
+    model = build()
+    with pytest.raises(ValueError, match="lacks or adds item_projection"):
+        model.load_active(model.active_tensors(Layout.uniform(NONE, LAYERS)), Layout.all_serial(LAYERS))
+
+
+def test_a_choice_wider_than_the_models_adapters_is_refused() -> None:
+    wide = Choice("wide", "w", width=8)
+    with pytest.raises(LayoutError, match=r"'wide' has 8 units and the model's adapters 4; set model.bottleneck=8"):
+        build().layout_tensor(Layout.uniform(wide, LAYERS))
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(st.lists(layouts, min_size=2, max_size=4))
+def test_side_by_side_as_alone(chosen: list[Layout]) -> None:
+    models = [loud(build(seed=seed)) for seed in range(len(chosen))]
+    rows, k = toy_rows(), len(chosen)
+    users, real = torch.arange(len(rows.tokens)), rows.segments >= 0
+    alone = [hidden(model, rows, layout) for model, layout in zip(models, chosen, strict=True)]
+    flat = Flat(models[0])
+    lines = [flat.line(dict(model.named_parameters())) for model in models]
+    together = models[0]
+    StackedParameters(together, flat, lines)
+    with torch.no_grad():
+        keys = together.user_keys(users.repeat(k))
+        found = together.hidden(Rows.together([rows] * k), together.layout_tensors(chosen), keys)
+    for own, expected in zip(found.chunk(k), alone, strict=True):
+        torch.testing.assert_close(own[real], expected[real], atol=1e-5, rtol=1e-5)
