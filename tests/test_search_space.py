@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from dasearch.errors import LayoutError, SearchSpaceError
 from dasearch.layout import SITES, Layout
 from dasearch.search_space import SearchSpace, SearchSpaceFile, load_search_space, space_differences
+from tests.conftest import seeded
 
 FILE = {"name": "t", "model": "darec", "sites": ["causal", "context", "recommendation"]}
 
@@ -123,3 +124,70 @@ def test_a_choice_named_twice_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"\[serial, serial\] names one choice twice"):
         space(choices=["serial", "serial"])
     assert space(choices=["parallel", "serial"]).size == space().size
+
+
+NARROW = {"narrow": {"like": "serial", "letter": "s", "width": 16}}
+
+
+def test_choices_by_site() -> None:
+    lists = {
+        "causal": ["none", "serial"],
+        "context": ["parallel", "none", "narrow"],
+        "recommendation": ["serial", "parallel"],
+    }
+    found = space(choices=lists, define=NARROW)
+    assert found.size == (2 * 3 * 2) ** 2
+    assert [choice.name for choice in found.choices["layer02.context"]] == ["parallel", "none", "narrow"]
+    layout = found.parse("NsP-SPS")
+    assert found.decode(found.encode(layout)) == found.decode_codes(found.codes(layout)) == layout
+    assert found.codes(layout) == (0, 2, 1, 1, 0, 0)
+    assert str(found.all_serial) == "SsS-SsS"  # the nearest to serial at a site without it
+    assert found.from_record(found.record()) == found
+    assert {found.random(seeded(seed)) for seed in range(40)} <= {
+        found.nearest(found.random(seeded(s))) for s in range(40)
+    }
+    with pytest.raises(LayoutError, match=r"layer01.causal is parallel, not one of none, serial"):
+        found.encode(Layout.parse("PPS-SPS"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"choices": ["serial", "sereal"]}, "there is no choice 'sereal'; did you mean serial"),
+        ({"choices": ["serial"]}, "has 1 choices; a site takes 2 to 6"),
+        ({"choices": {"causal": ["serial", "none"]}}, r"choices lists \[causal\]; list those of \[causal, context"),
+        ({"define": {"serial": {"like": "none", "letter": "Z"}}}, "another meaning than the shipped choice"),
+        ({"define": {"odd": {"like": "sereal", "letter": "Z"}}}, "no shipped choice 'sereal'; did you mean serial"),
+        (
+            {"define": {"odd": {"like": "serial", "letter": "S", "width": 4}}, "choices": ["serial", "odd"]},
+            "serial and odd share the letter S",
+        ),
+        ({"model": "idle", "sites": list(SITES["idle"]), "choices": ["serial", "none"]}, "idle has no choice 'none'"),
+    ],
+)
+def test_what_no_choice_is(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        space(**changes)
+
+
+def test_fixed_and_equal_know_the_sites_choices() -> None:
+    lists = {"causal": ["none", "serial"], "context": ["parallel", "none"], "recommendation": ["serial", "parallel"]}
+    with pytest.raises(
+        SearchSpaceError, match=r"fixed: layer01.causal has no choice 'parallel'; it takes none, serial"
+    ):
+        space(choices=lists, fixed={"layer01.*": "parallel"})
+    with pytest.raises(SearchSpaceError, match=r"equal: 'layer01.\*' joins sites of different choices"):
+        space(choices=lists, equal=["layer01.*"])
+
+
+def test_the_random_control_of_older_studies_is_the_same() -> None:
+    """Uniform over the paper's two choices, drawn as before there were more."""
+    assert space().random(seeded(3)) == Layout.random(2, generator=seeded(3))
+
+
+@pytest.mark.parametrize(("name", "choices"), [("darec-none", 3), ("darec-wide", 5)])
+def test_shipped_spaces_of_more_choices(name: str, choices: int) -> None:
+    found = load_search_space(name, backbone_layers=4)
+    assert found.size == choices**12
+    assert found.nearest(Layout.all_parallel(4)).z == (1,) * 12
+    assert str(found.all_serial) == "SSS-SSS-SSS-SSS"

@@ -40,6 +40,7 @@ HEADINGS = {
     ABLATION: "Ablation: one thing changed at a time, the same seeds for all",
 }
 SURE = 0.05  # corrected p below which a lead is called one
+BAR = 16  # letters: with what stands around it a line of 80
 LM_EVERY = 25  # steps of tiny-opt's training between two updates of the live line
 
 
@@ -61,10 +62,11 @@ class Terminal(Listener):
     def _live(self, text: str) -> None:
         if not self.console.is_terminal:
             return
+        line = Text(text, no_wrap=True, overflow="ellipsis")  # a second line would flicker
         if self._spinner is None:
-            self._spinner = self.console.status(Text(text))
+            self._spinner = self.console.status(line)
             self._spinner.start()
-        self._spinner.update(Text(text))
+        self._spinner.update(line)
 
     def says(self, text: str) -> None:
         if self.console.is_terminal:
@@ -74,9 +76,9 @@ class Terminal(Listener):
 
     def language_model(self, step: int, steps: int, loss: float) -> None:
         if step % LM_EVERY == 0 or step == steps:
-            done = round(20 * step / steps)
+            done = round(BAR * step / steps)
             self._live(
-                f"training tiny-opt on the catalogue's text {'█' * done}{'░' * (20 - done)} {step}/{steps}  loss {loss:.2f}"
+                f"training tiny-opt on the catalogue's text {'█' * done}{'░' * (BAR - done)} {step}/{steps}  loss {loss:.2f}"
             )
         if step == steps:
             self._print(f"tiny-opt trained on the catalogue's text: {steps} steps, loss {loss:.2f}")

@@ -154,9 +154,8 @@ def test_each_place_has_one_configuration(layout: list[tuple[Choice, Choice]], e
             placed = [one for one in configs if one[place] and layer not in one["leave_out"]]
             choice = layout[layer // every][column] if (layer + 1) % every == 0 else NONE
             assert [one["is_parallel"] for one in placed] == [choice.parallel] * choice.active
-            assert [int(32 // one["reduction_factor"]) for one in placed] == [
-                choice.width or base.settings.bottleneck
-            ] * choice.active
+            units = [int(32 // one["reduction_factor"]) for one in placed]
+            assert units == [choice.width or base.settings.bottleneck] * choice.active
 
 
 @given(width=st.integers(1, 4096), bottleneck=st.integers(1, 512))

@@ -22,6 +22,7 @@ CLOSE = 1e-5
 HERE = Path(__file__).parent
 KINDS = {
     "darec": ("opt", "{}", "SPS-PPS"),
+    "choices": ("llama", "{}", "nNA-qPN"),
     "idle": ("llama", repr({"model": {"kind": "idle"}, "encoder": {"name": "gru4rec"}}), "SPS-PSP"),
     "ra-rec": ("bert", repr({"model": {"kind": "ra-rec"}, "encoder": {"name": "comirec-dr"}}), "PPS-SPP"),
 }

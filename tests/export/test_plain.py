@@ -52,6 +52,10 @@ CASES = [  # family, settings, layout, how far scores may be apart
     ("llama", darec(parallel_reduce="sum", ncf_embedding="concat", variation="variation-2"), "SSS-SSS", CLOSE),
     *((family, darec(variation=v), "SSS-SSS", SAME_KERNELS) for family in ("opt", "llama") for v in ("darec-base", "llmrec")),
     ("opt", darec(), "PPS", CLOSE),  # r = 2
+    *((family, changes, "nNA-qPN", CLOSE) for family in ("opt", "llama") for changes in (darec(), KEYED)),
+    ("opt", darec(rec_adapter_site="router_output"), "NAq-SnP", CLOSE),
+    ("opt", KEYED, "SNP-PNS", CLOSE),  # no context branch, so no keys
+    ("llama", darec(), "NNN-NNN", CLOSE),
     *((family, KEYED, "SPS-PPS", CLOSE) for family in ("opt", "llama")),
     ("opt", darec(item_ids="collaborative", user_key="history", collab_proj="per_layer"), "PSP-SPP", CLOSE),
     ("llama", darec(item_key=True, head_states="whitened", variation="both-causal"), "PSP-SPP", CLOSE),

@@ -75,7 +75,10 @@ def test_states_of_the_snippet_are_those_of_the_trained_model(tmp_path: Path) ->
     found = json.loads(done.stdout)
     assert set(found) == set(CASES)
     for name, (states, scores) in found.items():
-        assert max(states, scores) <= (0 if name.startswith("opt") else 1e-5), name
+        to_the_last_digit = (
+            name.startswith("opt") and name != "opt-choices"
+        )  # narrow adapters are sums of another length
+        assert max(states, scores) <= (0 if to_the_last_digit else 1e-5), name
 
 
 def test_what_it_writes(tmp_path: Path) -> None:

@@ -90,3 +90,20 @@ def test_a_batch_is_one_live_line_and_a_line_for_each_that_ended() -> None:
     printed = shown.console.export_text().splitlines()
     assert printed[-1] == " 7/30  SSS-SSS-SSS-SSP  MRR 0.0500  best 0.0600   12.5 s  left 1:02:05"
     assert max(map(len, [*printed, *shown.lines])) <= 80
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_live_line_is_one_line_of_a_terminal_of_80_columns(long: bool) -> None:
+    console = Console(file=StringIO(), width=80, force_terminal=True, color_system=None)
+    terminal = Terminal(console)
+    if long:
+        terminal.says(
+            "a message that is far longer than the line of a terminal of eighty columns has room for, or should be"
+        )
+    else:
+        terminal.language_model(375, 400, 10.95)
+    assert terminal._spinner is not None
+    (line,) = console.render_lines(terminal._spinner.renderable, pad=False)
+    shown = "".join(segment.text for segment in line)
+    assert shown.rstrip().endswith("…" if long else "375/400  loss 10.95")
+    terminal.close()
