@@ -40,6 +40,7 @@ HEADINGS = {
     ABLATION: "Ablation: one thing changed at a time, the same seeds for all",
 }
 SURE = 0.05  # corrected p below which a lead is called one
+SPINNER = 2  # letters in front of a live line
 BAR = 16  # letters: with what stands around it a line of 80
 LM_EVERY = 25  # steps of tiny-opt's training between two updates of the live line
 
@@ -62,7 +63,8 @@ class Terminal(Listener):
     def _live(self, text: str) -> None:
         if not self.console.is_terminal:
             return
-        line = Text(text, no_wrap=True, overflow="ellipsis")  # a second line would flicker
+        line = Text(text)
+        line.truncate(self.console.width - SPINNER, overflow="ellipsis")  # a second line would flicker
         if self._spinner is None:
             self._spinner = self.console.status(line)
             self._spinner.start()
