@@ -9,6 +9,7 @@ from typing import Any
 
 from dasearch.report.terminal import (
     against_baselines,
+    cheapest_in_words,
     clock,
     counted,
     lead_text,
@@ -110,6 +111,9 @@ def verdict_sentences(view: StudyView) -> list[str]:
             "fresh seeds have to confirm it."
         ]
     found = [verdict(view.standings)]
+    lighter = cheapest_in_words(view.standings, view.trials, view.settings.search.worth)
+    if lighter is not None:
+        found.append(lighter)
     if any(result.lead is not None for result in view.results):
         found.append(against_baselines(view.results, LEAD_METRIC))
     if view.phase != DONE:

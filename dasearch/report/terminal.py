@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich import box
 from rich.console import Console
@@ -13,7 +13,8 @@ from rich.status import Status as Spinner
 from rich.table import Table
 from rich.text import Text
 
-from dasearch.search.confirmation import OBJECTIVE, WINNER, Standing, recommended, winner_of
+from dasearch.layout import Layout
+from dasearch.search.confirmation import OBJECTIVE, WINNER, Standing, cheapest, recommended, winner_of
 from dasearch.search.estimate import Estimate
 from dasearch.search.events import (
     ABLATION,
@@ -154,6 +155,9 @@ def summary(console: Console, status: Status, *, command: str) -> None:
     if status.standings:
         console.print(standings_table(status))
         console.print(Text(verdict(status.standings)), soft_wrap=True)
+        lighter = cheapest_in_words(status.standings, status.trials, status.worth)
+        if lighter is not None:
+            console.print(Text(lighter), soft_wrap=True)
         console.print()
     if status.results:
         console.print(results_table(status.results, console.width))
@@ -194,6 +198,30 @@ def verdict(standings: Sequence[Standing]) -> str:
     return (
         f"{winner.layout} came out best, but its gain over all-serial ({gain}) is within seed noise, so "
         "all-serial stands; more seeds (search.confirm_seeds) or longer trials (trial.epochs) would tell."
+    )
+
+
+class Counted(Protocol):
+    """A trial whose trained parameters may be known."""
+
+    @property
+    def layout(self) -> Layout | None: ...
+
+    @property
+    def parameters(self) -> int | None: ...
+
+
+def cheapest_in_words(found: Sequence[Standing], trials: Sequence[Counted], worth: float) -> str | None:
+    """One sentence, where a confirmed layout needs fewer trained parameters than all-serial and is not worse."""
+    parameters = {t.layout: t.parameters for t in trials if t.layout is not None and t.parameters is not None}
+    lighter = cheapest(found, parameters, worth)
+    if lighter is None or lighter.together is None:
+        return None
+    serial = next(standing.layout for standing in found if standing.gain is None)
+    saved = 1 - parameters[lighter.layout] / parameters[serial]
+    return (
+        f"{lighter.layout} trains {saved:.1%} fewer parameters than all-serial and is at most {worth:.0%} behind it, if at all: "
+        f"{symmetric(lighter.together, '+')} {OBJECTIVE}, corrected for {len(found) - 1} comparisons."
     )
 
 

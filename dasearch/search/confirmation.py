@@ -117,6 +117,24 @@ def recommended(found: Sequence[Standing]) -> Standing:
     return next(proven, None) or next(serial, found[0])
 
 
+def cheapest(found: Sequence[Standing], parameters: Mapping[Layout, int], worth: float) -> Standing | None:
+    """The confirmed layout of the fewest trained parameters that is not worse than all-serial; None where that is all-serial.
+
+    Not worse: its loss, with the interval that all confirmed layouts keep to at once, is below a relative ``worth``.
+
+    Args:
+        found: as `standings` gives them; at least one.
+        parameters: trained ones, of the layouts where they are known.
+    """
+    serial = next((standing for standing in found if standing.gain is None), None)
+    if serial is None or serial.layout not in parameters:
+        return None
+    least = -worth * abs(serial.score.mean)
+    level = (s for s in found if s.together is not None and s.together.low > least and s.layout in parameters)
+    lighter = [standing for standing in level if parameters[standing.layout] < parameters[serial.layout]]
+    return min(lighter, key=lambda standing: parameters[standing.layout], default=None)
+
+
 def winner_of(results: Iterable[Result], found: Sequence[Standing], space: SearchSpace) -> Layout | None:
     """What was trained in full as the winner; before that, what will be. None where nothing is confirmed yet."""
     for result in results:

@@ -56,6 +56,7 @@ class TrialView:
     state: str
     score: float | None
     seconds: float | None
+    parameters: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Status:
     results: list[Result]
     artifacts: list[Artifact]
     space: SearchSpace
+    worth: float  # `search.worth` of its settings
     prior: list[PriorTrial]
 
     @property
@@ -217,6 +219,7 @@ def status(store: Store, name: str) -> Status:
         results=store.results(name),
         artifacts=store.artifacts(name),
         space=space,
+        worth=settings.search.worth,
         prior=store.prior(name),
     )
 
@@ -241,7 +244,7 @@ def stored_space(stored: Stored) -> SearchSpace:
 def _view(trial: TrialRecord, space: SearchSpace) -> TrialView:
     layout = space.decode(trial.params) if space.holds(trial.params) else None
     score = trial.score if trial.state == "complete" else None
-    return TrialView(trial.number, layout, trial.state, score, trial.seconds)
+    return TrialView(trial.number, layout, trial.state, score, trial.seconds, trial.attributes.get("parameters"))
 
 
 @contextmanager

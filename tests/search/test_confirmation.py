@@ -8,9 +8,10 @@ import pytest
 from scipy import stats
 
 from dasearch.layout import Layout
-from dasearch.report.terminal import verdict
-from dasearch.search.confirmation import standings
+from dasearch.report.terminal import cheapest_in_words, verdict
+from dasearch.search.confirmation import cheapest, standings
 from dasearch.search.store import Confirmation
+from dasearch.search.study import TrialView
 
 BASELINE, FIRST, SECOND = (Layout.parse(text) for text in ("SSS", "SPS", "PPP"))
 
@@ -53,3 +54,28 @@ def test_a_gain_that_only_one_comparison_would_show_is_called_noise() -> None:
 def test_all_serial_at_the_top_is_said_plainly() -> None:
     found = standings(confirmed({BASELINE: [0.2, 0.3], FIRST: [0.1, 0.2]}), BASELINE)
     assert verdict(found) == "All-serial itself (SSS) came out best; the search found nothing better."
+
+
+def test_the_cheapest_layout_that_is_not_worse() -> None:
+    lighter, lightest, worse = (Layout.parse(text) for text in ("SSN", "SNN", "NNN"))
+    scores = {
+        BASELINE: [0.200, 0.210, 0.205],
+        lighter: [0.2001, 0.2099, 0.2052],
+        lightest: [0.1999, 0.2101, 0.2049],
+        worse: [0.180, 0.1901, 0.1852],
+        FIRST: [0.2001, 0.2101, 0.2051],
+    }
+    found = standings(confirmed(scores), BASELINE)
+    parameters = {BASELINE: 1000, FIRST: 1000, lighter: 900, lightest: 750, worse: 500}
+    best = cheapest(found, parameters, 0.02)
+    assert best is not None
+    assert best.layout == lightest
+    assert cheapest(found, dict.fromkeys(parameters, 1000), 0.02) is None
+    assert cheapest(found, {layout: n for layout, n in parameters.items() if layout != BASELINE}, 0.02) is None
+    assert cheapest(found, parameters, 1e-6) is None  # no one is so close beyond noise
+    trials = [TrialView(k, layout, "complete", 0.2, 1.0, parameters[layout]) for k, layout in enumerate(parameters)]
+    said = cheapest_in_words(found, trials, 0.02)
+    assert said is not None
+    assert said.startswith("SNN trains 25.0% fewer parameters than all-serial and is at most 2% behind it, if at all: ")
+    assert said.endswith("corrected for 4 comparisons.")
+    assert cheapest_in_words(found, trials[:2], 0.02) is None

@@ -27,7 +27,8 @@ class Drawing(NamedTuple):
 FIGURES: dict[str, Drawing] = {
     "layout": Drawing(
         "The best layout",
-        "S (blue) is serial, P (orange) parallel; the paler a cell, the fewer of the top layouts agree with it.",
+        "A letter and a colour a choice: S serial, P parallel, N none, A parallel-sum, others as the space defines them; the "
+        "paler a cell, the fewer of the top layouts agree with it.",
         best_layout,
     ),
     "best-so-far": Drawing(
@@ -43,17 +44,18 @@ FIGURES: dict[str, Drawing] = {
     ),
     "difference": Drawing(
         "All-serial against the best other layout",
-        "Cells with an arrow differ; S (blue) is serial, P (orange) parallel.",
+        "Cells with an arrow differ; letters and colours as above.",
         best_against_serial,
     ),
     "main-effects": Drawing(
         "What each layer wants",
-        "The surrogate's mean effect of parallel instead of serial, ± one posterior sd; above zero favours parallel.",
+        "The surrogate's mean effect of a choice instead of its site's first, ± one posterior sd; above zero favours it. Of two "
+        "choices a point has the better one's colour, of more its own and its letter.",
         main_effects,
     ),
     "pairs": Drawing(
         "Strongest interactions",
-        "How much the effect of one site changes when another is parallel too, ± one posterior sd.",
+        "How much the effect of a choice at one site changes with another's at a second one, ± one posterior sd.",
         pair_interactions,
     ),
     "hamming": Drawing(
@@ -68,7 +70,7 @@ FIGURES: dict[str, Drawing] = {
     ),
     "theta": Drawing(
         "Probabilistic reparameterization over the search",
-        "The probability of parallel at each site (blue 0, orange 1) where the acquisition function was largest; startup "
+        "The weight of each choice but its site's first (blue 0, orange 1) where the acquisition function was largest; startup "
         "trials have none.",
         theta_over_trials,
     ),

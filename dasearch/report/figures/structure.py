@@ -56,10 +56,14 @@ def _effects(placed: list[tuple[int, Effect]], colours: Mapping[str, str]) -> go
         x=x,
         y=[effect.mean for effect in effects],
         error_y={"type": "data", "array": [effect.sd for effect in effects], "thickness": 1.5, "color": NEUTRAL},
-        mode="markers",
+        mode="markers+text" if most > 1 else "markers",
         showlegend=False,
-        text=[f"{effect.sites[0]}, {effect.choices[0].name} instead of {effect.first[0].name}" for effect in effects],
-        hovertemplate="%{text}: %{y:+.5f} ± %{error_y.array:.5f}<extra></extra>",
+        text=[effect.choices[0].letter for effect in effects],
+        textposition="middle right",
+        customdata=[
+            f"{effect.sites[0]}, {effect.choices[0].name} instead of {effect.first[0].name}" for effect in effects
+        ],
+        hovertemplate="%{customdata}: %{y:+.5f} ± %{error_y.array:.5f}<extra></extra>",
         marker={"size": 9, "color": [colours[_told(effect, most).name] for effect in effects]},
     )
 
