@@ -113,6 +113,11 @@ class Difference(NamedTuple):
     after: str
 
 
+def legend_of(choices: Iterable[Choice]) -> str:
+    """``S serial, P parallel``."""
+    return ", ".join(f"{choice.letter} {choice.name}" for choice in choices)
+
+
 @dataclass(frozen=True)
 class Layout:
     """A group of choices per layer, a choice per site. ``str`` and `parse` invert each other."""

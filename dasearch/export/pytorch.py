@@ -12,6 +12,7 @@ from dasearch import __version__
 from dasearch.export.layout import write_layout_file
 from dasearch.export.options import ExportOptions
 from dasearch.export.plain import Part, catalogue, code, plain
+from dasearch.layout import legend_of
 from dasearch.training.checkpoints import copied
 from dasearch.training.recommender import Recommender
 
@@ -30,7 +31,7 @@ def headline(recommender: Recommender) -> dict[str, str]:
     file = recommender.layout_file
     return {
         "title": f"A {file.model} recommender over {Path(file.backbone).name}, adapters placed {file.layout}",
-        "about": f"Sites of a layer: {', '.join(file.sites)}; S in series with its sublayer, P parallel to it. "
+        "about": f"Sites of a layer: {', '.join(file.sites)}; letters: {legend_of(recommender.layout.choices)}. "
         f"Found by study {file.study}.",
         "version": __version__,
     }

@@ -127,11 +127,6 @@ def ink_on(colour: str) -> str:
     return LIGHT.paper if colour in DARK_COLOURS else LIGHT.ink
 
 
-def legend_of(choices: Sequence[Choice]) -> str:
-    """``S serial, P parallel``."""
-    return ", ".join(f"{choice.letter} {choice.name}" for choice in choices)
-
-
 def words(figure: go.Figure) -> str:
     """What a figure shows, in a sentence or two."""
     meta: Mapping[str, str] = figure.layout.meta

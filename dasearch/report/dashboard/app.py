@@ -20,6 +20,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from dasearch.errors import DasearchError, NoStudies, WrongUse
+from dasearch.layout import legend_of
 from dasearch.report import compare
 from dasearch.report.dashboard import pages, records
 from dasearch.report.dashboard.live import is_silent, live_version, progress_sentences, share
@@ -31,7 +32,7 @@ from dasearch.report.figures import FIGURES
 from dasearch.report.figures.layouts import difference_in_words
 from dasearch.report.figures.trials import TRIAL_FIGURES
 from dasearch.report.page import templates_of
-from dasearch.report.theme import LIGHT, THEMES, Theme, legend_of, words
+from dasearch.report.theme import LIGHT, THEMES, Theme, words
 
 DEBUG = "DASEARCH_DEBUG"
 FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}  # the address holds the version
