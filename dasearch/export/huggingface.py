@@ -8,6 +8,7 @@ from typing import Any
 from dasearch.export.options import ExportOptions
 from dasearch.export.plain import code, plain
 from dasearch.export.pytorch import model_text, write_catalogue, write_json, write_tokenizer, write_weights
+from dasearch.layout import legend_of
 from dasearch.models.named import NAMED
 from dasearch.models.tiny_opt import TINY_OPT
 from dasearch.training.recommender import Recommender
@@ -40,6 +41,7 @@ def _card(recommender: Recommender) -> dict[str, Any]:
     return {
         **file.model_dump(exclude={"versions", "backbone"}),
         "backbone": Path(file.backbone).name,
+        "legend": legend_of(recommender.layout.choices),
         "versions": ", ".join(f"{name} {version}" for name, version in file.versions.items()),
         "licence": known.licence if known else None,
         "licence_text": _licence(file.backbone),
