@@ -920,7 +920,14 @@ def _remedy(error: Exception) -> str:
 
 def _layout(study: StudyRow, text: str) -> Layout:
     """A layout as the study's own space writes it; of a space that cannot be read, by the shipped letters."""
+    space = _space(study.space)
+    return Layout.parse(text) if space is None else space.parse(text)
+
+
+@lru_cache(maxsize=8)
+def _space(record: str) -> SearchSpace | None:
+    """The search space of a study's row; None for one that this version cannot read."""
     try:
-        return SearchSpace.from_record(json.loads(study.space)).parse(text)
+        return SearchSpace.from_record(json.loads(record))
     except ValidationError:
-        return Layout.parse(text)
+        return None
