@@ -31,8 +31,8 @@ def headline(recommender: Recommender) -> dict[str, str]:
     file = recommender.layout_file
     return {
         "title": f"A {file.model} recommender over {Path(file.backbone).name}, adapters placed {file.layout}",
-        "about": f"Sites of a layer: {', '.join(file.sites)}; letters: {legend_of(recommender.layout.choices)}. "
-        f"Found by study {file.study}.",
+        "about": f"Sites of a layer: {', '.join(file.sites)}. Found by study {file.study}.\n"
+        f"Letters of the layout: {legend_of(recommender.layout.choices)}.",
         "version": __version__,
     }
 
