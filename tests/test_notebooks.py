@@ -20,7 +20,7 @@ CHECKS = {  # run at the end of the notebook, on its own variables
         assert status.best.score == max(trial.score for trial in status.completed)
         assert {"winner", "popularity", "Markov"} <= {result.name for result in status.results}
         from dasearch.search.confirmation import winner_of
-        assert model.layout == winner_of(status.results, status.standings)
+        assert model.layout == winner_of(status.results, status.standings, status.space)
         assert len(recommended) == 5 and all(one.title for one in recommended)
         """,
     "inspecting_a_study": """

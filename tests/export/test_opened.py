@@ -120,7 +120,7 @@ def test_the_model_card_tells_data_metrics_layout_and_licence(tmp_path: Path) ->
         "license: apache-2.0\n",
         "| MRR of this layout, mean over seeds | test | 0.2000 | 0.1000 to 0.3000 |",
         "| MRR of these weights | test | 0.1250 |  |",
-        "`SPS-PPS`: a group for each of the layers 1, 2\n(of 2)",
+        "`SPS-PPS` (S serial, P parallel): a group for each of the layers 1, 2\n(of 2)",
         "toy, 40 users, 30 items",
         "language model smollm2-135m, under apache-2.0",
     ):
