@@ -24,6 +24,12 @@ FAMILIES = ("opt", "llama")  # decoders
 ALL_FAMILIES = (*FAMILIES, "bert")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Dropout and masks draw from torch's global stream: a test sees the same numbers whatever ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """tiny-opt models of tests live in pytest's own folder, shared by the tests of one session."""

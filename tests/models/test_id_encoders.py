@@ -77,13 +77,14 @@ def test_every_parameter_learns(name: str) -> None:
 def test_loss_falls(name: str) -> None:
     encoder = make(name)
     optimizer = torch.optim.Adam(encoder.parameters(), lr=0.02)
-    first = encoder.loss(batch()).item()
-    for _ in range(60):
+    losses = []
+    for _ in range(80):
         optimizer.zero_grad()
         loss = encoder.loss(batch())
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.6 * first
+        losses.append(loss.item())
+    assert np.mean(losses[-20:]) < 0.6 * losses[0]  # a mean: BERT4Rec draws other masks in every step
 
 
 def test_unknown_name() -> None:
