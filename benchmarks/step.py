@@ -1,6 +1,6 @@
 """One training step: milliseconds, operations, tokens a second, share of the device's peak, memory; one candidate and K.
 
-Run: python benchmarks/step.py [STUDY ...] [--candidates 1,4] [--steps N] [--against REV] [--set KEY=VALUE].
+Run: python benchmarks/step.py [STUDY ...] [--candidates 1,4] [--steps N] [--against REV [--theirs STUDY]] [--set KEY=VALUE].
 
 Every line is a process that prepares the study, takes a few steps to warm up, and then times steps when it is asked to.
 Operations are kernel launches on a GPU and dispatched operations on a CPU, forward, backward and optimiser. The floor is
@@ -22,6 +22,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).parents[1]
 STUDIES = ("quickstart", "idle", "ra-rec")
@@ -165,11 +167,25 @@ def _profile(
 
 
 def _operations(step: Callable[[Any], int], batches: Iterator[Any], device: str) -> float:
-    """Kernel launches of a step on a GPU, dispatched operations of one on a CPU."""
-    _, events = _profiled(step, batches, device, *{"cpu", device})
+    """Kernel launches of a step on a GPU; on a CPU, dispatched operations of one that compute (a view is none)."""
     if device == "cuda":
+        _, events = _profiled(step, batches, device, "cpu", "cuda")
         return sum(event.count for event in events if "LaunchKernel" in event.key)
-    return sum(event.count for event in events if event.key.startswith("aten::"))
+    part = next(batches)
+    with _Counting() as counting:
+        step(part)
+    return counting.n
+
+
+class _Counting(TorchDispatchMode):
+    """Counts what reaches the CPU's kernels, backward and optimiser included."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        free = func.is_view or func.overloadpacket.__name__ in ("detach", "_unsafe_view", "empty", "empty_like")
+        self.n += not free
+        return func(*args, **(kwargs or {}))
 
 
 def _profiled(
@@ -180,7 +196,7 @@ def _profiled(
     from torch.profiler import ProfilerActivity, profile
 
     part = next(batches)
-    with profile(activities=[ProfilerActivity[name.upper()] for name in activities]) as seen:
+    with profile(activities=[getattr(ProfilerActivity, name.upper()) for name in activities]) as seen:
         tokens = step(part)
         if device == "cuda":
             torch.cuda.synchronize()
@@ -266,7 +282,7 @@ def against(revision: str, study: str, given: argparse.Namespace) -> None:
         git = ["git", "-C", str(ROOT), "worktree"]
         subprocess.run([*git, "add", "--quiet", "--detach", there, revision], check=True)
         try:
-            sides = {"this": Served(ROOT, study, 1, given), revision: Served(there, study, 1, given)}
+            sides = {"this": Served(ROOT, study, 1, given), revision: Served(there, given.theirs or study, 1, given)}
             for _ in range(given.rounds):
                 for served in sides.values():
                     served.measure(given.steps)
@@ -291,6 +307,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="of a CPU; 0: a core each")
     parser.add_argument("--against", metavar="REV")
+    parser.add_argument("--theirs", metavar="STUDY", help="the study's name in REV, where it has another there")
     parser.add_argument("--validate", action="store_true", help="time a validation of all users too")
     parser.add_argument("--profile", type=int, default=0, metavar="N", help="the N kernels that a step spends most in")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")

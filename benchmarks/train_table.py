@@ -1,7 +1,7 @@
 """Train every layout of a small study with several seeds, and keep all validation outputs of every epoch as a table.
 
-Run: python benchmarks/train_table.py STUDY --out FILE.jsonl [--seeds N] [--set key=value ...]. Each training is the study's
-trial on Data_BO; it is written as a line when it ends, and the same command goes on where an interrupted one stopped. The
+Run: python benchmarks/train_table.py STUDY --out FILE.jsonl [--seeds N] [--first SEED] [--set key=value ...]. Each training is
+the study's trial on Data_BO; it is written as a line when it ends, and the same command goes on where an interrupted one stopped. The
 first line says what made the table. Seeds are the outer loop, so that a table cut short has every layout equally often.
 """
 
@@ -33,6 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("study")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=1, help="seed to begin with: parts made side by side, then joined")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
     return parser.parse_args()
 
@@ -46,7 +47,8 @@ def main() -> None:
         "study": given.study,
         "changes": given.changes,
         "sites": list(space.sites),
-        "names": list(space.names),
+        "names": list(space.free),
+        "letters": ["".join(choice.letter for choice in space.choices[name]) for name in space.free],
         "versions": {name: version(name) for name in PACKAGES},
         "threads": 1,
     }
@@ -54,11 +56,9 @@ def main() -> None:
     dataset = study.dataset()
     development = LeaveOneOut(dataset).development
     materials = prepare_study(settings, dataset, development).on(data_bo(settings, development))
-    layouts = [
-        space.decode(dict(zip(space.free, bits, strict=True)))
-        for bits in itertools.product(("serial", "parallel"), repeat=len(space.free))
-    ]
-    planned = [(seed, layout) for seed in range(1, given.seeds + 1) for layout in layouts]
+    codes = itertools.product(*(range(len(space.choices[name])) for name in space.free))
+    layouts = [space.decode_codes(chosen) for chosen in codes]
+    planned = [(seed, layout) for seed in range(given.first, given.first + given.seeds) for layout in layouts]
     for index, (seed, layout) in enumerate(planned, start=1):
         if (seed, str(layout)) in done:
             continue
