@@ -1,8 +1,9 @@
 """Train every layout of a small study with several seeds, and keep all validation outputs of every epoch as a table.
 
 Run: python benchmarks/train_table.py STUDY --out FILE.jsonl [--seeds N] [--first SEED] [--set key=value ...]. Each training is
-the study's trial on Data_BO; it is written as a line when it ends, and the same command goes on where an interrupted one stopped. The
-first line says what made the table. Seeds are the outer loop, so that a table cut short has every layout equally often.
+the study's trial on Data_BO; it is written as a line when it ends, and the same command goes on where an interrupted one
+stopped. The first line says what made the table. Seeds are the outer loop, so that a table cut short has every layout equally
+often; parts of other seeds (`--first`) are joined by appending their lines but the first.
 """
 
 from __future__ import annotations
