@@ -19,6 +19,7 @@ from dasearch.data.rows import HISTORY_ITEMS
 from dasearch.errors import StudyError, suggestion
 from dasearch.layout import ModelKind
 from dasearch.models.darec import DARecSettings, ItemIDs
+from dasearch.models.e4s_rec import E4SRecSettings
 from dasearch.models.id_encoders import ENCODERS, EncoderSettings, InterestPool, unknown_encoder
 from dasearch.models.idle import IDLESettings
 from dasearch.models.prefix import Refine
@@ -242,7 +243,7 @@ class ComparisonSettings(Section):
 
 
 class StudySettings(Section):
-    """What studies of all three models have; `load_study` reads one."""
+    """What studies of every model have; `load_study` reads one."""
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the study in its database and its folder"
@@ -266,7 +267,7 @@ class StudySettings(Section):
     data: DataSettings = DataSettings()
     backbone: BackboneSettings = BackboneSettings()
     space: SpaceSettings = SpaceSettings()
-    model: DARecSettings | IDLESettings | RARecSettings = DARecSettings()
+    model: DARecSettings | IDLESettings | RARecSettings | E4SRecSettings = DARecSettings()
     encoder: EncoderSettings = EncoderSettings()
     examples: ExampleSettings = ExampleSettings()
     trial: Recipe = Recipe(epochs=3)
@@ -413,10 +414,21 @@ class RARecStudy(EncoderStudy):
         return {} if self.model.instruction else {"instruction": "model.instruction=false"}
 
 
+class E4SRecStudy(StudySettings):
+    """A study of E4SRec's layouts."""
+
+    model: E4SRecSettings
+
+    @property
+    def selects_examples(self) -> bool:
+        return not self.examples.all
+
+
 STUDIES: dict[ModelKind, type[StudySettings]] = {
     ModelKind.DAREC: DARecStudy,
     ModelKind.IDLE: IDLEStudy,
     ModelKind.RA_REC: RARecStudy,
+    ModelKind.E4S_REC: E4SRecStudy,
 }
 
 

@@ -95,13 +95,16 @@ class ModelKind(StrEnum):
     DAREC = "darec"
     IDLE = "idle"
     RA_REC = "ra-rec"
+    E4S_REC = "e4s-rec"
 
 
 SITES: dict[ModelKind, tuple[str, ...]] = {  # of a layer, in the order of a layout's letters
     ModelKind.DAREC: ("causal", "context", "recommendation"),
     ModelKind.IDLE: ("injection", "refinement", "alignment"),
     ModelKind.RA_REC: ("user", "item", "instruction"),
+    ModelKind.E4S_REC: ("attention", "ffn"),
 }
+ADAPTER_MODELS = (ModelKind.DAREC, ModelKind.E4S_REC)  # those whose sites hold adapters, which may take any choice
 
 
 class Difference(NamedTuple):

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from dasearch.errors import LayoutError, SearchSpaceError, first_line, suggestion
 from dasearch.layout import (
+    ADAPTER_MODELS,
     CHOICES,
     PLACEMENTS,
     SITES,
@@ -115,10 +116,11 @@ class SearchSpaceFile(BaseModel):
             raise ValueError(
                 f"{listed} has {len(names)} choices; a site takes 2 to {MOST_CHOICES}, and fixed: holds one"
             )
-        able = {**CHOICES, **self.define} if self.model is ModelKind.DAREC else {c.name: c for c in PLACEMENTS}
+        any_choice = self.model in ADAPTER_MODELS
+        able = {**CHOICES, **self.define} if any_choice else {c.name: c for c in PLACEMENTS}
         for name in names:
             if name not in able:
-                own = f"{self.model} has " if self.model is not ModelKind.DAREC else "there is "
+                own = "there is " if any_choice else f"{self.model} has "
                 raise ValueError(f"{own}no choice {name!r}{suggestion(name, list(able))}; {', '.join(able)}")
 
     @property

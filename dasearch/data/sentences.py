@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 import torch
@@ -44,6 +45,12 @@ class Sentences:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def emptied(self) -> Sentences:
+        """As many sentences, without a token of them."""
+        found = copy(self)
+        found.lengths = np.zeros_like(self.lengths)
+        return found
 
     def of(self, item: int) -> IntArray:
         """The tokens of one item."""

@@ -57,8 +57,8 @@ def inserted(recommender: Recommender, form: str, wanted: Sequence[str] | None) 
     model, settings = recommender.model, recommender.settings.model
     if not (isinstance(model, DARec) and isinstance(settings, DARecSettings)):
         raise ExportError(
-            f"{settings.kind} puts prefixes made of ID vectors into every layer, and --format {form} writes adapters; "
-            "use --format hf or torch"
+            f"{settings.kind} reads vectors of an ID encoder, and --format {form} writes adapters of a model that reads tokens "
+            "alone; use --format hf or torch"
         )
     have = TWO_SITES if settings.variation is Variation.BASE else SITES[ModelKind.DAREC]
     sites = _sites(recommender.layout, have, wanted)

@@ -32,6 +32,7 @@ from dasearch.models.darec import (
     RecommendationSite,
     UserKey,
 )
+from dasearch.models.e4s_rec import E4SRec, E4SRecSettings
 from dasearch.models.id_encoders import ENCODERS, FactorEncoder, IDEncoder
 from dasearch.models.id_encoders.comirec import ROUNDS
 from dasearch.models.idle import IDLEAdapter, TextHead
@@ -49,6 +50,10 @@ FUNCTIONS = {  # activations of frozen feed-forward parts, as the written code c
 ADAPTER_FUNCTIONS = {Activation.RELU: "F.relu", Activation.GELU: "F.gelu", Activation.NONE: ""}
 STATIC_ROTARY = ("default", "linear", "llama3", "yarn")  # those whose angles do not depend on a row's length
 OPT_OFFSET = 2  # rows of OPT's position table that stand for no place
+LONG_ROWS = (
+    "a row holds up to {0} items and a request {1}, so that the written code cannot tell which vectors are theirs; "
+    "train with --set data.max_items={1}"
+)
 Tensors = dict[str, Tensor]
 
 
@@ -77,7 +82,7 @@ def plain(recommender: Recommender) -> Part:
 
 def catalogue(recommender: Recommender) -> dict[str, Any]:
     """``catalogue.json``: items with ids, titles and tokens, in the order of the scores; known users, in theirs."""
-    sentences = recommender.catalogue.sentences
+    sentences = recommender.catalogue.row_sentences
     items = [
         {"id": item.identifier, "title": item.attributes.get("title", ""), "tokens": sentences.of(place).tolist()}
         for place, item in enumerate(recommender.items)
@@ -214,7 +219,7 @@ def _renamed(name: str, module: nn.Module) -> Tensors:
     return {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
 
 
-# --- the three models -------------------------------------------------------------------------------------------------
+# --- the models -------------------------------------------------------------------------------------------------------
 
 
 def _rows(recommender: Recommender) -> Part:
@@ -242,7 +247,7 @@ def _darec(recommender: Recommender) -> Part:
     model = cast(DARec, recommender.model)
     settings = model.settings
     require_repeatable(settings)
-    choices_of_letters = _choices_of_letters(recommender.layout, settings.bottleneck)
+    of_adapters, sizes = _adapter_words(settings, recommender.layout)
     two_branches = settings.uses_collaborative
     seen = two_branches and any(group[CONTEXT].active for group in recommender.layout.groups)
     user_key = settings.user_key.value if seen and settings.user_key is not UserKey.NONE else ""
@@ -250,10 +255,7 @@ def _darec(recommender: Recommender) -> Part:
     keys = ("item" if settings.key_an_item else "row") if user_key or item_key else ""
     rows = recommender.catalogue.row_format
     if rows.max_items > rows.history_items and (keys == "item" or settings.item_ids is not ItemIDs.NONE):
-        raise ExportError(
-            f"a row holds up to {rows.max_items} items and a request {rows.history_items}, so that the written code cannot "
-            f"tell which vectors are theirs; train with --set data.max_items={rows.history_items}"
-        )
+        raise ExportError(LONG_ROWS.format(rows.max_items, rows.history_items))
     tokens = torch.cat([recommender.model.backbone.embed(torch.arange(model.backbone.vocabulary)), model.special])
     choices = {
         "variation": settings.variation.value,
@@ -262,11 +264,7 @@ def _darec(recommender: Recommender) -> Part:
         "keys": keys,
         "user_key": user_key,
         "item_key": item_key,
-        "adapter_activation": ADAPTER_FUNCTIONS[settings.activation],
-        "nones": any(not choice["active"] for choice in choices_of_letters.values()),
-        "sums": any(choice["join"] == Join.SUM for choice in choices_of_letters.values()),
-        "parallel_mean": settings.parallel_reduce is ParallelReduce.MEAN,
-        "parallel_residual": settings.parallel_residual,
+        **of_adapters,
         "recommends_ffn": settings.rec_adapter_site is RecommendationSite.FFN,
         "key_a_layer": settings.collab_proj is CollabProjection.PER_LAYER,
     }
@@ -275,11 +273,7 @@ def _darec(recommender: Recommender) -> Part:
         **_renamed("head", whole_head(model)),
         **_adapters(model, recommender.layout),
     }
-    sizes: dict[str, Any] = {
-        "vocabulary": len(tokens),
-        "bottleneck": settings.bottleneck,
-        "adapter_choices": choices_of_letters,
-    }
+    sizes["vocabulary"] = len(tokens)
     ids = model.item_vectors()
     if ids is not None:
         tensors["ids.weight"] = ids
@@ -317,11 +311,24 @@ def require_repeatable(settings: DARecSettings) -> None:
         )
 
 
-def _adapters(model: DARec, layout: Layout) -> Tensors:
+def _adapter_words(settings: DARecSettings | E4SRecSettings, layout: Layout) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What decides the code of adapters and their places, and what ``config.json`` says of them."""
+    by_letter = _choices_of_letters(layout, settings.bottleneck)
+    words = {
+        "adapter_activation": ADAPTER_FUNCTIONS[settings.activation],
+        "nones": any(not choice["active"] for choice in by_letter.values()),
+        "sums": any(choice["join"] == Join.SUM for choice in by_letter.values()),
+        "parallel_mean": settings.parallel_reduce is ParallelReduce.MEAN,
+        "parallel_residual": settings.parallel_residual,
+    }
+    return words, {"bottleneck": settings.bottleneck, "adapter_choices": by_letter}
+
+
+def _adapters(model: DARec | E4SRec, layout: Layout) -> Tensors:
     """Adapters and routers of all layers, as they are called without the ending ``_adapter``."""
-    names = {"attention_adapter", "router", *ADAPTERS}
+    names = {"attention_adapter", "ffn_adapter", "router", *ADAPTERS}
     return {
-        name.replace("_adapter", "").replace("router.gate", "router"): tensor
+        name.replace("ffn_adapter", "ffn_update").replace("_adapter", "").replace("router.gate", "router"): tensor
         for name, tensor in model.active_tensors(layout).items()
         if name.startswith("layers.") and name.split(".")[2] in names
     }
@@ -335,6 +342,37 @@ def _choices_of_letters(layout: Layout, bottleneck: int) -> dict[str, dict[str, 
         del record["letter"]
         found[choice.letter] = record | {"width": choice.width or bottleneck}
     return found
+
+
+def _e4s_rec(recommender: Recommender) -> Part:
+    """As DARec's, of layers of two sites, with items' vectors in place of their sentences."""
+    model = cast(E4SRec, recommender.model)
+    settings = model.settings
+    rows = recommender.catalogue.row_format
+    if rows.max_items > rows.history_items:
+        raise ExportError(LONG_ROWS.format(rows.max_items, rows.history_items))
+    of_adapters, sizes = _adapter_words(settings, recommender.layout)
+    tokens = model.backbone.embed(torch.arange(model.backbone.vocabulary))
+    tensors = {
+        "embedding.tokens.weight": torch.cat([tokens, tokens.new_zeros(1, tokens.shape[1])]),
+        "ids.weight": model.vectors(torch.arange(len(recommender.items), device=model.device)),
+        **_renamed("head", model.head),
+        **_adapters(model, recommender.layout),
+    }
+    choices = {
+        **of_adapters,
+        "kind": "darec",
+        "variation": "e4s-rec" if settings.searchable else "llmrec",
+        "two_branches": False,
+        "ids": True,
+        "keys": "",
+        "user_key": "",
+        "item_key": False,
+        "recommends_ffn": True,
+        "key_a_layer": False,
+    }
+    part = Part({**sizes, "vocabulary": len(tensors["embedding.tokens.weight"])}, tensors, choices)
+    return part + _encoder(recommender, model.encoder, ["scores"] if settings.encoder_scores else [])
 
 
 def _prefixed(recommender: Recommender, refine: Refine) -> Part:
@@ -426,4 +464,5 @@ KINDS: dict[ModelKind, Callable[[Recommender], Part]] = {
     ModelKind.DAREC: _darec,
     ModelKind.IDLE: _idle,
     ModelKind.RA_REC: _ra_rec,
+    ModelKind.E4S_REC: _e4s_rec,
 }

@@ -7,12 +7,14 @@ Differs from the paper: ReLU between the projections (``activation="none"`` is t
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dasearch.layout import ACTIVE, JOINS, READS, UNITS, Choice
+from dasearch.layout import ACTIVE, JOINS, READS, UNITS, Choice, ModelKind
 from dasearch.models.stacking import Linear, per_row
 
 BOTTLENECK = 64  # DARec fig. 8: best of 16..256 on Pantry
@@ -84,6 +86,42 @@ class BottleneckAdapter(nn.Module):
             inner = inner * (torch.arange(inner.shape[-1], device=inner.device) < units)
         update: Tensor = self.up(inner)
         return update
+
+
+class AdapterSettings(BaseModel):
+    """What every model of bottleneck adapters can choose about them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: ModelKind
+    bottleneck: int = Field(BOTTLENECK, ge=1, description="width between an adapter's two projections (fig. 8)")
+    activation: Activation = Field(Activation.RELU, description="between them; none is the printed form")
+    adapter_init: AdapterInit = Field(
+        AdapterInit.ZERO, description="of the up-projection: no update at first, or sd 0.01"
+    )
+    parallel_reduce: ParallelReduce = Field(
+        ParallelReduce.MEAN, description="how a parallel adapter joins its sublayer"
+    )
+    parallel_residual: bool = Field(True, description="whether a parallel adapter adds its own input")
+
+    @property
+    def layout_facts(self) -> dict[str, Any]:
+        """What ``layout.json`` says of this kind of model alone."""
+        return {
+            "bottleneck": self.bottleneck,
+            "activation": self.activation.value,
+            "parallel_residual": self.parallel_residual,
+        }
+
+    def adapter(self, width: int, generator: torch.Generator, units: int | None = None) -> BottleneckAdapter:
+        """A new one, of so many units (None: as many as all have)."""
+        return BottleneckAdapter(
+            width,
+            bottleneck=units or self.bottleneck,
+            activation=self.activation,
+            init=self.adapter_init,
+            generator=generator,
+        )
 
 
 def place(

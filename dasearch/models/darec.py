@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,7 +21,7 @@ from dasearch.data import ItemRows, Rows, SequenceBatch
 from dasearch.data.rows import NO_ITEM
 from dasearch.errors import LayoutError
 from dasearch.layout import ACTIVE, SERIAL, SITES, Choice, Layout, ModelKind
-from dasearch.models.adapters import Activation, AdapterInit, BottleneckAdapter, MaskRouter, ParallelReduce, place
+from dasearch.models.adapters import AdapterSettings, MaskRouter, place
 from dasearch.models.attention import (
     SQUARE_TOKENS,
     ItemBlocks,
@@ -116,22 +116,11 @@ class RecommendationSite(StrEnum):
     ROUTER_OUTPUT = "router_output"
 
 
-class DARecSettings(BaseModel):
+class DARecSettings(AdapterSettings):
     """Every reading of the paper that a study can choose."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal[ModelKind.DAREC] = ModelKind.DAREC
     variation: Variation = Field(Variation.DAREC, description="darec, or one of the paper's own variations of it")
-    bottleneck: int = Field(64, ge=1, description="width between an adapter's two projections (fig. 8)")
-    activation: Activation = Field(Activation.RELU, description="between them; none is the printed form")
-    adapter_init: AdapterInit = Field(
-        AdapterInit.ZERO, description="of the up-projection: no update at first, or sd 0.01"
-    )
-    parallel_reduce: ParallelReduce = Field(
-        ParallelReduce.MEAN, description="how a parallel adapter joins its sublayer"
-    )
-    parallel_residual: bool = Field(True, description="whether a parallel adapter adds its own input")
     rec_adapter_site: RecommendationSite = Field(RecommendationSite.FFN, description="what the third adapter wraps")
     mask_mode: MaskMode = Field(
         MaskMode.ADDITIVE, description="masks before the softmax; post_softmax leaks the future"
@@ -181,15 +170,6 @@ class DARecSettings(BaseModel):
     def holds_encoder(self) -> bool:
         """Whether the model has an ID encoder in it, beside what it may have started from."""
         return self.encoder_scores > 0
-
-    @property
-    def layout_facts(self) -> dict[str, Any]:
-        """What ``layout.json`` says of this kind of model alone."""
-        return {
-            "bottleneck": self.bottleneck,
-            "activation": self.activation.value,
-            "parallel_residual": self.parallel_residual,
-        }
 
     @property
     def compared(self) -> tuple[str, ...]:
@@ -295,8 +275,8 @@ class PlainLayer(nn.Module):
         chosen = last and torch.is_grad_enabled()
         normed = self.block.norm1(hidden)
         attention = attend_under_causal(self.block, normed, inputs, MaskMode.ADDITIVE, last=chosen)
-        found: Tensor = self.block.finish(_chosen(hidden, inputs, last=chosen), attention)
-        return _chosen(found, inputs, last=last and not chosen)
+        found: Tensor = self.block.finish(chosen_states(hidden, inputs, last=chosen), attention)
+        return chosen_states(found, inputs, last=last and not chosen)
 
 
 class BaseLayer(nn.Module):
@@ -306,8 +286,8 @@ class BaseLayer(nn.Module):
         super().__init__()
         self.block = block
         self.settings = settings
-        self.attention_adapter = _adapter(width, settings, generator)
-        self.recommendation_adapter = _adapter(width, settings, generator)
+        self.attention_adapter = settings.adapter(width, generator)
+        self.recommendation_adapter = settings.adapter(width, generator)
 
     def forward(
         self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None, *, last: bool = False
@@ -315,13 +295,13 @@ class BaseLayer(nn.Module):
         chosen = last and torch.is_grad_enabled()
         normed = self.block.norm1(hidden)
         attention = attend_under_causal(self.block, normed, inputs, self.settings.mask_mode, last=chosen)
-        hidden = _chosen(hidden, inputs, last=chosen) + (attention + self.attention_adapter(attention))
+        hidden = chosen_states(hidden, inputs, last=chosen) + (attention + self.attention_adapter(attention))
         out = self.block.ffn(self.block.norm2(hidden))
         hidden = hidden + (out + self.recommendation_adapter(out))
-        return _chosen(hidden, inputs, last=last and not chosen)
+        return chosen_states(hidden, inputs, last=last and not chosen)
 
 
-def _chosen(states: Tensor, inputs: LayerInputs, *, last: bool) -> Tensor:
+def chosen_states(states: Tensor, inputs: LayerInputs, *, last: bool) -> Tensor:
     """The states that a layer goes on with: of the last one, those that are read.
 
     Training takes them after the attention. Without gradients the frozen layers compute them all, as exports do, whose
@@ -353,7 +333,7 @@ class AdaptedSites(nn.Module):
         super().__init__()
         self.settings = settings
         self.causal_adapter, self.context_adapter, self.recommendation_adapter = (
-            _adapter(width, settings, generator, choice.width) if choice is not None and choice.active else None
+            settings.adapter(width, generator, choice.width) if choice is not None and choice.active else None
             for choice in choices or (SERIAL,) * len(ADAPTERS)
         )
         self.router = None if self.context_adapter is None else MaskRouter(width)
@@ -493,18 +473,6 @@ def attend_under_causal(
         return block.output(attend_causally(projected))
     (attended,) = attend_under(projected, [inputs.bias(Branch.CAUSAL, normed.dtype, key=False, chosen=chosen)], mode)
     return block.output(attended)
-
-
-def _adapter(
-    width: int, settings: DARecSettings, generator: torch.Generator, units: int | None = None
-) -> BottleneckAdapter:
-    return BottleneckAdapter(
-        width,
-        bottleneck=units or settings.bottleneck,
-        activation=settings.activation,
-        init=settings.adapter_init,
-        generator=generator,
-    )
 
 
 class DARec(RecommenderModel):

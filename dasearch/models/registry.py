@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from dasearch.layout import SITES, ModelKind
 from dasearch.models.base import RecommenderModel
 from dasearch.models.darec import DARec
+from dasearch.models.e4s_rec import E4SRec
 from dasearch.models.idle import IDLEAdapter
 from dasearch.models.ra_rec import RARec
 
@@ -30,6 +31,7 @@ class ModelSpec:
         decoder_only: whether an encoder cannot be its backbone.
         closes_by_trained_tokens: whether items of a row end with trained tokens rather than with a comma.
         parallel_reads: what a parallel site reads, in the words of ``layout.json``.
+        reads_texts: whether users' rows hold the items' sentences; else a single token an item.
     """
 
     kind: ModelKind
@@ -38,6 +40,7 @@ class ModelSpec:
     decoder_only: bool
     closes_by_trained_tokens: bool
     parallel_reads: str
+    reads_texts: bool = True
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -45,16 +48,24 @@ class ModelSpec:
         return SITES[self.kind]
 
 
-def _prefix_model(kind: ModelKind, model: Callable[..., RecommenderModel], item_prompt: str) -> ModelSpec:
-    """A model of prefixes, which knows of a user what the ID encoder knows, over a decoder or an encoder."""
+INSTRUCTION = "Your task is to recommend the next product. The purchase history is"  # after SPEC 3, 4
+
+
+def _without_users(model: Callable[..., RecommenderModel]) -> Callable[..., RecommenderModel]:
+    """Builds a model that knows of a user what the ID encoder knows, and has no table of its own."""
 
     def build(*given: Any, n_users: int, **keywords: Any) -> RecommenderModel:
         return model(*given, **keywords)
 
+    return build
+
+
+def _prefix_model(kind: ModelKind, model: Callable[..., RecommenderModel], item_prompt: str) -> ModelSpec:
+    """A model of prefixes, over a decoder or an encoder."""
     return ModelSpec(
         kind,
-        build,
-        Prompts("Your task is to recommend the next product. The purchase history is", item_prompt),  # after SPEC 3, 4
+        _without_users(model),
+        Prompts(INSTRUCTION, item_prompt),
         decoder_only=False,
         closes_by_trained_tokens=False,
         parallel_reads="the prefix alone, by attention beside the layer's own",
@@ -74,5 +85,14 @@ MODELS: dict[ModelKind, ModelSpec] = {
         ),
         _prefix_model(ModelKind.IDLE, IDLEAdapter, ""),
         _prefix_model(ModelKind.RA_REC, RARec, "The product is"),
+        ModelSpec(
+            ModelKind.E4S_REC,
+            _without_users(E4SRec),
+            Prompts(INSTRUCTION, ""),
+            decoder_only=True,
+            closes_by_trained_tokens=True,
+            parallel_reads="sublayer input (after the frozen norm)",
+            reads_texts=False,
+        ),
     )
 }

@@ -44,7 +44,7 @@ from dasearch.models.id_encoders import FactorEncoder
 from dasearch.models.stacking import take
 from dasearch.training.encoders import encoder_ranks, study_encoder
 from dasearch.training.losses import bpr_loss, contrastive_loss, item_cross_entropy, reduced
-from dasearch.training.method import SHARED_READS, Drawn, Method, widened
+from dasearch.training.method import SHARED_READS, Drawn, Method, kept, widened
 from dasearch.training.seeds import generator_for
 from dasearch.training.shared import PurchaseIndex, Say, Shared
 
@@ -150,7 +150,7 @@ class DARecMethod(Method):
 
     def plan(self, materials: Shared, batch_size: int) -> RowPlan:
         catalogue = materials.catalogue
-        return training_plan(materials.development, catalogue.sentences, catalogue.row_format, self.examples)
+        return training_plan(materials.development, catalogue.row_sentences, catalogue.row_format, self.examples)
 
     def draw(self, batch: SequenceBatch, materials: Shared, generator: torch.Generator) -> DARecDrawn:
         """Anchors of L_cl, the items of L_align, and an item that the user did not buy for each that L_cf counts."""
@@ -182,12 +182,8 @@ class DARecMethod(Method):
         if not model.dropout:
             return drawn
         shape = (1, *batch.items.shape, materials.catalogue.backbone.width)
-
-        def kept() -> Tensor:
-            return (torch.rand(shape, generator=generator) >= model.dropout) / (1 - model.dropout)
-
-        marks = None if model.item_ids is ItemIDs.NONE else kept()
-        return dataclasses.replace(drawn, kept_marks=marks, kept_states=kept())
+        marks = None if model.item_ids is ItemIDs.NONE else kept(shape, model.dropout, generator)
+        return dataclasses.replace(drawn, kept_marks=marks, kept_states=kept(shape, model.dropout, generator))
 
     def fixed(self, batch: SequenceBatch, drawn: Drawn, row_format: RowFormat) -> tuple[SequenceBatch, Drawn]:
         assert isinstance(drawn, DARecDrawn)
@@ -270,7 +266,7 @@ def state_whitening(settings: DARecStudy, materials: Shared) -> Whitening:
     ).to(materials.device)
     layout = model.layout_tensor(Layout.all_serial(len(model.replaced)))
     generator = generator_for(settings.seed, "whitening", "rows")
-    sentences, row_format = materials.catalogue.sentences, materials.catalogue.row_format
+    sentences, row_format = materials.catalogue.row_sentences, materials.catalogue.row_format
     plan = training_plan(materials.development, sentences, row_format, None)
     states = []
     for batch in itertools.islice(plan.shuffled(WHITENED_ROWS, generator), WHITENED_BATCHES):

@@ -112,4 +112,4 @@ def batch_rows(device: torch.device) -> int:
 
 
 def _plan(catalogue: Catalogue, users: IntArray, histories: Sequence[IntArray], targets: IntArray) -> RowPlan:
-    return evaluation_plan(users, histories, targets, catalogue.sentences, catalogue.row_format)
+    return evaluation_plan(users, histories, targets, catalogue.row_sentences, catalogue.row_format)

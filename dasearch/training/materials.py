@@ -112,6 +112,7 @@ def build_catalogue(
         backbone,
         tokenizer,
         sentences,
+        sentences if spec.reads_texts else sentences.emptied(),
         row_format,
         item_rows,
         dataset.items,

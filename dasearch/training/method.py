@@ -47,6 +47,11 @@ class Drawn:
         return cls(**{name: _padded([getattr(one, name) for one in drawn], cls.fills.get(name, 0)) for name in names})
 
 
+def kept(shape: tuple[int, ...], dropout: float, generator: torch.Generator) -> Tensor:
+    """Dropout drawn beforehand: zeros, and one over the share that is kept elsewhere."""
+    return (torch.rand(shape, generator=generator) >= dropout) / (1 - dropout)
+
+
 def widened(tensor: Tensor, axis: int, size: int, fill: int) -> Tensor:
     """Padded at the end of one axis, up to a size."""
     room = [0, 0] * (tensor.dim() - 1 - axis) + [0, max(0, size - tensor.shape[axis])]

@@ -15,6 +15,7 @@ from dasearch.models.id_encoders import build_encoder
 from dasearch.models.registry import MODELS
 from dasearch.models.tiny_opt import Progress
 from dasearch.training.darec import DARecMethod
+from dasearch.training.e4s_rec import E4SRecMethod
 from dasearch.training.idle import IDLEMethod
 from dasearch.training.materials import (
     Materials,
@@ -33,6 +34,7 @@ METHODS: dict[ModelKind, type[Method]] = {
     ModelKind.DAREC: DARecMethod,
     ModelKind.IDLE: IDLEMethod,
     ModelKind.RA_REC: RARecMethod,
+    ModelKind.E4S_REC: E4SRecMethod,
 }
 
 

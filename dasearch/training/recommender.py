@@ -173,7 +173,7 @@ class Recommender:
         found: dict[int, Ranking] = {}
         users = np.array([request.user for request in requests], dtype=np.int64)
         histories = [request.history for request in requests]
-        sentences, row_format = self.catalogue.sentences, self.catalogue.row_format
+        sentences, row_format = self.catalogue.row_sentences, self.catalogue.row_format
         for places, batch in evaluation_plan(users, histories, None, sentences, row_format).by_length(size):
             for part, scores in score_batch(self.model, batch, self._scorer, self._placed):
                 rows = places[part].tolist()

@@ -25,6 +25,7 @@ class Catalogue:
     backbone: FrozenBackbone
     tokenizer: PreTrainedTokenizerBase
     sentences: Sentences
+    row_sentences: Sentences  # what users' rows hold of them
     row_format: RowFormat
     item_rows: ItemRows
     items: tuple[Item, ...]

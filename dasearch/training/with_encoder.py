@@ -50,7 +50,7 @@ def kept_or_computed(kept: Tensor | None, places: Tensor, rows: Rows, materials:
 
 def _examples_plan(materials: Shared, examples: Examples) -> RowPlan:
     catalogue = materials.catalogue
-    return example_plan(materials.development, examples, catalogue.sentences, catalogue.row_format)
+    return example_plan(materials.development, examples, catalogue.row_sentences, catalogue.row_format)
 
 
 def frozen_examples(materials: Shared, examples: Examples) -> Tensor | None:

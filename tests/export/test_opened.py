@@ -25,6 +25,7 @@ KINDS = {
     "choices": ("llama", "{}", "nNA-qPN"),
     "idle": ("llama", repr({"model": {"kind": "idle"}, "encoder": {"name": "gru4rec"}}), "SPS-PSP"),
     "ra-rec": ("bert", repr({"model": {"kind": "ra-rec"}, "encoder": {"name": "comirec-dr"}}), "PPS-SPP"),
+    "e4s-rec": ("opt", repr({"model": {"kind": "e4s-rec"}}), "SN-PS"),
 }
 GRAPHS = {  # encoders whose code differs in a graph
     **KINDS,

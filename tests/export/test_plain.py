@@ -38,6 +38,10 @@ def prefixed(kind: str, encoder: str = "comirec-sa", pool: str = "mean", **model
     return repr({"model": {"kind": kind, **model}, "encoder": {"name": encoder, "pool": pool}})
 
 
+def e4s_rec(encoder: str = "sasrec", **model: object) -> str:
+    return repr({"model": {"kind": "e4s-rec", **model}, "encoder": {"name": encoder}})
+
+
 def added(encoder: str, **model: object) -> str:
     return repr({"model": {"encoder_scores": 0.5, **model}, "encoder": {"name": encoder, "width": 8, "epochs": 1}})
 
@@ -84,6 +88,9 @@ CASES = [  # family, settings, layout, how far scores may be apart
     ),
     ("opt", prefixed("ra-rec", variation="frozen"), "SSS-SSS", CLOSE),
     ("bert", prefixed("idle", variation="frozen"), "SSS-SSS", SAME_KERNELS),
+    *((family, e4s_rec(), letters, CLOSE) for family in ("opt", "llama") for letters in ("SP-PS", "NA-qS", "PN")),
+    ("opt", e4s_rec("comirec-sa", encoder_scores=0.5, parallel_reduce="sum", activation="gelu"), "SP-PP", CLOSE),
+    ("opt", e4s_rec(variation="frozen"), "SS-SS", CLOSE),
 ]  # fmt: skip
 
 

@@ -55,6 +55,23 @@ def test_the_whole_loop(tmp_path: Path, kind: str) -> None:
     assert len(opened.recommend(["item1", "item3"], k=4)) == 4
 
 
+@pytest.mark.parametrize("space", ["e4s-rec", "e4s-rec-none"])
+def test_the_whole_loop_of_e4s_rec(tmp_path: Path, space: str) -> None:
+    changes = {"model": {"kind": "e4s-rec"}, "space": {"name": space}}
+    status, _ = run(small_study(tmp_path, **changes, output=str(tmp_path / "whole")))
+    assert status.phase == "done"
+    assert status.space.size == {"e4s-rec": 16, "e4s-rec-none": 81}[space]
+    names = list(dict.fromkeys(r.name for r in status.results))
+    assert names == ["winner", "all-serial", "all-parallel", "frozen", "GRU4Rec", "SASRec", "popularity", "Markov"]
+    opened = load(status.artifacts[0].path)
+    assert opened.layout == recommended(status.standings).layout
+    settings = small_study(tmp_path, **changes, output=str(tmp_path / "cut"))
+    with pytest.raises(KeyboardInterrupt):
+        Study(settings).run(listener=Interrupts(9))
+    resumed, _ = run(settings)
+    assert outcome(resumed) == outcome(status)
+
+
 def test_prefix_models_take_the_papers_two_choices_alone(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "space.yaml"
     shipped = Path(f"search_spaces/{kind}.yaml").read_text()

@@ -50,6 +50,8 @@ def kind_changes(kind: str) -> dict[str, Any]:
     """What makes `SMALL` a study of another model."""
     if kind == "darec":
         return {}
+    if kind == "e4s-rec":
+        return {"model": {"kind": kind, "bottleneck": 4}, "encoder": ENCODER}
     recipe = {"batch_size": 16}
     return {
         "model": {"kind": kind, "prefix": 3},

@@ -41,13 +41,13 @@ def test_ranks_equal_one_user_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None
     assert found.ranks.max() <= 40
 
 
-@pytest.mark.parametrize("kind", ["darec", "idle", "ra-rec"])
+@pytest.mark.parametrize("kind", ["darec", "idle", "ra-rec", "e4s-rec"])
 def test_an_encoders_scores_are_added(kind: str) -> None:
     """Ranks are those of ``own + weight * encoder's``, by hand; the training is that of the model alone."""
     encoder = {"name": "comirec-sa", "width": 8, "epochs": 2, "history": 6}
     alone = small_settings(model={"kind": kind}, encoder=encoder)
     both = small_settings(model={"kind": kind, "encoder_scores": 3.0}, encoder=encoder)
-    layout = Layout.parse("SPS-PPS")
+    layout = Layout.parse("SP-PP" if kind == "e4s-rec" else "SPS-PPS")
     plain, added = (
         train(one, materials(one), layout, one.trial.model_copy(update={"epochs": 1})) for one in (alone, both)
     )

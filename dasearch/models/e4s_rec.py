@@ -1,0 +1,192 @@
+"""E4SRec: a trained ID encoder's item vectors as the input tokens of a frozen language model.
+
+Li et al. 2023, https://arxiv.org/abs/2312.02443: the item vectors of a SASRec, which stays as it is, go through one trained
+linear map to the language model's width and stand after the words of an instruction, a token an item; the state that follows
+them scores the whole catalogue by a trained row an item. The paper fine-tunes by LoRA; here a layer has an adapter at each
+sublayer, which a layout places: sites ``attention``, ``h + place(SA, LN1(h))``, and ``ffn``, ``h + place(FFN, LN2(h))``.
+Differs from the paper: every item of a training row predicts the next one, as in SASRec, so that nothing stands after the items.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dasearch.data import ItemRows, SequenceBatch
+from dasearch.data.rows import NO_ITEM
+from dasearch.layout import Layout, ModelKind
+from dasearch.models.adapters import AdapterSettings, place
+from dasearch.models.attention import MaskMode
+from dasearch.models.backbone import AttentionScale, DecoderBlock, FrozenBackbone
+from dasearch.models.base import HEAD_SD, HeadBias, HeadRows, RecommenderModel, Scorer, layer_gates, start_head
+from dasearch.models.darec import LayerInputs, PlainLayer, attend_under_causal, chosen_states
+from dasearch.models.id_encoders import IDEncoder
+from dasearch.models.stacking import Linear
+
+
+class Variation(StrEnum):
+    WHOLE = "whole"
+    FROZEN = "frozen"  # no adapters: the vectors' map and the head are all that is trained
+
+
+class E4SRecSettings(AdapterSettings):
+    """Every reading of the paper that a study can choose."""
+
+    kind: Literal[ModelKind.E4S_REC]
+    variation: Variation = Field(Variation.WHOLE, description="whole, or frozen: without adapters")
+    attn_scale: AttentionScale = Field(AttentionScale.HEAD, description="attention scale of the frozen model")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of the item vectors' and head states' numbers left out")
+    encoder_scores: float = Field(
+        0.0, ge=0, description="weight of the ID encoder's scores beside the model's own; 0: none are added"
+    )
+    head_bias: HeadBias = Field(HeadBias.LOG_FREQUENCY, description="start of the item head's bias")
+    head_rows: HeadRows = Field(HeadRows.ZERO, description="start of its rows: frozen text vectors, normal, or zero")
+
+    @property
+    def label(self) -> str:
+        """What a report calls this model."""
+        return self.kind.value if self.searchable else f"{self.kind}, {self.variation}"
+
+    @property
+    def searchable(self) -> bool:
+        """Whether a layout changes anything."""
+        return self.variation is Variation.WHOLE
+
+    @property
+    def prompt_group(self) -> bool:
+        """Whether a prompt and what follows it are one segment of a row; masks do not go by items here."""
+        return True
+
+    @property
+    def holds_encoder(self) -> bool:
+        """Whether the model has an ID encoder in it."""
+        return True
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The variations that a final table sets beside the search's winner."""
+        return (Variation.FROZEN,)
+
+
+ADAPTERS = ("attention_adapter", "ffn_adapter")  # of a layer, in the order of its sites
+
+
+class TwoSiteLayer(nn.Module):
+    """A frozen layer with an adapter at each sublayer.
+
+    Shapes: hidden ``(batch, m, width)``; layout ``(2, k)`` of the two sites' numbers, or ``(2, k, batch, 1, 1)`` where rows are
+    of several candidates.
+    """
+
+    def __init__(self, block: DecoderBlock, settings: E4SRecSettings, width: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.block, self.settings = block, settings
+        self.attention_adapter = settings.adapter(width, generator)
+        self.ffn_adapter = settings.adapter(width, generator)
+
+    def forward(
+        self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: None, *, last: bool = False
+    ) -> Tensor:
+        block, early = self.block, last and torch.is_grad_enabled()
+        normed = block.norm1(hidden)
+        attention = attend_under_causal(block, normed, inputs, MaskMode.ADDITIVE, last=early)
+        hidden, normed = (chosen_states(states, inputs, last=early) for states in (hidden, normed))
+        hidden = hidden + self._place(attention, normed, self.attention_adapter, layout[0])
+        normed = block.norm2(hidden)
+        hidden = hidden + self._place(block.ffn(normed), normed, self.ffn_adapter, layout[1])
+        return chosen_states(hidden, inputs, last=last and not early)
+
+    def _place(self, out: Tensor, seen: Tensor, adapter: nn.Module, choice: Tensor) -> Tensor:
+        reduce, residual = self.settings.parallel_reduce, self.settings.parallel_residual
+        return place(out, seen, adapter, choice, reduce=reduce, residual=residual)
+
+
+class E4SRec(RecommenderModel):
+    """Item vectors in, item scores out; the layout is an argument.
+
+    Args:
+        backbone: a frozen decoder.
+        encoder: a trained ID encoder, which stays as it is.
+        generator: draws every initial weight.
+    """
+
+    kind = ModelKind.E4S_REC
+    settings: E4SRecSettings
+    encoder: IDEncoder
+
+    def __init__(
+        self,
+        backbone: FrozenBackbone,
+        settings: E4SRecSettings,
+        *,
+        encoder: IDEncoder,
+        n_items: int,
+        replace_every: int = 1,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(backbone, settings, n_items=n_items, replace_every=replace_every, encoder=encoder)
+        width = backbone.width
+        self.layers = nn.ModuleList(
+            TwoSiteLayer(block, settings, width, generator)
+            if settings.searchable and index in self.replaced
+            else PlainLayer(block)
+            for index, block in enumerate(backbone.decoder_blocks)
+        )
+        self.projection = Linear(encoder.width, width)
+        nn.init.orthogonal_(self.projection.weight, generator=generator)
+        nn.init.zeros_(self.projection.bias)
+        self.head = Linear(width, n_items)
+        nn.init.normal_(self.head.weight, std=HEAD_SD, generator=generator)
+        nn.init.zeros_(self.head.bias)
+
+    def vectors(self, items: Tensor) -> Tensor:
+        """What the language model reads of items: ``(..., width)``."""
+        with torch.no_grad():
+            known = self.encoder.item_embedding(items)
+        found: Tensor = self.projection(known)
+        return found
+
+    def hidden(self, batch: SequenceBatch, layout: Tensor, at: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Last hidden states after the final norm of the tokens ``at`` ``(batch, n)``: ``(batch, n, width)``.
+
+        ``kept`` ``(batch, items, width)`` scales the items' vectors.
+        """
+        vectors = self.vectors(batch.items.clamp(min=0)) * (batch.items != NO_ITEM)[..., None]
+        vectors = vectors if kept is None else vectors * kept
+        embedded = self.backbone.embed(batch.rows.tokens, vectors.new_zeros(2, self.backbone.width))
+        ends = batch.ends[..., None].expand_as(vectors)
+        hidden, positions = self.backbone.start(embedded.scatter_add(1, ends, vectors.to(embedded.dtype)))
+        inputs = LayerInputs(positions, batch.rows.segments, at)
+        gates, top = layer_gates(layout, len(hidden)), len(self.layers) - 1
+        numbers = dict(zip(self.replaced, gates, strict=True))
+        for index, layer in enumerate(self.layers):
+            hidden = self.layer_states(layer, hidden, inputs, numbers.get(index), None, last=index == top)
+        return self.backbone.final_norm(hidden)
+
+    def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:
+        return self.hidden(batch, layout, batch.at_last(batch.ends)[:, None]).squeeze(1)
+
+    def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
+        return self.head
+
+    def inactive(self, layout: Layout) -> dict[str, Tensor]:
+        if not self.settings.searchable:
+            return {}
+        return {
+            f"layers.{place}.{name}.{key}": mask
+            for place, choices in zip(self.replaced, layout.groups, strict=True)
+            for name, choice in zip(ADAPTERS, choices, strict=True)
+            for key, mask in self.layers[place].get_submodule(name).unused(choice).items()  # type: ignore[operator]
+        }
+
+    @torch.no_grad()
+    def start(self, item_counts: Tensor, text_vectors: Tensor) -> None:
+        """Start the head (shapes as `dasearch.models.base.start_head`), and items as large as the model's own tokens."""
+        items = self.vectors(torch.arange(self.n_items, device=self.device))
+        self.projection.weight.mul_(self.backbone.token_sd / items.std().clamp(min=1e-6))
+        bias, rows = self.settings.head_bias, self.settings.head_rows
+        start_head(self.head, item_counts, text_vectors, bias=bias, rows=rows, sd=HEAD_SD)

@@ -1,0 +1,124 @@
+"""E4SRec against layers written out by hand, on OPT and Llama configurations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dasearch.data import Rows, SequenceBatch
+from dasearch.layout import NONE, Layout
+from dasearch.models.attention import attend_causally
+from dasearch.models.backbone import FrozenBackbone
+from dasearch.models.e4s_rec import E4SRec, E4SRecSettings, TwoSiteLayer
+from dasearch.models.id_encoders import EncoderSettings, build_encoder
+from tests.conftest import FAMILIES, LAYERS, seeded, tiny_model
+from tests.models.test_choices import ALL, site
+
+ITEMS, OPENING, CLOSE = 9, 3, 5e-5
+HISTORIES = ((4, 1, 4, 7), (2, 8))
+layouts = st.lists(st.sampled_from(ALL), min_size=2 * LAYERS, max_size=2 * LAYERS).map(lambda c: Layout.of(c, sites=2))
+
+
+def build(family: str, **changes: object) -> E4SRec:
+    """With every trained number away from its start."""
+    model = start(family, **changes)
+    for _, parameter in model.trainable():
+        parameter.data.add_(torch.randn(parameter.shape, generator=seeded(3)) * 0.3)
+    return model
+
+
+def start(family: str, **changes: object) -> E4SRec:
+    backbone = FrozenBackbone(tiny_model(family), name=family)
+    encoder = build_encoder(
+        EncoderSettings(name="sasrec", width=6, history=7), 2, ITEMS, torch.zeros(ITEMS, 4), seeded()
+    )
+    chosen = E4SRecSettings(kind="e4s-rec", bottleneck=4, **changes)  # type: ignore[arg-type]
+    return E4SRec(backbone, chosen, encoder=encoder, n_items=ITEMS, generator=seeded(1)).eval()
+
+
+def batch(histories: tuple[tuple[int, ...], ...] = HISTORIES) -> SequenceBatch:
+    """An opening of three tokens, then a token an item."""
+    longest = max(map(len, histories))
+    items = torch.tensor([[*row, *[-1] * (longest - len(row))] for row in histories])
+    ends = torch.where(items >= 0, OPENING + torch.arange(longest), 0)
+    tokens = torch.cat([torch.tensor([[5, 6, 7]] * len(items)), torch.full_like(items, 50)], dim=1)
+    tokens = torch.where(torch.cat([torch.ones(len(items), OPENING), items >= 0], dim=1).bool(), tokens, 0)
+    segments = torch.cat([torch.zeros(len(items), OPENING), torch.where(items >= 0, ends, -1)], dim=1).long()
+    nobody = torch.full((len(items),), -1)
+    return SequenceBatch(Rows(tokens, segments), nobody, items, ends, items, items, nobody)
+
+
+def by_hand(model: E4SRec, history: tuple[int, ...], layout: Layout) -> Tensor:
+    """One row, a layer after another, of the modules that the layout asks for."""
+    words = model.backbone.embed(torch.tensor([[5, 6, 7]]))
+    items = model.projection(model.encoder.item_embedding(torch.tensor([history])))
+    state, positions = model.backbone.start(torch.cat([words, items], dim=1))
+    for layer, (attention, ffn) in zip(model.layers, layout.groups, strict=True):
+        assert isinstance(layer, TwoSiteLayer)
+        block = layer.block
+        normed = block.norm1(state)
+        out = block.output(attend_causally(block.project(normed, positions)))
+        state = state + site(attention, layer.attention_adapter, out, normed)
+        normed = block.norm2(state)
+        state = state + site(ffn, layer.ffn_adapter, block.ffn(normed), normed)
+    found: Tensor = model.backbone.final_norm(state)[0]
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(layout=layouts)
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_every_layout_by_hand(family: str, layout: Layout) -> None:
+    model, numbers = build(family), layout.tensor()
+    with torch.no_grad():
+        found = model.hidden(batch(), numbers, batch().ends)
+        last = model.states(batch(), numbers)
+        for k, history in enumerate(HISTORIES):
+            wanted = by_hand(model, history, layout)
+            torch.testing.assert_close(found[k, : len(history)], wanted[OPENING:], rtol=CLOSE, atol=CLOSE)
+            torch.testing.assert_close(last[k], wanted[-1], rtol=CLOSE, atol=CLOSE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_later_items_change_no_earlier_state(family: str) -> None:
+    model, numbers = build(family), Layout.parse("SP-PS").tensor()
+    other = batch(((4, 1, 3, 0), (2, 8)))
+    first, second = (model.hidden(one, numbers, one.ends) for one in (batch(), other))
+    torch.testing.assert_close(first[0, :2], second[0, :2])
+    assert not torch.allclose(first[0, 2], second[0, 2])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_none_everywhere_is_the_variation_without_adapters(family: str) -> None:
+    model, bare = build(family), build(family, variation="frozen")
+    bare.load_state_dict({n: t for n, t in model.state_dict().items() if n in bare.state_dict()})
+    layout = Layout.uniform(NONE, LAYERS, 2)
+    with torch.no_grad():
+        found = (one.hidden(batch(), layout.tensor(), batch().ends) for one in (model, bare))
+        torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+    assert model.count_trained(layout) == sum(parameter.numel() for _, parameter in bare.trainable())
+
+
+@given(layout=layouts)
+@settings(max_examples=10, deadline=None, derandomize=True)
+def test_what_is_unused_gets_no_gradient_and_what_is_used_does(layout: Layout) -> None:
+    model = build("opt", activation="none").train()  # no unit is dead
+    model.head(model.hidden(batch(), layout.tensor(), batch().ends)).square().sum().backward()
+    unused = model.inactive(layout)
+    for name, parameter in model.trainable():
+        assert parameter.grad is not None
+        mask = unused.get(name, torch.zeros_like(parameter, dtype=torch.bool))
+        assert not parameter.grad[mask].any()
+        assert parameter.grad[~mask].any() or not (~mask).any()
+
+
+def test_the_encoder_is_not_trained_and_items_begin_as_large_as_tokens() -> None:
+    model = start("opt")
+    assert not any(name.startswith("encoder.") for name, _ in model.trainable())
+    model.start(torch.ones(ITEMS), torch.zeros(ITEMS, model.backbone.width))
+    vectors = model.vectors(torch.arange(ITEMS))
+    torch.testing.assert_close(vectors.std(), torch.tensor(model.backbone.token_sd))
+    torch.testing.assert_close(model.head.bias.exp(), torch.full((ITEMS,), 1 / ITEMS))
