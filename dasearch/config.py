@@ -182,6 +182,13 @@ class Recipe(Section):
         None, ge=1, description="stop after so many epochs without a better validation NDCG@10"
     )
     precision: Precision = Field(Precision.AUTO, description="auto: bfloat16 autocast on CUDA, float32 on CPU")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="in place of model.dropout, for short trainings want less of it; null: that"
+    )
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values; a dropout of its own stands there only where it has one, as before it could."""
+        return self.model_dump(mode="json", exclude={"dropout"} if self.dropout is None else None)
 
 
 class CollaborativeTraining(Section):
@@ -294,6 +301,20 @@ class StudySettings(Section):
                 "set another encoder.name"
             )
         return self
+
+    @model_validator(mode="after")
+    def _dropout_of_the_model(self) -> Self:
+        if not hasattr(self.model, "dropout"):
+            for name, recipe in (("trial", self.trial), ("final", self.final)):
+                if recipe.dropout is not None:
+                    raise ValueError(f"{self.model.kind} has no dropout; drop {name}.dropout")
+        return self
+
+    def by(self, recipe: Recipe) -> Self:
+        """The study as a recipe trains it."""
+        if recipe.dropout is None:
+            return self
+        return self.model_copy(update={"model": self.model.model_copy(update={"dropout": recipe.dropout})})
 
     @property
     def reads_encoder(self) -> bool:

@@ -72,7 +72,7 @@ class Variant:
         """What decides its result beside the seed: 16 hexadecimal digits."""
         content: list[Any] = [objective_hash(self.settings), str(self.layout), self.replace_every]
         if self.recipe is not None:
-            content.append(self.recipe.model_dump(mode="json"))
+            content.append(self.recipe.record())
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
@@ -116,7 +116,7 @@ class Ablation:
 
     def _run_key(self) -> str:
         """Which trainings may be compared: the same study, recipe and users."""
-        recipe = recipe_of(self.study.settings, short=self.short).model_dump(mode="json")
+        recipe = recipe_of(self.study.settings, short=self.short).record()
         content = [objective_hash(self.study.settings), recipe, self.short]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

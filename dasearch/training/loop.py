@@ -265,7 +265,7 @@ def _identity(settings: StudySettings, recipe: Recipe, candidate: Candidate) -> 
         "layout": str(candidate.layout),
         **_own_choices(candidate.layout),
         "seed": candidate.seed,
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recipe.record(),
         "study": objective_hash(settings),
     }
 

@@ -123,8 +123,8 @@ class Ground:
         recipe: Recipe,
         replace_every: int,
     ) -> None:
-        self.settings, self.recipe, self.replace_every = settings, recipe, replace_every
-        self.materials = materials.computing_in(recipe.precision)
+        self.settings, self.recipe, self.replace_every = settings.by(recipe), recipe, replace_every
+        self.materials = materials.under(self.settings).computing_in(recipe.precision)
         self.plan = self.materials.method.plan(self.materials, recipe.batch_size)
         self.validation = validation_plan(self.materials.catalogue, self.materials.development)
         self.share, self.stopped = 1.0, threading.Event()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dasearch.config import Recipe, StudySettings
-from dasearch.errors import TrainingError
+from dasearch.errors import StudyError, TrainingError
 from dasearch.layout import Layout
 from dasearch.models.darec import Variation
 from dasearch.training.baselines import popularity_ranks
@@ -260,3 +260,27 @@ def test_trains_on_a_gpu_in_bfloat16() -> None:
     trained = run({"epochs": 12, "lr": 1e-2}, device="cuda")
     assert trained.metrics.mrr > 0.1  # popularity is at 0.05
     assert trained.model.head.weight.dtype is torch.float32
+
+
+@pytest.mark.parametrize("kind", ["darec", "e4s-rec"])
+def test_a_recipes_dropout_stands_in_place_of_the_models(kind: str) -> None:
+    own = small_settings(model={"kind": kind, "dropout": 0.4})
+    other = small_settings(model={"kind": kind, "dropout": 0.1}, trial={"dropout": 0.4})
+    layout = Layout.parse("SP-PP" if kind == "e4s-rec" else "SPS-PPS")
+    first, second, third = (
+        train(study, materials(study), layout, recipe).progress.epochs
+        for study, recipe in ((own, own.trial), (other, other.trial), (other, other.final))
+    )
+    assert [epoch.losses for epoch in first] == [epoch.losses for epoch in second]
+    assert [epoch.losses for epoch in first] != [epoch.losses for epoch in third]
+
+
+def test_a_recipe_without_a_dropout_of_its_own_is_recorded_as_before_it_could_have_one() -> None:
+    study = small_settings()
+    assert "dropout" not in study.trial.record()
+    assert study.trial.model_copy(update={"dropout": 0.0}).record()["dropout"] == 0.0
+
+
+def test_a_model_without_dropout_refuses_one() -> None:
+    with pytest.raises(StudyError, match=r"idle has no dropout; drop trial\.dropout"):
+        small_settings(model={"kind": "idle"}, trial={"dropout": 0.1})
