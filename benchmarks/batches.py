@@ -45,12 +45,13 @@ def groups(races: Sequence[Race]) -> dict[str, list[Race]]:
     """Every landscape by itself, then the planted ones of a size with and without the sparse family, and the tables."""
     names = list(dict.fromkeys(race.landscape for race in races))
     members = {name: [name] for name in names}
-    planted = [name for name in names if not name.startswith(TABLE)]
-    for bits in dict.fromkeys(name.split("/")[1] for name in planted):
-        members[f"planted/{bits}"] = [name for name in planted if name.endswith(f"/{bits}")]
-        members[f"planted/{bits} without {SPARSE}"] = [
-            n for n in members[f"planted/{bits}"] if not n.startswith(SPARSE)
-        ]
+    by_size: dict[str, list[str]] = {}
+    for name in names:
+        if not name.startswith(TABLE):
+            by_size.setdefault(name.split("/", 1)[1], []).append(name)
+    for size, same in by_size.items():
+        members[f"planted/{size}"] = same
+        members[f"planted/{size} without {SPARSE}"] = [name for name in same if not name.startswith(SPARSE)]
     members["tables"] = [name for name in names if name.startswith(TABLE)]
     return {group: [race for race in races if race.landscape in of] for group, of in members.items()}
 

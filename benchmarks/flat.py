@@ -37,7 +37,7 @@ def main() -> None:
         if table.outputs[OBJECTIVE].shape[1] < 2:
             continue  # one seed tells nothing of the noise
         noise, level = residuals(table)
-        space = load_search_space("darec", backbone_layers=len(table.names) // 3)
+        space = load_search_space("darec", backbone_layers=len(table.sizes) // 3)
         for factor in FACTORS:
             print(f"{path.stem}, noise x {factor:g}: sd {factor * float(noise.std() / level):.1%} of the mean")
             for gain in GAINS:

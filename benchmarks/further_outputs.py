@@ -50,7 +50,7 @@ def main() -> None:
     for path in sorted(TABLES.glob("*.jsonl")):
         table = read_table(path)
         codes = torch.tensor(table.layouts).double()
-        choices = Choices.named(dict.fromkeys(table.names, 2))
+        choices = Choices.named(table.sizes)
         seeds = [of_seed(table, seed) for seed in range(table.outputs["MRR"].shape[1])]
         if len(seeds) < 2:
             continue

@@ -21,13 +21,12 @@ import time
 
 import optuna
 import torch
-from optuna.distributions import CategoricalDistribution
 
 from dasearch.bayes import Observation, PRSampler
 from dasearch.bayes.sampler import FEWEST_STARTUP
 from dasearch.bench.landscapes import FAMILIES, Planted
-from dasearch.bench.samplers import CHOICES, play
-from dasearch.layout import Depth, Layout, as_record, carried
+from dasearch.bench.samplers import play, space_of
+from dasearch.layout import Depth, Layout, carried
 from dasearch.search.confirmation import t_interval
 
 SHALLOW, DEEP = 12, 24
@@ -38,11 +37,8 @@ RACED = ("smooth", "independent", "within")
 
 def joined(deep: Planted) -> Planted:
     """Pairs of layers as one, up to a constant: what the deep landscape says of layouts whose pairs are alike."""
-    layers, sites = deep.single.shape
-    pairs = (layers // 2, 2)
-    return Planted(
-        deep.single.view(*pairs, sites).sum(1), deep.within.view(*pairs, sites, sites).sum(1), deep.between[1::2]
-    )
+    pairs = (len(deep.single) // 2, 2)
+    return Planted(deep.single.unflatten(0, pairs).sum(1), deep.within.unflatten(0, pairs).sum(1), deep.between[1::2])
 
 
 def mixed(first: Planted, second: Planted, share: float) -> Planted:
@@ -65,7 +61,7 @@ def sources(family: str, deep: Planted, generator: torch.Generator) -> dict[str,
 def search(
     landscape: Planted, seed: int, prior: list[Observation], startup: int | None = None
 ) -> tuple[list[float], optuna.Study]:
-    space = {name: CategoricalDistribution(CHOICES) for name in landscape.names}
+    space = space_of(landscape.sizes)
     sampler = PRSampler(seed=seed, search_space=space, prior=prior, n_startup=startup)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     noise = torch.Generator().manual_seed(seed + 10_000)
@@ -77,9 +73,9 @@ def observations(study: optuna.Study, names: list[str]) -> list[Observation]:
     found = []
     of, to = (Depth(tuple(range(layers)), layers) for layers in (SHALLOW, DEEP))
     for trial in study.trials:
-        bits = [CHOICES.index(trial.params[name]) for name in sorted(trial.params)]
+        bits = [trial.params[name] for name in sorted(trial.params)]
         layout = carried(Layout.from_bits(bits, sites=len(names) // DEEP), of, to)
-        found.append(Observation(as_record(layout, names), trial.values[0]))
+        found.append(Observation(dict(zip(names, layout.z, strict=True)), trial.values[0]))
     return found
 
 
@@ -91,7 +87,7 @@ def race(family: str, seed: int) -> dict[str, list[float]]:
     found = {"cold": search(deep, seed, [])[0], "cold, 2 startup": search(deep, seed, [], FEWEST_STARTUP)[0]}
     for name, source in sources(family, deep, generator).items():
         _, study = search(source, seed + 50_000, [])
-        found[name] = search(deep, seed, observations(study, deep.names))[0]
+        found[name] = search(deep, seed, observations(study, list(deep.sizes)))[0]
     return found
 
 

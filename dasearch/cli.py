@@ -514,8 +514,21 @@ def samplers(
         list[str] | None,
         typer.Option("--family", metavar="NAME", help="A planted family; may be repeated. Default: all."),
     ] = None,
-    bits: Annotated[
-        list[int] | None, typer.Option("--bits", metavar="N", help="Size of planted landscapes; default 36 and 90.")
+    sites: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--sites",
+            "--bits",
+            metavar="N",
+            help="Sites of planted landscapes, 3 a layer; may be repeated. Default: 36 and 90.",
+        ),
+    ] = None,
+    choices: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N",
+            help="Choices of every site of planted landscapes, shown as in smooth/36/3; may be repeated. Default: 2.",
+        ),
     ] = None,
     tables: Annotated[
         list[Path] | None,
@@ -551,7 +564,8 @@ def samplers(
     console = _console()
     found = race_samplers(
         families=families,
-        bits=bits or [36, 90],
+        sites=sites or [36, 90],
+        choices=choices or [2],
         tables=tables,
         samplers=names,
         seeds=seeds,

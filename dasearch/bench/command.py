@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dasearch.bench.landscapes import FAMILIES, SITES, read_table
+from dasearch.bench.landscapes import BINARY, FAMILIES, MOST_CHOICES, SITES, read_table
 from dasearch.bench.samplers import PR, SAMPLERS, Race, Score, ask_seconds, planned, read_races, run, scores
 from dasearch.errors import WrongUse, suggestion
 from dasearch.search_space import shipped
@@ -35,7 +35,7 @@ class Bench:
 def race_samplers(
     *,
     families: Sequence[str] | None,
-    bits: Sequence[int],
+    sites: Sequence[int],
     tables: Sequence[Path] | None,
     samplers: Sequence[str] | None,
     seeds: int,
@@ -44,6 +44,7 @@ def race_samplers(
     ask: bool,
     out: Path,
     batches: Sequence[int] = (1,),
+    choices: Sequence[int] = (BINARY,),
     say: Callable[[str], None],
 ) -> Bench:
     """Run every race that ``out`` does not hold yet and write the scores; None stands for all there are.
@@ -51,14 +52,20 @@ def race_samplers(
     Every sampler is asked for one trial at a time, and for as many as ``batches`` says beside that.
 
     Raises:
-        WrongUse: for an unknown family, sampler or table, bits that are no whole layers, or an empty batch.
+        WrongUse: for an unknown family, sampler or table, sites that are no whole layers, too few or too many choices, or
+            an empty batch.
     """
     _require_known(families or (), FAMILIES, "family")
     _require_known(samplers or (), SAMPLERS, "sampler")
-    for size in bits:
+    for size in sites:
         if size % SITES or size < 2 * SITES:
             raise WrongUse(
-                f"{size} bits are no whole layers; planted landscapes have {SITES} sites a layer, so give 6, 36, 90"
+                f"{size} sites are no whole layers; planted landscapes have {SITES} sites a layer, so give 6, 36, 90"
+            )
+    for count in choices:
+        if not BINARY <= count <= MOST_CHOICES:
+            raise WrongUse(
+                f"a site of planted landscapes has {BINARY} to {MOST_CHOICES} choices; give --choices such a number, not {count}"
             )
     if any(batch < 1 for batch in batches):
         raise WrongUse(f"a batch of {min(batches)} asks for nothing; give --batch numbers from 1 on, as in 1,4,8")
@@ -71,7 +78,9 @@ def race_samplers(
     out.mkdir(parents=True, exist_ok=True)
     batches = list(dict.fromkeys([1, *batches]))
     planted = FAMILIES if families is None else families
-    entries = planned(planted, bits, tables, names, seeds=seeds, trials=trials, batches=batches)
+    entries = planned(
+        planted, sites, tables, names, seeds=seeds, trials=trials, batches=batches, choices=list(dict.fromkeys(choices))
+    )
     started = time.perf_counter()
     with ExitStack() as stack:
         map_races: Callable[..., Any] = map
@@ -85,7 +94,7 @@ def race_samplers(
             )
     keys = {entry.key for entry in entries}
     races = [race for race in read_races(out / RACES) if race.key in keys]
-    found = Bench(races, scores(races), ask_seconds(names, batches) if ask else {})
+    found = Bench(races, scores(races), ask_seconds(names, batches, choices) if ask else {})
     (out / SCORES).write_text(json.dumps(found.record(), indent=1) + "\n", encoding="utf-8")
     return found
 

@@ -24,20 +24,26 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 
 from dasearch.bayes import PRSampler, curve_mean
-from dasearch.bench.landscapes import FAMILIES, SITES, Landscape, read_table
+from dasearch.bench.landscapes import BINARY, FAMILIES, SITES, Landscape, read_table
 
-CHOICES = ("serial", "parallel")
 CHECKPOINTS = (10, 12, 20, 30, 60)  # trials at which curves are compared
 TABLE, TABLE_TRIALS = "table/", 30
-ASK_SIZES = ((36, 30), (36, 200), (90, 30), (90, 200))  # bits, trials already told
+ASK_SIZES = ((36, 30), (36, 200), (90, 30), (90, 200))  # sites, trials already told
 ASK_REPEATS = 5
 PR = "PRSampler"
+
+Space = Mapping[str, CategoricalDistribution]
+
+
+def space_of(sizes: Mapping[str, int]) -> Space:
+    """Every variable's choices are its codes, 0 and up."""
+    return {name: CategoricalDistribution(range(size)) for name, size in sizes.items()}
 
 
 class OneFlip(BaseSampler):
     """Local search: a random single change of the best layout so far that is not known; a random one to begin with."""
 
-    def __init__(self, *, seed: int, space: Mapping[str, CategoricalDistribution]) -> None:
+    def __init__(self, *, seed: int, space: Space) -> None:
         self._space, self._generator = dict(space), torch.Generator().manual_seed(seed)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: Any) -> dict[str, BaseDistribution]:
@@ -49,19 +55,24 @@ class OneFlip(BaseSampler):
     def sample_relative(self, study: optuna.Study, trial: Any, search_space: Any) -> dict[str, Any]:
         done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
         if not done:
-            bits = torch.randint(2, (len(self._space),), generator=self._generator).tolist()
-            return dict(zip(self._space, (CHOICES[bit] for bit in bits), strict=True))
+            return dict(zip(self._space, random_codes(self._space, self._generator), strict=True))
         known = [t.params for t in done]
         best = study.best_trial.params
-        for index in torch.randperm(len(self._space), generator=self._generator).tolist():
-            name = list(self._space)[index]
-            flipped = {**best, name: CHOICES[1 - CHOICES.index(best[name])]}
-            if flipped not in known:
-                return flipped
-        return flipped
+        changes = [(name, by) for name, d in self._space.items() for by in range(1, len(d.choices))]
+        for index in torch.randperm(len(changes), generator=self._generator).tolist():
+            name, by = changes[index]
+            changed = {**best, name: (best[name] + by) % len(self._space[name].choices)}
+            if changed not in known:
+                return changed
+        return changed
 
 
-Make = Callable[[int, Mapping[str, CategoricalDistribution]], BaseSampler]
+def random_codes(space: Space, generator: torch.Generator) -> tuple[int, ...]:
+    """One after another, so that two choices everywhere give what ``randint`` gives for all at once."""
+    return tuple(int(torch.randint(len(d.choices), (), generator=generator)) for d in space.values())
+
+
+Make = Callable[[int, Space], BaseSampler]
 SAMPLERS: dict[str, Make] = {
     PR: lambda seed, space: PRSampler(seed=seed, search_space=space, signal=curve_mean),
     "PRSampler of values": lambda seed, space: PRSampler(seed=seed, search_space=space),
@@ -86,7 +97,7 @@ def labelled(sampler: str, batch: int) -> str:
 class Race:
     """One sampler on one landscape with one seed."""
 
-    landscape: str  # family/bits or table/name
+    landscape: str  # family/sites, family/sites/choices or table/name
     sampler: str
     seed: int
     curve: list[float]  # best noise-free value so far, a number a trial
@@ -120,8 +131,24 @@ class Entry:
     def open(self) -> Landscape:
         if self.table is not None:
             return read_table(self.table, seed=self.seed)
-        kind, what = self.landscape.split("/", 1)
-        return FAMILIES[kind](int(what) // SITES, torch.Generator().manual_seed(self.seed))
+        return planted(self.landscape, torch.Generator().manual_seed(self.seed))
+
+
+def sized(sites: int, choices: int) -> str:
+    """``36`` for sites of two choices, ``36/3`` for three."""
+    return str(sites) if choices == BINARY else f"{sites}/{choices}"
+
+
+def choices_of(name: str) -> int:
+    """Of every site of a planted landscape."""
+    _, _, *choices = name.split("/")
+    return int(choices[0]) if choices else BINARY
+
+
+def planted(name: str, generator: torch.Generator) -> Landscape:
+    """The landscape that ``family/sites`` or ``family/sites/choices`` names."""
+    family, sites, *_ = name.split("/")
+    return FAMILIES[family](int(sites) // SITES, generator, choices_of(name))
 
 
 def race(entry: Entry) -> Race:
@@ -129,10 +156,11 @@ def race(entry: Entry) -> Race:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     landscape = entry.open()
-    space = {name: CategoricalDistribution(CHOICES) for name in landscape.names}
+    space = space_of(landscape.sizes)
     study = optuna.create_study(direction="maximize", sampler=SAMPLERS[entry.sampler](entry.seed, space))
     noise = torch.Generator().manual_seed(entry.seed + 10_000)
-    curve, asks = play(study, landscape, min(entry.trials, 2 ** len(space)), noise, batch=entry.batch)
+    trials = min(entry.trials, math.prod(landscape.sizes.values()))
+    curve, asks = play(study, landscape, trials, noise, batch=entry.batch)
     return Race(
         entry.landscape,
         entry.sampler,
@@ -147,16 +175,16 @@ class Asked(NamedTuple):
     """A trial, its layout, and the seconds until it was known."""
 
     trial: optuna.Trial
-    bits: tuple[int, ...]
+    codes: tuple[int, ...]
     seconds: float
 
 
-def ask(study: optuna.Study, names: Iterable[str]) -> Asked:
-    """The next trial with a choice for every name."""
+def ask(study: optuna.Study, space: Space) -> Asked:
+    """The next trial with a choice for every variable."""
     started = time.perf_counter()
     trial = study.ask()
-    bits = tuple(CHOICES.index(trial.suggest_categorical(name, CHOICES)) for name in names)
-    return Asked(trial, bits, time.perf_counter() - started)
+    codes = tuple(d.choices.index(trial.suggest_categorical(name, d.choices)) for name, d in space.items())
+    return Asked(trial, codes, time.perf_counter() - started)
 
 
 def play(
@@ -166,36 +194,39 @@ def play(
 
     ``batch`` trials are asked for, then observed and told in that order; the last batch is smaller where they do not divide.
     """
+    space = space_of(landscape.sizes)
     curve: list[float] = []
     asks: list[float] = []
     while len(curve) < trials:
-        for trial, bits, seconds in [ask(study, landscape.names) for _ in range(min(batch, trials - len(curve)))]:
-            *epochs, value = landscape.observe(bits, noise)
+        for trial, codes, seconds in [ask(study, space) for _ in range(min(batch, trials - len(curve)))]:
+            *epochs, value = landscape.observe(codes, noise)
             for number, epoch in enumerate(epochs):
                 trial.report(epoch, number)
             study.tell(trial, value)
-            curve.append(max([landscape.truth(bits), *curve[-1:]]))
+            curve.append(max([landscape.truth(codes), *curve[-1:]]))
             asks.append(seconds)
     return curve, asks
 
 
 def planned(
     families: Iterable[str],
-    sizes: Iterable[int],
+    sites: Iterable[int],
     tables: Iterable[Path],
     samplers: Sequence[str],
     *,
     seeds: int,
     trials: int,
     batches: Sequence[int] = (1,),
+    choices: Iterable[int] = (BINARY,),
 ) -> list[Entry]:
     """Every race, seeds outermost: a bench that is cut short has compared everything equally often."""
-    planted = [(f"{family}/{size}", trials, None) for family, size in itertools.product(families, sizes)]
+    sizes = [sized(*size) for size in itertools.product(sites, choices)]
+    drawn = [(f"{family}/{size}", trials, None) for family, size in itertools.product(families, sizes)]
     real = [(f"{TABLE}{path.stem}", min(trials, TABLE_TRIALS), path) for path in tables]
     return [
         Entry(landscape, sampler, seed, count, path, batch)
         for seed in range(seeds)
-        for landscape, count, path in [*planted, *real]
+        for landscape, count, path in [*drawn, *real]
         for sampler in samplers
         for batch in batches
     ]
@@ -242,10 +273,8 @@ class Score:
 
 
 def scores(races: Sequence[Race]) -> list[Score]:
-    """By landscape, and pooled over planted ones."""
-    landscapes = list(dict.fromkeys(found.landscape for found in races))
-    groups = {name: [name] for name in landscapes}
-    groups["planted, pooled"] = [name for name in landscapes if not name.startswith(TABLE)]
+    """By landscape, and pooled over planted ones of as many choices."""
+    groups = _groups(list(dict.fromkeys(found.landscape for found in races)))
     found = []
     for (group, members), (sampler, batch), trials in itertools.product(
         groups.items(), dict.fromkeys((r.sampler, r.batch) for r in races), CHECKPOINTS
@@ -259,6 +288,16 @@ def scores(races: Sequence[Race]) -> list[Score]:
             cost = mean_and_error([alone[pair] - values[pair] for pair in pairs])
             found.append(Score(group, sampler, batch, trials, mean, *lead, *cost, len(pairs)))
     return found
+
+
+def _groups(landscapes: Sequence[str]) -> dict[str, list[str]]:
+    groups = {name: [name] for name in landscapes}
+    for name in landscapes:
+        if not name.startswith(TABLE):
+            choices = choices_of(name)
+            pooled = "planted, pooled" if choices == BINARY else f"planted of {choices} choices, pooled"
+            groups.setdefault(pooled, []).append(name)
+    return groups
 
 
 def reached(races: Iterable[Race], sampler: str, batch: int, trials: int) -> dict[tuple[str, int], float]:
@@ -276,8 +315,10 @@ def mean_and_error(differences: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(n) if n > 1 else math.nan
 
 
-def ask_seconds(samplers: Sequence[str], batches: Sequence[int] = (1,)) -> dict[str, dict[str, float]]:
-    """Median seconds of an ask, ``{bits/trials: {sampler: seconds}}``, all in this process on the same trials.
+def ask_seconds(
+    samplers: Sequence[str], batches: Sequence[int] = (1,), choices: Sequence[int] = (BINARY,)
+) -> dict[str, dict[str, float]]:
+    """Median seconds of an ask, ``{sites/trials: {sampler: seconds}}``, all in this process on the same trials.
 
     Of a batch, the seconds of all its asks over their number.
     """
@@ -285,24 +326,23 @@ def ask_seconds(samplers: Sequence[str], batches: Sequence[int] = (1,)) -> dict[
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     raced = list(itertools.product(samplers, batches))
     return {
-        f"{bits}/{told}": {labelled(name, batch): _ask(name, bits, told, batch) for name, batch in raced}
-        for bits, told in ASK_SIZES
+        f"{size}/{told}": {labelled(name, batch): _ask(name, size, told, batch) for name, batch in raced}
+        for size, told in ((sized(sites, count), told) for count in choices for sites, told in ASK_SIZES)
     }
 
 
-def _ask(sampler: str, bits: int, told: int, batch: int) -> float:
+def _ask(sampler: str, size: str, told: int, batch: int) -> float:
     generator = torch.Generator().manual_seed(0)
-    landscape = FAMILIES["independent"](bits // SITES, generator)
-    space: dict[str, BaseDistribution] = {name: CategoricalDistribution(CHOICES) for name in landscape.names}
-    study = optuna.create_study(direction="maximize", sampler=SAMPLERS[sampler](0, space))  # type: ignore[arg-type]
+    landscape = planted(f"independent/{size}", generator)
+    space = space_of(landscape.sizes)
+    study = optuna.create_study(direction="maximize", sampler=SAMPLERS[sampler](0, space))
 
     def tell(drawn: tuple[int, ...]) -> None:
-        params = dict(zip(space, (CHOICES[bit] for bit in drawn), strict=True))
-        value = landscape.observe(drawn, generator)[-1]
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
+        params, value = dict(zip(space, drawn, strict=True)), landscape.observe(drawn, generator)[-1]
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=dict(space), value=value))
 
     for _ in range(told):
-        tell(tuple(torch.randint(2, (bits,), generator=generator).tolist()))
+        tell(random_codes(space, generator))
     seconds = []
     for _ in range(ASK_REPEATS + 1):
         asked = [ask(study, space) for _ in range(batch)]

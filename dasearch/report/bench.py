@@ -52,9 +52,9 @@ def _value(score: Score) -> str:
 
 
 def show_asks(console: Console, seconds: dict[str, dict[str, float]]) -> None:
-    """Median seconds of one ask, a row a size."""
+    """Median seconds of one ask, a row a size (sites, and choices where there are more than two)."""
     table = Table(title="median seconds of an ask")
-    table.add_column("bits/trials")
+    table.add_column("size/trials")
     for name in next(iter(seconds.values()), {}):
         table.add_column(name, justify="right")
     for size, row in seconds.items():

@@ -12,18 +12,21 @@ import torch
 
 from dasearch.bench.command import race_samplers
 from dasearch.bench.samplers import (
-    CHOICES,
     PR,
     SAMPLERS,
     Entry,
+    OneFlip,
     Race,
+    ask,
     ask_seconds,
     planned,
     play,
     race,
+    random_codes,
     read_races,
     run,
     scores,
+    space_of,
 )
 from dasearch.cli import run_command
 from dasearch.errors import WrongUse
@@ -31,8 +34,9 @@ from tests.bench.test_landscapes import table_file
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_race_repeats_and_its_curve_never_falls(sampler: str) -> None:
-    entry = Entry("sparse/6", sampler, 1, 12)
+@pytest.mark.parametrize("landscape", ["sparse/6", "within/6/3"])
+def test_a_race_repeats_and_its_curve_never_falls(sampler: str, landscape: str) -> None:
+    entry = Entry(landscape, sampler, 1, 12)
     first, again = race(entry), race(entry)
     assert first.curve == again.curve
     assert len(first.curve) == 12
@@ -43,6 +47,125 @@ def test_a_race_repeats_and_its_curve_never_falls(sampler: str) -> None:
 def test_the_best_is_found_where_everything_is_tried(tmp_path: Path) -> None:
     path = table_file(tmp_path / "t.jsonl")
     assert race(Entry("table/t", PR, 0, 12, path)).curve[3:] == [1]  # a table of four layouts ends there
+    path = table_file(tmp_path / "u.jsonl", letters=("SPN", "PN"))
+    assert race(Entry("table/u", PR, 0, 12, path)).curve[5:] == [1]
+
+
+# curves of 22 trials on within/36, seed 3, as they were when landscapes were of bits
+FROZEN = {
+    "TPE multivariate": [
+        0.11063,
+        0.11063,
+        0.11063,
+        0.11063,
+        0.11063,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+    ],
+    "1-flip": [
+        0.16861,
+        0.16861,
+        0.16861,
+        0.16861,
+        0.16861,
+        0.31168,
+        0.31168,
+        0.31168,
+        0.31168,
+        0.31168,
+        0.31168,
+        0.31168,
+        0.31168,
+        0.33989,
+        0.3455,
+        0.3919,
+        0.3919,
+        0.3919,
+        0.3919,
+        0.3919,
+        0.3919,
+        0.3919,
+    ],
+    "genetic": [
+        0.11063,
+        0.11063,
+        0.11063,
+        0.11063,
+        0.11063,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+        0.70864,
+    ],
+}
+
+
+@pytest.mark.parametrize("sampler", FROZEN)
+def test_binary_races_are_what_they_were(sampler: str) -> None:
+    assert race(Entry("within/36", sampler, 3, 22)).curve == FROZEN[sampler]
+
+
+def test_one_flip_changes_one_site_to_a_choice_not_known_yet() -> None:
+    space = space_of({"a": 3, "b": 5, "c": 2})
+    study = optuna.create_study(direction="maximize", sampler=OneFlip(seed=4, space=space))
+    study.enqueue_trial({"a": 1, "b": 4, "c": 0})
+    seen = [ask(study, space)]
+    study.tell(seen[0].trial, 1.0)
+    for _ in range(2 + 4 + 1):  # every single change of the first, which stays the best
+        seen.append(ask(study, space))
+        study.tell(seen[-1].trial, 0.0)
+    changed = [sum(x != y for x, y in zip(one.codes, seen[0].codes, strict=True)) for one in seen[1:]]
+    assert changed == [1] * 7
+    assert len({one.codes for one in seen}) == 8
+
+
+def test_a_random_layout_has_each_site_s_own_choices_and_bits_are_drawn_as_ever() -> None:
+    generator = torch.Generator().manual_seed(2)
+    drawn = [random_codes(space_of({"a": 2, "b": 5, "c": 3}), generator) for _ in range(200)]
+    assert [set(of_site) for of_site in zip(*drawn, strict=True)] == [{0, 1}, set(range(5)), {0, 1, 2}]
+    bits = random_codes(space_of(dict.fromkeys(range(40), 2)), torch.Generator().manual_seed(7))  # type: ignore[arg-type]
+    assert list(bits) == torch.randint(2, (40,), generator=torch.Generator().manual_seed(7)).tolist()
+
+
+def test_landscapes_are_named_by_sites_and_choices() -> None:
+    entries = planned(["step", "sparse"], [6, 36], [], ["random"], seeds=1, trials=11, choices=[2, 3])
+    names = ["step/6", "step/6/3", "step/36", "step/36/3", "sparse/6", "sparse/6/3", "sparse/36", "sparse/36/3"]
+    assert [entry.landscape for entry in entries] == names
+    sizes = [list(entry.open().sizes.values()) for entry in entries[:4]]
+    assert sizes == [[2] * 6, [3] * 6, [2] * 36, [3] * 36]
+    assert {s.landscape for s in scores([Race(name, PR, 0, [0.5] * 10, 0.1) for name in names])} == {
+        *names,
+        "planted, pooled",
+        "planted of 3 choices, pooled",
+    }
 
 
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
@@ -84,7 +207,7 @@ class Noted:
     """A landscape of six bits that notes what is observed, and whose values are drawn."""
 
     def __init__(self) -> None:
-        self.names = SIX
+        self.sizes = dict.fromkeys(SIX, 2)
         self.seen: list[tuple[int, ...]] = []
 
     def truth(self, bits: tuple[int, ...]) -> float:
@@ -105,11 +228,11 @@ class Scripted(optuna.samplers.BaseSampler):
         self.told.append(len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))))
         return {}
 
-    def sample_relative(self, *_: object) -> dict[str, str]:
+    def sample_relative(self, *_: object) -> dict[str, int]:
         return {}
 
-    def sample_independent(self, study: object, trial: optuna.trial.FrozenTrial, name: str, _: object) -> str:
-        return CHOICES[trial.number >> SIX.index(name) & 1]
+    def sample_independent(self, study: object, trial: optuna.trial.FrozenTrial, name: str, _: object) -> int:
+        return trial.number >> SIX.index(name) & 1
 
 
 def bits_of(number: int) -> tuple[int, ...]:
@@ -134,12 +257,12 @@ def test_one_at_a_time_is_what_optuna_itself_does(sampler: str) -> None:
     """`optimize` asks and tells one trial after another; the race's curve is that of its trials."""
     entry = Entry("neighbours/6", sampler, 3, 12, batch=1)
     landscape, noise = entry.open(), torch.Generator().manual_seed(10_003)
-    space = {name: optuna.distributions.CategoricalDistribution(CHOICES) for name in landscape.names}
+    space = space_of(landscape.sizes)
     study = optuna.create_study(direction="maximize", sampler=SAMPLERS[sampler](3, space))
     curve: list[float] = []
 
     def objective(trial: optuna.Trial) -> float:
-        bits = tuple(CHOICES.index(trial.suggest_categorical(name, CHOICES)) for name in space)
+        bits = tuple(int(trial.suggest_categorical(name, d.choices)) for name, d in space.items())
         curve.append(max([landscape.truth(bits), *curve[-1:]]))
         return landscape.observe(bits, noise)[-1]
 
@@ -192,12 +315,13 @@ def test_asks_of_a_batch_are_timed_beside_single_ones(monkeypatch: pytest.Monkey
     assert list(found) == ["6/5"]
     assert list(found["6/5"]) == ["random", "random, 4 at a time"]
     assert all(seconds > 0 for seconds in found["6/5"].values())
+    assert list(ask_seconds(["random"], choices=[2, 3])) == ["6/5", "6/3/5"]
 
 
 def bench(tmp_path: Path, **changes: object) -> None:
     options: dict[str, object] = {
         "families": ["step"],
-        "bits": [6],
+        "sites": [6],
         "tables": [],
         "samplers": ["random"],
         "seeds": 1,
@@ -215,7 +339,9 @@ def bench(tmp_path: Path, **changes: object) -> None:
     [
         ({"families": ["smoth"]}, "no family 'smoth'; did you mean smooth"),
         ({"samplers": ["tpe"]}, "no sampler 'tpe'"),
-        ({"bits": [35]}, "35 bits are no whole layers"),
+        ({"sites": [35]}, "35 sites are no whole layers"),
+        ({"choices": [1]}, "has 2 to 8 choices; give --choices such a number, not 1"),
+        ({"choices": [3, 9]}, "has 2 to 8 choices; give --choices such a number, not 9"),
         ({"tables": [Path("nowhere.jsonl")]}, "no table nowhere.jsonl"),
         ({"batches": [4, 0]}, "a batch of 0 asks for nothing"),
     ],
@@ -252,6 +378,22 @@ def test_the_command_writes_numbers_and_a_figure(tmp_path: Path, capsys: pytest.
     assert "plotly" in (out / "samplers.html").read_text(encoding="utf-8").lower()
     assert run_command([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == numbers
+
+
+def test_the_command_races_on_more_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bench"
+    table = table_file(tmp_path / "t.jsonl", letters=("SPN", "SPN"))
+    command = (
+        "bench samplers --family step --sites 6 --choices 2 --choices 3 --sampler random --seeds 2 --trials 11 --no-ask"
+    )
+    assert run_command([*command.split(), "--out", str(out), "--table", str(table)]) == 0
+    assert "step/6/3" in capsys.readouterr().out
+    found = json.loads((out / "scores.json").read_text(encoding="utf-8"))["scores"]
+    leads = {s["landscape"]: (s["lead"], s["lead_error"]) for s in found if s["sampler"] == "random"}
+    assert list(leads) == ["step/6", "step/6/3", "planted, pooled", "planted of 3 choices, pooled"]
+    assert leads["step/6/3"] == leads["planted of 3 choices, pooled"]
+    assert leads["step/6/3"] != leads["step/6"]
+    assert all(math.isfinite(error) for _, error in leads.values())
 
 
 def test_the_command_compares_batches_with_one_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
