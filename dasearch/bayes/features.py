@@ -146,7 +146,7 @@ def _with_pairs(
     """Blocks for pairs within a layer, and for one site in neighbouring layers."""
     n = range(len(site))
     within = [(i, j) for i in n for j in n if i < j and depth[i] == depth[j] and site[i][0] != site[j][0]]
-    neighbours = [(i, j) for i in n for j in n if depth[j] == depth[i] + 1 and site[i] == site[j]]
+    neighbours = [(i, j) for i in n for j in n if depth[j] == depth[i] + 1 and site[i][0] == site[j][0]]
     rows, found = 0, list(blocks)
     total = len(within) + len(neighbours)
     for name, pairs in (("within a layer", within), ("neighbouring layers", neighbours)):

@@ -79,6 +79,20 @@ def test_the_isotropic_kernel_expands_as_said(choices: Choices) -> None:
         assert float(projected) == pytest.approx(level * float(raised[i]))
 
 
+@pytest.mark.parametrize("choices", [layered(3, 2), layered(3, 2, 3), layered(2, 2, 5)])
+def test_no_component_knows_the_order_of_a_site_s_choices(choices: Choices) -> None:
+    """Renumbered alike in all layers, they have the same prior covariance."""
+    features = dictionary(choices)
+    codes = choices.uniform(40, seeded(1))
+    order = torch.arange(choices.sizes[0], dtype=torch.float64).flip(0)
+    before, after = (features.features(choices.contrasts(points)) for points in (codes, order[codes.long()]))
+    assert not torch.equal(before, after)
+    for name in features.names[:-2]:
+        belongs = torch.tensor([component == name for component in features.component])
+        covariances = (found[:, belongs] @ found[:, belongs].T for found in (before, after))
+        torch.testing.assert_close(*covariances, msg=lambda found, name=name: f"{name}: {found}")
+
+
 def test_depth_components_join_layers_and_linear_does_not() -> None:
     choices = layered(8, 1)
     features = dictionary(choices)
