@@ -1,14 +1,14 @@
 """Adapter layouts: what stands at each adapter site of each layer.
 
 Liu et al. 2024 (DARec), sec. 2.3.3: the vector z of 3L choices between serial and parallel. Here a choice is a value (`Choice`),
-of which a search space lists as many as it likes.
+of which a search space lists as many as it likes, other kinds of trained module among them, as the paper's conclusion asks for.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -37,11 +37,13 @@ class Choice:
         letter: as a layout's text writes it.
         active: False where there is no adapter and the frozen layer stays as it is.
         parallel: whether the adapter reads its sublayer's input rather than its output.
-        width: bottleneck units, at most the model's; None: as many as the model's.
+        width: bottleneck units, or LoRA's rank, at most the model's; None: as many as the model's.
         join: how it joins, where ``parallel``.
+        lora: whether it is LoRA (Hu et al. 2022) on the queries and values of an attention site, in place of an adapter.
 
     Raises:
-        LayoutError: for a letter that is not one of A to Z or a to z, or a width below 1.
+        LayoutError: for a letter that is not one of A to Z or a to z, a width below 1, or LoRA that is to stand beside a
+            sublayer.
     """
 
     name: str
@@ -50,43 +52,60 @@ class Choice:
     parallel: bool = False
     width: int | None = None
     join: Join = Join.MODEL
+    lora: bool = False
 
     def __post_init__(self) -> None:
         if len(self.letter) != 1 or not (self.letter.isascii() and self.letter.isalpha()):
             raise LayoutError(f"choice {self.name!r} has the letter {self.letter!r}; give one of A to Z or a to z")
         if self.width is not None and self.width < 1:
             raise LayoutError(f"choice {self.name!r} has width {self.width}; an adapter has at least 1 unit")
+        if self.lora and (not self.active or self.parallel or self.join is not Join.MODEL):
+            raise LayoutError(
+                f"choice {self.name!r} is LoRA, which changes queries and values and joins no sublayer; give it a width alone"
+            )
 
     @property
-    def numbers(self) -> tuple[float, float, float, float]:
-        """What `dasearch.models.adapters.place` reads of a site: `READS`, `ACTIVE`, `JOINS`, `UNITS`."""
+    def adapts(self) -> bool:
+        """Whether there is a bottleneck adapter."""
+        return self.active and not self.lora
+
+    @property
+    def numbers(self) -> tuple[float, float, float, float, float]:
+        """What a layer reads of a site: `READS`, `ACTIVE`, `JOINS`, `UNITS`, `LORA`."""
         joins = self.parallel and self.join is Join.MODEL
         return (
             float(self.parallel),
-            float(self.active),
+            float(self.adapts),
             float(joins),
             WHOLE if self.width is None else float(self.width),
+            float(self.lora),
         )
 
+    def record(self) -> dict[str, Any]:
+        """Its fields; without ``lora`` where it is none, as before there was LoRA."""
+        return {name: value for name, value in asdict(self).items() if name != "lora" or value}
+
     def nearest(self, choices: Sequence[Choice]) -> Choice:
-        """This choice if it is among them, else the most similar: first in being there, then in place, join and width."""
+        """This choice if it is among them, else the most similar: first in being there, then in kind, place, join and width."""
 
         def unlike(other: Choice) -> tuple[float, ...]:
             widths = [math.log(choice.width or 1 << 20) for choice in (self, other)]
-            different = (self.active != other.active, self.parallel != other.parallel, self.join != other.join)
+            fields = ("active", "lora", "parallel", "join")
+            different = (getattr(self, field) != getattr(other, field) for field in fields)
             return *map(float, different), abs(widths[0] - widths[1])
 
         return self if self in choices else min(choices, key=unlike)
 
 
-READS, ACTIVE, JOINS, UNITS = range(4)  # columns of `Layout.tensor`
+READS, ACTIVE, JOINS, UNITS, LORA = range(5)  # columns of `Layout.tensor`; ACTIVE: of an adapter
 
 SERIAL = Choice("serial", "S")
 PARALLEL = Choice("parallel", "P", parallel=True)
 NONE = Choice("none", "N", active=False)
 PARALLEL_SUM = Choice("parallel-sum", "A", parallel=True, join=Join.SUM)
+LOW_RANK = Choice("lora", "L", lora=True)
 PLACEMENTS = (SERIAL, PARALLEL)  # the paper's two
-CHOICES: Mapping[str, Choice] = {choice.name: choice for choice in (*PLACEMENTS, NONE, PARALLEL_SUM)}
+CHOICES: Mapping[str, Choice] = {choice.name: choice for choice in (*PLACEMENTS, NONE, PARALLEL_SUM, LOW_RANK)}
 
 
 class ModelKind(StrEnum):
@@ -105,6 +124,7 @@ SITES: dict[ModelKind, tuple[str, ...]] = {  # of a layer, in the order of a lay
     ModelKind.E4S_REC: ("attention", "ffn"),
 }
 ADAPTER_MODELS = (ModelKind.DAREC, ModelKind.E4S_REC)  # those whose sites hold adapters, which may take any choice
+ATTENTION_SITES = ("causal", "context")  # of DARec: each has queries and values of its own, which LoRA may change
 
 
 class Difference(NamedTuple):
@@ -209,13 +229,31 @@ class Layout:
         """Those that occur, each once, the first met first."""
         return tuple(dict.fromkeys(self.flat))
 
-    def tensor(self, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
-        """What a recommender's forward reads: ``(layers, sites, 3)`` of `READS`, `ACTIVE`, `JOINS`.
+    @property
+    def has_lora(self) -> bool:
+        """Whether a site has LoRA."""
+        return any(choice.lora for choice in self.choices)
 
-        ``(layers, sites, 4)``, with `UNITS`, where a choice has a width of its own.
+    @property
+    def columns(self) -> int:
+        """How many numbers of a site `tensor` needs: `UNITS` where a choice has a width of its own, `LORA` where one is that."""
+        if self.has_lora:
+            return LORA + 1
+        return UNITS if all(choice.width is None for choice in self.choices) else UNITS + 1
+
+    def tensor(
+        self,
+        *,
+        columns: int | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """What a recommender's forward reads: ``(layers, sites, columns)`` of `READS`, `ACTIVE`, `JOINS`, `UNITS`, `LORA`.
+
+        Args:
+            columns: at least as many as the property of that name says, which None takes.
         """
-        columns = UNITS if all(choice.width is None for choice in self.choices) else UNITS + 1
-        numbers = [[choice.numbers[:columns] for choice in group] for group in self.groups]
+        numbers = [[choice.numbers[: columns or self.columns] for choice in group] for group in self.groups]
         return torch.tensor(numbers, device=device, dtype=dtype)
 
     def distance(self, other: Layout) -> int:
@@ -276,6 +314,21 @@ def carried(layout: Layout, of: Depth, to: Depth) -> Layout:
         return min(range(len(gaps)), key=lambda place: (gaps[place], -place))
 
     return Layout(tuple(layout.groups[nearest(layer)] for layer in to.replaced))
+
+
+def require_lora_sites(layout: Layout, sites: Sequence[str]) -> None:
+    """Refuse LoRA at a site without queries and values of its own.
+
+    Raises:
+        LayoutError: for one, by its name.
+    """
+    for layer, group in enumerate(layout.groups, start=1):
+        for site, choice in zip(sites, group, strict=True):
+            if choice.lora and site not in ATTENTION_SITES:
+                raise LayoutError(
+                    f"layer {layer} of {layout} has {choice.name} at {site}; LoRA changes queries and values, which DARec's "
+                    f"sites {' and '.join(ATTENTION_SITES)} alone have"
+                )
 
 
 def site_names(replaced: Sequence[int], sites: Sequence[str]) -> tuple[str, ...]:

@@ -35,10 +35,13 @@ class ChoiceRecord(BaseModel):
     letter: str = Field(pattern="^[A-Za-z]$")
     active: bool = Field(True, description="false: no adapter, the frozen layer as it is")
     parallel: bool = Field(False, description="whether the adapter reads its sublayer's input rather than its output")
-    width: int | None = Field(None, ge=1, description="bottleneck units; null: `bottleneck`")
+    width: int | None = Field(
+        None, ge=1, description="bottleneck units; null: `bottleneck`. Of LoRA its rank; null: `lora_rank`"
+    )
     join: Join = Field(
         Join.MODEL, description="of an adapter that reads the input: as `parallel_reduce` says, or the plain sum"
     )
+    lora: bool = Field(False, description="since 1.2: LoRA on the site's queries and values, in place of an adapter")
 
     def choice(self) -> Choice:
         return Choice(**self.model_dump())
@@ -52,7 +55,7 @@ def choice_records(*choices: Choice) -> list[ChoiceRecord]:
 class LayoutFile(VersionedFile):
     """The contents of ``layout.json``."""
 
-    VERSION = "1.1"
+    VERSION = "1.2"
     WHAT = "layout file (layout.json)"
 
     schema_version: str = Field(VERSION, description="MAJOR.MINOR; a minor version only adds fields")
@@ -74,6 +77,8 @@ class LayoutFile(VersionedFile):
     parallel_reads: str = Field("sublayer input (after the frozen norm)", description="what a parallel adapter reads")
     parallel_reduce: str | None = Field(None, description="how a parallel adapter joins its sublayer: mean or sum")
     parallel_residual: bool | None = Field(None, description="DARec: whether a parallel adapter adds its own input")
+    lora_rank: int | None = Field(None, description="since 1.2, DARec: rank of LoRA where a choice names none")
+    lora_alpha: float | None = Field(None, description="since 1.2, DARec: its scale times its rank")
     metric: Metric | None = None
     study: str
     seed: int

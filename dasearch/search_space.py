@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from dasearch.errors import LayoutError, SearchSpaceError, first_line, suggestion
 from dasearch.layout import (
     ADAPTER_MODELS,
+    ATTENTION_SITES,
     CHOICES,
     PLACEMENTS,
     SITES,
@@ -47,7 +48,9 @@ class ChoiceFile(BaseModel):
 
     like: str = Field(description="a shipped choice: " + ", ".join(CHOICES))
     letter: str = Field(description="a letter for layouts, as s in sPS-PPS")
-    width: int | None = Field(None, ge=1, description="bottleneck units, at most model.bottleneck")
+    width: int | None = Field(
+        None, ge=1, description="bottleneck units, at most model.bottleneck; of LoRA its rank, at most model.lora_rank"
+    )
     join: Join | None = Field(None, description="how an adapter that reads its sublayer's input joins: model or sum")
 
     @field_validator("like")
@@ -96,6 +99,7 @@ class SearchSpaceFile(BaseModel):
             raise ValueError(f"choices lists [{', '.join(self.choices)}]; list those of [{', '.join(self.sites)}]")
         for names in self.choices.values() if isinstance(self.choices, dict) else [self.choices]:
             self._require_choices(names)
+        self._require_attention_sites()
         shadowing = sorted(set(self.define) & set(CHOICES))
         if shadowing:
             raise ValueError(
@@ -123,11 +127,27 @@ class SearchSpaceFile(BaseModel):
                 own = "there is " if any_choice else f"{self.model} has "
                 raise ValueError(f"{own}no choice {name!r}{suggestion(name, list(able))}; {', '.join(able)}")
 
+    def _require_attention_sites(self) -> None:
+        """LoRA stands where there are queries and values alone."""
+        for site in self.sites:
+            lora = next((choice.name for choice in self.of_site(site) if choice.lora), None)
+            if lora is not None and site not in ATTENTION_SITES:
+                able = " and ".join(ATTENTION_SITES)
+                raise ValueError(
+                    f"{site} has no choice {lora!r}: LoRA changes queries and values, which {able} alone have; "
+                    "list choices by site"
+                )
+
     @property
     def alphabet(self) -> tuple[Choice, ...]:
         """All choices of the space, in the order in which the sites list them."""
         lists = [self.choices] if isinstance(self.choices, list) else [self.choices[site] for site in self.sites]
         return tuple(self.named(name) for name in dict.fromkeys(name for names in lists for name in names))
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether a site may have LoRA."""
+        return any(choice.lora for choice in self.alphabet)
 
     def named(self, name: str) -> Choice:
         return self.define[name].choice(name) if name in self.define else CHOICES[name]

@@ -10,6 +10,8 @@ from dasearch.layout import (
     ACTIVE,
     CHOICES,
     JOINS,
+    LORA,
+    LOW_RANK,
     NONE,
     PARALLEL,
     PARALLEL_SUM,
@@ -19,6 +21,7 @@ from dasearch.layout import (
     Choice,
     Depth,
     Difference,
+    Join,
     Layout,
     carried,
     replaced_layers,
@@ -63,7 +66,7 @@ def test_text_form() -> None:
     ("text", "message"),
     [
         ("", "at least one layer"),
-        ("SPX", "written with S, P, N, A and -, as in SPS-PPS; 'SPX' has 'X'"),
+        ("SPX", "written with S, P, N, A, L and -, as in SPS-PPS; 'SPX' has 'X'"),
         ("SP-SPS", "same number of sites"),
         ("SP--SP", "same number of sites"),
     ],
@@ -140,6 +143,28 @@ def test_what_a_forward_pass_reads_of_each_choice() -> None:
     assert widened[:, UNITS].tolist() == [16, float("inf")]
 
 
+def test_lora_is_a_number_of_its_own_where_a_layout_has_it() -> None:
+    layout = Layout.parse("LNS")
+    numbers = layout.tensor()[0]
+    assert (layout.columns, numbers.shape) == (5, (3, 5))
+    assert numbers[:, LORA].tolist() == [1, 0, 0]
+    assert numbers[:, ACTIVE].tolist() == [0, 0, 1]  # of an adapter
+    assert numbers[:, UNITS].tolist() == [float("inf")] * 3
+    assert Layout.parse("SPN").columns == 3
+    assert Layout.parse("SPN").tensor(columns=5)[0, :, LORA].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("more", [{"parallel": True}, {"join": Join.SUM}, {"active": False}])
+def test_lora_joins_no_sublayer(more: dict[str, object]) -> None:
+    with pytest.raises(LayoutError, match="'odd' is LoRA, which changes queries and values and joins no sublayer"):
+        Choice("odd", "o", lora=True, **more)
+
+
+def test_a_record_of_a_choice_is_as_it_was_before_there_was_lora() -> None:
+    assert set(SERIAL.record()) == {"name", "letter", "active", "parallel", "width", "join"}
+    assert LOW_RANK.record()["lora"] is True
+
+
 def test_letters_of_ones_own_choices() -> None:
     narrow = Choice("narrow", "s", width=16)
     layout = Layout.parse("sSN", [*CHOICES.values(), narrow])
@@ -158,5 +183,7 @@ def test_a_missing_choice_has_a_nearest_one() -> None:
     narrow, wide = Choice("narrow", "s", width=16), Choice("wide", "w", width=64)
     assert PARALLEL_SUM.nearest([NONE, SERIAL, PARALLEL]) == PARALLEL
     assert SERIAL.nearest([NONE, narrow, wide]) == wide
+    assert LOW_RANK.nearest([NONE, PARALLEL, SERIAL]) == SERIAL
+    assert LOW_RANK.nearest([NONE, SERIAL, Choice("thin", "t", lora=True, width=2)]).name == "thin"
     assert Choice("own", "o", width=24).nearest([narrow, wide]) == narrow
     assert NONE.nearest([SERIAL, PARALLEL, NONE]) == NONE

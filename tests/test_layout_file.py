@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dasearch.errors import LayoutError
-from dasearch.layout import SITES, Layout, ModelKind, replaced_layers
+from dasearch.layout import LOW_RANK, SERIAL, SITES, Choice, Layout, ModelKind, replaced_layers
 from dasearch.layout_file import LayoutFile, read_layout
 
 CONTENT: dict[str, Any] = {
@@ -58,6 +58,24 @@ def test_what_is_written_is_read(
 
 def test_files_from_before_minor_versions_are_read(tmp_path: Path) -> None:
     assert LayoutFile.read(written(tmp_path, schema_version=1)).schema_version == "1.0"
+
+
+def test_lora_is_written_and_read(tmp_path: Path) -> None:
+    thin = {"name": "thin", "letter": "t", "width": 4, "lora": True}
+    choices = [{"name": "serial", "letter": "S"}, {"name": "lora", "letter": "L", "lora": True}, thin]
+    path = written(tmp_path, schema_version="1.2", layout="LtS-SSS", choices=choices, lora_rank=8, lora_alpha=16.0)
+    found = LayoutFile.read(path)
+    assert found.parsed().flat[:3] == (LOW_RANK, Choice("thin", "t", width=4, lora=True), SERIAL)
+    path.write_text(found.text())
+    assert LayoutFile.read(path) == found
+
+
+def test_a_file_of_1_1_has_no_lora(tmp_path: Path) -> None:
+    choices = [{"name": "serial", "letter": "S"}, {"name": "parallel", "letter": "P", "parallel": True}]
+    found = LayoutFile.read(written(tmp_path, schema_version="1.1", choices=choices))
+    assert (found.parsed(), found.lora_rank) == (Layout.parse("SPS-PPS"), None)
+    with pytest.raises(LayoutError, match="written with S, P and -"):
+        LayoutFile.read(written(tmp_path, schema_version="1.1", choices=choices, layout="LPS-PPS"))
 
 
 def test_a_later_minor_version_may_know_more(tmp_path: Path) -> None:

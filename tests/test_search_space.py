@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dasearch.errors import LayoutError, SearchSpaceError
-from dasearch.layout import SITES, Layout
+from dasearch.layout import SITES, Choice, Layout
 from dasearch.search_space import SearchSpace, SearchSpaceFile, load_search_space, space_differences
 from tests.conftest import seeded
 
@@ -150,6 +150,29 @@ def test_choices_by_site() -> None:
         found.encode(Layout.parse("PPS-SPS"))
 
 
+THIN = {"thin": {"like": "lora", "letter": "t", "width": 4}}
+LORA_LISTS = {"causal": ["serial", "lora", "thin"], "context": ["lora", "none"], "recommendation": ["serial", "none"]}
+
+
+def test_lora_of_a_rank_of_its_own() -> None:
+    found = space(choices=LORA_LISTS, define=THIN)
+    assert found.file.has_lora
+    assert not space().file.has_lora
+    layout = found.parse("tLS-LLN")
+    assert layout.flat[0] == Choice("thin", "t", width=4, lora=True)
+    assert found.decode(found.encode(layout)) == layout
+    assert str(found.all_serial) == "SLS-SLS"  # the context site has no adapter: LoRA is nearer than nothing
+    with pytest.raises(LayoutError, match="'thin' is LoRA, which changes queries and values"):
+        space(choices=LORA_LISTS, define={"thin": {**THIN["thin"], "join": "sum"}})
+
+
+def test_the_shipped_space_with_lora() -> None:
+    found = load_search_space("darec-lora", backbone_layers=4)
+    assert found.size == (4 * 4 * 3) ** 4
+    assert str(found.all_serial) == "SSS-SSS-SSS-SSS"
+    assert found.nearest(Layout.parse("LLN-LLN-LLN-LLN")) == Layout.parse("LLN-LLN-LLN-LLN")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -163,6 +186,18 @@ def test_choices_by_site() -> None:
             "serial and odd share the letter S",
         ),
         ({"model": "idle", "sites": list(SITES["idle"]), "choices": ["serial", "none"]}, "idle has no choice 'none'"),
+        (
+            {"model": "ra-rec", "sites": list(SITES["ra-rec"]), "choices": ["serial", "lora"]},
+            "ra-rec has no choice 'lora'",
+        ),
+        (
+            {"choices": ["serial", "lora"]},
+            "recommendation has no choice 'lora': LoRA changes queries and values, which causal and context alone have",
+        ),
+        (
+            {"choices": {**LORA_LISTS, "recommendation": ["serial", "thin"]}, "define": THIN},
+            "recommendation has no choice 'thin': LoRA",
+        ),
     ],
 )
 def test_what_no_choice_is(changes: dict[str, object], message: str) -> None:

@@ -71,7 +71,7 @@ class BottleneckAdapter(nn.Module):
     def unused(self, choice: Choice) -> dict[str, Tensor]:
         """Which numbers a choice leaves unused, bool of the parameters' shapes, by their names."""
         unit = torch.arange(self.down.out_features) >= (choice.width or self.down.out_features)
-        if not choice.active:
+        if not choice.adapts:
             return {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in self.named_parameters()}
         by_name = {"down.weight": unit[:, None].expand(-1, self.down.in_features), "down.bias": unit}
         return {**by_name, "up.weight": unit.expand(self.up.out_features, -1)} if unit.any() else {}
@@ -113,6 +113,14 @@ class AdapterSettings(BaseModel):
             "parallel_residual": self.parallel_residual,
         }
 
+    def too_wide(self, choice: Choice) -> str | None:
+        """What to say of a choice that is wider than the model; None of the others."""
+        if choice.width is None or choice.width <= self.bottleneck:
+            return None
+        return (
+            f"has {choice.width} units and the model's adapters {self.bottleneck}; set model.bottleneck={choice.width}"
+        )
+
     def adapter(self, width: int, generator: torch.Generator, units: int | None = None) -> BottleneckAdapter:
         """A new one, of so many units (None: as many as all have)."""
         return BottleneckAdapter(
@@ -139,8 +147,8 @@ def place(
     ``reduce`` and ``residual`` make of it; none is ``SA``. The parallel adapter of He et al. 2022, ``SA + B(h)``, reads h
     and joins like a serial one. With x what the adapter reads and g 0 or 1, all of them are ``a (SA + g B(x)) + c h``.
 
-    Shapes: sublayer_out, sublayer_in ``(rows, tokens, width)``, choice ``(3,)`` or ``(3, rows, 1, 1)`` of
-    `dasearch.layout.READS`, ``ACTIVE``, ``JOINS``, or four of them with ``UNITS`` -> ``(rows, tokens, width)``.
+    Shapes: sublayer_out, sublayer_in ``(rows, tokens, width)``, choice ``(k,)`` or ``(k, rows, 1, 1)`` of
+    `dasearch.layout.READS`, ``ACTIVE``, ``JOINS``, and from k = 4 on ``UNITS`` -> ``(rows, tokens, width)``.
     """
     kind = (
         sublayer_out.dtype

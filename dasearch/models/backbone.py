@@ -99,6 +99,30 @@ class DecoderBlock(Block):
         """The module that reads `norm2`'s output, and the one that gives the FFN's."""
         raise NotImplementedError
 
+    @property
+    def query_width(self) -> int:
+        """Of what the query projection gives for a token."""
+        return int(self.layer.self_attn.q_proj.out_features)
+
+    @property
+    def value_width(self) -> int:
+        """Of what the value projection gives for a token; less than of queries where heads share it."""
+        return int(self.layer.self_attn.v_proj.out_features)
+
+    def queries(self, flat: Tensor, positions: Positions) -> Tensor:
+        """What attention reads of the query projection's output; linear, so that of a sum it is the sum.
+
+        Shapes: flat ``(batch, tokens, query width)`` -> ``(batch, heads, tokens, head width)``.
+        """
+        raise NotImplementedError
+
+    def values(self, flat: Tensor) -> Tensor:
+        """The same of the value projection's. Shapes: ``(batch, tokens, value width)`` -> as of `queries`."""
+        raise NotImplementedError
+
+    def project_queries(self, normed: Tensor, positions: Positions) -> Tensor:
+        return self.queries(self.layer.self_attn.q_proj(normed), positions)
+
     def norm2(self, hidden: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -143,12 +167,15 @@ class OPTBlock(DecoderBlock):
     def output(self, attended: Tensor) -> Tensor:
         return self.layer.self_attn.out_proj(attended)  # type: ignore[no-any-return]
 
-    def project_queries(self, normed: Tensor, positions: Positions) -> Tensor:
-        return self._heads(self.layer.self_attn.q_proj(normed) * self.scale)
+    def queries(self, flat: Tensor, positions: Positions) -> Tensor:
+        return self._heads(flat * self.scale)
+
+    def values(self, flat: Tensor) -> Tensor:
+        return self._heads(flat)
 
     def project_keys(self, normed: Tensor, positions: Positions | None) -> Keys:
         attention = self.layer.self_attn
-        return Keys(self._heads(attention.k_proj(normed)), self._heads(attention.v_proj(normed)))
+        return Keys(self._heads(attention.k_proj(normed)), self.values(attention.v_proj(normed)))
 
 
 class LlamaBlock(DecoderBlock):
@@ -170,19 +197,23 @@ class LlamaBlock(DecoderBlock):
     def output(self, attended: Tensor) -> Tensor:
         return self.layer.self_attn.o_proj(attended)  # type: ignore[no-any-return]
 
-    def project_queries(self, normed: Tensor, positions: Positions) -> Tensor:
-        queries = self._heads(self.layer.self_attn.q_proj(normed))
-        return rotated(queries, positions) * self.scale
+    def queries(self, flat: Tensor, positions: Positions) -> Tensor:
+        return rotated(self._heads(flat), positions) * self.scale
+
+    def values(self, flat: Tensor) -> Tensor:
+        return self._shared(self._heads(flat))
 
     def project_keys(self, normed: Tensor, positions: Positions | None) -> Keys:
         attention = self.layer.self_attn
-        keys, values = self._heads(attention.k_proj(normed)), self._heads(attention.v_proj(normed))
+        keys = self._heads(attention.k_proj(normed))
         if positions is not None:
             keys = rotated(keys, positions)
-        shared = self.heads // keys.shape[1]
-        if shared > 1:
-            keys, values = keys.repeat_interleave(shared, dim=1), values.repeat_interleave(shared, dim=1)
-        return Keys(keys, values)
+        return Keys(self._shared(keys), self.values(attention.v_proj(normed)))
+
+    def _shared(self, parts: Tensor) -> Tensor:
+        """Keys or values for every head, where several read the same."""
+        shared = self.heads // parts.shape[1]
+        return parts.repeat_interleave(shared, dim=1) if shared > 1 else parts
 
 
 def rotated(parts: Tensor, positions: Positions) -> Tensor:

@@ -8,11 +8,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from dasearch.data import ItemRows, SequenceBatch
-from dasearch.layout import SITES, WHOLE, Layout, ModelKind, replaced_layers
+from dasearch.errors import LayoutError
+from dasearch.layout import SITES, Layout, ModelKind, replaced_layers, require_lora_sites
+from dasearch.models.adapters import AdapterSettings
 from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.stacking import Linear, per_row
@@ -117,16 +118,32 @@ class RecommenderModel(nn.Module):
         frozen = {id(tensor) for tensor in (*self.backbone.parameters(), *self.backbone.buffers())}
         return {n: t for n, t in (*self.named_parameters(), *self.named_buffers()) if id(t) not in frozen}
 
-    def layout_tensor(self, layout: Layout) -> Tensor:
-        """The layout as ``forward`` reads it, on the model's device."""
+    def layout_tensor(self, layout: Layout, columns: int | None = None) -> Tensor:
+        """The layout as ``forward`` reads it, on the model's device; ``columns`` as of `Layout.tensor`.
+
+        Raises:
+            LayoutError: for another shape, or a choice that this model does not have.
+        """
         layout.require(len(self.replaced), len(SITES[self.kind]))
-        return layout.tensor(device=self.device)
+        self.require_choices(layout)
+        return layout.tensor(columns=columns, device=self.device)
+
+    def require_choices(self, layout: Layout) -> None:
+        """Refuse a choice that this model does not have.
+
+        Raises:
+            LayoutError: for it, by its name.
+        """
+        require_lora_sites(layout, SITES[self.kind])
+        for choice in layout.choices if isinstance(self.settings, AdapterSettings) else ():
+            reason = self.settings.too_wide(choice)
+            if reason is not None:
+                raise LayoutError(f"choice {choice.name!r} {reason}")
 
     def layout_tensors(self, layouts: Sequence[Layout]) -> Tensor:
-        """Several candidates' layouts side by side: ``(K, layers, sites, 3)``, or 4 where one of them has `UNITS`."""
-        tensors = [self.layout_tensor(layout) for layout in layouts]
-        columns = max(tensor.shape[-1] for tensor in tensors)
-        return torch.stack([F.pad(t, (0, columns - t.shape[-1]), value=WHOLE) for t in tensors])
+        """Several candidates' layouts side by side: ``(K, layers, sites, k)``, k of the one that needs most."""
+        columns = max(layout.columns for layout in layouts)
+        return torch.stack([self.layout_tensor(layout, columns) for layout in layouts])
 
     def inactive(self, layout: Layout) -> dict[str, Tensor]:
         """Which numbers of trained parameters the layout leaves unused, bool of their shapes, by the names of the parameters."""

@@ -7,10 +7,10 @@ rows are trained; readings of SPEC 1 where the text is silent. Each such reading
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -20,11 +20,12 @@ from torch.nn import functional as F
 from dasearch.data import ItemRows, Rows, SequenceBatch
 from dasearch.data.rows import NO_ITEM
 from dasearch.errors import LayoutError
-from dasearch.layout import ACTIVE, SERIAL, SITES, Choice, Layout, ModelKind
+from dasearch.layout import ACTIVE, ATTENTION_SITES, LORA, SERIAL, SITES, Choice, Layout, ModelKind
 from dasearch.models.adapters import AdapterSettings, MaskRouter, place
 from dasearch.models.attention import (
     SQUARE_TOKENS,
     ItemBlocks,
+    Keys,
     MaskMode,
     Projected,
     additive,
@@ -52,6 +53,7 @@ from dasearch.models.collaborative import (
 )
 from dasearch.models.compilation import compiled
 from dasearch.models.id_encoders import IDEncoder
+from dasearch.models.lora import ALPHA, RANK, LoRA
 from dasearch.models.masks import causal_mask, context_mask
 from dasearch.models.stacking import Linear, Table, gather_tokens, linear
 
@@ -121,6 +123,8 @@ class DARecSettings(AdapterSettings):
 
     kind: Literal[ModelKind.DAREC] = ModelKind.DAREC
     variation: Variation = Field(Variation.DAREC, description="darec, or one of the paper's own variations of it")
+    lora_rank: int = Field(RANK, ge=1, description="rank of the updates where a search space has LoRA")
+    lora_alpha: float = Field(ALPHA, gt=0, description="their scale times their rank")
     rec_adapter_site: RecommendationSite = Field(RecommendationSite.FFN, description="what the third adapter wraps")
     mask_mode: MaskMode = Field(
         MaskMode.ADDITIVE, description="masks before the softmax; post_softmax leaks the future"
@@ -170,6 +174,18 @@ class DARecSettings(AdapterSettings):
     def holds_encoder(self) -> bool:
         """Whether the model has an ID encoder in it, beside what it may have started from."""
         return self.encoder_scores > 0
+
+    @property
+    def layout_facts(self) -> dict[str, Any]:
+        return {**super().layout_facts, "lora_rank": self.lora_rank, "lora_alpha": self.lora_alpha}
+
+    def too_wide(self, choice: Choice) -> str | None:
+        """As of the base; LoRA's width is its rank."""
+        if not choice.lora:
+            return super().too_wide(choice)
+        if choice.width is None or choice.width <= self.lora_rank:
+            return None
+        return f"has rank {choice.width} and the model's LoRA {self.lora_rank}; set model.lora_rank={choice.width}"
 
     @property
     def compared(self) -> tuple[str, ...]:
@@ -313,8 +329,8 @@ def chosen_states(states: Tensor, inputs: LayerInputs, *, last: bool) -> Tensor:
 class AdaptedSites(nn.Module):
     """What is trained in one dynamically adapted layer, and how it joins what the frozen layer computes (sec. 2.3.3).
 
-    Where the context site has no adapter there is no context branch: the causal one goes on alone, and with none at all three
-    sites the layer is the frozen one.
+    Where the context site has neither adapter nor LoRA there is no context branch: the causal one goes on alone, and with
+    none at all three sites the layer is the frozen one. A site with LoRA has nothing after its sublayer.
 
     Shapes: everything ``(..., width)`` but the layout, a site's numbers of the layer's three as `place` reads them.
 
@@ -333,10 +349,18 @@ class AdaptedSites(nn.Module):
         super().__init__()
         self.settings = settings
         self.causal_adapter, self.context_adapter, self.recommendation_adapter = (
-            settings.adapter(width, generator, choice.width) if choice is not None and choice.active else None
+            settings.adapter(width, generator, choice.width) if choice is not None and choice.adapts else None
             for choice in choices or (SERIAL,) * len(ADAPTERS)
         )
-        self.router = None if self.context_adapter is None else MaskRouter(width)
+        context = SERIAL if choices is None else choices[CONTEXT]
+        self.router = MaskRouter(width) if context is not None and context.active else None
+        self.lora = nn.ModuleDict()  # by site, where there is any
+
+    def add_lora(self, block: DecoderBlock, width: int, generator: torch.Generator, ranks: Mapping[str, int]) -> None:
+        """LoRA at the sites that ``ranks`` names, on the block's projections."""
+        for site, rank in ranks.items():
+            alpha = self.settings.lora_alpha
+            self.lora[site] = LoRA(block, width, rank=rank, alpha=alpha, generator=generator)
 
     def unused(self, choices: Sequence[Choice]) -> dict[str, Tensor]:
         """Which numbers the choices of the three sites leave unused, bool of the parameters' shapes, by their names."""
@@ -345,6 +369,10 @@ class AdaptedSites(nn.Module):
             for name, choice in zip(ADAPTERS, choices, strict=True)
             for key, mask in self.get_submodule(name).unused(choice).items()  # type: ignore[operator]
         }
+        for site, choice in zip(SITES[ModelKind.DAREC], choices, strict=True):
+            if site in self.lora:
+                unused = self.lora[site].unused(choice)  # type: ignore[operator]
+                found |= {f"lora.{site}.{key}": mask for key, mask in unused.items()}
         if not choices[CONTEXT].active and self.router is not None:
             found |= {
                 f"router.{key}": torch.ones(tensor.shape, dtype=torch.bool)
@@ -355,10 +383,10 @@ class AdaptedSites(nn.Module):
     def after_attention(self, normed: Tensor, causal: Tensor, context: Tensor | None, layout: Tensor) -> Tensor:
         """What the residual takes up, from the attention's input and its output under each mask."""
         joined: Tensor = self._place(causal, normed, self.causal_adapter, layout[0])
-        if self.context_adapter is not None and self.router is not None:
+        if self.router is not None:
             assert context is not None
             other = self._place(context, normed, self.context_adapter, layout[CONTEXT])
-            joined = self.router(joined, other, layout[CONTEXT, ACTIVE])
+            joined = self.router(joined, other, _present(layout[CONTEXT]))
         if self.settings.rec_adapter_site is RecommendationSite.ROUTER_OUTPUT:
             joined = self._place(joined, normed, self.recommendation_adapter, layout[2])
         return joined
@@ -374,6 +402,11 @@ class AdaptedSites(nn.Module):
             return out
         reduce, residual = self.settings.parallel_reduce, self.settings.parallel_residual
         return place(out, seen, adapter, choice, reduce=reduce, residual=residual)
+
+
+def _present(choice: Tensor) -> Tensor:
+    """1 where a site has an adapter or LoRA, else 0."""
+    return choice[ACTIVE] + choice[LORA] if len(choice) > LORA else choice[ACTIVE]
 
 
 class DALayer(AdaptedSites):
@@ -406,13 +439,9 @@ class DALayer(AdaptedSites):
         else:
             normed = block.norm1(hidden)
             projected = block.project(normed, inputs.positions, at)
-        widened = projected
-        if collaborative is not None:
-            widened = projected.with_key(block.project_key(collaborative.to(normed.dtype)))
-        if hidden.is_cuda and mode is MaskMode.ADDITIVE and at is None:
-            causal, context = attend_causally(projected), attend_under(widened, biases[1:])[0]
-        else:
-            causal, context = attend_under(widened, biases, mode)
+        extra = None if collaborative is None else block.project_key(collaborative.to(normed.dtype))
+        branches = self._branches(projected, normed, inputs.positions, layout, at)
+        causal, context = _attended(branches, extra, biases, mode, whole=at is None)
         if at is not None:
             return self._joined(gather_tokens(hidden, at), gather_tokens(normed, at), causal, context, layout)
         return self._after_branches(hidden, normed, causal, context, layout)
@@ -429,6 +458,18 @@ class DALayer(AdaptedSites):
         normed = self.block.norm1(hidden)
         return normed, self.block.project_queries(normed, positions), *self.block.project_keys(normed, positions)
 
+    def _branches(
+        self, projected: Projected, normed: Tensor, positions: Positions, layout: Tensor, at: Tensor | None = None
+    ) -> tuple[Projected, Projected]:
+        """What the causal and the context branch attend by: the frozen projection, with the LoRA of each where there is any."""
+        if layout.shape[1] <= LORA:
+            return projected, projected
+        causal, context = (
+            self.lora[site](self.block, projected, normed, positions, layout[place], at)
+            for place, site in enumerate(ATTENTION_SITES)
+        )
+        return causal, context
+
     def _within_items(
         self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None
     ) -> Tensor:
@@ -437,7 +478,8 @@ class DALayer(AdaptedSites):
         normed = block.norm1(hidden)
         projected = block.project(normed, inputs.positions)
         key = None if collaborative is None else block.project_key(collaborative.to(normed.dtype))
-        causal, context = attend_causally(projected), inputs.blocks.attend(projected, key)
+        of_causal, of_context = self._branches(projected, normed, inputs.positions, layout)
+        causal, context = attend_causally(of_causal), inputs.blocks.attend(of_context, key)
         return self._after_branches(hidden, normed, causal, context, layout)
 
     def _after_branches(
@@ -462,6 +504,26 @@ class DALayer(AdaptedSites):
         return hidden + self.after_ffn(normed, self.block.ffn(normed), layout)
 
 
+def _attended(
+    branches: tuple[Projected, Projected], extra: Keys | None, biases: Sequence[Tensor], mode: MaskMode, *, whole: bool
+) -> tuple[Tensor, Tensor]:
+    """The causal and the context branch under their masks, from one product of queries and keys where both have the same.
+
+    Args:
+        extra: the collaborative keys, which the masks have columns for.
+        whole: whether every token is a query.
+    """
+    causal, context = branches
+    widened = context if extra is None else context.with_key(extra)
+    if causal.queries.is_cuda and mode is MaskMode.ADDITIVE and whole:
+        return attend_causally(causal), attend_under(widened, biases[1:])[0]
+    if causal is context:
+        first, second = attend_under(widened, biases, mode)
+        return first, second
+    of_causal = causal if extra is None else causal.with_key(extra)
+    return attend_under(of_causal, biases[:1], mode)[0], attend_under(widened, biases[1:], mode)[0]
+
+
 def attend_under_causal(
     block: DecoderBlock, normed: Tensor, inputs: LayerInputs, mode: MaskMode, *, last: bool = False
 ) -> Tensor:
@@ -484,6 +546,7 @@ class DARec(RecommenderModel):
         replace_every: replacement frequency r (fig. 10).
         generator: draws every initial weight.
         encoder: a trained ID encoder whose scores are added; it stays as it is.
+        lora: whether the attention sites have LoRA, for layouts that choose it; all else starts as it does without.
 
     Raises:
         BackboneError: for a backbone that is an encoder.
@@ -505,6 +568,7 @@ class DARec(RecommenderModel):
         replace_every: int = 1,
         generator: torch.Generator,
         encoder: IDEncoder | None = None,
+        lora: bool = False,
     ) -> None:
         super().__init__(backbone, settings, n_items=n_items, replace_every=replace_every, encoder=encoder)
         width = backbone.width
@@ -531,6 +595,15 @@ class DARec(RecommenderModel):
         if settings.head_states is HeadStates.WHITENED:
             self.register_buffer("state_mean", torch.zeros(width))
             self.register_buffer("state_map", torch.eye(width))
+        self.has_lora = lora
+        if lora:
+            self._add_lora(generator.clone_state())  # of its own: what is drawn after it stays the same
+
+    def _add_lora(self, generator: torch.Generator) -> None:
+        ranks = dict.fromkeys(ATTENTION_SITES, self.settings.lora_rank)
+        for layer in self.layers:
+            if isinstance(layer, DALayer):
+                layer.add_lora(layer.block, self.backbone.width, generator, ranks)
 
     def _layer(self, index: int, block: DecoderBlock, generator: torch.Generator) -> nn.Module:
         if index not in self.replaced or self.settings.variation is Variation.LLMREC:
@@ -578,19 +651,10 @@ class DARec(RecommenderModel):
             adapted += 1
         return self.backbone.final_norm(hidden)
 
-    def layout_tensor(self, layout: Layout) -> Tensor:
-        """As in the base.
-
-        Raises:
-            LayoutError: for another shape, or a choice wider than the model's adapters.
-        """
-        for choice in layout.choices:
-            if choice.width is not None and choice.width > self.settings.bottleneck:
-                raise LayoutError(
-                    f"choice {choice.name!r} has {choice.width} units and the model's adapters {self.settings.bottleneck}; "
-                    f"set model.bottleneck={choice.width}"
-                )
-        return super().layout_tensor(layout)
+    def require_choices(self, layout: Layout) -> None:
+        super().require_choices(layout)
+        if layout.has_lora and not self.has_lora:
+            raise LayoutError(f"{layout} has LoRA and the model was built without; build it with lora=True")
 
     def inactive(self, layout: Layout) -> dict[str, Tensor]:
         adapted = zip(self.replaced, layout.groups, strict=True)

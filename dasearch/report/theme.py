@@ -15,7 +15,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from dasearch.layout import CHOICES, NONE, PARALLEL_SUM, Choice, Layout
+from dasearch.layout import CHOICES, LOW_RANK, NONE, PARALLEL_SUM, Choice, Layout
 from dasearch.report.view import State
 from dasearch.search.confirmation import ALL_PARALLEL, ALL_SERIAL
 
@@ -25,7 +25,13 @@ NEUTRAL = "#8A8F98"  # 3:1 and more against both papers
 BEST = "#D55E00"
 CHOICE_SCALE = [[0.0, SERIAL], [0.5, UNDECIDED], [1.0, PARALLEL]]
 SCORE_SCALE = "Cividis"  # made for colour-blind eyes (Nuñez et al. 2018)
-CHOICE_COLOURS = {"serial": SERIAL, "parallel": PARALLEL, NONE.name: NEUTRAL, PARALLEL_SUM.name: "#CC79A7"}
+CHOICE_COLOURS = {
+    "serial": SERIAL,
+    "parallel": PARALLEL,
+    NONE.name: NEUTRAL,
+    PARALLEL_SUM.name: "#CC79A7",
+    LOW_RANK.name: "#56B4E9",
+}
 OWN_COLOURS = ("#009E73", "#56B4E9", "#D55E00", "#F0E442")  # of choices that a space defines, in their order
 DARK_COLOURS = (SERIAL, "#D55E00")  # on which white is easier to read
 ROLE_COLOURS = {ALL_SERIAL: SERIAL, ALL_PARALLEL: PARALLEL}
@@ -114,11 +120,12 @@ def counting(title: str, most: int) -> dict[str, Any]:
 
 
 def choice_colours(choices: Sequence[Choice]) -> dict[str, str]:
-    """A colour a choice, by its name; a shipped one has the same everywhere."""
+    """A colour a choice, by its name; a shipped one has the same everywhere, and others none that a shipped one here has."""
     own = [choice.name for choice in choices if choice.name not in CHOICES]
+    taken = {CHOICE_COLOURS[choice.name] for choice in choices if choice.name in CHOICES}
+    left = [colour for colour in OWN_COLOURS if colour not in taken]
     return {
-        choice.name: CHOICE_COLOURS.get(choice.name) or OWN_COLOURS[own.index(choice.name) % len(OWN_COLOURS)]
-        for choice in choices
+        choice.name: CHOICE_COLOURS.get(choice.name) or left[own.index(choice.name) % len(left)] for choice in choices
     }
 
 

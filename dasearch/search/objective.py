@@ -40,6 +40,7 @@ class Objective:
     Args:
         materials: of the users to train and validate on; Data_BO for trials, everyone for the final training.
         folder: where unfinished trainings keep their checkpoints.
+        lora: whether the search space has LoRA.
     """
 
     settings: StudySettings
@@ -47,6 +48,7 @@ class Objective:
     recipe: Recipe
     replace_every: int
     folder: Path
+    lora: bool = False
 
     def train(self, layout: Layout, *, run: str, seed: int, on_epoch: Callable[[Epoch], None]) -> Trained:
         """Train a layout by itself, with every core, going on from this run's checkpoint if there is one.
@@ -95,6 +97,7 @@ class Objective:
                 candidates,
                 self.recipe,
                 replace_every=self.replace_every,
+                lora=self.lora,
                 at_once=at_once,
                 on_epoch=on_epoch,
             )

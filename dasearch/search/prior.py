@@ -42,7 +42,7 @@ class ScoredLayout(BaseModel):
 class TrialsFile(VersionedFile):
     """The contents of ``trials.json``: the complete trials of a study, for another one to begin with."""
 
-    VERSION = "1.1"
+    VERSION = "1.2"
     WHAT = "trials file (trials.json)"
 
     schema_version: str = Field(VERSION, description="MAJOR.MINOR; a minor version only adds fields")

@@ -7,7 +7,7 @@ from pathlib import Path
 from dasearch.config import resolve_output
 from dasearch.data import Dataset, LeaveOneOut
 from dasearch.errors import ModelFolderError, StudyError
-from dasearch.layout import Layout
+from dasearch.layout import Layout, require_lora_sites
 from dasearch.layout_file import Metric
 from dasearch.search.confirmation import ALL_PARALLEL, ALL_SERIAL, OBJECTIVE, winner_of
 from dasearch.search.events import SINGLE, Finished, Listener, Training
@@ -30,18 +30,20 @@ def named_layout(name: str, study: Study, space: SearchSpace) -> Layout:
     """A layout by its letters, or ``all-serial``, ``all-parallel``, or ``best`` of the study so far.
 
     Raises:
-        LayoutError: for letters that do not fit the space.
+        LayoutError: for letters that do not fit the space or the model.
         StudyError: for ``best`` of a study without a completed trial.
     """
     n, sites = space.layers, len(space.sites)
     if name in (ALL_SERIAL, ALL_PARALLEL):
         return space.all_serial if name == ALL_SERIAL else space.nearest(Layout.all_parallel(n, sites))
     if name != BEST:
-        return space.parse(name).require(n, sites)
-    status = study.status()
-    found = winner_of(status.results, status.standings, space)
-    if found is not None:
+        found = space.parse(name).require(n, sites)
+        require_lora_sites(found, space.sites)
         return found
+    status = study.status()
+    winner = winner_of(status.results, status.standings, space)
+    if winner is not None:
+        return winner
     if status.best is None or status.best.layout is None:
         raise StudyError(f"study {status.name!r} has no completed trial yet; name a layout, or run it first")
     return status.best.layout
@@ -71,7 +73,9 @@ def _train_layout(study: Study, name: str, out: Path | None, heard: Listener) ->
     development = LeaveOneOut(dataset).development
     materials = prepare_study(settings, dataset, development, say=heard.says, language_model=heard.language_model)
     checkpoints = folder.parent / "checkpoints"
-    objective = Objective(settings, materials, settings.final, space.file.replace_every, checkpoints)
+    objective = Objective(
+        settings, materials, settings.final, space.file.replace_every, checkpoints, lora=space.file.has_lora
+    )
     training = Training(SINGLE, 1, 1, layout, settings.model.label, settings.final.epochs)
     heard.started(training)
     run = f"train/{settings.model.label}/{layout}"

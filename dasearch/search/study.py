@@ -16,6 +16,7 @@ from dasearch.config import StudySettings, changed, load_study, parse_data, pars
 from dasearch.data import DATASETS, Dataset, Rules, load_dataset, sample_users, statistics
 from dasearch.errors import SearchSpaceError, StoreError, StudyError, WrongUse
 from dasearch.layout import Layout
+from dasearch.models.adapters import AdapterSettings
 from dasearch.models.pretrained import pretrained_layers
 from dasearch.models.registry import MODELS
 from dasearch.models.tiny_opt import TINY_OPT
@@ -184,13 +185,10 @@ class Study:
 
 def _require_choice(settings: StudySettings, space: SearchSpace) -> None:
     """A free site that changes nothing would waste the budget; a choice wider than the model's adapters cannot be had."""
-    bottleneck = getattr(settings.model, "bottleneck", None)
     for choice in space.file.alphabet:
-        if bottleneck is not None and (choice.width or 0) > bottleneck:
-            raise SearchSpaceError(
-                f"choice {choice.name!r} of search space {space.file.name} has {choice.width} units and the model's adapters "
-                f"{bottleneck}; set model.bottleneck={choice.width}"
-            )
+        reason = settings.model.too_wide(choice) if isinstance(settings.model, AdapterSettings) else None
+        if reason is not None:
+            raise SearchSpaceError(f"choice {choice.name!r} of search space {space.file.name} {reason}")
     for site, cause in settings.inert_sites.items():
         if any(name.endswith(f".{site}") for name in space.free):
             raise SearchSpaceError(

@@ -38,7 +38,9 @@ class Trainings:
         self.checkpoints = resolve_output(settings) / "checkpoints"
 
         def objective(materials: Materials, recipe: Recipe) -> Objective:
-            return Objective(settings, materials, recipe, space.file.replace_every, self.checkpoints)
+            return Objective(
+                settings, materials, recipe, space.file.replace_every, self.checkpoints, lora=space.file.has_lora
+            )
 
         development: Development = materials.development
         self.short = objective(materials.on(data_bo(settings, development)), settings.trial)

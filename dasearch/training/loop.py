@@ -12,7 +12,7 @@ import resource
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -23,6 +23,7 @@ from dasearch.config import Recipe, StudySettings
 from dasearch.errors import TrainingError
 from dasearch.layout import CHOICES, Layout
 from dasearch.models.base import RecommenderModel
+from dasearch.models.lora import ALPHA, RANK
 from dasearch.models.stacking import StackedParameters
 from dasearch.threads import fitting, most_threads, using
 from dasearch.training.materials import Materials, compute_dtype
@@ -39,6 +40,8 @@ ADDED_READINGS = {  # of a model, and what they were before there was a choice: 
     "head_states": "plain",
     "dropout": 0.0,
     "encoder_scores": 0.0,
+    "lora_rank": RANK,
+    "lora_alpha": ALPHA,
 }
 KEPT_OF_A_TOKEN = (
     34  # numbers a layer keeps of a token, in widths: SmolLM2 on an H100, 43 GiB for 8 candidates of 16 rows
@@ -70,6 +73,7 @@ def train(
     recipe: Recipe,
     *,
     replace_every: int = 1,
+    lora: bool = False,
     seed: int = 0,
     checkpoint: Path | None = None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
@@ -77,6 +81,7 @@ def train(
     """Train ``layout`` by ``recipe`` on ``materials.development``.
 
     Args:
+        lora: as of `train_together`.
         seed, checkpoint: as of `Candidate`.
         on_epoch: told each new epoch.
 
@@ -85,7 +90,13 @@ def train(
     """
     candidate = Candidate(layout, seed, checkpoint)
     (found,) = train_together(
-        settings, materials, [candidate], recipe, replace_every=replace_every, on_epoch=lambda _, e: on_epoch(e)
+        settings,
+        materials,
+        [candidate],
+        recipe,
+        replace_every=replace_every,
+        lora=lora,
+        on_epoch=lambda _, e: on_epoch(e),
     )
     if isinstance(found, TrainingError):
         raise found
@@ -99,6 +110,7 @@ def train_together(
     recipe: Recipe,
     *,
     replace_every: int = 1,
+    lora: bool = False,
     at_once: int = 1,
     stacked: bool | None = None,
     on_epoch: OnEpoch = lambda place, epoch: None,
@@ -110,6 +122,8 @@ def train_together(
     at a time as there are cores, and comes out as it would alone to the last digit.
 
     Args:
+        lora: whether the search space has LoRA, so that all its models have the same parameters; where a layout chooses it,
+            they have them anyway.
         at_once: how many candidates the caller trains side by side as a rule, who share the cores; fewer are left over
             at a search's end or when one is resumed, and come out the same.
         stacked: None: on a GPU, which few rows leave idle; a core they keep busy.
@@ -117,7 +131,8 @@ def train_together(
     """
     if materials.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(materials.device)
-    ground = Ground(settings, materials, recipe, replace_every)
+    lora = lora or any(candidate.layout.has_lora for candidate in candidates)
+    ground = Ground(settings, materials, recipe, replace_every, lora)
     runs = [
         Run.begin(ground, candidate, place, _identity(settings, recipe, candidate))
         for place, candidate in enumerate(candidates)
@@ -255,7 +270,7 @@ def _result(ground: Ground, run: Run) -> Trained | TrainingError:
 
 def _own_choices(layout: Layout) -> dict[str, Any]:
     """Choices that are not shipped, whose letters do not say what they are; nothing where there are none."""
-    own = [asdict(choice) for choice in layout.choices if choice not in CHOICES.values()]
+    own = [choice.record() for choice in layout.choices if choice not in CHOICES.values()]
     return {"choices": own} if own else {}
 
 

@@ -105,8 +105,10 @@ class Method(ABC):
         """The same preparation for a variation of the study's model."""
         return dataclasses.replace(self, settings=settings)
 
-    def build(self, materials: Shared, *, replace_every: int, generator: torch.Generator) -> RecommenderModel:
-        """A recommender at its start."""
+    def build(
+        self, materials: Shared, *, replace_every: int, generator: torch.Generator, lora: bool = False
+    ) -> RecommenderModel:
+        """A recommender at its start; ``lora``: with LoRA for layouts that choose it."""
         model = (
             MODELS[self.settings.model.kind]
             .build(
@@ -117,6 +119,7 @@ class Method(ABC):
                 replace_every=replace_every,
                 encoder=self.encoder if self.settings.model.holds_encoder else None,
                 generator=generator,
+                lora=lora,
             )
             .to(materials.device)
         )

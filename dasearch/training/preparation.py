@@ -80,6 +80,7 @@ def untrained_model(
     n_items: int,
     replace_every: int,
     generator: torch.Generator,
+    lora: bool = False,
 ) -> RecommenderModel:
     """A recommender of the study's kind with random weights, to be filled from a file."""
     encoder = None
@@ -94,6 +95,7 @@ def untrained_model(
         replace_every=replace_every,
         encoder=encoder,
         generator=generator,
+        lora=lora,
     )
 
 
@@ -114,7 +116,13 @@ def _examples(settings: StudySettings, shared: Shared) -> Examples:
     )
 
 
-def build_model(settings: StudySettings, materials: Materials, *, replace_every: int, seed: int) -> RecommenderModel:
-    """A recommender at its start; the same seed gives every layout the same initial weights."""
+def build_model(
+    settings: StudySettings, materials: Materials, *, replace_every: int, seed: int, lora: bool = False
+) -> RecommenderModel:
+    """A recommender at its start; the same seed gives every layout the same initial weights.
+
+    Args:
+        lora: whether it has LoRA for layouts that choose it.
+    """
     generator = generator_for(settings.seed, "weights", seed)
-    return materials.method.build(materials, replace_every=replace_every, generator=generator)
+    return materials.method.build(materials, replace_every=replace_every, generator=generator, lora=lora)

@@ -325,6 +325,8 @@ def _open(folder: Path, config: Mapping[str, Any], device: str) -> Recommender:
     backbone = FrozenBackbone(model, name=settings.backbone.name, scale=settings.model.attn_scale)
     tokenizer = AutoTokenizer.from_pretrained(folder / "backbone")
     catalogue = build_catalogue(settings, catalogue_dataset(config["dataset"]["name"], items), backbone, tokenizer)
+    file = LayoutFile.read(folder)
+    layout = file.parsed()
     recommender = untrained_model(
         settings,
         backbone,
@@ -332,10 +334,9 @@ def _open(folder: Path, config: Mapping[str, Any], device: str) -> Recommender:
         n_items=len(items),
         replace_every=config["replaced"][0],
         generator=generator_for("loading"),
+        lora=layout.has_lora,
     )
     tensors, record = load_tensors(folder / "model.safetensors")
-    file = LayoutFile.read(folder)
-    layout = file.parsed()
     if file.layout != record["layout"]:
         raise ModelFolderError(
             f"{folder / LAYOUT_NAME} says {layout} and the weights were trained with {record['layout']}; put the file back"

@@ -122,8 +122,9 @@ class Ground:
         materials: Materials,
         recipe: Recipe,
         replace_every: int,
+        lora: bool = False,
     ) -> None:
-        self.settings, self.recipe, self.replace_every = settings.by(recipe), recipe, replace_every
+        self.settings, self.recipe, self.replace_every, self.lora = settings.by(recipe), recipe, replace_every, lora
         self.materials = materials.under(self.settings).computing_in(recipe.precision)
         self.plan = self.materials.method.plan(self.materials, recipe.batch_size)
         self.validation = validation_plan(self.materials.catalogue, self.materials.development)
@@ -137,7 +138,7 @@ class Ground:
 
     def model(self, seed: int) -> RecommenderModel:
         """A new model at its start."""
-        model = build_model(self.settings, self.materials, replace_every=self.replace_every, seed=seed)
+        model = build_model(self.settings, self.materials, replace_every=self.replace_every, seed=seed, lora=self.lora)
         model.recompute = self.settings.recompute
         on_gpu = self.materials.device.type == "cuda"
         if on_gpu if self.settings.compile is None else self.settings.compile:

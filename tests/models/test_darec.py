@@ -35,11 +35,14 @@ SERIAL = Layout.all_serial(LAYERS)
 PARALLEL = Layout.all_parallel(LAYERS)
 
 
-def build(backbone: FrozenBackbone | str = "opt", *, every: int = 1, seed: int = 0, **settings: object) -> DARec:
+def build(
+    backbone: FrozenBackbone | str = "opt", *, every: int = 1, seed: int = 0, lora: bool = False, **settings: object
+) -> DARec:
     if isinstance(backbone, str):
         backbone = tiny_backbone(backbone)
     options = DARecSettings.model_validate({"bottleneck": 4, "cf_width": 6, "adapter_init": "normal", **settings})
-    return DARec(backbone, options, n_users=USERS, n_items=ITEMS, replace_every=every, generator=seeded(seed))
+    sizes = {"n_users": USERS, "n_items": ITEMS, "replace_every": every}
+    return DARec(backbone, options, **sizes, generator=seeded(seed), lora=lora)
 
 
 def loud(model: DARec, scale: float = 0.5) -> DARec:

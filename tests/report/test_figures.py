@@ -11,7 +11,8 @@ import torch
 
 from dasearch.bayes import Choices, Surrogate
 from dasearch.errors import WrongUse
-from dasearch.layout import Layout
+from dasearch.layout import CHOICES, Choice, Layout
+from dasearch.layout import SERIAL as SERIAL_CHOICE
 from dasearch.report import figures
 from dasearch.report.figures import FIGURES
 from dasearch.report.figures.layouts import classical_scaling, hamming_distances
@@ -20,12 +21,14 @@ from dasearch.report.theme import (
     BEST,
     DARK,
     LIGHT,
+    OWN_COLOURS,
     PARALLEL,
     SERIAL,
     STATE_COLOURS,
     STATE_SYMBOLS,
     UNDECIDED,
     brief,
+    choice_colours,
     words,
 )
 from dasearch.report.view import State, StudyView, Trial
@@ -51,6 +54,15 @@ def test_best_layout_shows_the_winner_and_who_agrees(study: StudyView) -> None:
     assert list(trace.x) == ["causal", "context", "recommendation"]
     assert list(trace.y) == ["layer 1", "layer 2"]
     assert [colour for _, colour in trace.colorscale] == [UNDECIDED, SERIAL, UNDECIDED, PARALLEL, PARALLEL]
+
+
+def test_every_choice_of_a_space_has_a_colour_of_its_own() -> None:
+    own = [Choice(name, name) for name in "xyz"]
+    for choices in ([*CHOICES.values(), *own], [*CHOICES.values()], [SERIAL_CHOICE, *own]):
+        colours = choice_colours(choices)
+        assert set(colours) == {choice.name for choice in choices}
+        assert len(set(colours.values())) == len(choices)
+    assert list(choice_colours(own).values()) == list(OWN_COLOURS[:3])
 
 
 def test_main_effects_are_the_surrogates(study: StudyView) -> None:

@@ -61,7 +61,7 @@ def test_a_study_writes_what_another_reads(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     assert content["trials"][0] == {"layout": "SPS-PPS", "score": 0.4, "signal": pytest.approx(0.39)}  # of .38 and .40
     assert {k: content[k] for k in ("schema_version", "model", "layers", "replaced", "dataset", "seed")} == {
-        "schema_version": "1.1",
+        "schema_version": "1.2",
         "model": "darec",
         "layers": 2,
         "replaced": [1, 2],

@@ -61,7 +61,7 @@ def test_a_search_over_widths_and_none(tmp_path: Path, space_file: Path) -> None
     (folder,) = [a.path for a in status.artifacts]
     opened = load(folder)
     record = json.loads((Path(folder) / "layout.json").read_text())
-    assert record["schema_version"] == "1.1"
+    assert record["schema_version"] == "1.2"
     assert {one["letter"] for one in record["choices"]} >= set(str(opened.layout)) - {"-"}
 
 

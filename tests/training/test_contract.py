@@ -106,6 +106,26 @@ def test_learns_over_a_bfloat16_model(case: Case, text: str) -> None:
         assert parameter.grad is None or bool(parameter.grad.isfinite().all())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_learns_over_a_bfloat16_model(folders: dict[str, str], family: str) -> None:
+    case = _case("darec", folders[family], repr({"model": {"lora_rank": 4}}))
+    half = dataclasses.replace(case, materials=case.materials.computing_in(Precision.BFLOAT16))
+    models = [build_model(one.settings, one.materials, replace_every=1, seed=0, lora=True) for one in (half, case)]
+    for model in models:
+        for name, parameter in model.trainable():
+            if ".lora." in name:
+                parameter.data.normal_(std=0.2, generator=seeded(len(name)))
+                assert parameter.dtype is torch.float32
+    losses = [one.loss(model, "LLN") for one, model in zip((half, case), models, strict=True)]
+    assert float(losses[0].detach()) == pytest.approx(float(losses[1].detach()), rel=0.05, abs=0.05)
+    losses[0].backward()
+    for name, parameter in models[0].trainable():
+        if ".lora." in name:
+            assert parameter.grad is not None, name
+            assert parameter.grad.dtype is torch.float32
+            assert bool(parameter.grad.any()), name
+
+
 def test_only_its_own_parts_learn(case: Case) -> None:
     model = case.model()
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}

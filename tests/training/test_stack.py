@@ -140,6 +140,38 @@ def test_choices_side_by_side_come_out_as_alone(changes: dict[str, Any]) -> None
     assert counts[3] > max(counts[:3])
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"lora_rank": 4}},
+        {"model": {"lora_rank": 4, "variation": "both-causal", "item_key": True}},
+        {"model": {"lora_rank": 4, "mask_mode": "post_softmax"}},
+    ],
+    ids=json.dumps,
+)
+def test_lora_side_by_side_comes_out_as_alone(changes: dict[str, Any]) -> None:
+    study = small_settings(**changes)
+    thin = Choice("thin", "t", lora=True, width=2)
+    letters = ("LLS-NLN", "SPS-PPS", "tNP-StA")
+    candidates = [Candidate(Layout.parse(text, (*CHOICES.values(), thin)), seed) for seed, text in enumerate(letters)]
+    together = train_together(study, materials(study), candidates, study.trial, stacked=True, lora=True)
+    assert_as_alone(study, candidates, together, lora=True)
+    first = together[0]
+    assert isinstance(first, Trained)
+    trained = first.model.active_tensors(first.layout)
+    assert all(bool(tensor.any()) for name, tensor in trained.items() if ".lora." in name)
+
+
+def test_a_layout_without_lora_is_trained_as_where_there_is_none() -> None:
+    study, layout = small_settings(model={"item_ids": "encoder"}, encoder={"name": "sasrec", "epochs": 1}), LAYOUTS[0]
+    with_lora, without = (
+        train(study, materials(study), Layout.parse(layout), study.trial, lora=lora) for lora in (True, False)
+    )
+    assert with_lora.parameters == without.parameters
+    for mine, theirs in zip(with_lora.progress.epochs, without.progress.epochs, strict=True):
+        assert mine.losses == pytest.approx(theirs.losses, abs=1e-5)
+
+
 def assert_as_alone(
     study: StudySettings,
     candidates: list[Candidate],
@@ -147,6 +179,7 @@ def assert_as_alone(
     every: int = 1,
     *,
     flips: int = 0,
+    lora: bool = False,
 ) -> None:
     """Losses within 1e-5, relative where they are large; the ranks' metrics equal.
 
@@ -156,7 +189,7 @@ def assert_as_alone(
     room = flips / len(materials(study).development.users)
     for candidate, found in zip(candidates, together, strict=True):
         assert isinstance(found, Trained)
-        alone = _alone(study.model_dump_json(), candidate.layout, candidate.seed, every)
+        alone = _alone(study.model_dump_json(), candidate.layout, candidate.seed, every, lora)
         for mine, theirs in zip(found.progress.epochs, alone.progress.epochs, strict=True):
             assert mine.losses == pytest.approx(theirs.losses, abs=1e-5, rel=1e-5)
             assert mine.metrics["loss"] == pytest.approx(theirs.metrics["loss"], abs=1e-5)
@@ -169,11 +202,11 @@ def assert_as_alone(
 
 
 @lru_cache(maxsize=256)
-def _alone(record: str, layout: Layout, seed: int, every: int) -> Trained:
+def _alone(record: str, layout: Layout, seed: int, every: int, lora: bool = False) -> Trained:
     from dasearch.config import parse_study
 
     study = parse_study(json.loads(record))
-    return train(study, materials(study), layout, study.trial, replace_every=every, seed=seed)
+    return train(study, materials(study), layout, study.trial, replace_every=every, seed=seed, lora=lora)
 
 
 def test_a_single_candidate_is_a_plain_training() -> None:

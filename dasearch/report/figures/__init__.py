@@ -27,8 +27,8 @@ class Drawing(NamedTuple):
 FIGURES: dict[str, Drawing] = {
     "layout": Drawing(
         "The best layout",
-        "A letter and a colour a choice: S serial, P parallel, N none, A parallel-sum, others as the space defines them; the "
-        "paler a cell, the fewer of the top layouts agree with it.",
+        "A letter and a colour a choice: S serial, P parallel, N none, A parallel-sum, L lora, others as the space defines them; "
+        "the paler a cell, the fewer of the top layouts agree with it.",
         best_layout,
     ),
     "best-so-far": Drawing(
