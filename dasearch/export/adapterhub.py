@@ -119,6 +119,11 @@ def _refuse(found: Inserted) -> None:
             "train with ffn, or use --format snippet"
         )
     names = site_names([layer - 1 for layer in found.replaced], found.sites)
+    lora = [name for name, choice in zip(names, found.layout.flat, strict=True) if choice.lora]
+    if lora:
+        raise ExportError(
+            f"{', '.join(lora)}: LoRA is not among the adapters that --format adapters writes; use --format snippet, hf or torch"
+        )
     parallel = [
         n for n, choice in zip(names, found.layout.flat, strict=True) if choice.parallel and choice.join is Join.MODEL
     ]

@@ -102,13 +102,14 @@ def _refuse(settings: DARecSettings, sites: tuple[str, ...], form: str) -> None:
 
 
 def _adapters(recommender: Recommender, model: DARec, sites: tuple[str, ...]) -> dict[str, Tensor]:
-    """The sites' adapters, and the router where there is a context branch."""
+    """The sites' adapters and LoRA, and the router where there is a context branch."""
     wanted = {f"{site}_adapter" for site in sites} | ({"router"} if CONTEXT in sites else set())
+    wanted |= {f"lora.{site}" for site in sites}
     found = {}
     for name, tensor in model.active_tensors(recommender.layout).items():
         name = name.replace("attention_adapter", "causal_adapter")  # as darec-base calls it
-        if name.startswith("layers.") and name.split(".")[2] in wanted:
-            top, place, rest = name.split(".", 2)
+        top, place, rest = name.split(".", 2) if name.startswith("layers.") else ("", "", "")
+        if rest.startswith(tuple(f"{part}." for part in wanted)):
             found[f"{top}.{place}.{ADAPTERS}.{rest}"] = tensor
     return found
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from dasearch.errors import ExportError
 from dasearch.layout import Join, Layout, ModelKind
-from dasearch.models.adapters import Activation, ParallelReduce
+from dasearch.models.adapters import Activation, AdapterSettings, ParallelReduce
 from dasearch.models.attention import MaskMode
 from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.darec import (
@@ -32,7 +32,7 @@ from dasearch.models.darec import (
     RecommendationSite,
     UserKey,
 )
-from dasearch.models.e4s_rec import E4SRec, E4SRecSettings
+from dasearch.models.e4s_rec import E4SRec
 from dasearch.models.id_encoders import ENCODERS, FactorEncoder, IDEncoder
 from dasearch.models.id_encoders.comirec import ROUNDS
 from dasearch.models.idle import IDLEAdapter, TextHead
@@ -238,18 +238,18 @@ def _rows(recommender: Recommender) -> Part:
         "max_tokens": rows.max_tokens,
         "history_items": rows.history_items,
     }
-    return Part(
-        sizes, {}, {"kind": model.kind.value, "encoder": None, "has_start": rows.start_token is not None, "ids": False}
-    )
+    choices = {"kind": model.kind.value, "encoder": None, "has_start": rows.start_token is not None}
+    return Part(sizes, {}, {**choices, "ids": False, "loras": False})
 
 
 def _darec(recommender: Recommender) -> Part:
     model = cast(DARec, recommender.model)
     settings = model.settings
     require_repeatable(settings)
-    of_adapters, sizes = _adapter_words(settings, recommender.layout)
+    layout = recommender.layout
+    of_adapters, sizes = _adapter_words(settings, layout)
     two_branches = settings.uses_collaborative
-    seen = two_branches and any(group[CONTEXT].active for group in recommender.layout.groups)
+    seen = two_branches and any(group[CONTEXT].active for group in layout.groups)
     user_key = settings.user_key.value if seen and settings.user_key is not UserKey.NONE else ""
     item_key = seen and settings.item_key
     keys = ("item" if settings.key_an_item else "row") if user_key or item_key else ""
@@ -265,15 +265,18 @@ def _darec(recommender: Recommender) -> Part:
         "user_key": user_key,
         "item_key": item_key,
         **of_adapters,
+        "loras": two_branches and layout.has_lora,
         "recommends_ffn": settings.rec_adapter_site is RecommendationSite.FFN,
         "key_a_layer": settings.collab_proj is CollabProjection.PER_LAYER,
     }
     tensors = {
         "embedding.tokens.weight": tokens,
         **_renamed("head", whole_head(model)),
-        **_adapters(model, recommender.layout),
+        **_adapters(model, layout),
     }
     sizes["vocabulary"] = len(tokens)
+    if layout.has_lora:
+        sizes["lora_alpha"] = settings.lora_alpha
     ids = model.item_vectors()
     if ids is not None:
         tensors["ids.weight"] = ids
@@ -311,22 +314,21 @@ def require_repeatable(settings: DARecSettings) -> None:
         )
 
 
-def _adapter_words(settings: DARecSettings | E4SRecSettings, layout: Layout) -> tuple[dict[str, Any], dict[str, Any]]:
+def _adapter_words(settings: AdapterSettings, layout: Layout) -> tuple[dict[str, Any], dict[str, Any]]:
     """What decides the code of adapters and their places, and what ``config.json`` says of them."""
-    by_letter = _choices_of_letters(layout, settings.bottleneck)
     words = {
         "adapter_activation": ADAPTER_FUNCTIONS[settings.activation],
-        "nones": any(not choice["active"] for choice in by_letter.values()),
-        "sums": any(choice["join"] == Join.SUM for choice in by_letter.values()),
+        "nones": any(not choice.adapts for choice in layout.choices),
+        "sums": any(choice.join is Join.SUM for choice in layout.choices),
         "parallel_mean": settings.parallel_reduce is ParallelReduce.MEAN,
         "parallel_residual": settings.parallel_residual,
     }
-    return words, {"bottleneck": settings.bottleneck, "adapter_choices": by_letter}
+    return words, {"bottleneck": settings.bottleneck, "adapter_choices": _choices_of_letters(layout, settings)}
 
 
 def _adapters(model: DARec | E4SRec, layout: Layout) -> Tensors:
-    """Adapters and routers of all layers, as they are called without the ending ``_adapter``."""
-    names = {"attention_adapter", "ffn_adapter", "router", *ADAPTERS}
+    """Adapters, LoRA and routers of all layers, as they are called without the ending ``_adapter``."""
+    names = {"attention_adapter", "ffn_adapter", "router", "lora", *ADAPTERS}
     return {
         name.replace("ffn_adapter", "ffn_update").replace("_adapter", "").replace("router.gate", "router"): tensor
         for name, tensor in model.active_tensors(layout).items()
@@ -334,13 +336,13 @@ def _adapters(model: DARec | E4SRec, layout: Layout) -> Tensors:
     }
 
 
-def _choices_of_letters(layout: Layout, bottleneck: int) -> dict[str, dict[str, Any]]:
+def _choices_of_letters(layout: Layout, settings: AdapterSettings) -> dict[str, dict[str, Any]]:
     """What each letter of the layout stands for."""
     found = {}
     for choice in layout.choices:
-        record = asdict(choice)
+        record = choice.record()
         del record["letter"]
-        found[choice.letter] = record | {"width": choice.width or bottleneck}
+        found[choice.letter] = record | {"width": choice.width or settings.most(choice)}
     return found
 
 

@@ -135,6 +135,8 @@ def _call(found: Inserted, weights: str | None) -> str:
         "parallel_residual": settings.parallel_residual,
         "rec_adapter_site": settings.rec_adapter_site.value,
     }
+    if found.layout.has_lora:
+        choices |= {"lora_rank": settings.lora_rank, "lora_alpha": settings.lora_alpha}
     lines = [f"    {name}={_written(value)}," for name, value in choices.items()]
     if weights is not None:
         lines.append(f"    weights={weights},")
@@ -148,7 +150,8 @@ def _parsed(layout: Layout) -> str:
     if not own:
         return f'dasearch.Layout.parse("{layout}")'
     made = [
-        f'dasearch.Choice("{c.name}", "{c.letter}", {c.active}, {c.parallel}, {c.width}, dasearch.Join("{c.join}"))'
+        f'dasearch.Choice("{c.name}", "{c.letter}", {c.active}, {c.parallel}, {c.width}, dasearch.Join("{c.join}")'
+        f"{', lora=True' if c.lora else ''})"
         for c in own
     ]
     shipped = [f'dasearch.CHOICES["{choice.name}"]' for choice in layout.choices if choice not in own]

@@ -113,9 +113,13 @@ class AdapterSettings(BaseModel):
             "parallel_residual": self.parallel_residual,
         }
 
+    def most(self, choice: Choice) -> int:
+        """Units of a choice that names no width of its own."""
+        return self.bottleneck
+
     def too_wide(self, choice: Choice) -> str | None:
         """What to say of a choice that is wider than the model; None of the others."""
-        if choice.width is None or choice.width <= self.bottleneck:
+        if choice.width is None or choice.width <= self.most(choice):
             return None
         return (
             f"has {choice.width} units and the model's adapters {self.bottleneck}; set model.bottleneck={choice.width}"

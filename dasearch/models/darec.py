@@ -179,12 +179,14 @@ class DARecSettings(AdapterSettings):
     def layout_facts(self) -> dict[str, Any]:
         return {**super().layout_facts, "lora_rank": self.lora_rank, "lora_alpha": self.lora_alpha}
 
-    def too_wide(self, choice: Choice) -> str | None:
+    def most(self, choice: Choice) -> int:
         """As of the base; LoRA's width is its rank."""
-        if not choice.lora:
-            return super().too_wide(choice)
-        if choice.width is None or choice.width <= self.lora_rank:
-            return None
+        return self.lora_rank if choice.lora else super().most(choice)
+
+    def too_wide(self, choice: Choice) -> str | None:
+        found = super().too_wide(choice)
+        if found is None or not choice.lora:
+            return found
         return f"has rank {choice.width} and the model's LoRA {self.lora_rank}; set model.lora_rank={choice.width}"
 
     @property

@@ -8,6 +8,7 @@ says. With the context site this is DARec's layer (Liu et al. 2024, sec. 2.3.3),
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,10 +18,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dasearch.errors import LayoutError, suggestion
-from dasearch.layout import NONE, SITES, UNITS, Choice, Layout, ModelKind, replaced_layers
+from dasearch.layout import (
+    ATTENTION_SITES,
+    NONE,
+    SITES,
+    Choice,
+    Layout,
+    ModelKind,
+    replaced_layers,
+    require_lora_sites,
+)
 from dasearch.models.adapters import BOTTLENECK, Activation, AdapterInit, ParallelReduce
 from dasearch.models.backbone import DecoderBlock, FrozenBackbone, Positions
+from dasearch.models.darec import CONTEXT as CONTEXT_PLACE
 from dasearch.models.darec import AdaptedSites, DARecSettings, LayerInputs, RecommendationSite
+from dasearch.models.lora import ALPHA, RANK, LowRank
 
 CONTEXT = "context"  # the site with an attention of its own, inside each item
 TWO_SITES = ("causal", "recommendation")
@@ -40,6 +52,8 @@ def apply_layout(
     parallel_reduce: ParallelReduce | str = ParallelReduce.MEAN,
     parallel_residual: bool = True,
     rec_adapter_site: RecommendationSite | str = RecommendationSite.FFN,
+    lora_rank: int = RANK,
+    lora_alpha: float = ALPHA,
     generator: torch.Generator | None = None,
     weights: Mapping[str, Tensor] | None = None,
 ) -> PreTrainedModel:
@@ -72,6 +86,8 @@ def apply_layout(
         parallel_reduce=parallel_reduce,
         parallel_residual=parallel_residual,
         rec_adapter_site=rec_adapter_site,
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
     )
     sites = chosen_sites(layout, sites)
     context = CONTEXT in sites
@@ -83,8 +99,8 @@ def apply_layout(
     model.requires_grad_(False).train(was_training)
     generator = generator or torch.Generator().manual_seed(0)
     for turn, (place, choices) in enumerate(zip(places, three_site_choices(layout, sites), strict=True)):
-        adapters = AdapterPlaces(settings, model.config.hidden_size, generator, choices=choices, turn=turn)
-        _insert(blocks[place], adapters)
+        block, width = blocks[place], model.config.hidden_size
+        _insert(block, AdapterPlaces(block, settings, width, generator, choices=choices, turn=turn))
     if context:
         model.get_decoder().register_forward_pre_hook(_read_rows, with_kwargs=True)
     if weights is not None:
@@ -96,6 +112,7 @@ class AdapterPlaces(AdaptedSites):
     """The adapters of one layer as the layout places them; hooks of the frozen layer call them.
 
     Args:
+        block: the frozen layer.
         choices: of DARec's three sites; None for one that is left out.
         turn: which adapted layer this is, from 0.
     """
@@ -104,6 +121,7 @@ class AdapterPlaces(AdaptedSites):
 
     def __init__(
         self,
+        block: DecoderBlock,
         settings: DARecSettings,
         width: int,
         generator: torch.Generator,
@@ -112,8 +130,15 @@ class AdapterPlaces(AdaptedSites):
         turn: int,
     ) -> None:
         super().__init__(settings, width, generator, choices=choices)
+        ranks = {
+            site: choice.width or settings.lora_rank
+            for site, choice in zip(ATTENTION_SITES, choices, strict=False)
+            if choice is not None and choice.lora
+        }
+        self.add_lora(block, width, generator, ranks)
         self.turn = turn
         self.ffn_input: Tensor | None = None  # between the hooks of one pass
+        self.within_items = False  # while the context branch projects, which has no part in the causal one's LoRA
         self.register_buffer("layout", _numbers(choices), persistent=False)
 
 
@@ -143,6 +168,7 @@ def chosen_sites(layout: Layout, sites: Sequence[str] | None) -> tuple[str, ...]
         raise LayoutError(
             f"the layout {layout} has {layout.sites} sites a layer; give {len(ordered)}, for {', '.join(ordered)}"
         )
+    require_lora_sites(layout, three if layout.sites == len(three) else ordered)
     return ordered
 
 
@@ -155,8 +181,8 @@ def three_site_choices(layout: Layout, sites: Sequence[str]) -> tuple[tuple[Choi
 
 
 def _numbers(choices: Sequence[Choice | None]) -> Tensor:
-    """Shape ``(3, 3)``: without units, since the adapters are built as wide as their choices."""
-    return torch.tensor([(choice or NONE).numbers[:UNITS] for choice in choices], dtype=torch.float32)
+    """Shape ``(3, 3)``, or ``(3, 5)`` where there is LoRA; all units count, since they are built as wide as their choices."""
+    return Layout((tuple(replace(choice or NONE, width=None) for choice in choices),)).tensor()[0]
 
 
 def _settings(**choices: Any) -> DARecSettings:
@@ -191,6 +217,13 @@ def _insert(block: DecoderBlock, places: AdapterPlaces) -> None:
     like = next(block.layer.parameters())
     block.layer.add_module(ADAPTERS, places.to(device=like.device, dtype=like.dtype))
     block.attention.register_forward_hook(partial(_after_attention, places, block), with_kwargs=True)
+    if "causal" in places.lora:
+        lora: Any = places.lora["causal"]
+        for projection, part in (
+            (block.layer.self_attn.q_proj, lora.queries),
+            (block.layer.self_attn.v_proj, lora.values),
+        ):
+            projection.register_forward_hook(partial(_after_projection, places, part))
     first, last = block.ffn_ends
     first.register_forward_pre_hook(partial(_before_ffn, places))
     last.register_forward_hook(partial(_after_ffn, places))
@@ -207,16 +240,29 @@ def _read_rows(decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[A
     return args, {**kwargs, ROWS: LayerInputs(Positions(None, None), segments)}
 
 
+def _after_projection(
+    places: AdapterPlaces, update: LowRank, module: nn.Module, args: tuple[Tensor], output: Tensor
+) -> Tensor:
+    """The causal branch's queries or values with their LoRA."""
+    if places.within_items:
+        return output
+    lora: Any = places.lora["causal"]
+    updated: Tensor = output + update(args[0], lora.scale(places.layout[0]))
+    return updated
+
+
 def _after_attention(
     places: AdapterPlaces, block: DecoderBlock, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
 ) -> Any:
     normed = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     causal, *others = output
-    context = None if places.context_adapter is None else _attend_within_items(places.turn, block, normed, kwargs)
+    context = None if places.router is None else _attend_within_items(places, block, normed, kwargs)
     return (places.after_attention(normed, causal, context, places.layout), *others)
 
 
-def _attend_within_items(turn: int, block: DecoderBlock, normed: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+def _attend_within_items(
+    places: AdapterPlaces, block: DecoderBlock, normed: Tensor, kwargs: Mapping[str, Any]
+) -> Tensor:
     """The context branch: the frozen attention under the item mask, and on the collaborative key."""
     rows: LayerInputs = kwargs[ROWS]
     if rows.segments.shape != normed.shape[:2]:
@@ -225,8 +271,15 @@ def _attend_within_items(turn: int, block: DecoderBlock, normed: Tensor, kwargs:
             "give a segment for every token, and pass use_cache=False where tokens come one by one"
         )
     keys, cos_and_sin = kwargs.get(KEYS), kwargs.get("position_embeddings")
-    key = None if keys is None else block.project_key(keys[:, min(turn, keys.shape[1] - 1)])
-    projected = block.project(normed, Positions(*(cos_and_sin or (None, None))))
+    positions = Positions(*(cos_and_sin or (None, None)))
+    places.within_items = True
+    try:
+        key = None if keys is None else block.project_key(keys[:, min(places.turn, keys.shape[1] - 1)])
+        projected = block.project(normed, positions)
+    finally:
+        places.within_items = False
+    if CONTEXT in places.lora:
+        projected = places.lora[CONTEXT](block, projected, normed, positions, places.layout[CONTEXT_PLACE])
     return block.output(rows.blocks.attend(projected, key))
 
 

@@ -25,10 +25,11 @@ def darec_model(
     """A recommender whose every trained number is far from zero."""
     backbone, dataset = tiny_backbone(family, layers), toy_dataset(USERS, ITEMS)
     settings = small_settings(model={"cf_width": 6, **model})
+    parsed = Layout.parse(layout, ALPHABET)
     options = {"n_users": USERS, "n_items": ITEMS, "replace_every": every, "generator": seeded(seed)}
+    options["lora"] = parsed.has_lora
     trained = loud(DARec(backbone, settings.model, **options), scale=0.3)
     catalogue = build_catalogue(settings, catalogue_dataset("toy", dataset.items), backbone, word_tokenizer())
-    parsed = Layout.parse(layout, ALPHABET)
     file = layout_file(settings, SimpleNamespace(model=trained, layout=parsed), None)
     users = {user: place for place, user in enumerate(dataset.users)}
     return Recommender(trained, parsed, catalogue, dataset.items, users, settings, file, results={})

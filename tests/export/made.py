@@ -33,7 +33,12 @@ QUESTIONS: list[tuple[list[str], str | None]] = [  # a row of three items, the s
     ([f"item{i}" for i in range(1, 20)], None),
     (["item7", "item7"], USER),
 ]
-ALPHABET = (*CHOICES.values(), Choice("narrow", "n", width=2), Choice("narrow-parallel", "q", parallel=True, width=3))
+ALPHABET = (
+    *CHOICES.values(),
+    Choice("narrow", "n", width=2),
+    Choice("narrow-parallel", "q", parallel=True, width=3),
+    Choice("thin", "t", lora=True, width=2),
+)
 NOISE = 0.1  # added to every trained weight
 
 
@@ -70,7 +75,7 @@ def made_folder(family: str, changes: str, letters: str, layers: int = LAYERS, d
     dataset = dataset_of(data)
     materials = prepare_study(settings, dataset, LeaveOneOut(dataset).development)
     layout = Layout.parse(letters, ALPHABET)
-    model = build_model(settings, materials, replace_every=layers // layout.layers, seed=0)
+    model = build_model(settings, materials, replace_every=layers // layout.layers, seed=0, lora=layout.has_lora)
     generator = seeded(5)
     for _, parameter in model.trainable():
         parameter.data.add_(torch.randn(parameter.shape, generator=generator) * NOISE)

@@ -138,7 +138,7 @@ def test_what_it_writes(tmp_path: Path) -> None:
     )
 
 
-choices = st.sampled_from([*CHOICES.values(), Choice("narrow", "n", width=2)])
+choices = st.sampled_from([*(one for one in CHOICES.values() if not one.lora), Choice("narrow", "n", width=2)])
 
 
 @settings(deadline=None)
@@ -169,6 +169,12 @@ def test_the_bottleneck_survives_the_librarys_division(width: int, bottleneck: i
         ("SSS-SSS", {}, None, "no place for the site context.*leave it out with --sites causal,recommendation"),
         ("SSP-PSS", {}, TWO_SITES, "layer01.recommendation, layer02.causal: a parallel adapter .* SA \\+ B\\(h\\)"),
         ("SSP-SSS", {"parallel_reduce": "sum"}, TWO_SITES, "model.parallel_residual=false"),
+        (
+            "LSS-SLS",
+            {},
+            TWO_SITES,
+            "layer01.causal: LoRA is not among the adapters .*use --format snippet, hf or torch",
+        ),
         ("SSS-SSS", {"rec_adapter_site": "router_output"}, TWO_SITES, "no place for model.rec_adapter_site=router_out"),
         ("SSS-SSS", {"variation": "llmrec"}, None, "model.variation=llmrec has no adapters, which --format adapters"),
     ],

@@ -19,10 +19,12 @@ from dasearch.training.recommender import Recommender
 from tests.export.made import QUESTIONS, dataset_of, made, our_scores
 
 CLOSE = 1e-5
+LAST_DIGITS = 2e-6  # products of rank 2 and 4 differ by where in memory the loaders put their matrices
 HERE = Path(__file__).parent
 KINDS = {
     "darec": ("opt", "{}", "SPS-PPS"),
     "choices": ("llama", "{}", "nNA-qPN"),
+    "lora": ("llama", repr({"model": {"lora_rank": 4}}), "LtN-SLA"),
     "idle": ("llama", repr({"model": {"kind": "idle"}, "encoder": {"name": "gru4rec"}}), "SPS-PSP"),
     "ra-rec": ("bert", repr({"model": {"kind": "ra-rec"}, "encoder": {"name": "comirec-dr"}}), "PPS-SPP"),
     "e4s-rec": ("opt", repr({"model": {"kind": "e4s-rec"}}), "SN-PS"),
@@ -78,7 +80,8 @@ def test_torch_hf_and_pt2(kind: str, tmp_path: Path) -> None:
         export(recommender, form, tmp_path / form, everything if form == "pt2" else None)
     found = apart(recommender, [f"{form}={tmp_path / form}" for form in forms], tmp_path)
     assert max(found) <= CLOSE
-    assert found[0] == found[2]  # the same text in one file and in the other
+    digits = LAST_DIGITS if kind == "lora" else 0.0
+    assert abs(found[0] - found[2]) <= digits  # the same text in one file and in the other
 
 
 @pytest.mark.parametrize("kind", REAL)

@@ -58,6 +58,9 @@ CASES = [  # family, settings, layout, how far scores may be apart
     ("opt", darec(), "PPS", CLOSE),  # r = 2
     *((family, changes, "nNA-qPN", CLOSE) for family in ("opt", "llama") for changes in (darec(), KEYED)),
     ("opt", darec(rec_adapter_site="router_output"), "NAq-SnP", CLOSE),
+    *((family, changes, "LtN-nLS", CLOSE) for family in ("opt", "llama") for changes in (darec(lora_alpha=9.0), KEYED)),
+    ("opt", darec(variation="both-causal", lora_rank=3), "LLN-SPP", CLOSE),
+    ("llama", darec(rec_adapter_site="router_output"), "tNS", CLOSE),  # r = 2, no context branch
     ("opt", KEYED, "SNP-PNS", CLOSE),  # no context branch, so no keys
     ("llama", darec(), "NNN-NNN", CLOSE),
     *((family, KEYED, "SPS-PPS", CLOSE) for family in ("opt", "llama")),

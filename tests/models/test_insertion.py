@@ -26,6 +26,7 @@ from transformers import (
 from dasearch import Layout, apply_layout
 from dasearch.data import Rows
 from dasearch.errors import BackboneError, LayoutError
+from dasearch.layout import CHOICES, Choice
 from dasearch.models.attention import attend_causally
 from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.darec import AdaptedSites, BaseLayer, DARec
@@ -167,6 +168,74 @@ def test_two_sites_by_hand(family: str, text: str) -> None:
     torch.testing.assert_close(found[rows.segments >= 0], expected[rows.segments >= 0], atol=1e-5, rtol=1e-5)
 
 
+THIN = Choice("thin", "t", lora=True, width=2)
+
+
+@pytest.mark.parametrize("text", ["LtS-PLN", "tNA-LLP", "SLN-LSN"])
+@pytest.mark.parametrize("collab_proj", ["shared", "per_layer"])
+def test_three_sites_with_lora_equal_darec(family: str, text: str, collab_proj: str) -> None:
+    layout, rows, options = (
+        Layout.parse(text, [*CHOICES.values(), THIN]),
+        toy_rows(),
+        {"lora_rank": 3, "lora_alpha": 5.0},
+    )
+    model = loud(build(family, lora=True, collab_proj=collab_proj, **options), scale=0.3)
+    weights = {
+        f"layers.{place}.adapters.{rest}": tensor
+        for name, tensor in model.active_tensors(layout).items()
+        if name.startswith("layers.")
+        for place, rest in [name.split(".", 2)[1:]]
+    }
+    inserted = apply_layout(bare(family, model.special), layout, bottleneck=BOTTLENECK, weights=weights, **options)
+    with torch.no_grad():
+        keys = model.user_keys(torch.tensor([1, 3]))
+        expected = model.hidden(rows, model.layout_tensor(layout), keys)
+        given_keys = {"collaborative_keys": keys.transpose(0, 1)}
+        found = inserted(rows.tokens, segment_ids=rows.segments, **given_keys).last_hidden_state
+    assert distance(found, expected, rows) <= 1e-5
+
+
+class Updated(torch.nn.Module):
+    """A projection with the LoRA that ``part`` holds."""
+
+    def __init__(self, frozen: torch.nn.Module, part: torch.nn.Module, scale: float) -> None:
+        super().__init__()
+        self.frozen, self.part, self.scale = frozen, part, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.frozen(x) + self.scale * (x @ self.part.down.weight.T @ self.part.up.weight.T)
+
+
+def test_two_sites_with_lora_are_projections_with_lora_also_where_tokens_come_one_by_one(family: str) -> None:
+    layout = Layout.parse("LN-tN", [*CHOICES.values(), THIN])
+    model, expected = (headed(family) for _ in range(2))
+    apply_layout(model, layout, lora_rank=3, lora_alpha=6.0, generator=seeded(2))
+    for place, (layer, plain) in enumerate(zip(model.get_decoder().layers, expected.get_decoder().layers, strict=True)):
+        lora = layer.adapters.lora["causal"]
+        for part in (lora.queries, lora.values):
+            part.up.weight.data.normal_(std=0.3, generator=seeded(place))
+        attention, scale = plain.self_attn, 6.0 / (3, 2)[place]
+        attention.q_proj = Updated(attention.q_proj, lora.queries, scale)
+        attention.v_proj = Updated(attention.v_proj, lora.values, scale)
+    tokens = torch.randint(3, VOCABULARY, (2, 7), generator=seeded(4))
+    with torch.no_grad():
+        found, wanted, frozen = (one(tokens).logits for one in (model, expected, headed(family)))
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+        assert float((found - frozen).abs().max()) > 1e-2
+        cached = model(tokens[:, :4], use_cache=True)
+        step = model(tokens[:, 4:5], past_key_values=cached.past_key_values, use_cache=True).logits
+    torch.testing.assert_close(step, wanted[:, 4:5], atol=1e-5, rtol=1e-5)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert len(trained) == 2 * 4
+    assert all(".adapters.lora.causal." in name for name in trained)
+
+
+def test_lora_has_no_place_at_the_recommendation_site(family: str) -> None:
+    for text in ("SL-SS", "SSL-SSS"):
+        with pytest.raises(LayoutError, match=r"layer 1 of .* has lora at recommendation"):
+            apply_layout(headed(family), Layout.parse(text))
+
+
 def test_named_layers_carry_the_adapters(family: str) -> None:
     model = apply_layout(tiny_model(family, 4), Layout.parse("SS-PP"), replaced=[2, 3])
     assert [hasattr(layer, "adapters") for layer in model.get_decoder().layers] == [False, True, True, False]
@@ -239,7 +308,7 @@ def loss_and_gradients(model: PreTrainedModel, sites: int) -> tuple[Tensor, dict
 
 @pytest.mark.parametrize("sites", [2, 3])
 def test_gradient_checkpointing_changes_nothing(family: str, sites: int) -> None:
-    layout = Layout.parse("SP-PS" if sites == 2 else "SPS-PSP")
+    layout = Layout.parse("LP-PS" if sites == 2 else "LPS-PLP")
     plain, saving = (
         apply_layout(headed(family), layout, adapter_init="normal", generator=seeded(2)).train() for _ in range(2)
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dasearch.errors import SearchSpaceError
+from dasearch.errors import LayoutError, SearchSpaceError
 from dasearch.export import export
 from dasearch.layout import Layout
 from dasearch.report.page import as_html, as_markdown
@@ -77,6 +77,54 @@ def test_a_layout_of_own_letters_trained_saved_opened_and_exported(tmp_path: Pat
     assert trained.parameters == opened.model.count_trained(opened.layout)
     for form in ("torch", "layout", "snippet"):
         export(opened, form, tmp_path / form)
+
+
+def test_a_search_over_adapters_and_lora(tmp_path: Path) -> None:
+    settings = small_study(tmp_path, space={"name": "darec-lora"}, model={"lora_rank": 3}, search={"budget": 6})
+    status, _ = run(settings)
+    assert status.phase == "done"
+    assert any("L" in str(trial.layout) for trial in status.completed)
+    with closing(open_store(None, settings.output, create=False)) as store:
+        view = read_view(store, settings.name)
+        assert "lora" in as_html(view)
+        assert {record.lora for record in trials_of(store, settings.name).choices} == {True, False}
+
+
+def test_a_layout_with_lora_trained_saved_opened_and_exported(tmp_path: Path) -> None:
+    """Of a space that has no LoRA too, where the letters ask for it."""
+    for name in ("darec-lora", "darec"):
+        settings = small_study(tmp_path / name, space={"name": name}, model={"lora_rank": 3})
+        folder, trained = train_layout(Study(settings), "LSN-NLS")
+        opened = load(folder)
+        assert opened.layout == trained.layout
+        assert evaluate_saved(opened) == trained.metrics
+        tensors = opened.model.active_tensors(opened.layout)
+        there = {n.rpartition(".")[0].rpartition(".")[0] for n in tensors if ".lora." in n}
+        assert there == {
+            f"layers.{at}.{part}" for at in ("0.lora.causal", "1.lora.context") for part in ("queries", "values")
+        }
+        assert trained.parameters == opened.model.count_trained(opened.layout)
+        record = json.loads((Path(folder) / "layout.json").read_text())
+        assert (record["lora_rank"], record["lora_alpha"]) == (3, 16.0)
+        assert [one["lora"] for one in record["choices"] if one["letter"] == "L"] == [True]
+        for form in ("torch", "layout", "snippet"):
+            export(opened, form, tmp_path / name / form)
+
+
+def test_lora_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    settings = small_study(tmp_path)
+    with pytest.raises(LayoutError, match="layer 1 of SSL-SSS has lora at recommendation"):
+        train_layout(Study(settings), "SSL-SSS")
+    with pytest.raises(LayoutError, match="layer 2 of SSS-LSS has lora at injection"):
+        train_layout(Study(small_study(tmp_path, model={"kind": "idle"})), "SSS-LSS")
+    space = tmp_path / "thick.yaml"
+    space.write_text(
+        "name: thick\nmodel: darec\nsites: [causal, context, recommendation]\n"
+        "choices: {causal: [serial, thick], context: [serial, none], recommendation: [serial, none]}\n"
+        "define: {thick: {like: lora, letter: k, width: 9}}\n"
+    )
+    with pytest.raises(SearchSpaceError, match=r"'thick' of search space thick has rank 9 .* 8; set model.lora_rank=9"):
+        Study(small_study(tmp_path, space={"name": str(space)})).run()
 
 
 def test_another_spaces_trials_as_prior(tmp_path: Path) -> None:
