@@ -2,12 +2,22 @@
 
 from dasearch.bayes.acquisition import Improvement
 from dasearch.bayes.choices import Choices
+from dasearch.bayes.hypervolume import (
+    HypervolumeImprovement,
+    KnownCost,
+    Reference,
+    front,
+    hypervolume,
+    knee,
+    spread_over,
+)
 from dasearch.bayes.kernel import LayeredKernel
 from dasearch.bayes.reparameterization import Maximum, ProbabilisticReparameterization, SpaceExhausted
 from dasearch.bayes.sampler import (
     Proposal,
     PRSampler,
     curve_mean,
+    known_cost,
     mean_of_curve,
     propose,
     propose_batch,
@@ -19,7 +29,9 @@ from dasearch.bayes.transfer import Observation, Prior
 __all__ = [
     "Choices",
     "Effects",
+    "HypervolumeImprovement",
     "Improvement",
+    "KnownCost",
     "LayeredKernel",
     "LeaveOneOut",
     "Maximum",
@@ -29,11 +41,17 @@ __all__ = [
     "Prior",
     "ProbabilisticReparameterization",
     "Proposal",
+    "Reference",
     "SpaceExhausted",
     "Surrogate",
     "curve_mean",
+    "front",
+    "hypervolume",
+    "knee",
+    "known_cost",
     "mean_of_curve",
     "propose",
     "propose_batch",
+    "spread_over",
     "startup_trials",
 ]

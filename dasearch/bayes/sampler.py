@@ -25,6 +25,7 @@ from torch.quasirandom import SobolEngine
 from dasearch.bayes.acquisition import Improvement
 from dasearch.bayes.choices import Choices, among, hold
 from dasearch.bayes.claims import claim, claimed
+from dasearch.bayes.hypervolume import Cost, HypervolumeImprovement, KnownCost
 from dasearch.bayes.reparameterization import Maximum, ProbabilisticReparameterization
 from dasearch.bayes.surrogate import Surrogate
 from dasearch.bayes.transfer import Observation, Prior
@@ -90,6 +91,10 @@ class PRSampler(BaseSampler):
     standardised among themselves, so their scale does not matter. They are no trials: they count nowhere, and their
     layouts may be proposed.
 
+    With ``cost`` the study has two directions, and layouts are proposed by log expected hypervolume improvement
+    (`hypervolume`): the surrogate predicts the first objective, and the second, which is minimised, is known for every
+    layout without a trial. What trials were told of it is not read.
+
     Args:
         seed: of all randomness.
         n_startup: trials before the surrogate proposes: all first choices, all second choices, then Sobol points. By
@@ -101,6 +106,7 @@ class PRSampler(BaseSampler):
             more than 100, so many are read, evenly spread over the ranks of their values.
         signal: what the surrogate learns from a complete trial, in the direction of the study: by default its value.
             `curve_mean` where trials report a learning curve.
+        cost: the second objective of a layout, exact; None for a study of one objective.
         on_proposal: told each proposal.
     """
 
@@ -112,6 +118,7 @@ class PRSampler(BaseSampler):
         search_space: Mapping[str, CategoricalDistribution] | None = None,
         prior: Sequence[Observation] = (),
         signal: Signal = final_value,
+        cost: Cost | None = None,
         on_proposal: Callable[[Proposal], None] | None = None,
     ) -> None:
         other = [n for n, d in (search_space or {}).items() if not _is_choice(d)]
@@ -124,7 +131,7 @@ class PRSampler(BaseSampler):
         self._seed, self._n_startup = seed, n_startup
         self._space = dict(search_space) if search_space is not None else None
         self._prior = tuple(Observation(*observation) for observation in prior)
-        self._signal = signal
+        self._signal, self._cost = signal, cost
         self._intersection = IntersectionSearchSpace()
         self._on_proposal = on_proposal or (lambda _: None)
         self._fit = _LastFit()
@@ -133,8 +140,12 @@ class PRSampler(BaseSampler):
         """Nothing to do: the sampler remembers no randomness."""
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The categorical parameters, by name."""
-        self._raise_error_if_multi_objective(study)
+        """The categorical parameters, by name.
+
+        Raises:
+            ValueError: for a study of other directions than the sampler proposes for.
+        """
+        _require_directions(study, self._cost)
         found = self._space if self._space is not None else self._intersection.calculate(study)
         return {name: found[name] for name in sorted(found) if _is_choice(found[name])} if found else {}
 
@@ -181,9 +192,9 @@ class PRSampler(BaseSampler):
         generator = torch.Generator().manual_seed(_seed_of(self._seed, history.known))
         if history.known < self._startup_trials(history) or not len(history.values):
             return _startup(history, self._seed, generator)
-        return propose(
-            history.surrogate, history.running, history.excluded, history.fixed, generator
-        ), REPARAMETERIZATION
+        known = (history.running, history.excluded, history.fixed, generator)
+        cost = None if self._cost is None else known_cost(self._cost, history.space, history.choices)
+        return propose(history.surrogate, *known, cost=cost), REPARAMETERIZATION
 
 
 def startup_trials(variables: int) -> int:
@@ -197,15 +208,23 @@ def propose(
     excluded: Tensor,
     fixed: Mapping[int, int] | None = None,
     generator: torch.Generator | None = None,
+    *,
+    cost: KnownCost | None = None,
 ) -> Maximum:
-    """The next point by log expected improvement; shapes: running ``(p, d)``, excluded ``(e, d)``.
+    """The next point by log expected improvement, with a ``cost`` of the hypervolume.
+
+    Shapes: running ``(p, d)``, excluded ``(e, d)``.
 
     Raises:
         SpaceExhausted: if every point is excluded.
     """
     believed = surrogate.believing(running)
-    improvement = Improvement(believed)
     generator = generator or torch.Generator().manual_seed(0)
+    if cost is not None:
+        of_front = HypervolumeImprovement(believed, cost)
+        reparameterized = ProbabilisticReparameterization(of_front, surrogate.choices, fixed, generator=generator)
+        return reparameterized.maximise(excluded, near=of_front.promising(PROMISING))
+    improvement = Improvement(believed)
     reparameterized = ProbabilisticReparameterization(improvement, surrogate.choices, fixed, generator=generator)
     codes, means = believed.codes, improvement.means
     if surrogate.prior is not None:
@@ -222,15 +241,42 @@ def propose_batch(
     excluded: Tensor,
     fixed: Mapping[int, int] | None = None,
     generator: torch.Generator | None = None,
+    *,
+    cost: KnownCost | None = None,
 ) -> list[Maximum]:
     """q points one after another, each with those before it believed to be running."""
     generator = generator or torch.Generator().manual_seed(0)
     found: list[Maximum] = []
     for _ in range(q):
-        found.append(propose(surrogate, running, excluded, fixed, generator))
+        found.append(propose(surrogate, running, excluded, fixed, generator, cost=cost))
         running = torch.cat([running, found[-1].codes[None]])
         excluded = torch.cat([excluded, found[-1].codes[None]])
     return found
+
+
+def known_cost(cost: Cost, space: Space, choices: Choices) -> KnownCost:
+    """A cost of parameters as one of codes.
+
+    The highest is found by one change at a time from all first choices on: it is the highest of all where the cost is a sum
+    over parameters, or more of one never makes another cheaper.
+    """
+    names, able = list(space), [d.choices for d in space.values()]
+    found: dict[tuple[int, ...], float] = {}
+
+    def one(codes: Sequence[int]) -> float:
+        key = tuple(codes)
+        if key not in found:
+            found[key] = float(cost({name: own[code] for name, own, code in zip(names, able, key, strict=True)}))
+        return found[key]
+
+    def of(codes: Tensor) -> Tensor:
+        return torch.tensor([one(row) for row in codes.long().tolist()], dtype=torch.float64)
+
+    dearest = [0] * choices.d
+    for i, size in enumerate(choices.sizes):
+        changed = [[*dearest[:i], code, *dearest[i + 1 :]] for code in range(size)]
+        dearest = max(changed, key=one)
+    return KnownCost(of, one(dearest))
 
 
 class _LastFit:
@@ -273,7 +319,7 @@ class _History:
         self.fixed = {i: _code(space[n], fixed[n]) for i, n in enumerate(space) if n in fixed}
         others = [t for t in _all_trials(study) if t.number != trial.number]
         self.known = _count(others)
-        self._sign = 1.0 if study.direction is StudyDirection.MAXIMIZE else -1.0
+        self._sign = 1.0 if study.directions[0] is StudyDirection.MAXIMIZE else -1.0
         layouts = {t.number: found for t in others if (found := _codes(t, space)) is not None}
         complete = {t.number: signal(t) for t in others if t.state is TrialState.COMPLETE and t.number in layouts}
         complete = {number: value for number, value in complete.items() if math.isfinite(value)}
@@ -314,6 +360,19 @@ class _History:
 
     def _stack(self, rows: Sequence[Sequence[float]]) -> Tensor:
         return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(self.space))
+
+
+def _require_directions(study: Study, cost: Cost | None) -> None:
+    if cost is None and len(study.directions) > 1:
+        raise ValueError(
+            f"the study has {len(study.directions)} objectives; PRSampler proposes for one, or with cost=FUNCTION for one and "
+            "a cost that is known beforehand"
+        )
+    if cost is not None and (len(study.directions) != 2 or study.directions[1] is not StudyDirection.MINIMIZE):
+        raise ValueError(
+            "with a cost the study needs two directions, the second of them minimize, as in "
+            'optuna.create_study(directions=["maximize", "minimize"])'
+        )
 
 
 def _all_trials(study: Study) -> list[FrozenTrial]:

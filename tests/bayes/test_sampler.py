@@ -516,5 +516,5 @@ def test_wrong_use() -> None:
     with pytest.raises(ValueError, match="n_startup is 0"):
         PRSampler(n_startup=0)
     several = optuna.create_study(directions=["maximize", "minimize"], sampler=PRSampler(search_space=SPACE))
-    with pytest.raises(ValueError, match="multi-objective"):
+    with pytest.raises(ValueError, match="2 objectives"):
         several.ask().suggest_categorical(NAMES[0], CHOICES)

@@ -1,0 +1,197 @@
+"""Two objectives: a surrogate's value, more is better, and a cost known beforehand, less is better.
+
+The hypervolume is the area between a front and a reference point: it grows where a point is better at its cost than every
+point that costs no more. Costs are exact, so the expectation over the value alone is a sum of expected improvements, one for
+each step of the front (`log_expected_hypervolume_improvement`), and its logarithm is exact too: BoTorch's
+`qLogExpectedHypervolumeImprovement` would draw the value many times, smooth the minimum over objectives, and model the cost.
+
+Emmerich et al. 2011 (expected hypervolume improvement); Ament et al. 2023 (in logarithms); reference point after BoTorch's
+`infer_reference_point`: a tenth of the range beyond the worst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from botorch.acquisition import AcquisitionFunction
+from torch import Tensor
+
+from dasearch.bayes.acquisition import log_expected_improvement
+from dasearch.bayes.surrogate import Surrogate
+
+BEYOND = 0.1  # of the range: how far the reference point lies beyond the worst value and the highest cost
+SLIVER = 1e-6  # of the reference's distance, left to a point that costs more than was known to be possible: a finite logarithm
+Cost = Callable[[Mapping[str, Any]], float]  # of the parameters of a trial
+
+
+class Reference(NamedTuple):
+    """The corner that hypervolume is measured from: a value that is too low, and a cost that is too high."""
+
+    value: float
+    cost: float
+
+    @classmethod
+    def beyond(cls, values: Tensor, costs: Tensor) -> Reference:
+        """A tenth of the range beyond the lowest value and the highest cost; of no range, a tenth of their size."""
+        value, cost = (BEYOND * _extent(numbers) for numbers in (values, costs))
+        return cls(float(values.min()) - value, float(costs.max()) + cost)
+
+
+def _extent(numbers: Tensor) -> float:
+    spread = float(numbers.max() - numbers.min())
+    return spread or float(numbers.abs().max()) or 1.0
+
+
+def front(values: Sequence[float], costs: Sequence[float]) -> list[int]:
+    """Which points no other one dominates, the cheapest first; of equal points the first alone.
+
+    A point dominates another that is neither better nor cheaper, unless both are equal.
+    """
+    order = sorted(range(len(values)), key=lambda i: (costs[i], -values[i], i))
+    found: list[int] = []
+    for i in order:
+        if not found or values[i] > values[found[-1]]:
+            found.append(i)
+    return found
+
+
+def hypervolume(values: Sequence[float], costs: Sequence[float], reference: Reference) -> float:
+    """The area that the points dominate inside the reference corner; those outside of it count for nothing."""
+    inside = [i for i in range(len(values)) if values[i] > reference.value and costs[i] < reference.cost]
+    values, costs = [values[i] for i in inside], [costs[i] for i in inside]
+    area, level = 0.0, reference.value
+    for i in front(values, costs):
+        area += (values[i] - level) * (reference.cost - costs[i])
+        level = values[i]
+    return area
+
+
+def knee(values: Sequence[float], costs: Sequence[float]) -> int:
+    """The point of the front farthest above the chord between its ends, both objectives scaled to its range.
+
+    Das 1999. Where none lies above it (a front of one or two points among them), the end of the best value.
+
+    Raises:
+        ValueError: for no point.
+    """
+    on_front = front(values, costs)
+    if not on_front:
+        raise ValueError("there is no knee of no point; evaluate one first")
+    cheap, best = on_front[0], on_front[-1]
+    rise, run = values[best] - values[cheap], costs[best] - costs[cheap]
+
+    def above(i: int) -> float:
+        return (values[i] - values[cheap]) / rise - (costs[i] - costs[cheap]) / run
+
+    inner = [i for i in on_front[1:-1] if above(i) > 0]
+    return max(inner, key=above, default=best)
+
+
+def spread_over(values: Sequence[float], costs: Sequence[float], k: int) -> list[int]:
+    """k points that show a front: its knee, then one by one what adds most hypervolume, the front before what it dominates."""
+    reference = Reference.beyond(*(torch.tensor(numbers, dtype=torch.float64) for numbers in (values, costs)))
+    found: list[int] = []
+    for layer in _fronts(values, costs):
+        left = list(layer)
+        if not found and left:
+            found.append(knee(values, costs))
+            left.remove(found[0])
+        while left and len(found) < k:
+
+            def together(i: int) -> float:
+                chosen = [*found, i]
+                return hypervolume([values[j] for j in chosen], [costs[j] for j in chosen], reference)
+
+            found.append(max(left, key=together))
+            left.remove(found[-1])
+    return found[:k]
+
+
+def _fronts(values: Sequence[float], costs: Sequence[float]) -> Iterator[list[int]]:
+    """The front, that of the points without it, and so on."""
+    left = list(range(len(values)))
+    while left:
+        layer = [left[i] for i in front([values[j] for j in left], [costs[j] for j in left])]
+        yield layer
+        left = [j for j in left if j not in layer]
+
+
+class Steps(NamedTuple):
+    """A front as a staircase over costs: from ``start`` on up to the next one's, a value must exceed ``level`` to add area.
+
+    Shapes: ``(k,)`` each, costs rising from minus infinity, the end of the last step is the reference's cost.
+    """
+
+    level: Tensor
+    start: Tensor
+    end: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor, costs: Tensor, reference: Reference) -> Steps:
+        """Shapes: ``(n,)`` twice."""
+        inside = (values > reference.value) & (costs < reference.cost)
+        values, costs = values[inside], costs[inside]
+        on_front = front(values.tolist(), costs.tolist())
+        level = torch.cat([values.new_tensor([reference.value]), values[on_front]])
+        edges = torch.cat([costs[on_front], costs.new_tensor([reference.cost])])
+        return cls(level, torch.cat([costs.new_tensor([-torch.inf]), edges[:-1]]), edges)
+
+
+def log_expected_hypervolume_improvement(mean: Tensor, sd: Tensor, cost: Tensor, steps: Steps) -> Tensor:
+    """``log E[hypervolume that a point adds]`` for a normal value and a known cost.
+
+    A point of value f and cost c adds, over each step of the front, its width right of c times how far f exceeds its level.
+    Minus infinity where the cost is not below the reference's.
+
+    Shapes: mean, sd ``(..., m)``, cost ``(m,)``, steps of k -> ``(..., m)``.
+    """
+    width = steps.end - torch.maximum(steps.start, cost[:, None])  # (m, k)
+    log_width = width.clamp(min=0).log()  # minus infinity for steps left of the cost
+    improvement = log_expected_improvement(mean[..., None], sd[..., None], steps.level)
+    return torch.logsumexp(log_width + improvement, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class KnownCost:
+    """What points cost: ``of`` codes ``(m, d)`` -> ``(m,)`` float64, and the highest cost of the space, as far as known."""
+
+    of: Callable[[Tensor], Tensor]
+    highest: float
+
+
+class HypervolumeImprovement(AcquisitionFunction):  # type: ignore[misc]  # BoTorch is not typed for mypy
+    """Log expected hypervolume improvement under a mixture, as BoTorch calls acquisitions.
+
+    The front to beat is that of the posterior means of evaluated and running points, as the value to beat of `Improvement`
+    is. The reference point lies a tenth of the range below the lowest of these means, and a tenth beyond the highest cost.
+
+    Args:
+        surrogate: what is known, running points believed (`Surrogate.believing`).
+    """
+
+    def __init__(self, surrogate: Surrogate, cost: KnownCost) -> None:
+        super().__init__(model=surrogate)
+        self.cost = cost
+        self.means = surrogate.posterior(surrogate.codes).mean
+        self.costs = cost.of(surrogate.codes)
+        reach = torch.cat([self.costs, self.costs.new_tensor([cost.highest])])
+        self.reference = Reference.beyond(self.means, reach)
+        self._dearest = self.reference.cost - SLIVER * (self.reference.cost - float(reach.min()))
+        self.steps = Steps.of(self.means, self.costs, self.reference)
+
+    def promising(self, k: int) -> Tensor:
+        """The k known points that show the front best, ``(k or fewer, d)``."""
+        chosen = spread_over(self.means.tolist(), self.costs.tolist(), k)
+        found: Tensor = self.model.codes[chosen]
+        return found
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Shapes: codes ``(m, 1, d)`` -> ``(m,)``."""
+        codes = X.squeeze(-2)
+        mean, sd = self.model.each(codes)
+        cost = self.cost.of(codes).clamp(max=self._dearest)
+        improvement = log_expected_hypervolume_improvement(mean, sd, cost, self.steps)
+        return torch.logsumexp(self.model.weights.log()[:, None] + improvement, 0)
