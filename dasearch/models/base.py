@@ -154,6 +154,14 @@ class RecommenderModel(nn.Module):
         unused = sum(int(mask.sum()) for mask in self.inactive(layout).values())
         return sum(parameter.numel() for _, parameter in self.trainable()) - unused
 
+    def multiply_adds(self, layout: Layout, *, item_tokens: int) -> int:
+        """Of a token, how many multiply-adds the layout adds to the frozen layers; 0 where layouts do not differ in them.
+
+        Args:
+            item_tokens: of an item's sentence, without its ``[SEQ]``.
+        """
+        return 0
+
     def active_tensors(self, layout: Layout) -> dict[str, Tensor]:
         """`own_tensors` less what the layout leaves unused, which always stands at the end of a dimension."""
         used = {name: ~mask for name, mask in self.inactive(layout).items()}

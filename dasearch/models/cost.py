@@ -1,0 +1,115 @@
+"""What a layout costs, known without training it.
+
+Costs are counted on a model at its start and are exact: a sum over sites, and once more what all layers share as soon as one of
+them needs it (the projections of collaborative keys, which the first context branch brings along). All adapted layers are
+alike, so a choice costs the same in each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from dasearch.layout import NONE, Choice, Layout
+from dasearch.models.base import RecommenderModel
+from dasearch.search_space import SearchSpace
+
+Count = Callable[[Layout], int]
+
+
+class Cost(StrEnum):
+    """A cost that may be an objective beside a metric."""
+
+    PARAMETERS = "parameters"  # `RecommenderModel.count_trained`
+    MADDS = "madds"  # `RecommenderModel.multiply_adds`
+
+    @property
+    def words(self) -> str:
+        """What reports call it."""
+        return {Cost.PARAMETERS: "trained parameters", Cost.MADDS: "extra multiply-adds a token"}[self]
+
+
+@dataclass(frozen=True)
+class SiteCosts:
+    """One cost of the layouts of a search space.
+
+    Attributes:
+        base: of the layout without any adapter.
+        choices: of a choice at a site of one layer, by the names of site and choice; sites in the order of a layout's letters.
+        once: by site, what is added once where the site is active in any layer.
+    """
+
+    base: int
+    choices: Mapping[str, Mapping[str, int]]
+    once: Mapping[str, int]
+
+    def of(self, layout: Layout) -> int:
+        """The cost of a layout of the space."""
+        found = self.base
+        for site, column in zip(self.choices, zip(*layout.groups, strict=True), strict=True):
+            found += sum(self.choices[site][choice.name] for choice in column)
+            found += self.once.get(site, 0) * any(choice.active for choice in column)
+        return found
+
+    @classmethod
+    def counted(cls, count: Count, layers: int, choices: Mapping[str, Sequence[Choice]]) -> SiteCosts:
+        """From a count of whole layouts of so many adapted layers, one and two sites at a time."""
+        base, own, once = count(_with(layers, len(choices), {})), {}, {}
+        for column, (site, able) in enumerate(choices.items()):
+            own[site] = dict.fromkeys((choice.name for choice in able), 0)
+            for choice in able:
+                alone = count(_with(layers, len(choices), {(0, column): choice})) - base
+                again = alone
+                if layers > 1:
+                    both = count(_with(layers, len(choices), {(0, column): choice, (1, column): choice}))
+                    again = both - base - alone
+                own[site][choice.name] = again
+                if alone != again:
+                    once[site] = alone - again
+        return cls(base, own, once)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def _with(layers: int, sites: int, at: Mapping[tuple[int, int], Choice]) -> Layout:
+    """No adapter anywhere but at some places, by layer and site."""
+    return Layout(tuple(tuple(at.get((layer, site), NONE) for site in range(sites)) for layer in range(layers)))
+
+
+def layout_costs(model: RecommenderModel, space: SearchSpace, *, item_tokens: int) -> dict[Cost, SiteCosts]:
+    """Every cost of a space's layouts, counted on a model; ``item_tokens`` as of `RecommenderModel.multiply_adds`."""
+    choices = {site: space.file.of_site(site) for site in space.sites}
+    counts: dict[Cost, Count] = {
+        Cost.PARAMETERS: model.count_trained,
+        Cost.MADDS: lambda layout: model.multiply_adds(layout, item_tokens=item_tokens),
+    }
+    return {cost: SiteCosts.counted(count, space.layers, choices) for cost, count in counts.items()}
+
+
+def cost_of_choices(space: SearchSpace, costs: SiteCosts) -> Callable[[Mapping[str, str]], int]:
+    """The cost of a choice of each free site, without making the layout: a search asks for thousands."""
+    constant, once = costs.base, set[str]()
+    own: dict[str, dict[str, int]] = {name: {} for name in space.free}
+    shared: dict[str, dict[str, frozenset[str]]] = {name: {} for name in space.free}
+    for name in space.names:
+        site, leader = name.partition(".")[2], space.leaders[name]
+        held = space.fixed.get(name) or space.fixed.get(leader)
+        for choice in space.choices[name]:
+            price, brought = costs.choices[site][choice.name], {site} & set(costs.once) if choice.active else set()
+            if held is None:
+                own[leader][choice.name] = own[leader].get(choice.name, 0) + price
+                shared[leader][choice.name] = shared[leader].get(choice.name, frozenset()) | brought
+            elif held == choice.name:
+                constant, once = constant + price, once | brought
+
+    def of(chosen: Mapping[str, str]) -> int:
+        brought = once.union(*(shared[name][choice] for name, choice in chosen.items()))
+        return (
+            constant + sum(own[name][choice] for name, choice in chosen.items()) + sum(costs.once[s] for s in brought)
+        )
+
+    return of
