@@ -18,6 +18,7 @@ from dasearch.data import Core, Duplicates, Rules, Ties
 from dasearch.data.rows import HISTORY_ITEMS
 from dasearch.errors import StudyError, suggestion
 from dasearch.layout import ModelKind
+from dasearch.models.cost import Cost
 from dasearch.models.darec import DARecSettings, ItemIDs
 from dasearch.models.e4s_rec import E4SRecSettings
 from dasearch.models.id_encoders import ENCODERS, EncoderSettings, InterestPool, unknown_encoder
@@ -27,6 +28,7 @@ from dasearch.models.ra_rec import RARecSettings
 from dasearch.models.tiny_opt import TinyOPTSettings
 from dasearch.search_space import find_shipped, shipped
 
+METRICS = {"mrr": "MRR", "recall@10": "Recall@10", "ndcg@10": "NDCG@10"}  # as studies name them, and as records do
 MMD_BATCH = 16  # rows that MMD compares at least: fewer say little about two distributions (SPEC 3)
 
 
@@ -200,7 +202,31 @@ class CollaborativeTraining(Section):
     weight_decay: float = Field(1e-6, ge=0)
 
 
+class Pareto(Section):
+    """A metric and a cost, of which a search finds the front."""
+
+    pareto: tuple[str, Cost] = Field(description="[METRIC, COST]")
+
+
+class Pick(StrEnum):
+    """Which layout of a confirmed front is meant."""
+
+    KNEE = "knee"
+    BEST = "best"
+    CHEAPEST = "cheapest-within-noise"
+
+
 class SearchSettings(Section):
+    objective: str | Pareto = Field(
+        "mrr",
+        description="validation metric that layouts are chosen by: mrr, ndcg@10 or recall@10; or one of them and a cost, "
+        "{pareto: [ndcg@10, parameters]}: parameters that are trained, or madds, multiply-adds a token beside the frozen model's",
+    )
+    pick: Pick | None = Field(
+        None,
+        description="with a cost, the layout that wins: knee of the confirmed front (null as well), best as without a cost, or "
+        "cheapest-within-noise: the cheapest that is at most `worth` behind all-serial",
+    )
     budget: int = Field(30, ge=1, description="completed evaluations")
     batch: int | Literal["auto"] = Field(
         "auto",
@@ -214,10 +240,50 @@ class SearchSettings(Section):
     )
     stop_when_flat: bool = Field(
         True,
-        description="stop after the startup when the chance that any layout is worth having falls below 5%",
+        description="stop after the startup when the chance that any layout is worth having falls below 5%; with a cost a "
+        "search never does, for a cheaper layout may be worth having where none is better",
     )
-    candidates: int = Field(3, ge=1, description="layouts with the best posterior mean that are confirmed")
+    candidates: int = Field(
+        3,
+        ge=1,
+        description="layouts with the best posterior mean that are confirmed; with a cost, of the front, the knee first",
+    )
     confirm_seeds: int = Field(3, ge=2, description="fresh seeds, the same for every confirmed layout")
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _known_objective(cls, objective: Any) -> Any:
+        if isinstance(objective, Pareto):
+            return objective
+        both = objective.get("pareto") if isinstance(objective, Mapping) and len(objective) == 1 else None
+        if isinstance(objective, str):
+            return _known_name(objective, METRICS, "metric")
+        if isinstance(both, list | tuple) and len(both) == 2:
+            metric, cost = _known_name(both[0], METRICS, "metric"), _known_name(both[1], list(Cost), "cost")
+            return {"pareto": [metric, cost]}
+        raise ValueError(
+            f"an objective is a metric ({', '.join(METRICS)}) or {{pareto: [METRIC, COST]}}, as in "
+            f"{{pareto: [ndcg@10, parameters]}} (got {objective!r})"
+        )
+
+    @model_validator(mode="after")
+    def _picks_from_a_front(self) -> Self:
+        if self.pick is not None and self.cost is None:
+            raise ValueError(
+                f"pick={self.pick} chooses from a front; set objective to {{pareto: [METRIC, COST]}}, or leave pick out"
+            )
+        return self
+
+    @property
+    def metric(self) -> str:
+        """The metric that layouts are chosen by, as records name it."""
+        name = self.objective.pareto[0] if isinstance(self.objective, Pareto) else self.objective
+        return METRICS[name]
+
+    @property
+    def cost(self) -> Cost | None:
+        """The cost beside it, if there is one."""
+        return self.objective.pareto[1] if isinstance(self.objective, Pareto) else None
 
     @field_validator("batch", mode="before")
     @classmethod
@@ -225,6 +291,19 @@ class SearchSettings(Section):
         if batch != "auto" and (type(batch) is not int or batch < 1):
             raise ValueError(f"a batch is auto or a number from 1 on (got {batch!r})")
         return batch
+
+
+def _known_name(name: Any, known: Iterable[str], what: str) -> str:
+    """A known name in lower case.
+
+    Raises:
+        ValueError: for another one.
+    """
+    able = list(known)
+    lowered = str(name).lower()
+    if lowered not in able:
+        raise ValueError(f"there is no {what} {name!r}{suggestion(lowered, able)}; choose {', '.join(able)}")
+    return lowered
 
 
 class ComparisonSettings(Section):

@@ -157,10 +157,15 @@ class RecommenderModel(nn.Module):
     def multiply_adds(self, layout: Layout, *, item_tokens: int) -> int:
         """Of a token, how many multiply-adds the layout adds to the frozen layers; 0 where layouts do not differ in them.
 
+        Each weight of a layer's own linear maps multiplies once: ``2 d u`` of an adapter of u units over width d. Not counted are
+        biases, norms and activations, and what a row has once, such as its key's projection.
+
         Args:
             item_tokens: of an item's sentence, without its ``[SEQ]``.
         """
-        return 0
+        unused = self.inactive(layout)
+        weights = (one for one in self.trainable() if one[0].startswith("layers.") and one[1].dim() == 2)
+        return sum(w.numel() - (int(unused[name].sum()) if name in unused else 0) for name, w in weights)
 
     def active_tensors(self, layout: Layout) -> dict[str, Tensor]:
         """`own_tensors` less what the layout leaves unused, which always stands at the end of a dimension."""

@@ -673,22 +673,16 @@ class DARec(RecommenderModel):
         return found
 
     def multiply_adds(self, layout: Layout, *, item_tokens: int) -> int:
-        """As in the base, with d the width and q = heads x head width (d in most models).
-
-        - adapters and routers: each weight of a linear map multiplies once, so ``2 d u`` of an adapter of u units and ``4 d`` of
-          a router;
-        - a layer's context branch: the frozen output projection again, ``q d``, and ``2 q (item_tokens + 2)`` for a token's
-          attention to its item's tokens, their ``[SEQ]`` and one collaborative key.
-
-        Not counted are biases, norms and activations, and what a row has once, such as its key's projection.
+        """As in the base, and for each context branch, with q = heads x head width, the frozen output projection again,
+        ``q d``, and ``2 q (item_tokens + 2)`` for a token's attention to its item's tokens, their ``[SEQ]`` and one
+        collaborative key.
         """
-        unused = self.inactive(layout)
-        weights = (one for one in self.trainable() if one[0].startswith("layers.") and one[1].dim() == 2)
-        used = sum(w.numel() - (int(unused[name].sum()) if name in unused else 0) for name, w in weights)
         block = self.backbone.decoder_blocks[0]
         q = block.heads * block.head_width
         branches = sum(group[CONTEXT].active for group in layout.groups)
-        return used + branches * (q * self.backbone.width + 2 * q * (item_tokens + 2))
+        return super().multiply_adds(layout, item_tokens=item_tokens) + branches * (
+            q * self.backbone.width + 2 * q * (item_tokens + 2)
+        )
 
     def compile_layers(self) -> None:
         for layer in self.layers:

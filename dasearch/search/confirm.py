@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from dasearch.layout import Layout
-from dasearch.search.confirmation import Contender, Standing, contenders, standings
+from dasearch.models.cost import SiteCosts
+from dasearch.search.confirmation import Contender, Standing, by_posterior_mean, contenders, standings
 from dasearch.search.events import CONFIRMATION, Training
+from dasearch.search.front import by_front
 from dasearch.search.objective import Run
 from dasearch.search.store import Confirmation
 from dasearch.search.trainings import Planned, Trainings
@@ -14,15 +17,19 @@ from dasearch.search_space import SearchSpace
 from dasearch.training.loop import Trained
 
 
-def confirm(trainings: Trainings, space: SearchSpace, signals: Mapping[Layout, float]) -> list[Standing]:
+def confirm(
+    trainings: Trainings, space: SearchSpace, signals: Mapping[Layout, float], costs: SiteCosts | None = None
+) -> list[Standing]:
     """Train the best layouts and the controls again with fresh seeds, the same for each; the best mean first.
 
     Args:
         signals: what the surrogate learned from every evaluated layout.
+        costs: of a study with a cost, whose front is confirmed.
     """
     settings, store = trainings.settings, trainings.store
     search = settings.search
-    found = contenders(space, signals, candidates=search.candidates, seed=settings.seed)
+    order = by_posterior_mean if costs is None else partial(by_front, costs=costs, k=search.candidates)
+    found = contenders(space, signals, candidates=search.candidates, seed=settings.seed, order=order)
     roles = {contender.layout: contender.role for contender in found}
     done = {_run_name(c.layout, c.seed) for c in store.confirmations(settings.name)}
     missing = [one for one in _planned(trainings, found) if one.run.name not in done]
@@ -34,17 +41,19 @@ def confirm(trainings: Trainings, space: SearchSpace, signals: Mapping[Layout, f
         trainings.short.forget(name)
 
     trainings.later(trainings.short, missing, keep)
-    return standings([c for c in store.confirmations(settings.name) if c.layout in roles], space.all_serial)
+    kept = [c for c in store.confirmations(settings.name) if c.layout in roles]
+    return standings(kept, space.all_serial, search.metric)
 
 
 def _planned(trainings: Trainings, found: list[Contender]) -> list[Planned]:
     """Every contender with every seed."""
     settings = trainings.settings
+    epochs, metric = settings.trial.epochs, settings.search.metric
     seeds = range(1, settings.search.confirm_seeds + 1)
     each = [(contender, seed) for seed in seeds for contender in found]
     return [
         Planned(
-            Training(CONFIRMATION, index, len(each), one.layout, f"{one.role}, seed {seed}", settings.trial.epochs),
+            Training(CONFIRMATION, index, len(each), one.layout, f"{one.role}, seed {seed}", epochs, metric),
             Run(one.layout, _run_name(one.layout, seed), seed),
         )
         for index, (one, seed) in enumerate(each, start=1)

@@ -7,7 +7,7 @@ search. The top few by posterior mean and the controls train again; differences 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy import stats
@@ -24,7 +24,8 @@ ALL_SERIAL, ALL_PARALLEL, RANDOM = "all-serial", "all-parallel", "random"
 CANDIDATE = "candidate"
 WINNER = "winner"  # its row of the closing table
 CONTROLS = 3  # all serial, all parallel, random
-OBJECTIVE = "MRR"
+OBJECTIVE = "MRR"  # where a study names no other metric
+Order = Callable[[SearchSpace, Mapping[Layout, float]], list[Layout]]
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,6 @@ def controls(space: SearchSpace, seed: int) -> list[Contender]:
     return found
 
 
-def contenders(space: SearchSpace, signals: Mapping[Layout, float], *, candidates: int, seed: int) -> list[Contender]:
-    """The best evaluated layouts by posterior mean of what the search learned from, then the controls that are not among them."""
-    ordered = by_posterior_mean(space, signals)[:candidates]
-    roles = {contender.layout: contender.role for contender in controls(space, seed)}
-    best = [Contender(layout, roles.get(layout, CANDIDATE)) for layout in ordered]
-    return [*best, *(Contender(layout, role) for layout, role in roles.items() if layout not in ordered)]
-
-
 def by_posterior_mean(space: SearchSpace, signals: Mapping[Layout, float]) -> list[Layout]:
     """Evaluated layouts, the best posterior mean first: a neighbour's value counts too, luck less."""
     layouts = list(signals)
@@ -85,12 +78,27 @@ def by_posterior_mean(space: SearchSpace, signals: Mapping[Layout, float]) -> li
     return [layouts[i] for i in means.argsort(descending=True, stable=True).tolist()]
 
 
-def standings(confirmations: Iterable[Confirmation], baseline: Layout) -> list[Standing]:
+def contenders(
+    space: SearchSpace,
+    signals: Mapping[Layout, float],
+    *,
+    candidates: int,
+    seed: int,
+    order: Order = by_posterior_mean,
+) -> list[Contender]:
+    """The best evaluated layouts by what the search learned from, then the controls that are not among them."""
+    ordered = order(space, signals)[:candidates]
+    roles = {contender.layout: contender.role for contender in controls(space, seed)}
+    best = [Contender(layout, roles.get(layout, CANDIDATE)) for layout in ordered]
+    return [*best, *(Contender(layout, role) for layout, role in roles.items() if layout not in ordered)]
+
+
+def standings(confirmations: Iterable[Confirmation], baseline: Layout, metric: str = OBJECTIVE) -> list[Standing]:
     """Every confirmed layout, best mean first; gains are paired with the baseline by seed."""
     scores: dict[Layout, dict[int, float]] = {}
     roles: dict[Layout, str] = {}
     for confirmation in confirmations:
-        scores.setdefault(confirmation.layout, {})[confirmation.seed] = confirmation.metrics[OBJECTIVE]
+        scores.setdefault(confirmation.layout, {})[confirmation.seed] = confirmation.metrics[metric]
         roles[confirmation.layout] = confirmation.role
     against = scores.get(baseline, {})
     level = 1 - 0.05 / max(1, len(scores) - 1)
@@ -117,30 +125,39 @@ def recommended(found: Sequence[Standing]) -> Standing:
     return next(proven, None) or next(serial, found[0])
 
 
-def cheapest(found: Sequence[Standing], parameters: Mapping[Layout, int], worth: float) -> Standing | None:
-    """The confirmed layout of the fewest trained parameters that is not worse than all-serial; None where that is all-serial.
+def cheapest(found: Sequence[Standing], costs: Mapping[Layout, int], worth: float) -> Standing | None:
+    """The cheapest confirmed layout that is not worse than all-serial; None where that is all-serial.
 
     Not worse: its loss, with the interval that all confirmed layouts keep to at once, is below a relative ``worth``.
 
     Args:
         found: as `standings` gives them; at least one.
-        parameters: trained ones, of the layouts where they are known.
+        costs: such as trained parameters, of the layouts where they are known.
     """
     serial = next((standing for standing in found if standing.gain is None), None)
-    if serial is None or serial.layout not in parameters:
+    if serial is None or serial.layout not in costs:
         return None
     least = -worth * abs(serial.score.mean)
-    level = (s for s in found if s.together is not None and s.together.low > least and s.layout in parameters)
-    lighter = [standing for standing in level if parameters[standing.layout] < parameters[serial.layout]]
-    return min(lighter, key=lambda standing: parameters[standing.layout], default=None)
+    level = (s for s in found if s.together is not None and s.together.low > least and s.layout in costs)
+    lighter = [standing for standing in level if costs[standing.layout] < costs[serial.layout]]
+    return min(lighter, key=lambda standing: costs[standing.layout], default=None)
 
 
-def winner_of(results: Iterable[Result], found: Sequence[Standing], space: SearchSpace) -> Layout | None:
-    """What was trained in full as the winner; before that, what will be. None where nothing is confirmed yet."""
+def winner_of(
+    results: Iterable[Result],
+    found: Sequence[Standing],
+    space: SearchSpace,
+    selection: Callable[[Sequence[Standing]], Standing] | None = None,
+) -> Layout | None:
+    """What was trained in full as the winner; before that, what will be. None where nothing is confirmed yet.
+
+    Args:
+        selection: how a study with a cost chooses; None: `recommended`.
+    """
     for result in results:
         if result.name == WINNER and result.layout is not None:
             return space.parse(result.layout)
-    return recommended(found).layout if found else None
+    return (selection or recommended)(found).layout if found else None
 
 
 def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:

@@ -23,11 +23,12 @@ class Training:
     layout: Layout
     label: str
     epochs: int
+    metric: str = "MRR"  # that its study chooses by
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A training that ended: its validation MRR, the best of its phase so far, and the seconds the study still needs."""
+    """A training that ended: its validation score, the best of its phase so far, and the seconds the study still needs."""
 
     training: Training
     score: float | None  # None where the training diverged

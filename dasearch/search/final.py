@@ -84,7 +84,7 @@ def _planned(settings: StudySettings, rows: Mapping[str, Model]) -> list[tuple[M
     for index, (model, seed) in enumerate(each, start=1):
         names = " = ".join(name for name, named in rows.items() if named == model)
         label = f"{names}, seed {seed}"
-        training = Training(FINAL, index, len(each), model.layout, label, settings.final.epochs)
+        training = Training(FINAL, index, len(each), model.layout, label, settings.final.epochs, settings.search.metric)
         found.append((model, Planned(training, Run(model.layout, _run_name(model, seed), seed))))
     return found
 

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from dasearch.bayes import Observation, PRSampler, SpaceExhausted, curve_mean, startup_trials
 from dasearch.errors import DasearchError, TrainingError, first_line
 from dasearch.layout import Layout
-from dasearch.search.confirmation import OBJECTIVE
+from dasearch.models.cost import SiteCosts, cost_of_choices
 from dasearch.search.events import SEARCH, Finished, Training
 from dasearch.search.objective import TRIAL_SEED, Outcome, Run
 from dasearch.search.store import HEARTBEAT_SECONDS, RETRY
@@ -43,10 +43,14 @@ class Asked(NamedTuple):
 
 
 class Search:
-    """The search phase of one study, in one process."""
+    """The search phase of one study, in one process.
 
-    def __init__(self, space: SearchSpace, trainings: Trainings) -> None:
-        self.space, self.trainings = space, trainings
+    Args:
+        costs: of a study with a cost, what its layouts cost.
+    """
+
+    def __init__(self, space: SearchSpace, trainings: Trainings, costs: SiteCosts | None = None) -> None:
+        self.space, self.trainings, self.costs = space, trainings, costs
         self.settings, self.store, self.listener = trainings.settings, trainings.store, trainings.listener
         self.storage = self.store.optuna_storage()
         self.prior = self.store.prior(self.settings.name)
@@ -60,6 +64,7 @@ class Search:
             search_space=distributions,
             prior=[Observation(self.space.encode(trial.layout), trial.value) for trial in self.prior],
             signal=curve_mean,  # predicts other seeds' MRR better than the best epoch: benchmarks/further_outputs.py
+            cost=None if self.costs is None else cost_of_choices(self.space, self.costs),
             on_proposal=lambda proposal: self.store.add_proposal(self.settings.name, proposal),
         )
         return optuna.load_study(study_name=self.settings.name, storage=self.storage, sampler=sampler)
@@ -86,7 +91,10 @@ class Search:
     def _flat(self) -> bool:
         """Whether the search may stop, because hardly any layout can be worth having; it is said in one sentence."""
         search = self.settings.search
-        if not search.stop_when_flat or self._waiting():  # what was asked for is trained, interrupted or not
+        stops = (
+            search.stop_when_flat and self.costs is None
+        )  # a cheaper layout may be worth having where none is better
+        if not stops or self._waiting():  # what was asked for is trained, interrupted or not
             return False
         signals = self.signals()
         if len(signals) < flat_from(search.startup, len(self.space.free)):
@@ -148,18 +156,24 @@ class Search:
         def report(place: int, epoch: Epoch) -> None:
             if epoch.number not in reported[place]:
                 reported[place].add(epoch.number)
-                batch[place].trial.report(epoch.metrics[OBJECTIVE], epoch.number)
+                self._report(batch[place].trial, epoch)
 
         outcomes = self.trainings.together(self.trainings.short, planned, report)
         for place, outcome in enumerate(outcomes):
             self._tell(batch[place].trial, planned[place], outcome, untold=len(outcomes) - place - 1)
+
+    def _report(self, trial: Trial, epoch: Epoch) -> None:
+        """A point of the trial's curve; not by `Trial.report`, which refuses studies of two objectives."""
+        score = epoch.metrics[self.settings.search.metric]
+        self.storage.set_trial_intermediate_value(trial._trial_id, epoch.number, score)
 
     def _planned(self, batch: Sequence[Asked]) -> list[Planned]:
         budget, epochs = self.settings.search.budget, self.settings.trial.epochs
         first = budget - self._evaluations_left() + 1
         return [
             Planned(
-                Training(SEARCH, index, budget, layout, "trial", epochs), Run(layout, f"trial/{layout}", TRIAL_SEED)
+                Training(SEARCH, index, budget, layout, "trial", epochs, self.settings.search.metric),
+                Run(layout, f"trial/{layout}", TRIAL_SEED),
             )
             for index, (_, layout) in enumerate(batch, first)
         ]
@@ -173,9 +187,10 @@ class Search:
             trial.set_user_attr("seconds", outcome.seconds)
             trial.set_user_attr("parameters", outcome.parameters)
             trial.set_user_attr("peak_memory", outcome.peak_memory)
-            self.study.tell(trial, outcome.metrics.mrr)
+            score = self.trainings.score(outcome)
+            self.study.tell(trial, score if self.costs is None else [score, self.costs.of(one.run.layout)])
             self.trainings.short.forget(one.run.name)
-            self._tell_finished(one.training, outcome.metrics.mrr, outcome.seconds, untold)
+            self._tell_finished(one.training, score, outcome.seconds, untold)
         elif isinstance(outcome, TrainingError):
             trial.set_user_attr("reason", str(outcome))
             self.study.tell(trial, state=TrialState.PRUNED)

@@ -15,10 +15,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
+from dasearch.config import parse_study
 from dasearch.errors import LayoutError
 from dasearch.layout import SITES, Depth, Layout, ModelKind, carried
 from dasearch.layout_file import LAYOUT_NAME, ChoiceRecord, LayoutFile, choice_records
-from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search.store import PriorTrial, Store, TrialRecord, open_store
 from dasearch.search_space import SearchSpace
 from dasearch.versioned import VersionedFile
@@ -99,7 +99,7 @@ def trials_of(store: Store, name: str) -> TrialsFile:
         sites=list(space.sites),
         layers=space.backbone_layers,
         replaced=[layer + 1 for layer in space.replaced],
-        metric=OBJECTIVE,
+        metric=parse_study(stored.settings, source=f"study {name}").search.metric,
         study=name,
         dataset=stored.dataset.get("name"),
         seed=stored.settings["seed"],

@@ -12,16 +12,19 @@ from dasearch.config import StudySettings, resolve_output
 from dasearch.data import Dataset, LeaveOneOut
 from dasearch.layout import Layout
 from dasearch.layout_file import Metric
+from dasearch.models.cost import Cost, SiteCosts, layout_costs
 from dasearch.search.confirm import confirm
-from dasearch.search.confirmation import OBJECTIVE, WINNER, recommended
+from dasearch.search.confirmation import WINNER, recommended
 from dasearch.search.events import CONFIRMATION, FINAL, SEARCH, Listener
 from dasearch.search.final import Finalists, evaluate_finally, final_rows, train_encoders, train_rows
+from dasearch.search.front import Selection
 from dasearch.search.loop import Search
+from dasearch.search.objective import TRIAL_SEED
 from dasearch.search.store import Artifact, FinalTraining, Result, Store
 from dasearch.search.trainings import Trainings
 from dasearch.search_space import SearchSpace
 from dasearch.training.loop import Trained
-from dasearch.training.preparation import prepare_study
+from dasearch.training.preparation import build_model, prepare_study
 from dasearch.training.recommender import save_recommender, sha256
 
 
@@ -47,14 +50,29 @@ class Runner:
         """Go through the phases; each goes on where it stopped."""
         name = self.settings.name
         self.store.enter_phase(name, SEARCH)
-        search = Search(self.space, self.trainings)
+        selection = Selection.of(self.settings.search, self._costs())
+        costs = None if selection is None else selection.costs
+        search = Search(self.space, self.trainings, costs)
         search.run()
         self.store.enter_phase(name, CONFIRMATION)
-        ranked = confirm(self.trainings, self.space, search.signals())
+        ranked = confirm(self.trainings, self.space, search.signals(), costs)
         if train:
             self.store.enter_phase(name, FINAL)
-            self.train_finally(recommended(ranked).layout)
+            self.train_finally((selection or recommended)(ranked).layout)
         shutil.rmtree(self.trainings.checkpoints, ignore_errors=True)
+
+    def _costs(self) -> dict[Cost, SiteCosts]:
+        """What layouts cost, counted once a study; nothing for a study without a cost."""
+        if self.settings.search.cost is None:
+            return {}
+        found = self.store.costs(self.settings.name)
+        if not found:
+            every = self.space.file.replace_every
+            lora = self.space.file.has_lora
+            model = build_model(self.settings, self.materials, replace_every=every, seed=TRIAL_SEED, lora=lora)
+            found = layout_costs(model, self.space, item_tokens=self.settings.data.item_tokens)
+            self.store.add_costs(self.settings.name, found)
+        return found
 
     def train_finally(self, winner: Layout) -> None:
         """Train every row of the final table on everyone, then read the test split, once, for all of them."""
@@ -70,7 +88,8 @@ class Runner:
 
     def _save(self, winner: Trained, results: list[Result], trainings: list[FinalTraining]) -> Artifact:
         """Save the winner of the first seed: ``layout.json`` tells the layout's mean, the model's own metrics stand beside."""
-        (mrr,) = (result for result in results if (result.name, result.metric) == (WINNER, OBJECTIVE))
+        metric = self.settings.search.metric
+        (score,) = (result for result in results if (result.name, result.metric) == (WINNER, metric))
         (own,) = (training for training in trainings if (training.name, training.seed) == (WINNER, 0))
         folder = save_recommender(
             resolve_output(self.settings) / "model",
@@ -78,7 +97,7 @@ class Runner:
             self.settings,
             self.materials,
             self.dataset,
-            metric=Metric(name=OBJECTIVE, value=mrr.value, low=mrr.low, high=mrr.high, split="test"),
+            metric=Metric(name=metric, value=score.value, low=score.low, high=score.high, split="test"),
             results={"test": own.metrics},
         )
         return Artifact("model", str(folder), sha256(folder))

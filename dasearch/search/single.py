@@ -9,7 +9,7 @@ from dasearch.data import Dataset, LeaveOneOut
 from dasearch.errors import ModelFolderError, StudyError
 from dasearch.layout import Layout, require_lora_sites
 from dasearch.layout_file import Metric
-from dasearch.search.confirmation import ALL_PARALLEL, ALL_SERIAL, OBJECTIVE, winner_of
+from dasearch.search.confirmation import ALL_PARALLEL, ALL_SERIAL, winner_of
 from dasearch.search.events import SINGLE, Finished, Listener, Training
 from dasearch.search.objective import TRIAL_SEED, Objective
 from dasearch.search.store import require_writable
@@ -41,7 +41,7 @@ def named_layout(name: str, study: Study, space: SearchSpace) -> Layout:
         require_lora_sites(found, space.sites)
         return found
     status = study.status()
-    winner = winner_of(status.results, status.standings, space)
+    winner = winner_of(status.results, status.standings, space, status.selection)
     if winner is not None:
         return winner
     if status.best is None or status.best.layout is None:
@@ -76,14 +76,15 @@ def _train_layout(study: Study, name: str, out: Path | None, heard: Listener) ->
     objective = Objective(
         settings, materials, settings.final, space.file.replace_every, checkpoints, lora=space.file.has_lora
     )
-    training = Training(SINGLE, 1, 1, layout, settings.model.label, settings.final.epochs)
+    chosen_by = settings.search.metric
+    training = Training(SINGLE, 1, 1, layout, settings.model.label, settings.final.epochs, chosen_by)
     heard.started(training)
     run = f"train/{settings.model.label}/{layout}"
     trained = objective.train(layout, run=run, seed=TRIAL_SEED, on_epoch=lambda epoch: heard.epoch(training, epoch))
-    metric = Metric(name=OBJECTIVE, value=trained.metrics.mrr)
+    metric = Metric(name=chosen_by, value=trained.metrics.record()[chosen_by])
     save_recommender(folder, trained, settings, materials, dataset, metric=metric)
     objective.forget(run)
-    heard.finished(Finished(training, trained.metrics.mrr, None, None, trained.seconds, 0.0))
+    heard.finished(Finished(training, metric.value, None, None, trained.seconds, 0.0))
     return folder, trained
 
 

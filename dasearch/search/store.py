@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
+from optuna.study import StudyDirection
 from pydantic import ValidationError
 from sqlalchemy import (
     BigInteger,
@@ -46,6 +47,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from dasearch.bayes import Proposal, mean_of_curve
 from dasearch.errors import NoStudies, StoreError, first_line
 from dasearch.layout import Layout
+from dasearch.models.cost import Cost, SiteCosts
 from dasearch.search_space import SearchSpace
 from dasearch.training.metrics import Interval
 from dasearch.training.stack import Epoch
@@ -85,6 +87,17 @@ class PriorRow(Base):
     layout: Mapped[str] = mapped_column(Text)
     value: Mapped[float] = mapped_column(Float)
     source: Mapped[str] = mapped_column(Text)
+
+
+class CostRow(Base):
+    """What the layouts of a study with a cost cost: one of `Cost`, as of `SiteCosts.record`."""
+
+    __tablename__ = "dasearch_cost"
+    __table_args__ = (UniqueConstraint("study_id", "name"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("dasearch_study.id"), index=True)
+    name: Mapped[str] = mapped_column(String(40))
+    costs: Mapped[str] = mapped_column(Text)
 
 
 class EpochRow(Base):
@@ -465,9 +478,15 @@ class Store:
         dataset: Mapping[str, Any],
         versions: Mapping[str, str],
         prior: Sequence[PriorTrial] = (),
+        costly: bool = False,
     ) -> None:
-        """Record a new study: Optuna's part first, so that a study that can be seen here is whole."""
-        optuna.create_study(study_name=name, storage=self.optuna_storage(), direction="maximize", load_if_exists=True)
+        """Record a new study: Optuna's part first, so that a study that can be seen here is whole.
+
+        Args:
+            costly: whether trials have a cost beside their score, which Optuna minimises.
+        """
+        directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: 1 + costly]
+        optuna.create_study(study_name=name, storage=self.optuna_storage(), directions=directions, load_if_exists=True)
         row = StudyRow(
             name=name,
             settings=json.dumps(dict(settings)),
@@ -494,11 +513,28 @@ class Store:
             rows = session.scalars(select(PriorRow).filter_by(study_id=study.id).order_by(PriorRow.id))
             return [PriorTrial(_layout(study, row.layout), row.value, row.source) for row in rows]
 
+    def add_costs(self, name: str, costs: Mapping[Cost, SiteCosts]) -> None:
+        """Record what the study's layouts cost."""
+        with Session(self._engine) as session, session.begin():
+            study = self._row(session, name).id
+            session.add_all(
+                CostRow(study_id=study, name=cost.value, costs=json.dumps(own.record())) for cost, own in costs.items()
+            )
+
+    def costs(self, name: str) -> dict[Cost, SiteCosts]:
+        """What the study's layouts cost; nothing, for a study without a cost."""
+        if not self._has(CostRow):
+            return {}
+        with Session(self._engine) as session:
+            study = self._row(session, name).id
+            rows = session.scalars(select(CostRow).filter_by(study_id=study).order_by(CostRow.id))
+            return {Cost(row.name): SiteCosts(**json.loads(row.costs)) for row in rows}
+
     def withdraw(self, name: str) -> None:
         """Take back a study that `begin` recorded, with all that is known of it."""
         with Session(self._engine) as session, session.begin():
             row = self._row(session, name)
-            for table in (EpochRow, ProposalRow, PriorRow):
+            for table in (EpochRow, ProposalRow, PriorRow, CostRow):
                 session.execute(delete(table).where(table.study_id == row.id))
             session.delete(row)
         optuna.delete_study(study_name=name, storage=self.optuna_storage())
@@ -729,6 +765,7 @@ def _stored(row: StudyRow) -> Stored:
     )
 
 
+SCORED = 0  # of a trial's values, its score; a second one is its cost
 # Optuna's tables, as far as `Store.trials` reads them
 _STUDIES = table("studies", column("study_id"), column("study_name"))
 _TRIALS = table(
@@ -736,7 +773,7 @@ _TRIALS = table(
     *(column(key) for key in ("trial_id", "study_id", "number", "state")),
     *(column(key, DateTime) for key in ("datetime_start", "datetime_complete")),
 )
-_VALUES = table("trial_values", column("trial_id"), column("value"))
+_VALUES = table("trial_values", column("trial_id"), column("objective"), column("value"))
 _HEARTBEATS = table("trial_heartbeats", column("trial_id"), column("heartbeat", DateTime))
 _PARAMS = table("trial_params", column("trial_id"))
 _INTERMEDIATES = table("trial_intermediate_values", column("trial_id"))
@@ -759,7 +796,7 @@ def _states(name: str) -> Select[Any]:
         func.max(_TRIALS.c.datetime_complete),
     )
     joined = _TRIALS.join(_STUDIES, _STUDIES.c.study_id == _TRIALS.c.study_id).outerjoin(
-        _VALUES, _VALUES.c.trial_id == _TRIALS.c.trial_id
+        _VALUES, (_VALUES.c.trial_id == _TRIALS.c.trial_id) & (_VALUES.c.objective == SCORED)
     )
     chosen = select(_TRIALS.c.state, *kept).select_from(joined).where(_STUDIES.c.study_name == name)
     return chosen.group_by(_TRIALS.c.state)
@@ -798,7 +835,7 @@ def _trial(row: Mapping[Any, Any], parts: Mapping[str, list[tuple[Any, ...]]]) -
     return TrialRecord(
         number=row["number"],
         state=str(row["state"]).lower(),
-        score=next((value for _, value in parts["trial_values"]), None),
+        score=dict(parts["trial_values"]).get(SCORED),
         params={**system.get("fixed_params", {}), **params},
         curve={step: value for step, value in sorted(parts["trial_intermediate_values"]) if value is not None},
         attributes={key: json.loads(value) for key, value in parts["trial_user_attributes"]},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from pydantic import ValidationError
 from dasearch.config import StudySettings, changed, load_study, parse_data, parse_study, resolve_output
 from dasearch.data import DATASETS, Dataset, Rules, load_dataset, sample_users, statistics
 from dasearch.errors import SearchSpaceError, StoreError, StudyError, WrongUse
-from dasearch.layout import Layout
+from dasearch.layout import ADAPTER_MODELS, Choice, Join, Layout
 from dasearch.models.adapters import AdapterSettings
 from dasearch.models.pretrained import pretrained_layers
 from dasearch.models.registry import MODELS
 from dasearch.models.tiny_opt import TINY_OPT
-from dasearch.search.confirmation import Standing, standings
+from dasearch.search.confirmation import OBJECTIVE, Standing, standings
 from dasearch.search.events import DONE, SEARCH, Listener
+from dasearch.search.front import Selection
 from dasearch.search.prior import prior_trials
 from dasearch.search.runner import Runner
 from dasearch.search.store import Artifact, PriorTrial, Result, Store, Stored, TrialRecord, open_store, require_writable
@@ -42,6 +43,7 @@ MAY_CHANGE = {
     "search.batch",
     "search.worth",
     "search.stop_when_flat",
+    "search.pick",
     "final",
     "comparison",
     "space.name",
@@ -74,6 +76,8 @@ class Status:
     space: SearchSpace
     worth: float  # `search.worth` of its settings
     prior: list[PriorTrial]
+    metric: str = OBJECTIVE
+    selection: Selection | None = None  # of a study with a cost, once costs are counted
 
     @property
     def completed(self) -> list[TrialView]:
@@ -160,6 +164,7 @@ class Study:
         resolve_device(settings.device)
         space = self.space()
         _require_choice(settings, space)
+        _require_costs(settings, space)
         prior = None if warm_start is None else prior_trials(str(warm_start), space)
         dataset = self.dataset()
         store = open_store(self.storage, settings.output, create=True)
@@ -197,6 +202,25 @@ def _require_choice(settings: StudySettings, space: SearchSpace) -> None:
             )
 
 
+def _require_costs(settings: StudySettings, space: SearchSpace) -> None:
+    """With a cost as an objective, layouts must differ in it."""
+    cost, whole = settings.search.cost, getattr(settings.model, "bottleneck", None)
+    if cost is None or any(len({_costing(choice, whole) for choice in space.choices[name]}) > 1 for name in space.free):
+        return
+    able = space.file.model in ADAPTER_MODELS
+    such = f"choose a space with none or widths, such as space.name={space.file.model}-none"
+    fix = such if able else "set it to the metric alone"
+    raise StudyError(
+        f"every layout of search space {space.file.name} has the same {cost.words}, so search.objective has no front to find; "
+        f"{fix}"
+    )
+
+
+def _costing(choice: Choice, whole: int | None) -> Choice:
+    """A choice without what costs nothing: its name, its place, and how it joins."""
+    return replace(choice, name="", letter="A", parallel=False, join=Join.MODEL, width=choice.width or whole)
+
+
 def with_budget(settings: StudySettings, budget: int) -> StudySettings:
     return changed(settings, {"search.budget": budget}, source="--budget")
 
@@ -207,7 +231,7 @@ def status(store: Store, name: str) -> Status:
     settings = parse_study(stored.settings, source=f"study {name}")
     space = stored_space(stored)
     trials = [_view(trial, space) for trial in store.trials(name)]
-    ranked = standings(store.confirmations(name), space.all_serial)
+    ranked = standings(store.confirmations(name), space.all_serial, settings.search.metric)
     return Status(
         name=name,
         phase=stored.phase,
@@ -219,6 +243,8 @@ def status(store: Store, name: str) -> Status:
         space=space,
         worth=settings.search.worth,
         prior=store.prior(name),
+        metric=settings.search.metric,
+        selection=Selection.of(settings.search, store.costs(name)),
     )
 
 
@@ -293,6 +319,7 @@ def _begin(
                 name: version(name) for name in ("dasearch", "torch", "transformers", "botorch", "gpytorch", "optuna")
             },
             prior=prior or (),
+            costly=settings.search.cost is not None,
         )
         return SEARCH
     if stored.space_hash != space.hash:

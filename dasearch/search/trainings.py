@@ -47,6 +47,10 @@ class Trainings:
         self.full = objective(materials, settings.final)
         self.pace = 0.0  # seconds a user and epoch of one training, its share where several run side by side
 
+    def score(self, trained: Trained) -> float:
+        """In the metric that the study chooses by."""
+        return trained.metrics.record()[self.settings.search.metric]
+
     def together(
         self,
         objective: Objective,
@@ -94,8 +98,9 @@ class Trainings:
                 if isinstance(outcome, Trained):
                     keep(one, outcome)
                     found.append(outcome)
-                    score = outcome.metrics.mrr
-                    self.listener.finished(Finished(one.training, score, None, None, outcome.seconds, left))
+                    self.listener.finished(
+                        Finished(one.training, self.score(outcome), None, None, outcome.seconds, left)
+                    )
             raise_failed(outcomes)
         return found
 

@@ -1,0 +1,71 @@
+"""Searches with a cost beside the metric: which layouts are confirmed, and which confirmed one wins.
+
+Costs are exact (`dasearch.models.cost`); metrics are those of fresh seeds, as in `confirmation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dasearch.bayes import Surrogate, front, knee, spread_over
+from dasearch.config import Pick, SearchSettings
+from dasearch.layout import Layout
+from dasearch.models.cost import Cost, SiteCosts
+from dasearch.search.confirmation import Standing, cheapest, recommended
+from dasearch.search.worth import evaluations
+from dasearch.search_space import SearchSpace
+
+
+def by_front(space: SearchSpace, signals: Mapping[Layout, float], costs: SiteCosts, k: int) -> list[Layout]:
+    """k evaluated layouts that show the front of posterior means and costs: the knee, then what adds most hypervolume."""
+    layouts = list(signals)
+    codes, values, choices = evaluations(space, signals)
+    means = Surrogate.fit(codes, values, choices).posterior(codes).mean.tolist()
+    return [layouts[i] for i in spread_over(means, [costs.of(layout) for layout in layouts], k)]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How one of the confirmed layouts of a study with a cost is chosen.
+
+    Attributes:
+        worth: `search.worth`, for `Pick.CHEAPEST`.
+    """
+
+    cost: Cost
+    costs: SiteCosts
+    pick: Pick
+    worth: float
+
+    @classmethod
+    def of(cls, search: SearchSettings, costs: Mapping[Cost, SiteCosts]) -> Selection | None:
+        """That of a study's settings; None without a cost, or before costs are counted."""
+        if search.cost is None or search.cost not in costs:
+            return None
+        return cls(search.cost, costs[search.cost], search.pick or Pick.KNEE, search.worth)
+
+    def front(self, found: Sequence[Standing]) -> list[Standing]:
+        """Confirmed layouts that no other one dominates by mean and cost, the cheapest first."""
+        return [found[i] for i in front(*self._both(found))]
+
+    def __call__(self, found: Sequence[Standing]) -> Standing:
+        """The layout that wins.
+
+        - knee: of the confirmed front, as of `dasearch.bayes.knee`;
+        - best: as without a cost, `recommended`;
+        - cheapest-within-noise: as of `confirmation.cheapest`, or all-serial where there is none.
+
+        Args:
+            found: as `standings` gives them; at least one.
+        """
+        if self.pick is Pick.KNEE:
+            return found[knee(*self._both(found))]
+        if self.pick is Pick.BEST:
+            return recommended(found)
+        serial = next((standing for standing in found if standing.gain is None), found[0])
+        costs = {standing.layout: self.costs.of(standing.layout) for standing in found}
+        return cheapest(found, costs, self.worth) or serial
+
+    def _both(self, found: Sequence[Standing]) -> tuple[list[float], list[float]]:
+        return [s.score.mean for s in found], [float(self.costs.of(s.layout)) for s in found]
