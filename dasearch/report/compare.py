@@ -14,7 +14,7 @@ from dasearch.report.document import Table, flattened, shown
 from dasearch.report.figures.layouts import difference_in_words
 from dasearch.report.terminal import finite_record, plain_table, spread, symmetric
 from dasearch.report.view import StudyView, Trial, TrialDifference
-from dasearch.search.confirmation import OBJECTIVE, Standing
+from dasearch.search.confirmation import Standing
 from dasearch.search.store import Result
 from dasearch.search.study import settings_differences
 
@@ -67,7 +67,8 @@ def study_sentences(found: StudyDifference) -> list[str]:
 def study_tables(found: StudyDifference) -> list[Table]:
     """Winners and scores, site by site, test results, settings; some may have no rows."""
     names = (found.before.name, found.after.name)
-    facts = {"winner": _winner_text, f"validation {OBJECTIVE}": _score_text, "phase": _phase_text}
+    metric = " and ".join(dict.fromkeys(view.metric for view in found.studies))
+    facts = {"winner": _winner_text, f"validation {metric}": _score_text, "phase": _phase_text}
     winners = tuple((label, *map(cell, found.studies)) for label, cell in facts.items())
     settings = tuple((key, *map(shown, values)) for key, values in found.settings.items())
     caption = "Test split: mean ± sd over seeds, 95% interval over users"
@@ -153,7 +154,7 @@ def show_trial_difference(console: Console, view: StudyView, found: TrialDiffere
     """The layouts, what differs, and the scores."""
     trials = (found.before, found.after)
     names = (f"trial {found.before.number}", f"trial {found.after.number}")
-    labels = ("layout", "state", f"validation {OBJECTIVE}", "seconds")
+    labels = ("layout", "state", f"validation {view.metric}", "seconds")
     rows = tuple(zip(labels, *map(_trial_cells, trials), strict=True))
     _print(console, Table(f"Trials of {view.name}", ("", *names), rows))
     _print(console, sites_table(view, found.sites, names))

@@ -9,18 +9,17 @@ from typing import Any
 
 from dasearch.report.terminal import (
     against_baselines,
-    cheapest_in_words,
     clock,
+    conclusions,
     counted,
     lead_text,
     p_text,
     spread,
     symmetric,
-    verdict,
     warm_start,
 )
 from dasearch.report.view import State, StudyView
-from dasearch.search.confirmation import OBJECTIVE, WINNER
+from dasearch.search.confirmation import WINNER
 from dasearch.search.events import DONE, SEARCH
 
 MIB = 2**20
@@ -64,8 +63,8 @@ def sections(view: StudyView) -> list[Section]:
             "verdict",
             "Verdict",
             tuple(verdict_sentences(view)),
-            ("layout", "best-so-far", "confirmation", "difference"),
-            (facts_table(view),),
+            ("layout", *front_figures(view), "best-so-far", "confirmation", "difference"),
+            (facts_table(view), front_table(view), costs_table(view)),
         ),
         Section(
             "results",
@@ -106,19 +105,65 @@ def verdict_sentences(view: StudyView) -> list[str]:
         return [f"No trial is complete yet, so nothing can be said ({_states(view) or 'no trial has begun'})."]
     if not view.standings:
         return [
-            f"Not confirmed yet: {best.layout} is the best of {counted(len(view.completed), 'evaluation')} with {OBJECTIVE} "
+            f"Not confirmed yet: {best.layout} is the best of {counted(len(view.completed), 'evaluation')} with {view.metric} "
             f"{best.score:.4f} from a single training. The best of several noisy scores is too good on average; "
             "fresh seeds have to confirm it."
         ]
-    found = [verdict(view.standings)]
-    lighter = cheapest_in_words(view.standings, view.trials, view.settings.search.worth)
-    if lighter is not None:
-        found.append(lighter)
+    found = conclusions(view.standings, view.trials, view.settings.search.worth, view.metric, view.selection)
     if any(result.lead is not None for result in view.results):
         found.append(against_baselines(view.results, LEAD_METRIC))
     if view.phase != DONE:
         found.append(f"The study is not finished; its phase is {view.phase}.")
     return found
+
+
+def front_figures(view: StudyView) -> tuple[str, ...]:
+    """Of a study with a cost, its front."""
+    return () if view.settings.search.cost is None else ("front",)
+
+
+def front_table(view: StudyView) -> Table:
+    """Confirmed layouts by their cost, the cheapest first; nothing without a cost."""
+    selection, found = view.selection, view.standings
+    if selection is None or not found:
+        return Table("The front", (), ())
+    on_front, picked = selection.front(found), selection(found)
+    costs = {standing.layout: selection.costs.of(standing.layout) for standing in found}
+    whole = costs.get(view.space.all_serial) or selection.costs.of(view.space.all_serial)
+    rows = [
+        (
+            str(s.layout),
+            s.role,
+            f"{costs[s.layout]:,}",
+            f"{costs[s.layout] / whole:.1%}",
+            symmetric(s.score),
+            "" if s.together is None else symmetric(s.together, "+"),
+            "yes" if s in on_front else "",
+            selection.pick.value if s is picked else "",
+        )
+        for s in sorted(found, key=lambda standing: costs[standing.layout])
+    ]
+    gain = "gain over all-serial, all comparisons together"
+    cost = selection.cost.words
+    headings = ("layout", "role", cost, "of all-serial's", f"validation {view.metric}", gain, "on the front", "picked")
+    return Table(
+        f"The front of {view.metric} and {cost}, confirmed with fresh seeds (95% t intervals)", headings, tuple(rows)
+    )
+
+
+def costs_table(view: StudyView) -> Table:
+    """What a choice costs at a site of one layer; nothing without a cost."""
+    costs = view.costs
+    rows = [
+        (site, choice, *(f"{own.choices[site][choice]:,}" for own in costs.values()))
+        for site, choices in (next(iter(costs.values())).choices.items() if costs else ())
+        for choice in choices
+    ]
+    shared = dict.fromkeys(site for own in costs.values() for site in own.once)
+    rows += [(s, "the first of all layers", *(f"{own.once.get(s, 0):,}" for own in costs.values())) for s in shared]
+    if rows:
+        rows.append(("", "no adapter at all", *(f"{own.base:,}" for own in costs.values())))
+    return Table("What a choice costs in a layer", ("site", "choice", *(cost.words for cost in costs)), tuple(rows))
 
 
 def _states(view: StudyView) -> str:
@@ -169,7 +214,7 @@ def confirmation_table(view: StudyView) -> Table:
         for s in view.standings
     ]
     gain = "gain over all-serial"
-    headings = ("layout", "role", "seeds", f"validation {OBJECTIVE}", gain, f"{gain}, all comparisons together")
+    headings = ("layout", "role", "seeds", f"validation {view.metric}", gain, f"{gain}, all comparisons together")
     return Table("Confirmation with fresh seeds (95% t intervals; gains paired by seed)", headings, tuple(rows))
 
 
@@ -239,7 +284,7 @@ def effects_table(view: StudyView) -> Table:
     """Main effects as numbers."""
     effects = () if view.learned is None else view.learned.main
     rows = tuple((e.sites[0], e.choices[0].name, e.first[0].name, f"{e.mean:+.5f}", f"{e.sd:.5f}") for e in effects)
-    return Table(f"Posterior effects on {OBJECTIVE}", ("site", "choice", "instead of", "mean", "sd"), rows)
+    return Table(f"Posterior effects on {view.metric}", ("site", "choice", "instead of", "mean", "sd"), rows)
 
 
 def trials_table(view: StudyView) -> Table:
@@ -257,7 +302,7 @@ def trials_table(view: StudyView) -> Table:
         )
         for t in view.trials
     ]
-    headings = ("trial", "layout", "state", OBJECTIVE, "seconds", "parameters", "peak MiB", "note")
+    headings = ("trial", "layout", "state", view.metric, "seconds", "parameters", "peak MiB", "note")
     return Table("Every trial", headings, tuple(rows))
 
 

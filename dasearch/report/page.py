@@ -39,11 +39,11 @@ def report(view: StudyView, form: Format) -> str:
 
 def as_html(view: StudyView) -> str:
     """One page with plotly.js, every figure and every table in it."""
-    page = templates_of("dasearch.report").get_template("report.html")
+    page, parts = templates_of("dasearch.report").get_template("report.html"), sections(view)
     return page.render(
         view=view,
-        sections=sections(view),
-        figures={key: embedded(view, key) for key in FIGURES},
+        sections=parts,
+        figures={key: embedded(view, key) for part in parts for key in part.figures},
         templates=in_script({name: theme.template.to_plotly_json() for name, theme in THEMES.items()}),
         themes=THEMES,
         plotly=Markup(get_plotlyjs()),

@@ -13,6 +13,7 @@ from rich.status import Status as Spinner
 from rich.table import Table
 from rich.text import Text
 
+from dasearch.config import Pick
 from dasearch.layout import Layout
 from dasearch.search.confirmation import OBJECTIVE, WINNER, Standing, cheapest, recommended, winner_of
 from dasearch.search.estimate import Estimate
@@ -27,6 +28,7 @@ from dasearch.search.events import (
     Listener,
     Training,
 )
+from dasearch.search.front import Selection
 from dasearch.search.store import PriorTrial, Result
 from dasearch.search.study import Status
 from dasearch.training.metrics import Interval
@@ -34,11 +36,16 @@ from dasearch.training.request_files import Answered, Progress
 from dasearch.training.stack import Epoch
 
 HEADINGS = {
-    SEARCH: "Search: validation MRR on Data_BO",
+    SEARCH: "Search: validation {metric} on Data_BO",
     CONFIRMATION: "Confirmation: the best and the controls again, with fresh seeds",
     FINAL: "Final training on all users",
     SINGLE: "Training on all users",
     ABLATION: "Ablation: one thing changed at a time, the same seeds for all",
+}
+PICKS = {
+    Pick.KNEE: "its knee",
+    Pick.BEST: "the best, as without a cost,",
+    Pick.CHEAPEST: "the cheapest that is not behind all-serial beyond noise",
 }
 SURE = 0.05  # corrected p below which a lead is called one
 SPINNER = 2  # letters in front of a live line
@@ -90,13 +97,15 @@ class Terminal(Listener):
         if training.phase != self._phase:
             self._phase = training.phase
             self._print("")
-            self.console.print(Text(HEADINGS[training.phase], style="bold"))
+            heading = HEADINGS[training.phase].format(metric=training.metric)
+            self.console.print(Text(heading, style="bold"))
         self._epochs[training] = 0
         self._live(f"{self._side_by_side()}{self._so_far}")
 
     def epoch(self, training: Training, epoch: Epoch) -> None:
         self._epochs[training] = epoch.number + 1
-        self._live(f"{self._side_by_side()}  {OBJECTIVE} {epoch.metrics[OBJECTIVE]:.4f}{self._so_far}")
+        metric = training.metric
+        self._live(f"{self._side_by_side()}  {metric} {epoch.metrics[metric]:.4f}{self._so_far}")
 
     def _side_by_side(self) -> str:
         """Which trainings run, and the epoch that the slowest of them is in."""
@@ -114,7 +123,7 @@ class Terminal(Listener):
         parts = [f"{training.index:>{width}}/{training.total}", str(training.layout)]
         if training.phase != SEARCH:
             parts.append(f"{training.label:<22}")
-        parts.append("diverged   " if finished.score is None else f"{OBJECTIVE} {finished.score:.4f}")
+        parts.append("diverged   " if finished.score is None else f"{training.metric} {finished.score:.4f}")
         if finished.best is not None:
             parts.append(f"best {finished.best:.4f}")
         parts.append(f"{finished.seconds:5.1f} s")
@@ -154,10 +163,8 @@ def summary(console: Console, status: Status, *, command: str) -> None:
     console.print()
     if status.standings:
         console.print(standings_table(status))
-        console.print(Text(verdict(status.standings)), soft_wrap=True)
-        lighter = cheapest_in_words(status.standings, status.trials, status.worth)
-        if lighter is not None:
-            console.print(Text(lighter), soft_wrap=True)
+        for sentence in conclusions(status.standings, status.trials, status.worth, status.metric, status.selection):
+            console.print(Text(sentence), soft_wrap=True)
         console.print()
     if status.results:
         console.print(results_table(status.results, console.width))
@@ -173,26 +180,67 @@ def standings_table(status: Status) -> Table:
     """Confirmed layouts, best first, with intervals over seeds."""
     seeds = status.standings[0].seeds
     table = plain_table(f"Confirmed on validation data with {seeds} fresh seeds (95% t interval)")
-    for heading in ("layout", "role", OBJECTIVE, "gain over all-serial"):
+    selection = status.selection
+    for heading in ("layout", "role", status.metric, "gain over all-serial", *_cost_headings(selection)):
         table.add_column(heading, no_wrap=True)
-    winner = winner_of(status.results, status.standings, status.space)
+    winner = winner_of(status.results, status.standings, status.space, selection)
+    on_front = [] if selection is None else selection.front(status.standings)
     for standing in status.standings:
         gain = "" if standing.gain is None else symmetric(standing.gain, "+")
         role = f"{standing.role} (winner)" if standing.layout == winner else standing.role
         style = "bold" if standing.layout == winner else None
-        table.add_row(str(standing.layout), role, symmetric(standing.score), gain, style=style)
+        priced = [] if selection is None else [f"{selection.costs.of(standing.layout):,}", _yes(standing in on_front)]
+        table.add_row(str(standing.layout), role, symmetric(standing.score), gain, *priced, style=style)
     return table
 
 
-def verdict(standings: Sequence[Standing]) -> str:
+def _cost_headings(selection: Selection | None) -> tuple[str, ...]:
+    return () if selection is None else (selection.cost.words, "front")
+
+
+def _yes(true: bool) -> str:
+    return "yes" if true else ""
+
+
+def conclusions(
+    found: Sequence[Standing],
+    trials: Sequence[Counted],
+    worth: float,
+    metric: str,
+    selection: Selection | None,
+) -> list[str]:
+    """What the confirmation says, in sentences: who won, and whether a cheaper layout is as good."""
+    if selection is not None:
+        return [front_in_words(found, metric, selection)]
+    lighter = cheapest_in_words(found, trials, worth, metric)
+    return [verdict(found, metric), *([] if lighter is None else [lighter])]
+
+
+def front_in_words(found: Sequence[Standing], metric: str, selection: Selection) -> str:
+    """How many confirmed layouts stand on the front, and which one is picked, at what gain and cost."""
+    picked, cost = selection(found), selection.cost.words
+    own = selection.costs.of(picked.layout)
+    parts = [f"{metric} {symmetric(picked.score)}", f"{own:,} {cost}"]
+    serial = next((standing for standing in found if standing.gain is None), None)
+    if serial is not None and picked.together is not None:
+        whole = selection.costs.of(serial.layout)
+        parts.append(f"{abs(1 - own / whole):.1%} {'fewer' if own <= whole else 'more'} than all-serial")
+        parts.append(f"gain over it {symmetric(picked.together, '+')}, corrected for {len(found) - 1} comparisons")
+    return (
+        f"{len(selection.front(found))} of {len(found)} confirmed layouts stand on the front of {metric} and {cost}; "
+        f"{PICKS[selection.pick]} is {picked.layout}: {', '.join(parts)}."
+    )
+
+
+def verdict(standings: Sequence[Standing], metric: str = OBJECTIVE) -> str:
     """One sentence: does the winner beat all-serial beyond seed noise?"""
     winner, kept = standings[0], recommended(standings)
     if winner.together is None:
         return f"All-serial itself ({winner.layout}) came out best; the search found nothing better."
     if kept is not winner and kept.together is not None:
-        gain = f"{symmetric(kept.together, '+')} {OBJECTIVE}, corrected for {len(standings) - 1} comparisons"
+        gain = f"{symmetric(kept.together, '+')} {metric}, corrected for {len(standings) - 1} comparisons"
         return f"{kept.layout} beats all-serial beyond seed noise: {gain}; {winner.layout} has the best mean, with wider noise."
-    gain = f"{symmetric(winner.together, '+')} {OBJECTIVE}, corrected for {len(standings) - 1} comparisons"
+    gain = f"{symmetric(winner.together, '+')} {metric}, corrected for {len(standings) - 1} comparisons"
     if winner.together.low > 0:
         return f"{winner.layout} beats all-serial beyond seed noise: {gain}."
     return (
@@ -211,7 +259,9 @@ class Counted(Protocol):
     def parameters(self) -> int | None: ...
 
 
-def cheapest_in_words(found: Sequence[Standing], trials: Sequence[Counted], worth: float) -> str | None:
+def cheapest_in_words(
+    found: Sequence[Standing], trials: Sequence[Counted], worth: float, metric: str = OBJECTIVE
+) -> str | None:
     """One sentence, where a confirmed layout needs fewer trained parameters than all-serial and is not worse."""
     parameters = {t.layout: t.parameters for t in trials if t.layout is not None and t.parameters is not None}
     lighter = cheapest(found, parameters, worth)
@@ -221,7 +271,7 @@ def cheapest_in_words(found: Sequence[Standing], trials: Sequence[Counted], wort
     saved = 1 - parameters[lighter.layout] / parameters[serial]
     return (
         f"{lighter.layout} trains {saved:.1%} fewer parameters than all-serial and is at most {worth:.0%} behind it, if at all: "
-        f"{symmetric(lighter.together, '+')} {OBJECTIVE}, corrected for {len(found) - 1} comparisons."
+        f"{symmetric(lighter.together, '+')} {metric}, corrected for {len(found) - 1} comparisons."
     )
 
 
@@ -323,14 +373,16 @@ def show_status(console: Console, status: Status) -> None:
     if status.prior:
         console.print(Text(f"warm start: {warm_start(status.prior)}"))
     if best is not None:
-        console.print(Text(f"best so far: {best.layout}  {OBJECTIVE} {best.score:.4f}  (trial {best.number})"))
+        console.print(Text(f"best so far: {best.layout}  {status.metric} {best.score:.4f}  (trial {best.number})"))
     table = plain_table("Trials")
-    for heading in ("trial", "layout", "state", OBJECTIVE, "seconds"):
+    selection = status.selection
+    for heading in ("trial", "layout", "state", status.metric, "seconds", *_cost_headings(selection)[:1]):
         table.add_column(heading, no_wrap=True)
     for trial in status.trials:
         score = "" if trial.score is None else f"{trial.score:.4f}"
         seconds = "" if trial.seconds is None else f"{trial.seconds:.1f}"
-        table.add_row(str(trial.number), str(trial.layout or ""), trial.state, score, seconds)
+        priced = [] if selection is None or trial.layout is None else [f"{selection.costs.of(trial.layout):,}"]
+        table.add_row(str(trial.number), str(trial.layout or ""), trial.state, score, seconds, *priced)
     console.print(table)
     if status.standings:
         console.print(standings_table(status))
@@ -389,6 +441,19 @@ def warm_start(prior: Sequence[PriorTrial]) -> str:
 def prior_record(trial: PriorTrial) -> dict[str, Any]:
     """A layout of another study, with which a study was begun."""
     return {**trial._asdict(), "layout": str(trial.layout)}
+
+
+def standings_record(status: Status) -> list[dict[str, Any]]:
+    """The confirmed layouts; in a study with a cost with theirs, and which of them stand on the front and are picked."""
+    found, selection = status.standings, status.selection
+    records = [standing_record(standing) for standing in found]
+    if selection is None or not found:
+        return records
+    on_front, picked = selection.front(found), selection(found)
+    return [
+        record | {"cost": selection.costs.of(one.layout), "front": one in on_front, "picked": one is picked}
+        for record, one in zip(records, found, strict=True)
+    ]
 
 
 def standing_record(standing: Standing) -> dict[str, Any]:

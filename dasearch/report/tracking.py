@@ -17,7 +17,6 @@ from dasearch.config import StudySettings
 from dasearch.errors import WrongUse, suggestion
 from dasearch.layout import as_record
 from dasearch.report.document import flattened
-from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search.events import SEARCH, SINGLE, Finished, Listener, Listeners, Training
 from dasearch.search.store import Result
 from dasearch.search.study import Study
@@ -78,7 +77,7 @@ class Tracking(Listener):
     def finished(self, finished: Finished) -> None:
         training, run = finished.training, run_name(finished.training)
         own = {SCORE: finished.score, "seconds/training": finished.seconds}
-        of_phase = {OBJECTIVE: finished.score, "best": finished.best, "seconds": finished.seconds}
+        of_phase = {training.metric: finished.score, "best": finished.best, "seconds": finished.seconds}
 
         def end(tracker: Tracker) -> None:
             tracker.log(run, _known(own), training.epochs)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
@@ -17,8 +17,10 @@ from dasearch.bayes import Proposal
 from dasearch.config import StudySettings, parse_study
 from dasearch.errors import WrongUse
 from dasearch.layout import Difference, Layout
+from dasearch.models.cost import Cost, SiteCosts
 from dasearch.report.learned import Learned, learn
 from dasearch.search.confirmation import OBJECTIVE, Standing, standings, t_interval, winner_of
+from dasearch.search.front import Selection
 from dasearch.search.loop import BROKEN
 from dasearch.search.store import (
     Artifact,
@@ -56,8 +58,8 @@ class Trial:
     """One evaluation of a layout, or an attempt at it.
 
     Attributes:
-        score: validation MRR; None until the trial is complete.
-        curve: validation MRR by epoch, counted from 0.
+        score: on validation data, in the study's metric; None until the trial is complete.
+        curve: the same by epoch, counted from 0.
         epochs: the epochs of ``curve`` with their losses and seconds, as far as they are recorded.
         seconds: of training; of the attempt where nothing was trained to the end.
         peak_memory: in bytes.
@@ -101,6 +103,7 @@ class TrialDifference:
     sites: tuple[Difference, ...]
     score: float | None
     confirmed: Interval | None
+    metric: str = OBJECTIVE
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +126,17 @@ class StudyView:
     later_trainings: tuple[LaterTraining, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     prior: tuple[PriorTrial, ...] = ()  # of another study, with which this one was begun
+    costs: Mapping[Cost, SiteCosts] = field(default_factory=dict)  # of layouts, in a study with a cost
+
+    @property
+    def metric(self) -> str:
+        """That layouts are chosen by."""
+        return self.settings.search.metric
+
+    @cached_property
+    def selection(self) -> Selection | None:
+        """How a study with a cost chooses among confirmed layouts; None without one."""
+        return Selection.of(self.settings.search, self.costs)
 
     @cached_property
     def completed(self) -> tuple[Trial, ...]:
@@ -132,7 +146,7 @@ class StudyView:
     @cached_property
     def standings(self) -> tuple[Standing, ...]:
         """Confirmed layouts, the best mean first."""
-        return tuple(standings(self.confirmations, self.space.all_serial))
+        return tuple(standings(self.confirmations, self.space.all_serial, self.metric))
 
     @property
     def best(self) -> Trial | None:
@@ -142,7 +156,7 @@ class StudyView:
     @property
     def winner(self) -> Layout | None:
         """The layout that was trained in full, or is to be; before any is confirmed, that of the best trial."""
-        found = winner_of(self.results, self.standings, self.space)
+        found = winner_of(self.results, self.standings, self.space, self.selection)
         if found is not None:
             return found
         return None if self.best is None else self.best.layout
@@ -189,7 +203,7 @@ class StudyView:
         scores = (first.score, second.score)
         score = None if scores[0] is None or scores[1] is None else scores[1] - scores[0]
         confirmed = self._confirmed_difference(first.layout, second.layout)
-        return TrialDifference(first, second, first.layout.diff(second.layout), score, confirmed)
+        return TrialDifference(first, second, first.layout.diff(second.layout), score, confirmed, self.metric)
 
     def _confirmed_difference(self, before: Layout, after: Layout) -> Interval | None:
         if before == after:
@@ -200,7 +214,7 @@ class StudyView:
 
     def seed_scores(self, layout: Layout) -> dict[int, float]:
         """The confirmed score of a layout by seed."""
-        return {c.seed: c.metrics[OBJECTIVE] for c in self.confirmations if c.layout == layout}
+        return {c.seed: c.metrics[self.metric] for c in self.confirmations if c.layout == layout}
 
 
 def _score(trial: Trial) -> float:
@@ -233,6 +247,7 @@ def read_view(store: Store, name: str) -> StudyView:
         later_trainings=tuple(store.later_trainings(name)),
         artifacts=tuple(store.artifacts(name)),
         prior=tuple(store.prior(name)),
+        costs=store.costs(name),
     )
 
 

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from dasearch.report.terminal import clock
 from dasearch.report.view import State, StudyView, Trial
-from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search.events import CONFIRMATION, FINAL, SEARCH
 from dasearch.search.store import GRACE_SECONDS, LaterTraining, Progress
 
@@ -41,7 +40,7 @@ def progress_sentences(view: StudyView, progress: Progress) -> list[str]:
     done, budget = len(view.completed), view.settings.search.budget
     first = f"{view.phase}: {done} of {budget} evaluations complete"
     if view.best is not None:
-        first += f", the best so far {OBJECTIVE} {view.best.score:.4f} (trial {view.best.number})"
+        first += f", the best so far {view.metric} {view.best.score:.4f} (trial {view.best.number})"
     found = [first + "."]
     if view.phase in AFTER:
         found.append(_later_sentence(view))

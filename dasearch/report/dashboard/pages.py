@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dasearch.config import SearchSettings
 from dasearch.layout import Layout
 from dasearch.report.document import (
     MIB,
@@ -15,8 +16,11 @@ from dasearch.report.document import (
     Table,
     artifacts_table,
     confirmation_table,
+    costs_table,
     data_table,
     facts_table,
+    front_figures,
+    front_table,
     later_table,
     results_table,
     space_table,
@@ -27,7 +31,6 @@ from dasearch.report.document import (
 from dasearch.report.terminal import symmetric
 from dasearch.report.theme import CHOICE_COLOURS, OWN_COLOURS, choice_colours, ink_on
 from dasearch.report.view import StudyView, Trial
-from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search.store import Progress
 from dasearch.search_space import SearchSpace
 
@@ -39,14 +42,16 @@ def studies_table(found: list[Progress]) -> Table:
             one.name,
             one.phase,
             f"{one.states.get('complete', 0)} of {one.settings['search']['budget']}",
-            "" if one.best is None else f"{one.best:.4f}",
+            ""
+            if one.best is None
+            else f"{SearchSettings.model_validate(one.settings['search']).metric} {one.best:.4f}",
             str(sum(one.states.get(state, 0) for state in ("fail", "pruned"))),
             str(one.settings["model"]["kind"]),
             str(one.settings["data"]["source"]),
         )
         for one in found
     ]
-    headings = ("study", "phase", "evaluations", f"best {OBJECTIVE}", "failed or pruned", "model", "data")
+    headings = ("study", "phase", "evaluations", "best score", "failed or pruned", "model", "data")
     return Table("Studies in this database, the newest first", headings, tuple(rows))
 
 
@@ -57,8 +62,10 @@ def study_sections(view: StudyView) -> list[Section]:
             "results",
             "Confirmation and test results",
             () if view.standings else ("Nothing is confirmed with fresh seeds yet.",),
-            ("confirmation", "difference"),
+            (*front_figures(view), "confirmation", "difference"),
             (
+                front_table(view),
+                costs_table(view),
                 confirmation_table(view),
                 results_table(view),
                 trainings_table(view),
@@ -128,7 +135,7 @@ def trial_facts(view: StudyView, trials: Mapping[str, Trial]) -> Table:
     facts = {
         "state": lambda trial: trial.state.value,
         "layout": lambda trial: str(trial.layout or ("none" if trial.reason else "not proposed yet")),
-        f"validation {OBJECTIVE}": lambda trial: "" if trial.score is None else f"{trial.score:.4f}",
+        f"validation {view.metric}": lambda trial: "" if trial.score is None else f"{trial.score:.4f}",
         "seconds": lambda trial: "" if trial.seconds is None else f"{trial.seconds:.1f}",
         "trained parameters": lambda trial: "" if trial.parameters is None else f"{trial.parameters:,}",
         "peak memory": lambda trial: "" if trial.peak_memory is None else f"{trial.peak_memory / MIB:,.0f} MiB",

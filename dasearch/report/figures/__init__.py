@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
+from dasearch.report.figures.front import front
 from dasearch.report.figures.layouts import best_against_serial, best_layout, hamming_map, layout_difference
 from dasearch.report.figures.scores import best_so_far, confirmation, learning_curves, score_against_cost
 from dasearch.report.figures.search import calibration, theta_over_trials, timeline
@@ -37,6 +38,12 @@ FIGURES: dict[str, Drawing] = {
         "(sd over fresh seeds).",
         best_so_far,
     ),
+    "front": Drawing(
+        "The front: score against cost",
+        "Circles are single trainings, diamonds confirmed layouts with 95% t intervals over fresh seeds, the star is the picked "
+        "one; the dotted stairs are the confirmed front, which nothing confirmed dominates.",
+        front,
+    ),
     "confirmation": Drawing(
         "Confirmation with fresh seeds",
         "Means with 95% t intervals; small marks are the single trainings. Nothing here was used to choose.",
@@ -65,7 +72,7 @@ FIGURES: dict[str, Drawing] = {
     ),
     "curves": Drawing(
         "Learning curves",
-        "Validation MRR after each epoch of each trial; a trial that ended early is marked.",
+        "The validation score after each epoch of each trial; a trial that ended early is marked.",
         learning_curves,
     ),
     "theta": Drawing(
@@ -98,6 +105,7 @@ __all__ = [
     "best_so_far",
     "calibration",
     "confirmation",
+    "front",
     "hamming_map",
     "layout_difference",
     "learning_curves",

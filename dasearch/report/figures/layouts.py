@@ -23,7 +23,6 @@ from dasearch.report.theme import (
     nothing,
 )
 from dasearch.report.view import StudyView, TrialDifference
-from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search_space import SearchSpace
 from dasearch.training.significance import FloatArray
 
@@ -77,7 +76,7 @@ def difference_in_words(found: TrialDifference) -> str:
     sites = "one site differs" if len(found.sites) == 1 else f"{len(found.sites) or 'no'} sites differ"
     parts = [f"From trial {found.before.number} to trial {found.after.number}: {sites}"]
     if found.score is not None:
-        parts.append(f"{OBJECTIVE} {found.score:+.4f} in one training each")
+        parts.append(f"{found.metric} {found.score:+.4f} in one training each")
     if found.confirmed is not None:
         parts.append(f"{symmetric(found.confirmed, '+')} over fresh seeds, paired (95% t interval)")
     elif found.score is not None:
@@ -142,8 +141,8 @@ def hamming_map(view: StudyView, theme: Theme) -> go.Figure:
     layouts = [trial.layout for trial in trials if trial.layout is not None]
     points, share = classical_scaling(hamming_distances(layouts))
     winner = view.winner
-    hover = [f"trial {t.number}: {brief(t.layout)}<br>{OBJECTIVE} {t.score:.4f}" for t in trials]
-    scores = {"title": {"text": OBJECTIVE}, "thickness": 10}
+    hover = [f"trial {t.number}: {brief(t.layout)}<br>{view.metric} {t.score:.4f}" for t in trials]
+    scores = {"title": {"text": view.metric}, "thickness": 10}
     evaluated = go.Scatter(
         x=points[:, 0],
         y=points[:, 1],

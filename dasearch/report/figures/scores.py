@@ -10,7 +10,7 @@ from itertools import accumulate
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dasearch.report.terminal import counted, verdict
+from dasearch.report.terminal import counted, front_in_words, verdict
 from dasearch.report.theme import (
     BEST,
     HEIGHT,
@@ -27,12 +27,16 @@ from dasearch.report.theme import (
     nothing,
 )
 from dasearch.report.view import State, StudyView, Trial
-from dasearch.search.confirmation import ALL_SERIAL, CANDIDATE, OBJECTIVE, Standing
+from dasearch.search.confirmation import ALL_SERIAL, CANDIDATE, Standing
 
 NO_SCORE = "No trial is complete yet."
 BAND = "rgba(0, 114, 178, 0.18)"  # serial's colour: the band is all-serial's
-SCORE = f"validation {OBJECTIVE}"
 ROW, FRAME = 34, 130  # pixels
+
+
+def score_axis(view: StudyView) -> str:
+    """What an axis of scores is called."""
+    return f"validation {view.metric}"
 
 
 def best_so_far(view: StudyView, theme: Theme) -> go.Figure:
@@ -49,7 +53,7 @@ def best_so_far(view: StudyView, theme: Theme) -> go.Figure:
         mode="markers",
         name="evaluation",
         text=[brief(trial.layout) for trial in trials],
-        hovertemplate="trial %{x}: %{text}<br>" + OBJECTIVE + " %{y:.4f}<extra></extra>",
+        hovertemplate="trial %{x}: %{text}<br>" + view.metric + " %{y:.4f}<extra></extra>",
         marker={"color": STATE_COLOURS[State.COMPLETE], "size": 7},
     )
     so_far = go.Scatter(
@@ -58,8 +62,8 @@ def best_so_far(view: StudyView, theme: Theme) -> go.Figure:
     span = (numbers[0], numbers[-1])
     controls = [_control_line(standing, span) for standing in view.standings if standing.role != CANDIDATE]
     band, noise = _noise_band(view, span)
-    says = f"The best of {counted(len(trials), 'evaluation')} has {OBJECTIVE} {best[-1]:.4f}. {noise}"
-    x, y = counting("trial", numbers[-1]), {"title": {"text": SCORE}}
+    says = f"The best of {counted(len(trials), 'evaluation')} has {view.metric} {best[-1]:.4f}. {noise}"
+    x, y = counting("trial", numbers[-1]), {"title": {"text": score_axis(view)}}
     return drawn(theme, *band, *controls, evaluated, so_far, says=says, xaxis=x, yaxis=y)
 
 
@@ -94,7 +98,7 @@ def _noise_band(view: StudyView, span: tuple[int, int]) -> tuple[list[go.Scatter
 
 
 def learning_curves(view: StudyView, theme: Theme) -> go.Figure:
-    """Validation MRR by epoch, a trace a state with a gap between trials; the end of one that stopped early is marked."""
+    """Validation scores by epoch, a trace a state with a gap between trials; the end of one that stopped early is marked."""
     curved = [trial for trial in view.trials if trial.curve]
     if not curved:
         return nothing(theme, "No epoch has been recorded yet.")
@@ -105,7 +109,7 @@ def learning_curves(view: StudyView, theme: Theme) -> go.Figure:
     shown = [trace for trace in traces if trace.x]
     early = sum(trial.state in (State.PRUNED, State.FAIL) for trial in curved)
     says = f"Learning curves of {counted(len(curved), 'trial')}, {early} of which failed or were pruned."
-    x, y = counting("epoch", max(len(trial.curve or {}) for trial in curved)), {"title": {"text": SCORE}}
+    x, y = counting("epoch", max(len(trial.curve or {}) for trial in curved)), {"title": {"text": score_axis(view)}}
     return drawn(theme, *shown, says=says, xaxis=x, yaxis=y)
 
 
@@ -149,7 +153,7 @@ def confirmation(view: StudyView, theme: Theme) -> go.Figure:
         y=labels,
         mode="markers",
         name="mean, 95% interval",
-        error_x={"type": "data", "array": _finite(halves), "thickness": 2, "color": NEUTRAL},
+        error_x={"type": "data", "array": finite(halves), "thickness": 2, "color": NEUTRAL},
         marker={"size": 11, "color": [ROLE_COLOURS.get(standing.role, NEUTRAL) for standing in found]},
         hovertemplate="%{y}: %{x:.4f}<extra></extra>",
     )
@@ -164,13 +168,14 @@ def confirmation(view: StudyView, theme: Theme) -> go.Figure:
         marker={"symbol": "line-ns-open", "size": 10, "color": BEST},
         hovertemplate="%{x:.4f}<extra></extra>",
     )
+    says = verdict(found, view.metric) if view.selection is None else front_in_words(found, view.metric, view.selection)
     rows = {"autorange": "reversed"}
-    x = {"title": {"text": SCORE}}
+    x = {"title": {"text": score_axis(view)}}
     height = FRAME + ROW * len(found)
-    return drawn(theme, means, seeds, says=verdict(found), height=height, xaxis=x, yaxis=rows)
+    return drawn(theme, means, seeds, says=says, height=height, xaxis=x, yaxis=rows)
 
 
-def _finite(halves: Iterable[float]) -> list[float]:
+def finite(halves: Iterable[float]) -> list[float]:
     """An interval of a single seed has no width to show."""
     return [0.0 if math.isinf(half) else half for half in halves]
 
@@ -194,12 +199,12 @@ def score_against_cost(view: StudyView, theme: Theme) -> go.Figure:
             mode="markers",
             showlegend=False,
             text=[f"trial {trial.number}: {brief(trial.layout)}" for trial in trials],
-            hovertemplate="%{text}<br>" + title + " %{x:,}<br>" + OBJECTIVE + " %{y:.4f}<extra></extra>",
+            hovertemplate="%{text}<br>" + title + " %{x:,}<br>" + view.metric + " %{y:.4f}<extra></extra>",
             marker={"color": STATE_COLOURS[State.COMPLETE], "size": 8},
         )
         found.add_trace(trace, row=row, col=1)
         found.update_xaxes(title_text=title, row=row, col=1)
-        found.update_yaxes(title_text=SCORE, row=row, col=1)
+        found.update_yaxes(title_text=score_axis(view), row=row, col=1)
     return finished(found, theme, says=_costs(trials), height=len(panels) * (HEIGHT - 100))
 
 

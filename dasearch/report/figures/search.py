@@ -24,7 +24,6 @@ from dasearch.report.theme import (
     nothing,
 )
 from dasearch.report.view import State, StudyView, Trial
-from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search.events import CONFIRMATION, FINAL
 from dasearch.search_space import SearchSpace
 
@@ -116,7 +115,7 @@ def calibration(view: StudyView, theme: Theme) -> go.Figure:
     )
     ends = [min(one.outcome for one in found), max(one.outcome for one in found)]
     diagonal = go.Scatter(x=ends, y=ends, mode="lines", name="as predicted", line={"color": NEUTRAL, "dash": "dot"})
-    x = {"title": {"text": f"predicted {OBJECTIVE} (mean of the curve)"}}
+    x = {"title": {"text": f"predicted {view.metric} (mean of the curve)"}}
     y = {"title": {"text": "came out"}}
     return drawn(theme, diagonal, points, says=coverage(sum(inside), found, noise), xaxis=x, yaxis=y)
 
@@ -169,7 +168,7 @@ def _trial_bars(view: StudyView) -> list[Bar]:
     for trial in sorted(view.trials, key=lambda trial: list(State).index(trial.state)):
         if trial.started:
             end, mark = trial.ended or view.read, "" if trial.retry_of is None else "↻"
-            colour, story = STATE_COLOURS[trial.state], _story(trial, end - trial.started)
+            colour, story = STATE_COLOURS[trial.state], _story(trial, end - trial.started, view.metric)
             bars.append(Bar(trial.state.word, colour, trial.started, end, story, mark=mark))
     return bars
 
@@ -215,11 +214,11 @@ def _bars(placed: Sequence[tuple[Bar, int]]) -> go.Bar:
     )
 
 
-def _story(trial: Trial, took: timedelta) -> str:
+def _story(trial: Trial, took: timedelta, metric: str) -> str:
     """What happened to a trial, in lines."""
     lines = [f"trial {trial.number}: {brief(trial.layout)}", f"{trial.state.word}, {took.total_seconds():.1f} s"]
     if trial.score is not None:
-        lines.append(f"{OBJECTIVE} {trial.score:.4f}")
+        lines.append(f"{metric} {trial.score:.4f}")
     if trial.retry_of is not None:
         lines.append(f"repeats trial {trial.retry_of}")
     if trial.reason is not None:

@@ -13,7 +13,6 @@ from dasearch.layout import Choice
 from dasearch.report.learned import FEWEST, Effect, Learned
 from dasearch.report.theme import NEUTRAL, Theme, choice_colours, counting, drawn, finished, nothing
 from dasearch.report.view import StudyView
-from dasearch.search.confirmation import OBJECTIVE
 
 TOO_FEW = f"The surrogate needs {FEWEST} complete trials before it says anything."
 PANEL, ROW, FRAME = 150, 42, 110  # pixels
@@ -39,7 +38,7 @@ def main_effects(view: StudyView, theme: Theme) -> go.Figure:
     found.update_xaxes(dtick=axis["dtick"])
     found.update_xaxes(axis, row=len(sites), col=1)
     found.update_yaxes(zeroline=True, zerolinewidth=2)
-    return finished(found, theme, says=_main_words(learned), height=FRAME + PANEL * len(sites))
+    return finished(found, theme, says=_main_words(learned, view.metric), height=FRAME + PANEL * len(sites))
 
 
 def _effects(placed: list[tuple[int, Effect]], colours: Mapping[str, str]) -> go.Scatter:
@@ -76,7 +75,7 @@ def _better(effect: Effect) -> Choice:
     return effect.choices[0] if effect.mean > 0 else effect.first[0]
 
 
-def _main_words(learned: Learned) -> str:
+def _main_words(learned: Learned, metric: str) -> str:
     strongest = max(learned.main, key=lambda effect: abs(effect.mean))
     clear = sum(abs(effect.mean) > CLEAR * effect.sd for effect in learned.main)
     better, other = (strongest.choices[0], strongest.first[0])[:: 1 if strongest.mean > 0 else -1]
@@ -87,7 +86,7 @@ def _main_words(learned: Learned) -> str:
     )
     return (
         f"The strongest effect is at {strongest.sites[0]}, which wants {better.name} rather than {other.name}: "
-        f"{strongest.mean:+.5f} {OBJECTIVE} (sd {strongest.sd:.5f}){part}. "
+        f"{strongest.mean:+.5f} {metric} (sd {strongest.sd:.5f}){part}. "
         f"{clear} of {len(learned.main)} effects are more than {CLEAR:.0f} sd from zero."
     )
 
@@ -111,9 +110,9 @@ def pair_interactions(view: StudyView, theme: Theme) -> go.Figure:
     named = zip(strongest.sites, strongest.choices, strict=True)
     says = (
         f"The strongest interaction is {' with '.join(f'{site} {choice.name}' for site, choice in named)}: "
-        f"{strongest.mean:+.5f} {OBJECTIVE} (sd {strongest.sd:.5f})."
+        f"{strongest.mean:+.5f} {view.metric} (sd {strongest.sd:.5f})."
     )
-    x = {"title": {"text": f"interaction in {OBJECTIVE}"}, "zeroline": True, "zerolinewidth": 2, "nticks": 5}
+    x = {"title": {"text": f"interaction in {view.metric}"}, "zeroline": True, "zerolinewidth": 2, "nticks": 5}
     height = FRAME + ROW * len(learned.pairs)
     return drawn(theme, trace, says=says, height=height, xaxis=x, yaxis={"autorange": "reversed"})
 

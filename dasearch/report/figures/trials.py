@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from dasearch.errors import WrongUse
 from dasearch.report.figures.layouts import layout_difference
-from dasearch.report.figures.scores import SCORE
+from dasearch.report.figures.scores import score_axis
 from dasearch.report.theme import BEST, NEUTRAL, SERIAL, Theme, brief, counting, drawn, nothing
 from dasearch.report.view import StudyView, Trial
 
@@ -25,7 +25,7 @@ class TrialDrawing(NamedTuple):
 
 
 def trial_curves(view: StudyView, numbers: Sequence[int], theme: Theme) -> go.Figure:
-    """Validation MRR by epoch of one or two trials; beside a single one the best trial's.
+    """Validation scores by epoch of one or two trials; beside a single one the best trial's.
 
     Raises:
         WrongUse: if there is no such trial, or other than one or two are asked for.
@@ -41,7 +41,7 @@ def trial_curves(view: StudyView, numbers: Sequence[int], theme: Theme) -> go.Fi
     if len(chosen) == 1 and best is not None and best is not chosen[0] and best.curve:
         traces.insert(0, _curve(best, NEUTRAL, "dot", "circle-open", f"best (trial {best.number})"))
     says = " ".join(map(_curve_words, [trial for trial, _ in curved]))
-    x, y = counting("epoch", max(len(trace.x) for trace in traces)), {"title": {"text": SCORE}}
+    x, y = counting("epoch", max(len(trace.x) for trace in traces)), {"title": {"text": score_axis(view)}}
     return drawn(theme, *traces, says=says, height=320, xaxis=x, yaxis=y)
 
 
@@ -81,7 +81,7 @@ def trial_difference(view: StudyView, numbers: Sequence[int], theme: Theme) -> g
 TRIAL_FIGURES: dict[str, TrialDrawing] = {
     "trial-curves": TrialDrawing(
         "Learning curve",
-        "Validation MRR after each epoch; beside a single trial, dotted, the best of the study.",
+        "The validation score after each epoch; beside a single trial, dotted, the best of the study.",
         trial_curves,
     ),
     "trial-difference": TrialDrawing(
