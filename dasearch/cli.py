@@ -421,12 +421,20 @@ def export_command(
         int | None,
         typer.Option(min=1, metavar="N", help="onnx, pt2: items that the graph answers with. Default: 10."),
     ] = None,
+    pick: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of a study with a cost, a layout of its confirmed front: knee, best or cheapest-within-noise. Default: its "
+            "trained winner.",
+        ),
+    ] = None,
     list_formats: Annotated[bool, typer.Option("--list", help="Show the formats; write nothing.")] = False,
     output: OutputOption = "runs",
     storage: StorageOption = None,
 ) -> None:
     """Write the trained winner in a form that other trainers and servers open."""
-    from dasearch.export import FORMATS, ExportOptions, export_study, text_of_study
+    from dasearch.export import FORMATS, ExportOptions, export_study, known_pick, text_of_study
     from dasearch.report.exports import show_formats, show_written
 
     if list_formats:
@@ -434,11 +442,12 @@ def export_command(
         return
     if study is None:
         raise WrongUse("name a study or the folder of a trained model, as in: dasearch export quickstart --format hf")
+    where: dict[str, Any] = {"output": output, "storage": storage, "pick": known_pick(pick)}
     options = ExportOptions(None if sites is None else tuple(_listed(sites)), top)
-    if out is None and (text := text_of_study(study, form, options, output=output, storage=storage)) is not None:
+    if out is None and (text := text_of_study(study, form, options, **where)) is not None:
         typer.echo(text, nl=False)
         return
-    folder = export_study(study, form, out, options, output=output, storage=storage)
+    folder = export_study(study, form, out, options, **where)
     show_written(_console(), folder, FORMATS[form].opened)
 
 
@@ -697,14 +706,14 @@ def _views(names: list[str], output: str, storage: str | None) -> list[Any]:
 
 
 def _status_record(found: Any) -> dict[str, Any]:
-    from dasearch.report.terminal import prior_record, standing_record
+    from dasearch.report.terminal import prior_record, standings_record
 
     return {
         "name": found.name,
         "phase": found.phase,
         "budget": found.budget,
         "trials": [{**asdict(trial), "layout": str(trial.layout or "")} for trial in found.trials],
-        "confirmation": [standing_record(standing) for standing in found.standings],
+        "confirmation": standings_record(found),
         "results": [result._asdict() for result in found.results],
         "artifacts": [artifact._asdict() for artifact in found.artifacts],
         "warm_start": [prior_record(trial) for trial in found.prior],

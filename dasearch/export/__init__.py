@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from dasearch.export.formats import FORMATS, export, export_study, text_of_study
 from dasearch.export.options import ExportOptions
+from dasearch.export.pick import known_pick
 
-__all__ = ["FORMATS", "ExportOptions", "export", "export_study", "text_of_study"]
+__all__ = ["FORMATS", "ExportOptions", "export", "export_study", "known_pick", "text_of_study"]

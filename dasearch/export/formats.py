@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from dasearch.config import Pick
 from dasearch.errors import ExportError, suggestion
 from dasearch.export.adapterhub import write_adapters
 from dasearch.export.graph import write_onnx, write_pt2
 from dasearch.export.huggingface import write_hf
-from dasearch.export.layout import write_layout, write_study_trials
+from dasearch.export.layout import write_layout, write_picked_layout, write_study_trials
 from dasearch.export.options import ExportOptions
+from dasearch.export.pick import Picked, picked_of, require_trained
 from dasearch.export.pytorch import write_torch
 from dasearch.export.snippet import sketch, write_snippet
 from dasearch.export.source import open_trained
@@ -40,6 +43,7 @@ class Format(NamedTuple):
         opened: what to type to open the folder ``{out}``.
         supported_options: of `ExportOptions`, those that it can follow.
         text: what to print where no folder is named; None: a folder is written in any case.
+        write_untrained: fills an empty folder from a confirmed layout without weights, where the form needs none.
     """
 
     title: str
@@ -47,6 +51,7 @@ class Format(NamedTuple):
     opened: str
     supported_options: tuple[str, ...] = ()
     text: Callable[[Recommender, ExportOptions], str] | None = None
+    write_untrained: Callable[[Picked, Path], None] | None = None
 
 
 FORMATS: dict[str, Format] = {
@@ -54,6 +59,7 @@ FORMATS: dict[str, Format] = {
         "layout.json and its JSON Schema",
         write_layout,
         "python -c \"import dasearch; print(dasearch.read_layout('{out}'))\"",
+        write_untrained=write_picked_layout,
     ),
     "trials": Format(
         "the evaluated layouts of a study with their scores, and the JSON Schema of that",
@@ -136,12 +142,22 @@ def export_study(
     *,
     output: str = "runs",
     storage: str | None = None,
+    pick: Pick | None = None,
 ) -> Path:
-    """`export` of a study's winner, of the trained model in a folder, or of the study itself; by default into ``STUDY-FORM``."""
+    """`export` of a study's winner, of the trained model in a folder, or of the study itself; by default into ``STUDY-FORM``.
+
+    Args:
+        pick: of a study with a cost, another confirmed layout than its winner.
+    """
     place = out or Path(f"{Path(study).name}-{form}")
     require_format(form, options or ExportOptions())
     require_free(place, ExportError)
     write = FORMATS[form].write
+    untrained = None if pick is None else _untrained(study, form, pick, output=output, storage=storage)
+    if untrained is not None:
+        with whole_folder(place, ExportError) as folder:
+            untrained(folder)
+        return place
     if isinstance(write, WriteStudy):
         with closing(open_store(storage, output, create=False)) as store, whole_folder(place, ExportError) as folder:
             write.write(store, study, folder)
@@ -149,11 +165,33 @@ def export_study(
     return export(open_trained(study, output=output, storage=storage), form, place, options)
 
 
+def _untrained(study: str, form: str, pick: Pick, *, output: str, storage: str | None) -> Callable[[Path], None] | None:
+    """Fills an empty folder from a picked layout that the study did not train; None of one that it did.
+
+    Raises:
+        ExportError: as of `picked_of`, for a form of whole studies, and for one that needs the weights.
+    """
+    if isinstance(FORMATS[form].write, WriteStudy):
+        raise ExportError(f"format {form} is of a whole study, of which --pick says nothing; leave it out")
+    picked, write = picked_of(study, pick, output=output, storage=storage), FORMATS[form].write_untrained
+    if write is None:
+        require_trained(picked, pick, form)
+    return None if picked.trained or write is None else partial(write, picked)
+
+
 def text_of_study(
-    study: str, form: str, options: ExportOptions | None = None, *, output: str = "runs", storage: str | None = None
+    study: str,
+    form: str,
+    options: ExportOptions | None = None,
+    *,
+    output: str = "runs",
+    storage: str | None = None,
+    pick: Pick | None = None,
 ) -> str | None:
     """What a form has to print of a study's winner, without a folder; None if it has not."""
     options = options or ExportOptions()
     require_format(form, options)
     text = FORMATS[form].text
+    if text is not None and pick is not None:
+        _untrained(study, form, pick, output=output, storage=storage)
     return None if text is None else text(open_trained(study, output=output, storage=storage), options)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dasearch.export.options import ExportOptions
+from dasearch.export.pick import Picked
 from dasearch.layout_file import LAYOUT_NAME, LayoutFile
 from dasearch.search.prior import TRIALS_NAME, TrialsFile, write_trials
 from dasearch.search.store import Store
@@ -40,6 +41,12 @@ def schema_text(name: str) -> str:
 def write_layout(recommender: Recommender, folder: Path, options: ExportOptions) -> None:
     """``layout.json`` and ``layout-1.0.schema.json``."""
     write_layout_file(recommender, folder)
+    _write_schema("layout", folder)
+
+
+def write_picked_layout(picked: Picked, folder: Path) -> None:
+    """The same of a confirmed layout that has no trained model."""
+    (folder / LAYOUT_NAME).write_text(picked.layout_file.text(), encoding="utf-8")
     _write_schema("layout", folder)
 
 

@@ -217,15 +217,25 @@ def _best(scores: Tensor, k: int) -> list[Ranking]:
 
 def layout_file(settings: StudySettings, trained: Trained, metric: Metric | None) -> LayoutFile:
     """What ``layout.json`` says of a trained layout."""
+    model = trained.model
+    return layout_file_of(
+        settings, trained.layout, layers=len(model.backbone.blocks), replaced=model.replaced, metric=metric
+    )
+
+
+def layout_file_of(
+    settings: StudySettings, layout: Layout, *, layers: int, replaced: Sequence[int], metric: Metric | None
+) -> LayoutFile:
+    """What ``layout.json`` says of a layout of a study, whose backbone has so many layers, those of ``replaced`` adapted."""
     spec = MODELS[settings.model.kind]
     return LayoutFile(
         model=settings.model.label,
         backbone=settings.backbone.name,
-        layers=len(trained.model.backbone.blocks),
-        replaced=[layer + 1 for layer in trained.model.replaced],
+        layers=layers,
+        replaced=[layer + 1 for layer in replaced],
         sites=list(spec.sites),
-        layout=str(trained.layout),
-        choices=choice_records(*trained.layout.choices),
+        layout=str(layout),
+        choices=choice_records(*layout.choices),
         encoder=settings.encoder.name if settings.reads_encoder else None,
         parallel_reads=spec.parallel_reads,
         parallel_reduce=settings.model.parallel_reduce.value,

@@ -1,0 +1,96 @@
+"""Which confirmed layout of a study with a cost is meant by ``--pick``."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dasearch.config import Pick, StudySettings, parse_study
+from dasearch.errors import ExportError, suggestion
+from dasearch.layout import Layout
+from dasearch.layout_file import LayoutFile, Metric
+from dasearch.search.confirmation import WINNER, Standing, standings
+from dasearch.search.front import Selection
+from dasearch.search.store import open_store
+from dasearch.search.study import stored_space
+from dasearch.search_space import SearchSpace
+from dasearch.training.recommender import layout_file_of
+
+
+@dataclass(frozen=True)
+class Picked:
+    """A confirmed layout of a study.
+
+    Attributes:
+        trained: whether the study trained it in full, as its winner.
+    """
+
+    settings: StudySettings
+    space: SearchSpace
+    standing: Standing
+    trained: bool
+
+    @property
+    def layout(self) -> Layout:
+        return self.standing.layout
+
+    @property
+    def layout_file(self) -> LayoutFile:
+        """With its validation score over fresh seeds."""
+        score = self.standing.score
+        metric = Metric(name=self.settings.search.metric, value=score.mean, low=score.low, high=score.high)
+        layers, replaced = self.space.backbone_layers, self.space.replaced
+        return layout_file_of(self.settings, self.layout, layers=layers, replaced=replaced, metric=metric)
+
+
+def known_pick(name: str | None) -> Pick | None:
+    """A pick by its name; None where there is none.
+
+    Raises:
+        ExportError: for an unknown one.
+    """
+    if name is None or name in list(Pick):
+        return None if name is None else Pick(name)
+    raise ExportError(f"there is no pick {name!r}{suggestion(name, list(Pick))}; choose {', '.join(Pick)}")
+
+
+def picked_of(study: str, pick: Pick, *, output: str = "runs", storage: str | None = None) -> Picked:
+    """The layout that a study's confirmed front has for a pick.
+
+    Raises:
+        ExportError: for a study without a cost, or nothing confirmed yet.
+        StoreError: if there is no such study.
+    """
+    if Path(study).name != study:
+        raise ExportError(f"--pick chooses among the confirmed layouts of a study, which {study} is not; name a study")
+    with closing(open_store(storage, output, create=False)) as store:
+        stored = store.begun(study)
+        settings, space = parse_study(stored.settings, source=f"study {study}"), stored_space(stored)
+        found = standings(store.confirmations(study), space.all_serial, settings.search.metric)
+        selection = Selection.of(settings.search, store.costs(study))
+        winners = {result.layout for result in store.results(study) if result.name == WINNER}
+    if settings.search.cost is None:
+        raise ExportError(
+            f"study {study} has no cost as an objective, so there is no front to pick from; leave out --pick, or run one with "
+            "--set 'search.objective={pareto: [mrr, parameters]}'"
+        )
+    if selection is None or not found:
+        raise ExportError(f"study {study} has no confirmed layouts yet; run `dasearch run {study}` first")
+    standing = replace(selection, pick=pick)(found)
+    return Picked(settings, space, standing, str(standing.layout) in winners)
+
+
+def require_trained(picked: Picked, pick: Pick, form: str) -> None:
+    """Refuse a form that needs weights, of a layout that has none.
+
+    Raises:
+        ExportError: if the study did not train the layout.
+    """
+    if picked.trained:
+        return
+    name, layout = picked.settings.name, picked.layout
+    raise ExportError(
+        f"format {form} needs trained weights, and {layout}, the {pick} of study {name}, is not the layout that it trained; "
+        f"train it with `dasearch train {name} --layout {layout}` and export the folder that this prints"
+    )
