@@ -72,7 +72,7 @@ def untrained_tiny_opt(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The same model with random weights: for counting parameters and estimating time, without touching the cache."""
     tokenizer = train_tokenizer(sentences, settings.vocabulary, prompt)
-    return OPTModel(_config(len(tokenizer), settings)), tokenizer
+    return OPTModel(config_of(len(tokenizer), settings)), tokenizer
 
 
 def content_hash(sentences: Sequence[str], settings: TinyOPTSettings, prompt: str = "") -> str:
@@ -113,7 +113,7 @@ def _train_model(
     encoded: list[list[int]], vocabulary: int, settings: TinyOPTSettings, progress: Progress | None
 ) -> OPTForCausalLM:
     generator = torch.Generator().manual_seed(settings.seed)
-    model = OPTForCausalLM(_config(vocabulary, settings))
+    model = OPTForCausalLM(config_of(vocabulary, settings))
     _initialise(model, generator)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=settings.steps, pct_start=0.1)
@@ -131,7 +131,8 @@ def _train_model(
     return model.eval()
 
 
-def _config(vocabulary: int, settings: TinyOPTSettings) -> OPTConfig:
+def config_of(vocabulary: int, settings: TinyOPTSettings) -> OPTConfig:
+    """Of a model of these sizes."""
     return OPTConfig(
         vocab_size=vocabulary,
         hidden_size=settings.width,
