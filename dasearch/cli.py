@@ -713,7 +713,7 @@ def _status_record(found: Any) -> dict[str, Any]:
         "phase": found.phase,
         "budget": found.budget,
         "trials": [{**asdict(trial), "layout": str(trial.layout or "")} for trial in found.trials],
-        "confirmation": standings_record(found),
+        "confirmation": standings_record(found.standings, found.selection),
         "results": [result._asdict() for result in found.results],
         "artifacts": [artifact._asdict() for artifact in found.artifacts],
         "warm_start": [prior_record(trial) for trial in found.prior],

@@ -107,6 +107,8 @@ def spread_over(values: Sequence[float], costs: Sequence[float], k: int) -> list
 
             found.append(max(left, key=together))
             left.remove(found[-1])
+        if len(found) >= k:
+            break
     return found[:k]
 
 

@@ -37,9 +37,10 @@ class Picked:
 
     @property
     def layout_file(self) -> LayoutFile:
-        """With its validation score over fresh seeds."""
+        """With its validation score over fresh seeds; of a single one without an interval."""
         score = self.standing.score
-        metric = Metric(name=self.settings.search.metric, value=score.mean, low=score.low, high=score.high)
+        ends = {"low": score.low, "high": score.high} if self.standing.seeds > 1 else {}
+        metric = Metric(name=self.settings.search.metric, value=score.mean, **ends)
         layers, replaced = self.space.backbone_layers, self.space.replaced
         return layout_file_of(self.settings, self.layout, layers=layers, replaced=replaced, metric=metric)
 

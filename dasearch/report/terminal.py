@@ -224,7 +224,8 @@ def front_in_words(found: Sequence[Standing], metric: str, selection: Selection)
     serial = next((standing for standing in found if standing.gain is None), None)
     if serial is not None and picked.together is not None:
         whole = selection.costs.of(serial.layout)
-        parts.append(f"{abs(1 - own / whole):.1%} {'fewer' if own <= whole else 'more'} than all-serial")
+        less = f"{abs(1 - own / whole):.1%} {'fewer' if own < whole else 'more'} than"
+        parts.append(f"{'as many as' if own == whole else less} all-serial")
         parts.append(f"gain over it {symmetric(picked.together, '+')}, corrected for {len(found) - 1} comparisons")
     return (
         f"{len(selection.front(found))} of {len(found)} confirmed layouts stand on the front of {metric} and {cost}; "
@@ -357,9 +358,13 @@ def next_steps(status: Status, command: str) -> list[str]:
     model = next((artifact.path for artifact in status.artifacts if artifact.kind == "model"), None)
     if model is None:
         return [f"next: {command}   (goes on with this study)", "      dasearch status " + status.name]
+    picks = (
+        [f"      dasearch export {status.name} --pick best   (another layout of the front)"] if status.selection else []
+    )
     return [
         f"next: dasearch recommend {model} --history ITEM,ITEM,...",
         f"      dasearch report {status.name}",
+        *picks,
         f"      dasearch export {model} --format hf   (dasearch export --list shows the others)",
     ]
 
@@ -443,9 +448,8 @@ def prior_record(trial: PriorTrial) -> dict[str, Any]:
     return {**trial._asdict(), "layout": str(trial.layout)}
 
 
-def standings_record(status: Status) -> list[dict[str, Any]]:
+def standings_record(found: Sequence[Standing], selection: Selection | None) -> list[dict[str, Any]]:
     """The confirmed layouts; in a study with a cost with theirs, and which of them stand on the front and are picked."""
-    found, selection = status.standings, status.selection
     records = [standing_record(standing) for standing in found]
     if selection is None or not found:
         return records

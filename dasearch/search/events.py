@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dasearch.layout import Layout
+from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search.store import Result
 from dasearch.training.stack import Epoch
 
@@ -23,7 +24,7 @@ class Training:
     layout: Layout
     label: str
     epochs: int
-    metric: str = "MRR"  # that its study chooses by
+    metric: str = OBJECTIVE  # that its study chooses by
 
 
 @dataclass(frozen=True)

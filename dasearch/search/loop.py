@@ -91,10 +91,9 @@ class Search:
     def _flat(self) -> bool:
         """Whether the search may stop, because hardly any layout can be worth having; it is said in one sentence."""
         search = self.settings.search
-        stops = (
-            search.stop_when_flat and self.costs is None
-        )  # a cheaper layout may be worth having where none is better
-        if not stops or self._waiting():  # what was asked for is trained, interrupted or not
+        if self.costs is not None:  # a cheaper layout may be worth having where none is better
+            return False
+        if not search.stop_when_flat or self._waiting():  # what was asked for is trained, interrupted or not
             return False
         signals = self.signals()
         if len(signals) < flat_from(search.startup, len(self.space.free)):

@@ -18,6 +18,8 @@ from dasearch.errors import StudyError
 from dasearch.layout import Layout
 from dasearch.layout_file import LayoutFile
 from dasearch.models.cost import Cost, SiteCosts
+from dasearch.report.dashboard.numbers import numbers
+from dasearch.report.dashboard.pages import study_sections
 from dasearch.report.figures import FIGURES
 from dasearch.report.page import as_html, as_markdown
 from dasearch.report.terminal import front_in_words
@@ -65,6 +67,9 @@ def test_a_whole_run_by_the_command_line(
     assert "confirmed layouts stand on the front of NDCG@10 and trained parameters; its knee is " in out
     with closing(open_store(None, settings.output, create=False)) as store:
         view = read_view(store, "toy")
+        progress = store.progress("toy")
+    assert progress.states == {"complete": 7}
+    assert progress.best == max(trial.score for trial in view.completed if trial.score is not None)
     space, found = view.space, view.standings
     _trials_have_exact_costs(settings, view)
     assert {str(s.layout) for s in found} >= {"SSS-SSS", "PPP-PPP"}
@@ -104,6 +109,18 @@ def _reports_show_the_front(view: Any) -> None:
     star = drawn.data[-1]
     assert (star.marker.symbol, list(star.x)) == ("star", [view.selection.costs.of(view.winner)])
     assert len(drawn.data[0].x) == len(view.completed)
+    assert len(numbers(drawn, "front").rows) == len(view.completed) + len(view.standings)
+    pages = study_sections(view)
+    assert any("front" in section.figures for section in pages)
+    rows = {
+        row[0]: row
+        for section in pages
+        for table in section.tables
+        for row in table.rows
+        if "The front" in table.caption
+    }
+    assert rows[str(view.winner)][-2:] == ("yes", "knee")
+    assert [row[0] for row in rows.values()][-1] in ("SSS-SSS", "PPP-PPP")  # the dearest last
 
 
 def _exports_follow_the_pick(folder: Path, picked: Layout, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from dasearch.report.dashboard.live import live_version, progress_sentences
 from dasearch.report.dashboard.reading import Snapshot
 from dasearch.report.document import verdict_sentences
-from dasearch.report.terminal import prior_record, standing_record
+from dasearch.report.terminal import prior_record, standing_record, standings_record
 from dasearch.report.view import StudyView, Trial
 from dasearch.search.store import LaterTraining, Progress
 
@@ -42,7 +42,7 @@ def study_record(snapshot: Snapshot) -> dict[str, Any]:
         "winner": str(view.winner or "") or None,
         "best": None if view.best is None else {"trial": view.best.number, "score": view.best.score},
         "trials": [trial_row(trial) for trial in view.trials],
-        "confirmation": [standing_record(standing) for standing in view.standings],
+        "confirmation": standings_record(view.standings, view.selection),
         "results": [result._asdict() for result in view.results],
         "final_trainings": [training._asdict() for training in view.final_trainings],
         "later_trainings": [later_record(training) for training in view.later_trainings],
