@@ -20,6 +20,8 @@ from dasearch.layout_file import LayoutFile
 from dasearch.models.cost import Cost, SiteCosts
 from dasearch.report.dashboard.numbers import numbers
 from dasearch.report.dashboard.pages import study_sections
+from dasearch.report.dashboard.reading import Snapshot
+from dasearch.report.dashboard.records import study_record
 from dasearch.report.figures import FIGURES
 from dasearch.report.page import as_html, as_markdown
 from dasearch.report.terminal import front_in_words
@@ -69,6 +71,8 @@ def test_a_whole_run_by_the_command_line(
         view = read_view(store, "toy")
         progress = store.progress("toy")
     assert progress.states == {"complete": 7}
+    answered = study_record(Snapshot(progress, view))["confirmation"]
+    assert [one["layout"] for one in answered if one["picked"]] == [str(view.winner)]
     assert progress.best == max(trial.score for trial in view.completed if trial.score is not None)
     space, found = view.space, view.standings
     _trials_have_exact_costs(settings, view)
