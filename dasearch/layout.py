@@ -200,11 +200,9 @@ class Layout:
         return cls.uniform(PARALLEL, layers, sites)
 
     @classmethod
-    def random(
-        cls, layers: int, sites: int = 3, *, choices: Sequence[Choice] = PLACEMENTS, generator: torch.Generator
-    ) -> Layout:
-        drawn = torch.randint(len(choices), (layers * sites,), generator=generator).tolist()
-        return cls.of((choices[code] for code in drawn), sites=sites)
+    def random(cls, layers: int, sites: int = 3, *, generator: torch.Generator) -> Layout:
+        drawn = torch.randint(len(PLACEMENTS), (layers * sites,), generator=generator).tolist()
+        return cls.of((PLACEMENTS[code] for code in drawn), sites=sites)
 
     @property
     def layers(self) -> int:
@@ -228,6 +226,15 @@ class Layout:
     def choices(self) -> tuple[Choice, ...]:
         """Those that occur, each once, the first met first."""
         return tuple(dict.fromkeys(self.flat))
+
+    @property
+    def own_choices(self) -> tuple[Choice, ...]:
+        """Those of a search space, whose letters do not say what they are."""
+        return tuple(choice for choice in self.choices if choice not in CHOICES.values())
+
+    def active_layers(self, site: int) -> int:
+        """How many layers have something at a site."""
+        return sum(group[site].active for group in self.groups)
 
     @property
     def has_lora(self) -> bool:

@@ -249,7 +249,7 @@ def _darec(recommender: Recommender) -> Part:
     layout = recommender.layout
     of_adapters, sizes = _adapter_words(settings, layout)
     two_branches = settings.uses_collaborative
-    seen = two_branches and any(group[CONTEXT].active for group in layout.groups)
+    seen = two_branches and layout.active_layers(CONTEXT) > 0
     user_key = settings.user_key.value if seen and settings.user_key is not UserKey.NONE else ""
     item_key = seen and settings.item_key
     keys = ("item" if settings.key_an_item else "row") if user_key or item_key else ""

@@ -19,7 +19,7 @@ from dasearch.export.inserted import (
     write_surroundings,
 )
 from dasearch.export.options import ExportOptions
-from dasearch.layout import CHOICES, Layout
+from dasearch.layout import Layout
 from dasearch.models.insertion import CONTEXT
 from dasearch.models.named import NAMED
 from dasearch.models.tiny_opt import TINY_OPT
@@ -146,7 +146,7 @@ def _call(found: Inserted, weights: str | None) -> str:
 
 def _parsed(layout: Layout) -> str:
     """The call that makes the layout, with the choices whose letters dasearch does not know."""
-    own = [choice for choice in layout.choices if choice not in CHOICES.values()]
+    own = layout.own_choices
     if not own:
         return f'dasearch.Layout.parse("{layout}")'
     made = [

@@ -667,7 +667,7 @@ class DARec(RecommenderModel):
             if isinstance(layer, DALayer)
             for name, mask in layer.unused(choices).items()
         }
-        if found and not any(group[CONTEXT].active for group in layout.groups):
+        if found and not layout.active_layers(CONTEXT):
             projections = (p for p in self.trainable() if p[0].startswith(("user_projection.", "item_projection.")))
             found |= {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in projections}
         return found
@@ -679,7 +679,7 @@ class DARec(RecommenderModel):
         """
         block = self.backbone.decoder_blocks[0]
         q = block.heads * block.head_width
-        branches = sum(group[CONTEXT].active for group in layout.groups)
+        branches = layout.active_layers(CONTEXT)
         return super().multiply_adds(layout, item_tokens=item_tokens) + branches * (
             q * self.backbone.width + 2 * q * (item_tokens + 2)
         )

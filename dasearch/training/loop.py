@@ -21,7 +21,7 @@ import torch
 
 from dasearch.config import Recipe, StudySettings
 from dasearch.errors import TrainingError
-from dasearch.layout import CHOICES, Layout
+from dasearch.layout import Layout
 from dasearch.models.base import RecommenderModel
 from dasearch.models.lora import ALPHA, RANK
 from dasearch.models.stacking import StackedParameters
@@ -268,17 +268,12 @@ def _result(ground: Ground, run: Run) -> Trained | TrainingError:
     return Trained(model.eval(), layout, run.progress, model.count_trained(layout), seconds, peak)
 
 
-def _own_choices(layout: Layout) -> dict[str, Any]:
-    """Choices that are not shipped, whose letters do not say what they are; nothing where there are none."""
-    own = [choice.record() for choice in layout.choices if choice not in CHOICES.values()]
-    return {"choices": own} if own else {}
-
-
 def _identity(settings: StudySettings, recipe: Recipe, candidate: Candidate) -> dict[str, Any]:
     """What a checkpoint is of."""
+    own = [choice.record() for choice in candidate.layout.own_choices]
     return {
         "layout": str(candidate.layout),
-        **_own_choices(candidate.layout),
+        **({"choices": own} if own else {}),
         "seed": candidate.seed,
         "recipe": recipe.record(),
         "study": objective_hash(settings),
