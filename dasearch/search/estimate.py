@@ -55,7 +55,7 @@ def estimate(study: Study) -> Estimate:
 
 
 def _estimate(study: Study, settings: StudySettings) -> Estimate:
-    space, dataset = study.space(), study.dataset()
+    space, dataset = study.searched_space(), study.dataset()
     development = LeaveOneOut(dataset).development
     backbone, tokenizer = open_backbone(settings, dataset, trained=False)
     share = min(1.0, SAMPLE_USERS / len(development.users))

@@ -157,14 +157,7 @@ class Study:
             StoreError: if another process runs this study, or its database cannot be used.
         """
         settings = self.settings if budget is None else with_budget(self.settings, budget)
-        if not settings.model.searchable:
-            raise StudyError(
-                f"model.variation={settings.model.variation} leaves nothing to search; use `dasearch train` with this study"
-            )
-        resolve_device(settings.device)
-        space = self.space()
-        _require_choice(settings, space)
-        _require_costs(settings, space)
+        space = self.searched_space()
         prior = None if warm_start is None else prior_trials(str(warm_start), space)
         dataset = self.dataset()
         store = open_store(self.storage, settings.output, create=True)
@@ -178,6 +171,23 @@ class Study:
                 return status(store, settings.name)
         finally:
             store.close()
+
+    def searched_space(self) -> SearchSpace:
+        """The search space, if these settings leave a search something to find in it.
+
+        Raises:
+            StudyError, SearchSpaceError: if they do not.
+        """
+        settings = self.settings
+        if not settings.model.searchable:
+            raise StudyError(
+                f"model.variation={settings.model.variation} leaves nothing to search; use `dasearch train` with this study"
+            )
+        resolve_device(settings.device)
+        space = self.space()
+        _require_choice(settings, space)
+        _require_costs(settings, space)
+        return space
 
     def status(self) -> Status:
         """Where the study stands; may be asked while another process runs it."""

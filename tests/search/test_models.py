@@ -117,8 +117,10 @@ def test_a_space_of_another_model(tmp_path: Path, kind: str) -> None:
     ],
 )
 def test_a_site_that_changes_nothing(tmp_path: Path, changes: dict, site: str) -> None:
-    with pytest.raises(SearchSpaceError, match=f"leaves the site {site} nothing to choose"):
-        Study(small_study(tmp_path, **changes)).run()
+    study = Study(small_study(tmp_path, **changes))
+    for begins in (study.run, lambda: estimate(study)):
+        with pytest.raises(SearchSpaceError, match=f"leaves the site {site} nothing to choose"):
+            begins()
 
 
 @pytest.mark.parametrize("kind", KINDS)
