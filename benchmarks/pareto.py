@@ -1,12 +1,11 @@
 """How much of the front of a metric and a cost do samplers find? On tables of real trainings and planted landscapes, one process.
 
 Run: python benchmarks/pareto.py [--table FILE.jsonl ...] [--layers N ...] [--seeds 20] [--trials 30] [--metric MRR] [--cost
-parameters] [--sampler NAME ...] [--hold NAME=LETTER ...] [--out RACES.jsonl].
+parameters] [--sampler NAME ...] [--out RACES.jsonl].
 
 A table is one that `train_table.py` made of a space whose layouts differ in their cost, such as darec-none; costs are counted on
 a model of its study's sizes, but for the head and other parts that no layout changes. A trial is seen as one of the seeds trained
-its layout, drawn anew for each race, what a seed adds to all layouts taken off; the truth is the mean over seeds. ``--hold``
-races on the part of a table with a site held, such as one that is not finished.
+its layout, drawn anew for each race, what a seed adds to all layouts taken off; the truth is the mean over seeds.
 
 A planted landscape has layers of three sites that are serial, parallel or none. An adapter is worth something, less where others
 stand in its layer; a site costs what was drawn for it, and the context site of any layer brings a shared cost along. Noise is a
@@ -28,7 +27,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import optuna
 import torch
@@ -38,14 +36,14 @@ from torch import Tensor
 from transformers import OPTModel
 
 from dasearch.bayes import PRSampler, Reference, curve_mean, front, hypervolume
+from dasearch.bench.landscapes import read_table
 from dasearch.config import METRICS
-from dasearch.errors import DasearchError
 from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.cost import Cost, SiteCosts, cost_of_choices, layout_costs
-from dasearch.models.registry import MODELS
 from dasearch.models.tiny_opt import config_of
 from dasearch.search.study import Study
 from dasearch.search_space import SearchSpace
+from dasearch.training.preparation import untrained_model
 
 CHECKPOINTS = (10, 20, 30, 60)
 NOISE = 0.2  # of the landscape's spread over random layouts
@@ -130,34 +128,19 @@ def planted(layers: int, seed: int) -> Landscape:
     return Landscape(f"planted/{layers} layers", dict.fromkeys(names, PLANTED), truth, cost, observe)
 
 
-def table(path: Path, seed: int, *, metric: str, cost: Cost, held: Mapping[str, str]) -> Landscape:
+def table(path: Path, seed: int, *, metric: str, cost: Cost) -> Landscape:
     """A table of real trainings; the seeds that its rows are seen of are drawn for a seed."""
-    header, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    space, costs = counted(header["study"], tuple(header["changes"]), cost)
-    letters = dict(zip(header["names"], header.get("letters") or ["SP"] * len(header["names"]), strict=True))
-    able = {name: [held[name]] if name in held else list(own) for name, own in letters.items()}
-    layouts = ["".join(chosen) for chosen in itertools.product(*able.values())]
-    by_seed: dict[int, dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        by_seed.setdefault(row["seed"], {})[row["layout"].replace("-", "")] = row
-    whole = [found for found in by_seed.values() if all(layout in found for layout in layouts)]
-    if not whole:
-        raise DasearchError(
-            f"{path} has no seed with every layout yet; finish it, or hold sites with --hold NAME=LETTER"
-        )
-    curves = torch.tensor([[found[layout][metric] for found in whole] for layout in layouts], dtype=torch.float64)
-    best = torch.tensor([[[found[layout]["best_epoch"]] for found in whole] for layout in layouts])
-    values = curves.gather(2, best).squeeze(2)  # (layouts, seeds)
-    alike, level = curves - curves.mean(0) + curves.mean((0, 1)), values - values.mean(0) + values.mean()
-    seen = torch.randint(len(whole), (len(layouts),), generator=torch.Generator().manual_seed(seed))
+    read = read_table(path, seed=seed)
+    space, costs = counted(read.header["study"], tuple(read.header["changes"]), cost)
     named = {choice.letter: choice.name for choice in space.file.alphabet}
-    choices = {name: [named[letter] for letter in own] for name, own in able.items() if name not in held}
-    of, fixed = cost_of_choices(space, costs), {name: named[letter] for name, letter in held.items()}
+    choices = {name: [named[letter] for letter in own] for name, own in read.letters.items()}
 
     def observe(place: int, _: torch.Generator) -> list[float]:
-        return [*alike[place, seen[place]].tolist(), float(level[place, seen[place]])]
+        return read.seen(read.layouts[place], metric)
 
-    return Landscape(f"table/{path.stem}", choices, values.mean(1), lambda p: of({**fixed, **p}), observe)
+    return Landscape(
+        f"table/{path.stem}", choices, read.outputs[metric].mean(1), cost_of_choices(space, costs), observe
+    )
 
 
 def counted(study: str, changes: Sequence[str], cost: Cost) -> tuple[SearchSpace, SiteCosts]:
@@ -166,10 +149,15 @@ def counted(study: str, changes: Sequence[str], cost: Cost) -> tuple[SearchSpace
     settings, space = loaded.settings, loaded.space()
     config = config_of(settings.backbone.tiny.vocabulary, settings.backbone.tiny.settings())
     config.num_hidden_layers = space.backbone_layers
-    sizes = {"n_users": 1, "n_items": 1, "replace_every": space.file.replace_every, "encoder": None}
-    generator = torch.Generator().manual_seed(0)
-    build = MODELS[settings.model.kind].build
-    model = build(FrozenBackbone(OPTModel(config)), settings.model, generator=generator, **sizes)
+    model = untrained_model(
+        settings,
+        FrozenBackbone(OPTModel(config)),
+        n_users=1,
+        n_items=1,
+        replace_every=space.file.replace_every,
+        generator=torch.Generator().manual_seed(0),
+        lora=space.file.has_lora,
+    )
     return space, layout_costs(model, space, item_tokens=settings.data.item_tokens)[cost]
 
 
@@ -235,7 +223,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--metric", choices=list(METRICS.values()), default="MRR")
     parser.add_argument("--cost", type=Cost, choices=list(Cost), default=Cost.PARAMETERS)
     parser.add_argument("--sampler", action="append", choices=list(SAMPLERS), help="beside PRSampler; default: all")
-    parser.add_argument("--hold", action="append", default=[], metavar="NAME=LETTER")
     parser.add_argument("--out", type=Path, help="a line a race")
     return parser.parse_args()
 
@@ -244,11 +231,10 @@ def main() -> None:
     asked = arguments()
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    held = dict(one.split("=", 1) for one in asked.hold)
     tables = asked.table or sorted((Path(__file__).parent / "tables").glob("*-none-*.jsonl"))
     samplers = list(dict.fromkeys([PR, *(asked.sampler or SAMPLERS)]))
     landscapes: list[Callable[[int], Landscape]] = [
-        lambda seed, path=path: table(path, seed, metric=asked.metric, cost=asked.cost, held=held) for path in tables
+        lambda seed, path=path: table(path, seed, metric=asked.metric, cost=asked.cost) for path in tables
     ]
     landscapes += [lambda seed, layers=layers: planted(layers, seed) for layers in asked.layers or [3]]
     for make in landscapes:

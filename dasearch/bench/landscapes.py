@@ -293,11 +293,14 @@ class Table:
         return (float(self.means[self.index[codes]]) - mean) / (float(self.means.max()) - mean)
 
     def observe(self, codes: tuple[int, ...], generator: torch.Generator) -> list[float]:
+        return self.seen(codes, OBJECTIVE)
+
+    def seen(self, codes: tuple[int, ...], output: str) -> list[float]:
+        """The curve of one output as the layout's seed has it, and its value at the epoch kept."""
         layout = self.index[codes]
         seen = (layout, int(self.drawn[layout]))
-        curves = self.curves[OBJECTIVE]
+        curves, values = self.curves[output], self.outputs[output]
         curve = curves - curves.mean(0) + curves.mean((0, 1))
-        values = self.outputs[OBJECTIVE]
         return [*curve[seen].tolist(), float((values - values.mean(0) + values.mean())[seen])]
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from benchmarks.pareto import SAMPLERS, Landscape, counted, planted, race, table
-from dasearch.errors import DasearchError
 from dasearch.models.cost import Cost
 
 LETTERS = {"S": "serial", "P": "parallel", "N": "none"}
@@ -51,26 +50,32 @@ def test_a_race_of_every_sampler_rises() -> None:
         assert 0 <= shares[0] <= shares[-1] <= 1
 
 
-def test_a_part_of_a_table_with_sites_held(tmp_path: Path) -> None:
+def test_a_table_of_all_layouts(tmp_path: Path) -> None:
     changes = ["backbone.tiny.layers=2", "space.name=darec-none"]
     header = {"study": "quickstart", "changes": changes, "names": NAMES, "letters": ["SPN"] * 6}
     rows = []
-    for last, seed in itertools.product(itertools.product("SPN", repeat=2), (1, 2)):
-        value = 0.1 + 0.01 * "SPN".index(last[0]) + 0.001 * "SPN".index(last[1])
+    for place, (letters, seed) in enumerate(itertools.product(itertools.product("SPN", repeat=6), (1, 2))):
+        value = 0.1 + 0.001 * (place // 2)
         curve = [value / 2, value + 0.5 * (seed - 1)]  # what a seed adds to all alike counts for nothing
-        layout = f"SSN-S{last[0]}{last[1]}"
-        rows.append({"layout": layout, "seed": seed, "best_epoch": 1, "MRR": curve})
+        layout = "".join(letters[:3]) + "-" + "".join(letters[3:])
+        outputs = dict.fromkeys(("MRR", "Recall@10", "NDCG@10", "loss"), curve)
+        rows.append({"layout": layout, "seed": seed, "best_epoch": 1, **outputs})
     path = tmp_path / "toy.jsonl"
     path.write_text("\n".join(json.dumps(one) for one in [header, *rows]) + "\n")
-    with pytest.raises(DasearchError, match="hold sites with --hold"):
-        table(path, 0, metric="MRR", cost=Cost.PARAMETERS, held={})
-    held = dict(zip(NAMES, "SSNS", strict=False))
-    landscape = table(path, 0, metric="MRR", cost=Cost.PARAMETERS, held=held)
-    assert landscape.choices == {name: list(LETTERS.values()) for name in NAMES[4:]}
-    place = landscape.place({NAMES[4]: "parallel", NAMES[5]: "none"})
+    landscape = table(path, 0, metric="NDCG@10", cost=Cost.PARAMETERS)
+    assert landscape.choices == {name: list(LETTERS.values()) for name in NAMES}
+    layout = "SSNSPN"
+    place = landscape.place(dict(zip(NAMES, (LETTERS[letter] for letter in layout), strict=True)))
     *curve, value = landscape.observe(place, torch.Generator())
-    assert value == pytest.approx(0.112 + 0.25)
+    assert value == pytest.approx(0.1 + 0.001 * int("002012", 3) + 0.25)
     assert curve[-1] == pytest.approx(value)
     assert float(landscape.truth[place]) == pytest.approx(value)
     space, costs = counted("quickstart", changes, Cost.PARAMETERS)
     assert landscape.costs[place] == costs.of(space.parse("SSN-SPN"))
+    assert min(landscape.costs) == landscape.costs[-1]  # none everywhere
+
+
+def test_costs_of_another_model_are_counted_too() -> None:
+    space, costs = counted("e4s-rec", ["backbone.tiny.layers=2", "space.name=e4s-rec-none"], Cost.PARAMETERS)
+    one = 2 * 64 * 32 + 64 + 32  # of an adapter
+    assert costs.of(space.parse("SP-NN")) - costs.of(space.parse("NN-NN")) == 2 * one
