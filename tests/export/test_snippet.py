@@ -157,10 +157,10 @@ def test_unknown_sites_are_refused(tmp_path: Path, sites: tuple[str, ...], sente
 
 
 @pytest.mark.parametrize("form", ["snippet", "adapters"])
-@pytest.mark.parametrize("kind", ["idle", "ra-rec"])
-def test_models_of_prefixes_are_refused(tmp_path: Path, kind: str, form: str) -> None:
+@pytest.mark.parametrize("kind", ["idle", "ra-rec", "e4s-rec"])
+def test_models_that_read_id_vectors_are_refused(tmp_path: Path, kind: str, form: str) -> None:
     settings = small_settings(model={"kind": kind})
-    with pytest.raises(ExportError, match=f"{kind} puts prefixes made of ID vectors .* use --format hf or torch"):
+    with pytest.raises(ExportError, match=f"{kind} reads vectors of an ID encoder, .* use --format hf or torch"):
         export(SimpleNamespace(model=None, settings=settings), form, tmp_path / "out")
 
 
