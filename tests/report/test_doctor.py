@@ -41,7 +41,7 @@ def test_missing() -> None:
 
 def test_which_models_read_what() -> None:
     models = {one.name: one.models for one in examine().backbones}
-    assert models["tiny-opt"] == models["smollm2-135m"] == ("darec", "idle", "ra-rec")
+    assert models["tiny-opt"] == models["smollm2-135m"] == ("darec", "idle", "ra-rec", "e4s-rec")
     assert models["minilm-l6"] == ("idle", "ra-rec")
 
 
