@@ -39,7 +39,7 @@ def test_a_layout_comes_from_its_file_or_the_folder_of_it(tmp_path: Path) -> Non
 def test_what_is_written_is_read(
     tmp_path_factory: pytest.TempPathFactory, kind: ModelKind, every: int, groups: int, seed: int
 ) -> None:
-    layout = Layout.random(groups, generator=torch.Generator().manual_seed(seed))
+    layout = Layout.random(groups, len(SITES[kind]), generator=torch.Generator().manual_seed(seed))
     replaced = [layer + 1 for layer in replaced_layers(groups * every, every)]
     file = LayoutFile.model_validate(
         {
