@@ -151,7 +151,7 @@ WRONG = [
     (["run", "toy.yaml", "--warm-start", "nowhere.json", "--dry-run"], "nowhere.json cannot be read"),
     (["run", "toy.yaml", "--warm-start", "toy.yaml"], "toy.yaml is no trials.json, layout.json or study database"),
     (["train", "toy.yaml", "--layout", "SSS"], "the layout SSS has 1 layers of 3 sites and the model has 2 of 3"),
-    (["train", "toy.yaml", "--layout", "SXS-SSS"], "a layout is written with S, P, N, A and -"),
+    (["train", "toy.yaml", "--layout", "SXS-SSS"], "a layout is written with S, P, N, A, L and -"),
     (["train", "toy.yaml", "--layout", "best"], "there are no studies under"),
     (["recommend", "nowhere", "--history", "item1"], "nowhere holds no trained model"),
     (

@@ -53,6 +53,7 @@ class Stub:
         replace_every: int,
         at_once: int,
         on_epoch: Callable[[int, Epoch], None],
+        lora: bool = False,
     ) -> list[Trained | TrainingError]:
         together = [str(candidate.layout) for candidate in candidates]
         self.batches.append(together)
