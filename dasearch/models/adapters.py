@@ -6,6 +6,7 @@ Differs from the paper: ReLU between the projections (``activation="none"`` is t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -125,6 +126,10 @@ class AdapterSettings(BaseModel):
             f"has {choice.width} units and the model's adapters {self.bottleneck}; set model.bottleneck={choice.width}"
         )
 
+    def place(self, out: Tensor, seen: Tensor, adapter: nn.Module, choice: Tensor) -> Tensor:
+        """`place`, as these settings join a parallel adapter."""
+        return place(out, seen, adapter, choice, reduce=self.parallel_reduce, residual=self.parallel_residual)
+
     def adapter(self, width: int, generator: torch.Generator, units: int | None = None) -> BottleneckAdapter:
         """A new one, of so many units (None: as many as all have)."""
         return BottleneckAdapter(
@@ -134,6 +139,15 @@ class AdapterSettings(BaseModel):
             init=self.adapter_init,
             generator=generator,
         )
+
+
+def unused_numbers(layer: nn.Module, names: Sequence[str], choices: Sequence[Choice]) -> dict[str, Tensor]:
+    """`BottleneckAdapter.unused` of a layer's adapters, each under its choice, by the parameters' names in the layer."""
+    return {
+        f"{name}.{key}": mask
+        for name, choice in zip(names, choices, strict=True)
+        for key, mask in layer.get_submodule(name).unused(choice).items()  # type: ignore[operator]
+    }
 
 
 def place(

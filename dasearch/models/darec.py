@@ -21,7 +21,7 @@ from dasearch.data import ItemRows, Rows, SequenceBatch
 from dasearch.data.rows import NO_ITEM
 from dasearch.errors import LayoutError
 from dasearch.layout import ACTIVE, ATTENTION_SITES, LORA, SERIAL, SITES, Choice, Layout, ModelKind
-from dasearch.models.adapters import AdapterSettings, MaskRouter, place
+from dasearch.models.adapters import AdapterSettings, MaskRouter, unused_numbers
 from dasearch.models.attention import (
     SQUARE_TOKENS,
     ItemBlocks,
@@ -366,11 +366,7 @@ class AdaptedSites(nn.Module):
 
     def unused(self, choices: Sequence[Choice]) -> dict[str, Tensor]:
         """Which numbers the choices of the three sites leave unused, bool of the parameters' shapes, by their names."""
-        found = {
-            f"{name}.{key}": mask
-            for name, choice in zip(ADAPTERS, choices, strict=True)
-            for key, mask in self.get_submodule(name).unused(choice).items()  # type: ignore[operator]
-        }
+        found = unused_numbers(self, ADAPTERS, choices)
         for site, choice in zip(SITES[ModelKind.DAREC], choices, strict=True):
             if site in self.lora:
                 unused = self.lora[site].unused(choice)  # type: ignore[operator]
@@ -400,10 +396,7 @@ class AdaptedSites(nn.Module):
         return self._place(out, normed, self.recommendation_adapter, layout[2])
 
     def _place(self, out: Tensor, seen: Tensor, adapter: nn.Module | None, choice: Tensor) -> Tensor:
-        if adapter is None:
-            return out
-        reduce, residual = self.settings.parallel_reduce, self.settings.parallel_residual
-        return place(out, seen, adapter, choice, reduce=reduce, residual=residual)
+        return out if adapter is None else self.settings.place(out, seen, adapter, choice)
 
 
 def _present(choice: Tensor) -> Tensor:

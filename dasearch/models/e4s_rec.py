@@ -9,7 +9,6 @@ Differs from the paper: every item of a training row predicts the next one, as i
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Literal
 
 import torch
@@ -19,21 +18,17 @@ from torch import Tensor, nn
 from dasearch.data import ItemRows, SequenceBatch
 from dasearch.data.rows import NO_ITEM
 from dasearch.layout import Layout, ModelKind
-from dasearch.models.adapters import AdapterSettings, place
+from dasearch.models.adapters import AdapterSettings, unused_numbers
 from dasearch.models.attention import MaskMode
 from dasearch.models.backbone import AttentionScale, DecoderBlock, FrozenBackbone
 from dasearch.models.base import HEAD_SD, HeadBias, HeadRows, RecommenderModel, Scorer, layer_gates, start_head
-from dasearch.models.darec import LayerInputs, PlainLayer, attend_under_causal, chosen_states
+from dasearch.models.darec import SPECIAL_TOKENS, LayerInputs, PlainLayer, attend_under_causal, chosen_states
 from dasearch.models.id_encoders import IDEncoder
+from dasearch.models.over_encoder import OverEncoderSettings, Variation
 from dasearch.models.stacking import Linear
 
 
-class Variation(StrEnum):
-    WHOLE = "whole"
-    FROZEN = "frozen"  # no adapters: the vectors' map and the head are all that is trained
-
-
-class E4SRecSettings(AdapterSettings):
+class E4SRecSettings(AdapterSettings, OverEncoderSettings):
     """Every reading of the paper that a study can choose."""
 
     kind: Literal[ModelKind.E4S_REC]
@@ -45,31 +40,6 @@ class E4SRecSettings(AdapterSettings):
     )
     head_bias: HeadBias = Field(HeadBias.LOG_FREQUENCY, description="start of the item head's bias")
     head_rows: HeadRows = Field(HeadRows.ZERO, description="start of its rows: frozen text vectors, normal, or zero")
-
-    @property
-    def label(self) -> str:
-        """What a report calls this model."""
-        return self.kind.value if self.searchable else f"{self.kind}, {self.variation}"
-
-    @property
-    def searchable(self) -> bool:
-        """Whether a layout changes anything."""
-        return self.variation is Variation.WHOLE
-
-    @property
-    def prompt_group(self) -> bool:
-        """Whether a prompt and what follows it are one segment of a row; masks do not go by items here."""
-        return True
-
-    @property
-    def holds_encoder(self) -> bool:
-        """Whether the model has an ID encoder in it."""
-        return True
-
-    @property
-    def compared(self) -> tuple[str, ...]:
-        """The variations that a final table sets beside the search's winner."""
-        return (Variation.FROZEN,)
 
 
 ADAPTERS = ("attention_adapter", "ffn_adapter")  # of a layer, in the order of its sites
@@ -95,14 +65,10 @@ class TwoSiteLayer(nn.Module):
         normed = block.norm1(hidden)
         attention = attend_under_causal(block, normed, inputs, MaskMode.ADDITIVE, last=early)
         hidden, normed = (chosen_states(states, inputs, last=early) for states in (hidden, normed))
-        hidden = hidden + self._place(attention, normed, self.attention_adapter, layout[0])
+        hidden = hidden + self.settings.place(attention, normed, self.attention_adapter, layout[0])
         normed = block.norm2(hidden)
-        hidden = hidden + self._place(block.ffn(normed), normed, self.ffn_adapter, layout[1])
+        hidden = hidden + self.settings.place(block.ffn(normed), normed, self.ffn_adapter, layout[1])
         return chosen_states(hidden, inputs, last=last and not early)
-
-    def _place(self, out: Tensor, seen: Tensor, adapter: nn.Module, choice: Tensor) -> Tensor:
-        reduce, residual = self.settings.parallel_reduce, self.settings.parallel_residual
-        return place(out, seen, adapter, choice, reduce=reduce, residual=residual)
 
 
 class E4SRec(RecommenderModel):
@@ -157,7 +123,7 @@ class E4SRec(RecommenderModel):
         """
         vectors = self.vectors(batch.items.clamp(min=0)) * (batch.items != NO_ITEM)[..., None]
         vectors = vectors if kept is None else vectors * kept
-        embedded = self.backbone.embed(batch.rows.tokens, vectors.new_zeros(2, self.backbone.width))
+        embedded = self.backbone.embed(batch.rows.tokens, vectors.new_zeros(SPECIAL_TOKENS, self.backbone.width))
         ends = batch.ends[..., None].expand_as(vectors)
         hidden, positions = self.backbone.start(embedded.scatter_add(1, ends, vectors.to(embedded.dtype)))
         inputs = LayerInputs(positions, batch.rows.segments, at)
@@ -177,10 +143,9 @@ class E4SRec(RecommenderModel):
         if not self.settings.searchable:
             return {}
         return {
-            f"layers.{place}.{name}.{key}": mask
+            f"layers.{place}.{name}": mask
             for place, choices in zip(self.replaced, layout.groups, strict=True)
-            for name, choice in zip(ADAPTERS, choices, strict=True)
-            for key, mask in self.layers[place].get_submodule(name).unused(choice).items()  # type: ignore[operator]
+            for name, mask in unused_numbers(self.layers[place], ADAPTERS, choices).items()
         }
 
     @torch.no_grad()

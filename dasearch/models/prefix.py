@@ -13,16 +13,16 @@ from enum import StrEnum
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from dasearch.data import Rows, SequenceBatch
-from dasearch.layout import ModelKind
 from dasearch.models.adapters import ParallelReduce
 from dasearch.models.attention import SQUARE_TOKENS, Keys, Projected, attend, attend_causally
 from dasearch.models.backbone import AttentionScale, Block, FrozenBackbone, Positions
 from dasearch.models.base import RecommenderModel, new_linear
 from dasearch.models.id_encoders import IDEncoder
+from dasearch.models.over_encoder import OverEncoderSettings
 from dasearch.models.stacking import Linear, gather_tokens, per_row
 
 PREFIX_TOKENS = 10  # no length is printed with the formulas; RA-Rec's figures run from 30 to 70
@@ -58,20 +58,9 @@ class Pool(StrEnum):
         return Pool.LAST if causal else Pool.MEAN
 
 
-class Variation(StrEnum):
-    """The whole model, or what is left of it without the ID model."""
-
-    WHOLE = "whole"
-    FROZEN = "frozen"  # nothing is injected: the frozen backbone alone
-
-
-class PrefixSettings(BaseModel):
+class PrefixSettings(OverEncoderSettings):
     """What IDLE-Adapter and RA-Rec can both choose."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: ModelKind
-    variation: Variation = Field(Variation.WHOLE, description="whole, or frozen: nothing is injected")
     prefix: int = Field(PREFIX_TOKENS, description="T, learned tokens in front of every adapted layer")
     projection: ProjectionSharing = Field(
         ProjectionSharing.PER_LAYER, description="a projection of ID vectors for each layer, or one for all"
@@ -95,34 +84,9 @@ class PrefixSettings(BaseModel):
         return prefix
 
     @property
-    def label(self) -> str:
-        """What a report calls this model."""
-        return self.kind.value if self.searchable else f"{self.kind}, {self.variation}"
-
-    @property
-    def searchable(self) -> bool:
-        """Whether a layout changes anything."""
-        return self.variation is Variation.WHOLE
-
-    @property
-    def prompt_group(self) -> bool:
-        """Whether a prompt and what follows it are one segment of a row; always, where masks do not go by items."""
-        return True
-
-    @property
-    def holds_encoder(self) -> bool:
-        """Whether the model has an ID encoder in it."""
-        return True
-
-    @property
     def layout_facts(self) -> dict[str, Any]:
         """What ``layout.json`` says of this kind of model alone."""
         return {"prefix": self.prefix}
-
-    @property
-    def compared(self) -> tuple[str, ...]:
-        """The variations that a final table sets beside the search's winner."""
-        return (Variation.FROZEN,)
 
 
 class Prefix(nn.Module):

@@ -214,8 +214,10 @@ def _require_choice(settings: StudySettings, space: SearchSpace) -> None:
 
 def _require_costs(settings: StudySettings, space: SearchSpace) -> None:
     """With a cost as an objective, layouts must differ in it."""
-    cost, whole = settings.search.cost, getattr(settings.model, "bottleneck", None)
-    if cost is None or any(len({_costing(choice, whole) for choice in space.choices[name]}) > 1 for name in space.free):
+    cost = settings.search.cost
+    if cost is None or any(
+        len({_costing(choice, settings) for choice in space.choices[name]}) > 1 for name in space.free
+    ):
         return
     able = space.file.model in ADAPTER_MODELS
     such = f"choose a space with none or widths, such as space.name={space.file.model}-none"
@@ -226,8 +228,9 @@ def _require_costs(settings: StudySettings, space: SearchSpace) -> None:
     )
 
 
-def _costing(choice: Choice, whole: int | None) -> Choice:
+def _costing(choice: Choice, settings: StudySettings) -> Choice:
     """A choice without what costs nothing: its name, its place, and how it joins."""
+    whole = settings.model.most(choice) if isinstance(settings.model, AdapterSettings) else None
     return replace(choice, name="", letter="A", parallel=False, join=Join.MODEL, width=choice.width or whole)
 
 
