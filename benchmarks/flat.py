@@ -19,6 +19,7 @@ from torch import Tensor
 from dasearch.bench.landscapes import OBJECTIVE, Table, read_table
 from dasearch.layout import Layout
 from dasearch.search.confirmation import recommended, standings
+from dasearch.search.domain import Domain, Point
 from dasearch.search.store import Confirmation
 from dasearch.search.worth import UNLIKELY, chance_of_gain
 from dasearch.search_space import SearchSpace, load_search_space
@@ -56,10 +57,12 @@ def row(space: SearchSpace, noise: Tensor, gain: float, races: int) -> str:
     flat = dict.fromkeys(TRIALS, 0)
     for race in range(races):
         generator = torch.Generator().manual_seed(race)
-        signals = {layout: score(layout, noise, gain, generator) for layout in drawn(space, max(TRIALS), generator)}
+        signals = {
+            Point(layout): score(layout, noise, gain, generator) for layout in drawn(space, max(TRIALS), generator)
+        }
         for count in TRIALS:
             first = dict(list(signals.items())[:count])
-            flat[count] += chance_of_gain(space, first, margin=MARGIN, seed=race) < UNLIKELY
+            flat[count] += chance_of_gain(Domain(space, {}), first, margin=MARGIN, seed=race) < UNLIKELY
     said = ", ".join(f"{count / max(races, 1):.2f} ({trials})" for trials, count in flat.items())
     won = ", ".join(f"{winners(space, noise, gain, seeds):.3f} ({seeds})" for seeds in SEEDS)
     return f"  gain {gain:>4.0%}: called flat {said} after trials; a winner named {won} of seeds"

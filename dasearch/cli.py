@@ -713,6 +713,7 @@ def _status_record(found: Any) -> dict[str, Any]:
         "phase": found.phase,
         "budget": found.budget,
         "trials": [{**asdict(trial), "layout": str(trial.layout or "")} for trial in found.trials],
+        "settings_found": dict(found.settings_found),
         "confirmation": standings_record(found.standings, found.selection),
         "results": [result._asdict() for result in found.results],
         "artifacts": [artifact._asdict() for artifact in found.artifacts],

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
@@ -29,6 +30,8 @@ from dasearch.models.tiny_opt import TinyOPTSettings
 from dasearch.search_space import find_shipped, shipped
 
 METRICS = {"mrr": "MRR", "recall@10": "Recall@10", "ndcg@10": "NDCG@10"}  # as studies name them, and as records do
+SEARCHED_SECTIONS = ("trial", "model", "losses")  # what `search.also` may name settings of
+UNSEARCHED = ("trial.epochs", "trial.patience", "trial.precision", "model.kind", "model.variation")
 MMD_BATCH = 16  # rows that MMD compares at least: fewer say little about two distributions (SPEC 3)
 
 
@@ -216,6 +219,35 @@ class Pick(StrEnum):
     CHEAPEST = "cheapest-within-noise"
 
 
+class Range(Section):
+    """The values of a number that is searched beside the layout, even on one of two scales."""
+
+    log: tuple[int | float, int | float] | None = Field(None, description="from, to; even in its logarithm")
+    linear: tuple[int | float, int | float] | None = Field(None, description="from, to")
+
+    @model_validator(mode="after")
+    def _one_that_rises(self) -> Self:
+        if (self.log is None) == (self.linear is None):
+            raise ValueError("a range is {log: [FROM, TO]} or {linear: [FROM, TO]}")
+        low, high = self.ends
+        if not low < high or (self.log and low <= 0):
+            raise ValueError(f"a range rises, one of logarithms from above 0 on (got [{low}, {high}])")
+        return self
+
+    @property
+    def ends(self) -> tuple[int | float, int | float]:
+        found = self.log or self.linear
+        assert found is not None
+        return found
+
+    def distribution(self, *, whole: bool) -> BaseDistribution:
+        """Of whole numbers, or of any."""
+        low, high = self.ends
+        if whole:
+            return IntDistribution(int(low), int(high), log=self.log is not None)
+        return FloatDistribution(float(low), float(high), log=self.log is not None)
+
+
 class SearchSettings(Section):
     objective: str | Pareto = Field(
         "mrr",
@@ -226,6 +258,11 @@ class SearchSettings(Section):
         None,
         description="with a cost, the layout that wins: knee of the confirmed front (null as well), best as without a cost, or "
         "cheapest-within-noise: the cheapest that is at most `worth` behind all-serial",
+    )
+    also: dict[str, Range | tuple[str | int | float | bool | None, ...]] = Field(
+        {},
+        description="settings searched beside the layout, by key: {trial.lr: {log: [1e-4, 1e-2]}}, linear, or a list of values; "
+        "a value of trial.KEY holds for final.KEY too where both begin alike. Numbers are tried on a grid of 9",
     )
     budget: int = Field(30, ge=1, description="completed evaluations")
     batch: int | Literal["auto"] = Field(
@@ -265,6 +302,14 @@ class SearchSettings(Section):
             f"an objective is a metric ({', '.join(METRICS)}) or {{pareto: [METRIC, COST]}}, as in "
             f"{{pareto: [ndcg@10, parameters]}} (got {objective!r})"
         )
+
+    @field_validator("also")
+    @classmethod
+    def _something_to_choose(cls, also: dict[str, Any]) -> dict[str, Any]:
+        for key, able in also.items():
+            if isinstance(able, tuple) and len(set(able)) < max(2, len(able)):
+                raise ValueError(f"{key} takes two different values or more, each named once")
+        return also
 
     @model_validator(mode="after")
     def _picks_from_a_front(self) -> Self:
@@ -388,6 +433,47 @@ class StudySettings(Section):
                 if recipe.dropout is not None:
                     raise ValueError(f"{self.model.kind} has no dropout; drop {name}.dropout")
         return self
+
+    @model_validator(mode="after")
+    def _searches_own_settings(self) -> Self:
+        for key in self.search.also:
+            for value in extremes(self.searched[key]):
+                self._require_searchable(key, value)
+        return self
+
+    def _require_searchable(self, key: str, value: Any) -> None:
+        """A setting that a training reads, at a value that it may have.
+
+        Raises:
+            ValueError: for another.
+        """
+        section = key.partition(".")[0]
+        if section not in SEARCHED_SECTIONS or key in UNSEARCHED:
+            raise ValueError(
+                f"search.also: {key} is not searched; it takes settings of {', '.join(SEARCHED_SECTIONS)}, without "
+                f"{', '.join(UNSEARCHED)}"
+            )
+        content = self.model_dump(mode="json")
+        content["search"]["also"] = {}
+        try:
+            _put(content, key, value, source="search.also")
+            type(self).model_validate(content)
+        except ValidationError as error:
+            raise ValueError(f"search.also: {_sentence(error.errors()[0], type(self))}") from None
+
+    @property
+    def searched(self) -> dict[str, BaseDistribution]:
+        """The distribution of each setting that is searched beside the layout, by its key."""
+        content = self.model_dump()
+        found: dict[str, BaseDistribution] = {}
+        for key, able in self.search.also.items():
+            if isinstance(able, Range):
+                now = _at(content, key)
+                ends = able.ends if now is None else (now,)
+                found[key] = able.distribution(whole=all(isinstance(value, int) for value in ends))
+            else:
+                found[key] = CategoricalDistribution(able)
+        return found
 
     def by(self, recipe: Recipe) -> Self:
         """The study as a recipe trains it."""
@@ -582,6 +668,16 @@ def changed(settings: StudySettings, changes: Mapping[str, Any], *, source: str)
     return parse_study(content, source=source)
 
 
+def with_found(settings: StudySettings, values: Mapping[str, Any]) -> StudySettings:
+    """The study with what its search found for `search.also`; a trial's setting that the final recipe shares is its too."""
+    content, found = settings.model_dump(), dict(values)
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        if section == "trial" and content["trial"][name] == content["final"][name]:
+            found[f"final.{name}"] = value
+    return changed(settings, found, source="search.also")
+
+
 def parse_data(source: str, overrides: Iterable[str] = ()) -> DataSettings:
     """The data settings of a source that no study names, with ``data.KEY=VALUE`` overrides."""
     content: dict[str, Any] = {"name": "data", "data": {"source": source}}
@@ -609,6 +705,22 @@ def _put(content: dict[str, Any], key: str, value: Any, *, source: str) -> None:
         if not isinstance(holder, dict):
             raise StudyError(f"{source}: {part} is a value and has no parts; name a section such as trial.epochs")
     holder[last] = value
+
+
+def _at(content: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key; None where there is none."""
+    found: Any = content
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def extremes(distribution: BaseDistribution) -> tuple[Any, ...]:
+    """The values that show whether all of a distribution can be had."""
+    if isinstance(distribution, CategoricalDistribution):
+        return tuple(distribution.choices)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return (distribution.low, distribution.high)
 
 
 def _sentence(error: ErrorDetails, study: type[StudySettings]) -> str:

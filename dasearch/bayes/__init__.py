@@ -12,10 +12,12 @@ from dasearch.bayes.hypervolume import (
     spread_over,
 )
 from dasearch.bayes.kernel import LayeredKernel
+from dasearch.bayes.parameters import Parameter, parameter_of, parameters_of
 from dasearch.bayes.reparameterization import Maximum, ProbabilisticReparameterization, SpaceExhausted
 from dasearch.bayes.sampler import (
     Proposal,
     PRSampler,
+    choices_of,
     curve_mean,
     known_cost,
     mean_of_curve,
@@ -37,6 +39,7 @@ __all__ = [
     "Maximum",
     "Observation",
     "PRSampler",
+    "Parameter",
     "Posterior",
     "Prior",
     "ProbabilisticReparameterization",
@@ -44,12 +47,15 @@ __all__ = [
     "Reference",
     "SpaceExhausted",
     "Surrogate",
+    "choices_of",
     "curve_mean",
     "front",
     "hypervolume",
     "knee",
     "known_cost",
     "mean_of_curve",
+    "parameter_of",
+    "parameters_of",
     "propose",
     "propose_batch",
     "spread_over",

@@ -25,23 +25,28 @@ class Choices:
 
     Args:
         sizes: choices of each variable, at least two.
-        places: ``(layer, site)`` of each variable; None where there is no such structure.
+        places: ``(layer, site)`` of each variable, None for one that has none; None where there is no such structure.
+        positions: of the choices of each variable on a scale, in [0, 1], None for one without order; None where all are.
     """
 
     sizes: tuple[int, ...]
-    places: tuple[tuple[int, str], ...] | None = None
+    places: tuple[tuple[int, str] | None, ...] | None = None
+    positions: tuple[tuple[float, ...] | None, ...] | None = None
 
     @classmethod
     def binary(cls, d: int) -> Choices:
         return cls((2,) * d)
 
     @classmethod
-    def named(cls, sizes: Mapping[str, int]) -> Choices:
-        """Structure is read from names such as ``layer03.context``, if all have it and there are two layers or more."""
+    def named(
+        cls, sizes: Mapping[str, int], positions: Mapping[str, tuple[float, ...] | None] | None = None
+    ) -> Choices:
+        """Structure is read from names such as ``layer03.context``, if there are two layers or more."""
         found = [LAYERED_NAME.match(name) for name in sizes]
-        places = [(int(match["layer"]), match["site"]) for match in found if match]
-        known = len(places) == len(sizes) and len({layer for layer, _ in places}) > 1
-        return cls(tuple(sizes.values()), tuple(places) if known else None)
+        places = tuple((int(match["layer"]), match["site"]) if match else None for match in found)
+        known = len({place[0] for place in places if place}) > 1
+        scales = tuple((positions or {}).get(name) for name in sizes)
+        return cls(tuple(sizes.values()), places if known else None, scales if any(scales) else None)
 
     @property
     def d(self) -> int:

@@ -21,7 +21,7 @@ Layout = Mapping[str, Any]
 
 
 def claimed(trial: FrozenTrial) -> Layout | None:
-    """The layout a trial claims, by parameter name, as Optuna's internal numbers."""
+    """The layout a trial claims, by parameter name, as codes."""
     record = trial.system_attrs.get(KEY)
     return record["layout"] if record else None
 

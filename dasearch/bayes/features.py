@@ -10,8 +10,11 @@ Without layers only linear, pairs and isotropic remain.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +27,8 @@ PAIRS, ISOTROPIC = "pairs", "isotropic"  # the two kernels without features
 SMOOTH, QUICK = 1 / 4, 1 / 10  # length scales over depth, as shares of the number of layers
 REACH = 1 / 4  # length scale of the isotropic kernel, as a share of the number of variables
 NEGLIGIBLE = 1e-6  # eigenvalues of a depth kernel below this share of the largest are left out
+SCALE_REACH = 0.35  # length scale over an ordered variable's range: one peak or valley
+WIGGLES = 0.01  # the same for a kernel over such a scale: three or four shapes remain
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,14 +114,21 @@ class Dictionary:
 def dictionary(choices: Choices) -> Dictionary:
     """The features of a space."""
     blocks = [_Block(LINEAR, torch.eye(len(choices.columns), dtype=torch.float64), paired=False)]
-    pairs = torch.empty(0, 2, dtype=torch.long)
-    if choices.places is not None:
-        layers = {layer: depth for depth, layer in enumerate(sorted({layer for layer, _ in choices.places}))}
-        depth = [layers[choices.places[i][0]] for i, _ in choices.columns]
-        site = [(choices.places[i][1], k) for i, k in choices.columns]
-        blocks += _depth_blocks("site", depth, site, len(layers), paired=False)
-        pairs, blocks = _with_pairs(blocks, depth, site, len(layers))
-    return _assemble(choices, blocks, pairs)
+    layered = _Layered.of(choices)
+    pairs: list[tuple[int, int]] = []
+    if layered is not None:
+        blocks += [_placed(block, layered.columns, len(choices.columns)) for block in layered.blocks()]
+        pairs, found = layered.pairs()
+        blocks += found
+    if choices.positions is not None:
+        scales = _scales(choices)
+        of_scales, found = _scale_pairs(scales, layered)
+        before, total = len(pairs), len(pairs) + len(of_scales)
+        blocks = [_placed(block, range(before), total) if block.paired else block for block in blocks]
+        blocks += _scale_blocks(scales, len(choices.columns))
+        blocks += [_placed(block, range(before, total), total) for block in found]
+        pairs += of_scales
+    return _assemble(choices, blocks, torch.tensor(pairs, dtype=torch.long).reshape(len(pairs), 2))
 
 
 @dataclass(frozen=True)
@@ -140,32 +152,118 @@ def _depth_blocks(
     return [_Block(f"{name}, {word}", _factor(kernel), paired) for word, kernel in kernels.items()]
 
 
-def _with_pairs(
-    blocks: list[_Block], depth: list[int], site: list[tuple[str, int]], layers: int
-) -> tuple[Tensor, list[_Block]]:
-    """Blocks for pairs within a layer, and for one site in neighbouring layers."""
-    n = range(len(site))
-    within = [(i, j) for i in n for j in n if i < j and depth[i] == depth[j] and site[i][0] != site[j][0]]
-    neighbours = [(i, j) for i in n for j in n if depth[j] == depth[i] + 1 and site[i][0] == site[j][0]]
-    rows, found = 0, list(blocks)
-    total = len(within) + len(neighbours)
-    for name, pairs in (("within a layer", within), ("neighbouring layers", neighbours)):
-        if not pairs:
+@dataclass(frozen=True)
+class _Layered:
+    """The contrast columns of layered variables: which they are, their layers as 0, 1, ..., their sites and choices."""
+
+    columns: list[int]
+    depth: list[int]
+    site: list[tuple[str, int]]
+
+    @classmethod
+    def of(cls, choices: Choices) -> _Layered | None:
+        """None without such structure."""
+        if choices.places is None:
+            return None
+        place = {column: choices.places[i] for column, (i, _) in enumerate(choices.columns)}
+        found = [(column, at[0], (at[1], choices.columns[column][1])) for column, at in place.items() if at]
+        depths = {layer: depth for depth, layer in enumerate(sorted({layer for _, layer, _ in found}))}
+        return cls([c for c, _, _ in found], [depths[layer] for _, layer, _ in found], [site for _, _, site in found])
+
+    @property
+    def layers(self) -> int:
+        return max(self.depth) + 1
+
+    def blocks(self) -> list[_Block]:
+        return _depth_blocks("site", self.depth, self.site, self.layers, paired=False)
+
+    def pairs(self) -> tuple[list[tuple[int, int]], list[_Block]]:
+        """Column pairs within a layer, then of one site in neighbouring layers, with their blocks."""
+        depth, site, n = self.depth, self.site, range(len(self.site))
+        within = [(i, j) for i in n for j in n if i < j and depth[i] == depth[j] and site[i][0] != site[j][0]]
+        neighbours = [(i, j) for i in n for j in n if depth[j] == depth[i] + 1 and site[i][0] == site[j][0]]
+        rows, found, total = 0, list[_Block](), len(within) + len(neighbours)
+        for name, pairs in (("within a layer", within), ("neighbouring layers", neighbours)):
+            if not pairs:
+                continue
+            kinds: list[tuple[str, int]] = [(f"{site[i]}{site[j]}", 0) for i, j in pairs]
+            own = [_Block(f"{name}, each", torch.eye(len(pairs), dtype=torch.float64), paired=True)]
+            own += _depth_blocks(name, [depth[i] for i, _ in pairs], kinds, self.layers, paired=True)
+            found += [_placed(block, range(rows, rows + len(pairs)), total) for block in own]
+            rows += len(pairs)
+        return [(self.columns[i], self.columns[j]) for i, j in within + neighbours], found
+
+
+def _placed(block: _Block, rows: Sequence[int], total: int) -> _Block:
+    """The same with these rows of so many."""
+    if len(rows) == total:
+        return block
+    factor = torch.zeros(total, block.factor.shape[1], dtype=torch.float64)
+    factor[list(rows)] = block.factor
+    return replace(block, factor=factor)
+
+
+class _Scale(NamedTuple):
+    """An ordered variable: its columns, and the factor of their coefficients' covariance, ``(columns, shapes)``."""
+
+    columns: list[int]
+    factor: Tensor
+
+
+def _scales(choices: Choices) -> list[_Scale]:
+    """Effects smooth over the scale, whose mean over the grid is zero; variance one each over uniformly drawn points."""
+    found = []
+    for variable, positions in enumerate(choices.positions or ()):
+        if positions is None:
             continue
-        kinds: list[tuple[str, int]] = [(f"{site[i]}{site[j]}", 0) for i, j in pairs]
-        own = [_Block(f"{name}, each", torch.eye(len(pairs), dtype=torch.float64), paired=True)]
-        for block in own + _depth_blocks(name, [depth[i] for i, _ in pairs], kinds, layers, paired=True):
-            placed = torch.zeros(total, block.factor.shape[1], dtype=torch.float64)
-            placed[rows : rows + len(pairs)] = block.factor
-            found.append(_Block(block.name, placed, paired=True))
-        rows += len(pairs)
-    return torch.tensor(within + neighbours, dtype=torch.long).reshape(total, 2), found
+        columns = [column for column, (i, _) in enumerate(choices.columns) if i == variable]
+        at = torch.tensor(positions, dtype=torch.float64)
+        kernel = torch.exp(-(at[:, None] - at).square() / (2 * SCALE_REACH**2))
+        values = torch.zeros(len(at), choices.d, dtype=torch.float64)
+        values[:, variable] = torch.arange(len(at))
+        contrasts = choices.contrasts(values)[:, columns] / len(at)
+        factor = _factor(contrasts.T @ kernel @ contrasts, least=WIGGLES)
+        found.append(_Scale(columns, factor / factor.square().sum().sqrt()))
+    return found
 
 
-def _factor(kernel: Tensor) -> Tensor:
-    """U with ``U U^T`` the kernel, without negligible directions."""
+def _scale_blocks(scales: list[_Scale], total: int) -> list[_Block]:
+    """Each ordered variable's own effect."""
+    columns = [column for scale in scales for column in scale.columns]
+    factor = torch.block_diag(*[scale.factor for scale in scales])
+    return [_placed(_Block("ordered", factor, paired=False), columns, total)]
+
+
+def _scale_pairs(scales: list[_Scale], layered: _Layered | None) -> tuple[list[tuple[int, int]], list[_Block]]:
+    """Pairs of an ordered variable with every layered choice, and of two ordered ones, with their blocks."""
+    partners: dict[str, list[tuple[_Scale, list[int], Tensor]]] = {}
+    for scale in scales:
+        if layered is not None:
+            shared = _depth_blocks("", layered.depth, layered.site, layered.layers, paired=True)[0].factor
+            each = torch.eye(len(layered.columns), dtype=torch.float64)
+            partners.setdefault("ordered with layered, shared", []).append((scale, layered.columns, shared))
+            partners.setdefault("ordered with layered, each", []).append((scale, layered.columns, each))
+    for a, b in itertools.combinations(scales, 2):
+        partners.setdefault("ordered with ordered", []).append((a, *b))
+    at: dict[tuple[int, int], int] = {}
+    rows = {
+        name: [
+            [at.setdefault(pair, len(at)) for pair in itertools.product(scale.columns, others)]
+            for scale, others, _ in found
+        ]
+        for name, found in partners.items()
+    }
+    blocks = []
+    for name, found in partners.items():
+        factor = torch.block_diag(*[torch.kron(scale.factor, other) for scale, _, other in found])
+        blocks.append(_placed(_Block(name, factor, paired=True), [row for own in rows[name] for row in own], len(at)))
+    return list(at), blocks
+
+
+def _factor(kernel: Tensor, least: float = NEGLIGIBLE) -> Tensor:
+    """U with ``U U^T`` the kernel, without directions below a share of the largest."""
     values, vectors = torch.linalg.eigh(kernel)
-    kept = values > NEGLIGIBLE * values.max()
+    kept = values > least * values.max()
     found: Tensor = vectors[:, kept] * values[kept].sqrt()
     return found
 

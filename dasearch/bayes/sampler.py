@@ -1,7 +1,7 @@
 """Gaussian process and probabilistic reparameterization as an Optuna sampler.
 
-For studies whose parameters are categorical; any other parameter is drawn independently at random. Knows nothing of
-recommenders. Liu et al. 2024 (DARec), alg. 1.
+Categorical, integer and float parameters are modelled, numbers on a grid (`parameters`); what is drawn under a condition is
+drawn independently at random. Knows nothing of recommenders. Liu et al. 2024 (DARec), alg. 1.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study, StudyDirection
@@ -26,6 +26,7 @@ from dasearch.bayes.acquisition import Improvement
 from dasearch.bayes.choices import Choices, among, hold
 from dasearch.bayes.claims import claim, claimed
 from dasearch.bayes.hypervolume import Cost, HypervolumeImprovement, KnownCost
+from dasearch.bayes.parameters import Parameter, parameter_of, parameters_of
 from dasearch.bayes.reparameterization import Maximum, ProbabilisticReparameterization
 from dasearch.bayes.surrogate import Surrogate
 from dasearch.bayes.transfer import Observation, Prior
@@ -36,7 +37,7 @@ FEWEST_STARTUP, STARTUP_SHARE = 2, 1 / 3  # of the number of parameters: a small
 SOBOL_TRIES = 4096  # quasi-random points looked through for one that is not known yet
 MOST_BEFORE = 100  # observations of another study that the surrogate reads; each makes an ask slower
 PROMISING = 4  # evaluated points whose surroundings the maximiser looks at
-Space = Mapping[str, CategoricalDistribution]
+Space = Mapping[str, Parameter]
 Theta = Mapping[str, list[float]]
 Signal = Callable[[FrozenTrial], float]
 
@@ -99,8 +100,8 @@ class PRSampler(BaseSampler):
         seed: of all randomness.
         n_startup: trials before the surrogate proposes: all first choices, all second choices, then Sobol points. By
             default a third of the parameters, 2 to 10.
-        search_space: the categorical parameters; without it they are learned from completed trials, and the first trial
-            is drawn at random.
+        search_space: the parameters; without it they are learned from completed trials, and the first trial is drawn at
+            random.
         prior: a value for each layout that another study tried, better in the direction of this study. Observations
             without one of the parameters or with an unknown choice are left out, as are values that are not finite; of
             more than 100, so many are read, evenly spread over the ranks of their values.
@@ -115,16 +116,16 @@ class PRSampler(BaseSampler):
         *,
         seed: int = 0,
         n_startup: int | None = None,
-        search_space: Mapping[str, CategoricalDistribution] | None = None,
+        search_space: Mapping[str, BaseDistribution] | None = None,
         prior: Sequence[Observation] = (),
         signal: Signal = final_value,
         cost: Cost | None = None,
         on_proposal: Callable[[Proposal], None] | None = None,
     ) -> None:
-        other = [n for n, d in (search_space or {}).items() if not _is_choice(d)]
-        if other:
+        single = [name for name, distribution in (search_space or {}).items() if parameter_of(distribution) is None]
+        if single:
             raise ValueError(
-                f"{other[0]} is not categorical with two choices or more; leave it out of search_space and it is drawn at random"
+                f"{single[0]} has a single value, which leaves nothing to choose; leave it out of search_space"
             )
         if n_startup is not None and n_startup < 1:
             raise ValueError(f"n_startup is {n_startup}; a surrogate needs at least 1 trial")
@@ -140,14 +141,14 @@ class PRSampler(BaseSampler):
         """Nothing to do: the sampler remembers no randomness."""
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The categorical parameters, by name.
+        """The parameters with something to choose, by name.
 
         Raises:
             ValueError: for a study of other directions than the sampler proposes for.
         """
         _require_directions(study, self._cost)
         found = self._space if self._space is not None else self._intersection.calculate(study)
-        return {name: found[name] for name in sorted(found) if _is_choice(found[name])} if found else {}
+        return {name: found[name] for name in parameters_of(found)} if found else {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -164,16 +165,16 @@ class PRSampler(BaseSampler):
         Raises:
             SpaceExhausted: if every layout, or every one that agrees with what the trial has fixed, is known.
         """
-        space: Space = {n: d for n, d in search_space.items() if isinstance(d, CategoricalDistribution)}
+        space = parameters_of(search_space)
         if not space or set(space) <= set(_fixed(trial, space)):
             return {}
         while True:
             started = time.perf_counter()
             history = _History(study, trial, space, self._signal, self._prior, fit=self._fit)
             maximum, source = self._choose(history)
-            layout = {n: d.choices[int(c)] for (n, d), c in zip(space.items(), maximum.codes.tolist(), strict=True)}
-            internal = dict(zip(space, maximum.codes.tolist(), strict=True))
-            if history.repeatable or claim(study._storage, study._study_id, trial, internal):
+            codes = dict(zip(space, maximum.codes.tolist(), strict=True))
+            layout = {name: space[name].values[int(code)] for name, code in codes.items()} | _fixed(trial, space)
+            if history.repeatable or claim(study._storage, study._study_id, trial, codes):
                 break
         mean, sd = history.prediction(maximum.codes)
         modelled = source == REPARAMETERIZATION
@@ -254,13 +255,19 @@ def propose_batch(
     return found
 
 
+def choices_of(space: Space) -> Choices:
+    """Parameters as variables, with layers where names tell them."""
+    sizes = {name: len(parameter.values) for name, parameter in space.items()}
+    return Choices.named(sizes, {name: parameter.positions for name, parameter in space.items()})
+
+
 def known_cost(cost: Cost, space: Space, choices: Choices) -> KnownCost:
     """A cost of parameters as one of codes.
 
     The highest is found by one change at a time from all first choices on: it is the highest of all where the cost is a sum
     over parameters, or more of one never makes another cheaper.
     """
-    names, able = list(space), [d.choices for d in space.values()]
+    names, able = list(space), [parameter.values for parameter in space.values()]
     found: dict[tuple[int, ...], float] = {}
 
     def one(codes: Sequence[int]) -> float:
@@ -314,9 +321,10 @@ class _History:
         fit: _LastFit,
     ) -> None:
         self.space = space
-        self.choices = Choices.named({name: len(d.choices) for name, d in space.items()})
+        self.choices = choices_of(space)
         fixed = _fixed(trial, space)
-        self.fixed = {i: _code(space[n], fixed[n]) for i, n in enumerate(space) if n in fixed}
+        codes = {i: space[name].code(fixed[name]) for i, name in enumerate(space) if name in fixed}
+        self.fixed = {i: code for i, code in codes.items() if code is not None}
         others = [t for t in _all_trials(study) if t.number != trial.number]
         self.known = _count(others)
         self._sign = 1.0 if study.directions[0] is StudyDirection.MAXIMIZE else -1.0
@@ -405,8 +413,8 @@ def _codes(trial: FrozenTrial, space: Space) -> list[float] | None:
 
 def _chosen(params: Mapping[str, Any], space: Space) -> list[float] | None:
     """A choice of every parameter as codes; None where one is missing or not of this space."""
-    known = all(name in params and params[name] in d.choices for name, d in space.items())
-    return [float(_code(d, params[name])) for name, d in space.items()] if known else None
+    found = [parameter.code(params[name]) if name in params else None for name, parameter in space.items()]
+    return None if None in found else [float(code) for code in found if code is not None]
 
 
 def _spread(before: list[tuple[list[float], float]]) -> list[tuple[list[float], float]]:
@@ -419,7 +427,7 @@ def _spread(before: list[tuple[list[float], float]]) -> list[tuple[list[float], 
 def _fixed(trial: FrozenTrial, space: Space) -> dict[str, Any]:
     """What was enqueued or is already suggested, of this space; names and choices that it has not are left out."""
     given = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-    return {name: value for name, value in given.items() if name in space and value in space[name].choices}
+    return {name: value for name, value in given.items() if name in space and space[name].code(value) is not None}
 
 
 def _startup(history: _History, seed: int, generator: torch.Generator) -> tuple[Maximum, str]:
@@ -437,10 +445,15 @@ def _startup(history: _History, seed: int, generator: torch.Generator) -> tuple[
 def _design(choices: Choices, seed: int) -> Tensor:
     """All first choices, all second choices, then Sobol points, the same for each call: ``(SOBOL_TRIES + 2, d)``.
 
+    The first two have the middle of what has an order: of a learning rate, neither the lowest nor the next.
+
     Each site alone at its second choice, the other homogeneous layouts, is left to the surrogate: begun with, they gained
     nothing where layers share effects and kept the search near them elsewhere (benchmarks/README.md).
     """
-    homogeneous = torch.tensor([[0.0], [1.0]], dtype=torch.float64).expand(2, choices.d)
+    homogeneous = torch.tensor([[0.0], [1.0]], dtype=torch.float64).repeat(1, choices.d)
+    for variable, positions in enumerate(choices.positions or ()):
+        if positions is not None:
+            homogeneous[:, variable] = len(positions) // 2
     engine = SobolEngine(choices.d, scramble=True, seed=_seed_of(seed, "design") % 2**31)
     return torch.cat([homogeneous, choices.from_unit(engine.draw(SOBOL_TRIES, dtype=torch.float64))])
 
@@ -448,14 +461,6 @@ def _design(choices: Choices, seed: int) -> Tensor:
 def _seed_of(*parts: object) -> int:
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _is_choice(distribution: BaseDistribution) -> bool:
-    return isinstance(distribution, CategoricalDistribution) and len(distribution.choices) > 1
-
-
-def _code(distribution: CategoricalDistribution, choice: Any) -> int:
-    return int(distribution.to_internal_repr(choice))
 
 
 def _named(theta: Tensor, choices: Choices, space: Space) -> dict[str, list[float]]:

@@ -11,9 +11,10 @@ from dasearch.errors import ExportError, suggestion
 from dasearch.layout import Layout
 from dasearch.layout_file import LayoutFile, Metric
 from dasearch.search.confirmation import WINNER, Standing, standings
+from dasearch.search.domain import Domain
 from dasearch.search.front import Selection
 from dasearch.search.store import open_store
-from dasearch.search.study import stored_space
+from dasearch.search.study import signals_of, stored_space
 from dasearch.search_space import SearchSpace
 from dasearch.training.recommender import layout_file_of
 
@@ -68,6 +69,8 @@ def picked_of(study: str, pick: Pick, *, output: str = "runs", storage: str | No
     with closing(open_store(storage, output, create=False)) as store:
         stored = store.begun(study)
         settings, space = parse_study(stored.settings, source=f"study {study}"), stored_space(stored)
+        domain = Domain.of(settings, space)
+        settings = domain.under(settings, domain.best_values(signals_of(store.trials(study), domain)))
         found = standings(store.confirmations(study), space.all_serial, settings.search.metric)
         selection = Selection.of(settings.search, store.costs(study))
         winners = {result.layout for result in store.results(study) if result.name == WINNER}

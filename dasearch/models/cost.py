@@ -91,7 +91,10 @@ def layout_costs(model: RecommenderModel, space: SearchSpace, *, item_tokens: in
 
 
 def cost_of_choices(space: SearchSpace, costs: SiteCosts) -> Callable[[Mapping[str, str]], int]:
-    """The cost of a choice of each free site, without making the layout: a search asks for thousands."""
+    """The cost of a choice of each free site, without making the layout: a search asks for thousands.
+
+    Other parameters of a trial cost nothing.
+    """
     constant, once = costs.base, set[str]()
     own: dict[str, dict[str, int]] = {name: {} for name in space.free}
     shared: dict[str, dict[str, frozenset[str]]] = {name: {} for name in space.free}
@@ -107,9 +110,8 @@ def cost_of_choices(space: SearchSpace, costs: SiteCosts) -> Callable[[Mapping[s
                 constant, once = constant + price, once | brought
 
     def of(chosen: Mapping[str, str]) -> int:
-        brought = once.union(*(shared[name][choice] for name, choice in chosen.items()))
-        return (
-            constant + sum(own[name][choice] for name, choice in chosen.items()) + sum(costs.once[s] for s in brought)
-        )
+        at_sites = [(name, choice) for name, choice in chosen.items() if name in own]
+        brought = once.union(*(shared[name][choice] for name, choice in at_sites))
+        return constant + sum(own[name][choice] for name, choice in at_sites) + sum(costs.once[s] for s in brought)
 
     return of

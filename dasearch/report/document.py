@@ -20,6 +20,7 @@ from dasearch.report.terminal import (
 )
 from dasearch.report.view import State, StudyView
 from dasearch.search.confirmation import WINNER
+from dasearch.search.domain import number, settings_text
 from dasearch.search.events import DONE, SEARCH
 
 MIB = 2**20
@@ -73,7 +74,10 @@ def sections(view: StudyView) -> list[Section]:
             tables=(confirmation_table(view), results_table(view), trainings_table(view), artifacts_table(view)),
         ),
         Section(
-            "structure", "What was learned", figures=("main-effects", "pairs", "hamming"), tables=(effects_table(view),)
+            "structure",
+            "What was learned",
+            figures=learned_figures(view),
+            tables=(effects_table(view), settings_table(view)),
         ),
         Section("search", "The search", figures=("curves", "theta", "calibration", "cost", "timeline")),
         Section("trials", "Trials", tables=(trials_table(view), later_table(view))),
@@ -115,6 +119,11 @@ def verdict_sentences(view: StudyView) -> list[str]:
     if view.phase != DONE:
         found.append(f"The study is not finished; its phase is {view.phase}.")
     return found
+
+
+def learned_figures(view: StudyView) -> tuple[str, ...]:
+    """Of what was learned; that of settings where any are searched beside the layout."""
+    return ("main-effects", "pairs", *(["settings"] if view.domain.also else []), "hamming")
 
 
 def front_figures(view: StudyView) -> tuple[str, ...]:
@@ -287,12 +296,29 @@ def effects_table(view: StudyView) -> Table:
     return Table(f"Posterior effects on {view.metric}", ("site", "choice", "instead of", "mean", "sd"), rows)
 
 
+def settings_table(view: StudyView) -> Table:
+    """What is predicted of the best layout under each value of the settings that are searched beside it."""
+    values = () if view.learned is None else view.learned.settings
+    rows = tuple(
+        (
+            one.key,
+            number(one.value),
+            f"{one.predicted.mean:.4f}",
+            f"{one.predicted.sd:.4f}",
+            "found" if one.found else "",
+        )
+        for one in values
+    )
+    headings = ("setting", "value", f"predicted {view.metric}", "sd", "")
+    return Table("Settings searched beside the layout", headings, rows)
+
+
 def trials_table(view: StudyView) -> Table:
     """Every trial, with what became of it."""
     rows = [
         (
             str(t.number),
-            str(t.layout or ""),
+            " ".join(part for part in (str(t.layout or ""), settings_text(t.settings)) if part),
             t.state.word,
             "" if t.score is None else f"{t.score:.4f}",
             "" if t.seconds is None else f"{t.seconds:.1f}",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from dasearch.bayes import Effects, Surrogate
 from dasearch.layout import Choice, Layout
-from dasearch.search.worth import evaluations
+from dasearch.search.domain import Domain, Point
 from dasearch.search_space import SearchSpace
 
 FEWEST = 4  # evaluations; of fewer the prior would speak alone
@@ -38,6 +38,15 @@ class Prediction(NamedTuple):
     sd: float
 
 
+class SettingValue(NamedTuple):
+    """What is predicted of the best layout with another value of one setting that is searched beside it."""
+
+    key: str
+    value: Any
+    predicted: Prediction
+    found: bool  # whether it is the best one
+
+
 @dataclass(frozen=True)
 class Learned:
     """Effects and predictions.
@@ -45,7 +54,8 @@ class Learned:
     Attributes:
         main: of every free site's choices but its first, in the order of the layout's letters.
         pairs: the strongest interactions, by their mean, the strongest first.
-        predicted: of every evaluated layout.
+        predicted: of every evaluated layout, under the best settings.
+        settings: every value of every setting that is searched beside the layout; none where there is no such setting.
         noise_sd: of one evaluation.
         fitted: how many evaluations were fitted, evenly spaced, of ``evaluated``.
     """
@@ -56,31 +66,53 @@ class Learned:
     noise_sd: float
     fitted: int
     evaluated: int
+    settings: tuple[SettingValue, ...] = ()
 
 
-def learn(space: SearchSpace, signals: Mapping[Layout, float]) -> Learned | None:
+def learn(domain: Domain, signals: Mapping[Point, float]) -> Learned | None:
     """Fit a surrogate to what the search learned from; None where evaluations are too few."""
     if len(signals) < FEWEST:
         return None
-    codes, values, choices = evaluations(space, signals)
+    codes, values, choices = domain.evaluations(signals)
     chosen = torch.linspace(0, len(signals) - 1, min(MOST, len(signals))).round().long()
     surrogate = Surrogate.fit(codes[chosen], values[chosen], choices)
-    means, sds = surrogate.posterior(codes)
-    predictions = (Prediction(mean, sd) for mean, sd in zip(means.tolist(), sds.tolist(), strict=True))
-    pairs = _named(surrogate.pair_effects(), space) if len(space.free) > 1 else ()
+    values_found = domain.best_values(signals)
+    layouts = list(dict.fromkeys(point.layout for point in signals))
+    predicted = _predicted(surrogate, domain, [Point(layout, values_found) for layout in layouts])
+    pairs = _named(surrogate.pair_effects(), domain.space) if len(domain.space.free) > 1 else ()
+    best = max(zip(layouts, predicted, strict=True), key=lambda pair: pair[1].mean)[0]
     return Learned(
-        main=_named(surrogate.main_effects(), space),
+        main=_named(surrogate.main_effects(), domain.space),
         pairs=tuple(sorted(pairs, key=lambda effect: -abs(effect.mean))[:PAIRS]),
-        predicted=dict(zip(signals, predictions, strict=True)),
+        predicted=dict(zip(layouts, predicted, strict=True)),
+        settings=tuple(_along(surrogate, domain, Point(best, values_found))),
         noise_sd=float(surrogate.noise_sd),
         fitted=len(chosen),
         evaluated=len(signals),
     )
 
 
+def _predicted(surrogate: Surrogate, domain: Domain, points: Sequence[Point]) -> list[Prediction]:
+    mean, sd = surrogate.posterior(domain.codes(points))
+    return [Prediction(*both) for both in zip(mean.tolist(), sd.tolist(), strict=True)]
+
+
+def _along(surrogate: Surrogate, domain: Domain, best: Point) -> Iterator[SettingValue]:
+    """The best point with every value of one setting after another."""
+    for place, (key, parameter) in enumerate(domain.settings.items()):
+        varied = [(*best.values[:place], value, *best.values[place + 1 :]) for value in parameter.values]
+        predicted = _predicted(surrogate, domain, [Point(best.layout, values) for values in varied])
+        found = parameter.code(best.values[place])
+        for code, (value, prediction) in enumerate(zip(parameter.values, predicted, strict=True)):
+            yield SettingValue(key, value, prediction, code == found)
+
+
 def _named(effects: Effects, space: SearchSpace) -> tuple[Effect, ...]:
+    """Of sites, which come before the settings that are searched beside them."""
     found = []
     for codes, mean, sd in zip(effects.choices, effects.mean.tolist(), effects.sd.tolist(), strict=True):
+        if any(variable >= len(space.free) for variable, _ in codes):
+            continue
         sites = tuple(space.free[variable] for variable, _ in codes)
         lists = [space.choices[site] for site in sites]
         chosen = tuple(choices[code] for choices, (_, code) in zip(lists, codes, strict=True))

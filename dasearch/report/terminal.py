@@ -16,6 +16,7 @@ from rich.text import Text
 from dasearch.config import Pick
 from dasearch.layout import Layout
 from dasearch.search.confirmation import OBJECTIVE, WINNER, Standing, cheapest, recommended, winner_of
+from dasearch.search.domain import settings_text
 from dasearch.search.estimate import Estimate
 from dasearch.search.events import (
     ABLATION,
@@ -24,6 +25,7 @@ from dasearch.search.events import (
     FINAL,
     SEARCH,
     SINGLE,
+    TRIAL,
     Finished,
     Listener,
     Training,
@@ -121,7 +123,7 @@ class Terminal(Listener):
         self._epochs.pop(training, None)
         width = len(str(training.total))
         parts = [f"{training.index:>{width}}/{training.total}", str(training.layout)]
-        if training.phase != SEARCH:
+        if _label(training):
             parts.append(f"{training.label:<22}")
         parts.append("diverged   " if finished.score is None else f"{training.metric} {finished.score:.4f}")
         if finished.best is not None:
@@ -146,9 +148,14 @@ class Terminal(Listener):
 
 
 def _place(training: Training) -> str:
-    """``12/30  SPS-PPS  random, seed 2  `` (a trial has no label)."""
-    label = "" if training.phase == SEARCH else f"{training.label}  "
+    """``12/30  SPS-PPS  random, seed 2  ``."""
+    label = f"{_label(training)}  " if _label(training) else ""
     return f"{training.index}/{training.total}  {training.layout}  {label}"
+
+
+def _label(training: Training) -> str:
+    """Of a trial, the settings that are searched beside its layout."""
+    return "" if training.label == TRIAL else training.label
 
 
 def clock(seconds: float) -> str:
@@ -379,15 +386,19 @@ def show_status(console: Console, status: Status) -> None:
         console.print(Text(f"warm start: {warm_start(status.prior)}"))
     if best is not None:
         console.print(Text(f"best so far: {best.layout}  {status.metric} {best.score:.4f}  (trial {best.number})"))
+    if status.settings_found:
+        console.print(Text(f"settings found: {settings_text(status.settings_found)}"))
     table = plain_table("Trials")
     selection = status.selection
-    for heading in ("trial", "layout", "state", status.metric, "seconds", *_cost_headings(selection)[:1]):
+    searched = ("settings",) if status.settings_found else ()
+    for heading in ("trial", "layout", *searched, "state", status.metric, "seconds", *_cost_headings(selection)[:1]):
         table.add_column(heading, no_wrap=True)
     for trial in status.trials:
         score = "" if trial.score is None else f"{trial.score:.4f}"
         seconds = "" if trial.seconds is None else f"{trial.seconds:.1f}"
         priced = [] if selection is None or trial.layout is None else [f"{selection.costs.of(trial.layout):,}"]
-        table.add_row(str(trial.number), str(trial.layout or ""), trial.state, score, seconds, *priced)
+        settings = [settings_text(trial.settings)] if searched else []
+        table.add_row(str(trial.number), str(trial.layout or ""), *settings, trial.state, score, seconds, *priced)
     console.print(table)
     if status.standings:
         console.print(standings_table(status))

@@ -20,6 +20,7 @@ from dasearch.layout import Difference, Layout
 from dasearch.models.cost import Cost, SiteCosts
 from dasearch.report.learned import Learned, learn
 from dasearch.search.confirmation import OBJECTIVE, Standing, standings, t_interval, winner_of
+from dasearch.search.domain import Domain, Point, trial_run
 from dasearch.search.front import Selection
 from dasearch.search.loop import BROKEN
 from dasearch.search.store import (
@@ -58,6 +59,7 @@ class Trial:
     """One evaluation of a layout, or an attempt at it.
 
     Attributes:
+        settings: those that are searched beside the layout, by key.
         score: on validation data, in the study's metric; None until the trial is complete.
         curve: the same by epoch, counted from 0.
         epochs: the epochs of ``curve`` with their losses and seconds, as far as they are recorded.
@@ -80,6 +82,7 @@ class Trial:
     ended: datetime | None = None
     retry_of: int | None = None
     reason: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def signal(self) -> float | None:
@@ -134,6 +137,22 @@ class StudyView:
         return self.settings.search.metric
 
     @cached_property
+    def domain(self) -> Domain:
+        """What the study chooses: layouts, and settings beside them."""
+        return Domain.of(self.settings, self.space)
+
+    @cached_property
+    def settings_found(self) -> dict[str, Any]:
+        """The best values so far of the settings that are searched beside the layout, by key."""
+        return self.domain.named(self.domain.best_values(self._signals))
+
+    @cached_property
+    def _signals(self) -> dict[Point, float]:
+        """What the surrogate learns from every complete trial."""
+        signals = {Point(t.layout, tuple(t.settings.values())): t.signal for t in self.completed if t.layout}
+        return {point: signal for point, signal in signals.items() if signal is not None}
+
+    @cached_property
     def selection(self) -> Selection | None:
         """How a study with a cost chooses among confirmed layouts; None without one."""
         return Selection.of(self.settings.search, self.costs)
@@ -164,8 +183,7 @@ class StudyView:
     @cached_property
     def learned(self) -> Learned | None:
         """What the surrogate learned from the complete trials; None where they are too few."""
-        signals = {trial.layout: trial.signal for trial in self.completed}
-        return learn(self.space, {layout: value for layout, value in signals.items() if layout and value is not None})
+        return learn(self.domain, self._signals)
 
     def top(self, k: int) -> list[Layout]:
         """The best k evaluated layouts: by posterior mean, which luck moves less, or by score where nothing is learned."""
@@ -228,18 +246,18 @@ def read_view(store: Store, name: str) -> StudyView:
         StoreError: if the database has no such study, or one whose search space this version cannot read.
     """
     stored = store.begun(name)
-    space = stored_space(stored)
-    epochs = store.epochs_by_run(name)
+    settings, space = parse_study(stored.settings, source=f"study {name}"), stored_space(stored)
+    domain, epochs = Domain.of(settings, space), store.epochs_by_run(name)
     return StudyView(
         name=stored.name,
         phase=stored.phase,
-        settings=parse_study(stored.settings, source=f"study {name}"),
+        settings=settings,
         space=space,
         dataset=stored.dataset,
         versions=stored.versions,
         created=datetime.fromtimestamp(stored.created, UTC),
         read=datetime.fromtimestamp(time.time(), UTC),
-        trials=tuple(_trial(record, space, epochs) for record in store.trials(name)),
+        trials=tuple(_trial(record, domain, epochs) for record in store.trials(name)),
         proposals=tuple(store.proposals(name)),
         confirmations=tuple(store.confirmations(name)),
         results=tuple(store.results(name)),
@@ -251,9 +269,11 @@ def read_view(store: Store, name: str) -> StudyView:
     )
 
 
-def _trial(record: TrialRecord, space: SearchSpace, epochs: Mapping[str, Sequence[Epoch]]) -> Trial:
-    layout = space.decode(record.params) if space.holds(record.params) else None
-    own = [epoch for epoch in epochs.get(f"trial/{layout}", ()) if epoch.number in record.curve]
+def _trial(record: TrialRecord, domain: Domain, epochs: Mapping[str, Sequence[Epoch]]) -> Trial:
+    layout, settings = domain.point(record.params) if domain.holds(record.params) else (None, ())
+    named = domain.named(settings) if layout else {}
+    run = trial_run(layout, named) if layout else ""
+    own = [epoch for epoch in epochs.get(run, ()) if epoch.number in record.curve]
     state, kept = State(record.state), record.attributes
     return Trial(
         number=record.number,
@@ -268,7 +288,8 @@ def _trial(record: TrialRecord, space: SearchSpace, epochs: Mapping[str, Sequenc
         started=record.started,
         ended=record.ended,
         retry_of=record.retry_of,
-        reason=_foreign(record.params, space) or _reason(state, layout, kept),
+        settings=named,
+        reason=_foreign(record.params, domain.space) or _reason(state, layout, kept),
     )
 
 

@@ -8,28 +8,29 @@ from functools import partial
 from dasearch.layout import Layout
 from dasearch.models.cost import SiteCosts
 from dasearch.search.confirmation import Contender, Standing, by_posterior_mean, contenders, standings
+from dasearch.search.domain import Domain, Point
 from dasearch.search.events import CONFIRMATION, Training
 from dasearch.search.front import by_front
 from dasearch.search.objective import Run
 from dasearch.search.store import Confirmation
 from dasearch.search.trainings import Planned, Trainings
-from dasearch.search_space import SearchSpace
 from dasearch.training.loop import Trained
 
 
 def confirm(
-    trainings: Trainings, space: SearchSpace, signals: Mapping[Layout, float], costs: SiteCosts | None = None
+    trainings: Trainings, domain: Domain, signals: Mapping[Point, float], costs: SiteCosts | None = None
 ) -> list[Standing]:
     """Train the best layouts and the controls again with fresh seeds, the same for each; the best mean first.
 
     Args:
-        signals: what the surrogate learned from every evaluated layout.
+        trainings: under the values that the search found for settings beside the layout.
+        signals: what the surrogate learned from every evaluated point.
         costs: of a study with a cost, whose front is confirmed.
     """
     settings, store = trainings.settings, trainings.store
     search = settings.search
     order = by_posterior_mean if costs is None else partial(by_front, costs=costs, k=search.candidates)
-    found = contenders(space, signals, candidates=search.candidates, seed=settings.seed, order=order)
+    found = contenders(domain, signals, candidates=search.candidates, seed=settings.seed, order=order)
     roles = {contender.layout: contender.role for contender in found}
     done = {_run_name(c.layout, c.seed) for c in store.confirmations(settings.name)}
     missing = [one for one in _planned(trainings, found) if one.run.name not in done]
@@ -42,7 +43,7 @@ def confirm(
 
     trainings.later(trainings.short, missing, keep)
     kept = [c for c in store.confirmations(settings.name) if c.layout in roles]
-    return standings(kept, space.all_serial, search.metric)
+    return standings(kept, domain.space.all_serial, search.metric)
 
 
 def _planned(trainings: Trainings, found: list[Contender]) -> list[Planned]:

@@ -14,8 +14,8 @@ from scipy import stats
 
 from dasearch.bayes import Surrogate
 from dasearch.layout import Layout
+from dasearch.search.domain import Domain, Point
 from dasearch.search.store import Confirmation, Result
-from dasearch.search.worth import evaluations
 from dasearch.search_space import SearchSpace
 from dasearch.training.metrics import Interval
 from dasearch.training.seeds import generator_for
@@ -25,7 +25,7 @@ CANDIDATE = "candidate"
 WINNER = "winner"  # its row of the closing table
 CONTROLS = 3  # all serial, all parallel, random
 OBJECTIVE = "MRR"  # where a study names no other metric
-Order = Callable[[SearchSpace, Mapping[Layout, float]], list[Layout]]
+Order = Callable[[Domain, Mapping[Point, float]], list[Layout]]
 
 
 @dataclass(frozen=True)
@@ -70,25 +70,31 @@ def controls(space: SearchSpace, seed: int) -> list[Contender]:
     return found
 
 
-def by_posterior_mean(space: SearchSpace, signals: Mapping[Layout, float]) -> list[Layout]:
+def posterior_means(domain: Domain, signals: Mapping[Point, float]) -> dict[Layout, float]:
+    """Of every evaluated layout, under the best values of the settings that are searched beside it."""
+    layouts, values = list(dict.fromkeys(point.layout for point in signals)), domain.best_values(signals)
+    surrogate = Surrogate.fit(*domain.evaluations(signals))
+    means = surrogate.posterior(domain.codes([Point(layout, values) for layout in layouts])).mean
+    return dict(zip(layouts, means.tolist(), strict=True))
+
+
+def by_posterior_mean(domain: Domain, signals: Mapping[Point, float]) -> list[Layout]:
     """Evaluated layouts, the best posterior mean first: a neighbour's value counts too, luck less."""
-    layouts = list(signals)
-    codes, values, choices = evaluations(space, signals)
-    means = Surrogate.fit(codes, values, choices).posterior(codes).mean
-    return [layouts[i] for i in means.argsort(descending=True, stable=True).tolist()]
+    means = posterior_means(domain, signals)
+    return sorted(means, key=lambda layout: -means[layout])
 
 
 def contenders(
-    space: SearchSpace,
-    signals: Mapping[Layout, float],
+    domain: Domain,
+    signals: Mapping[Point, float],
     *,
     candidates: int,
     seed: int,
     order: Order = by_posterior_mean,
 ) -> list[Contender]:
     """The best evaluated layouts by what the search learned from, then the controls that are not among them."""
-    ordered = order(space, signals)[:candidates]
-    roles = {contender.layout: contender.role for contender in controls(space, seed)}
+    ordered = order(domain, signals)[:candidates]
+    roles = {contender.layout: contender.role for contender in controls(domain.space, seed)}
     best = [Contender(layout, roles.get(layout, CANDIDATE)) for layout in ordered]
     return [*best, *(Contender(layout, role) for layout, role in roles.items() if layout not in ordered)]
 

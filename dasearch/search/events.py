@@ -11,6 +11,7 @@ from dasearch.search.store import Result
 from dasearch.training.stack import Epoch
 
 SEARCH, CONFIRMATION, FINAL, DONE = "search", "confirmation", "final", "done"
+TRIAL = "trial"  # label of a training of the search that has nothing but its layout
 ABLATION, SINGLE = "ablation", "train"  # beside a study: its ablations, and one layout without a search
 
 

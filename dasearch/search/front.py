@@ -8,21 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dasearch.bayes import Surrogate, front, knee, spread_over
+from dasearch.bayes import front, knee, spread_over
 from dasearch.config import Pick, SearchSettings
 from dasearch.layout import Layout
 from dasearch.models.cost import Cost, SiteCosts
-from dasearch.search.confirmation import Standing, cheapest, recommended
-from dasearch.search.worth import evaluations
-from dasearch.search_space import SearchSpace
+from dasearch.search.confirmation import Standing, cheapest, posterior_means, recommended
+from dasearch.search.domain import Domain, Point
 
 
-def by_front(space: SearchSpace, signals: Mapping[Layout, float], costs: SiteCosts, k: int) -> list[Layout]:
+def by_front(domain: Domain, signals: Mapping[Point, float], costs: SiteCosts, k: int) -> list[Layout]:
     """k evaluated layouts that show the front of posterior means and costs: the knee, then what adds most hypervolume."""
-    layouts = list(signals)
-    codes, values, choices = evaluations(space, signals)
-    means = Surrogate.fit(codes, values, choices).posterior(codes).mean.tolist()
-    return [layouts[i] for i in spread_over(means, [costs.of(layout) for layout in layouts], k)]
+    means = posterior_means(domain, signals)
+    layouts = list(means)
+    return [layouts[i] for i in spread_over(list(means.values()), [costs.of(layout) for layout in layouts], k)]
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,17 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import optuna
-from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from dasearch.bayes import Observation, PRSampler, SpaceExhausted, curve_mean, startup_trials
 from dasearch.errors import DasearchError, TrainingError, first_line
-from dasearch.layout import Layout
 from dasearch.models.cost import SiteCosts, cost_of_choices
-from dasearch.search.events import SEARCH, Finished, Training
+from dasearch.search.domain import Domain, Point, settings_text, suggested, trial_run
+from dasearch.search.events import SEARCH, TRIAL, Finished, Training
 from dasearch.search.objective import TRIAL_SEED, Outcome, Run
 from dasearch.search.store import HEARTBEAT_SECONDS, RETRY
 from dasearch.search.trainings import Planned, Trainings, confirmation_trainings, final_trainings
 from dasearch.search.worth import UNLIKELY, chance_of_gain
-from dasearch.search_space import SearchSpace
 from dasearch.training.loop import Trained
 from dasearch.training.stack import Epoch
 
@@ -36,10 +34,10 @@ PROPOSED_TRIALS = 4  # of the surrogate, before its landscape is called flat
 
 
 class Asked(NamedTuple):
-    """A trial with the layout that was proposed for it."""
+    """A trial with the point that was proposed for it."""
 
     trial: Trial
-    layout: Layout
+    point: Point
 
 
 class Search:
@@ -49,28 +47,24 @@ class Search:
         costs: of a study with a cost, what its layouts cost.
     """
 
-    def __init__(self, space: SearchSpace, trainings: Trainings, costs: SiteCosts | None = None) -> None:
-        self.space, self.trainings, self.costs = space, trainings, costs
+    def __init__(self, domain: Domain, trainings: Trainings, costs: SiteCosts | None = None) -> None:
+        self.domain, self.space, self.trainings, self.costs = domain, domain.space, trainings, costs
         self.settings, self.store, self.listener = trainings.settings, trainings.store, trainings.listener
         self.storage = self.store.optuna_storage()
         self.prior = self.store.prior(self.settings.name)
         self.study = self._optuna_study()
 
     def _optuna_study(self) -> optuna.Study:
-        distributions = {name: CategoricalDistribution(self._names(name)) for name in self.space.free}
         sampler = PRSampler(
             seed=self.settings.seed,
             n_startup=self.settings.search.startup,
-            search_space=distributions,
+            search_space=self.domain.distributions,
             prior=[Observation(self.space.encode(trial.layout), trial.value) for trial in self.prior],
             signal=curve_mean,  # predicts other seeds' MRR better than the best epoch: benchmarks/further_outputs.py
             cost=None if self.costs is None else cost_of_choices(self.space, self.costs),
             on_proposal=lambda proposal: self.store.add_proposal(self.settings.name, proposal),
         )
         return optuna.load_study(study_name=self.settings.name, storage=self.storage, sampler=sampler)
-
-    def _names(self, site: str) -> list[str]:
-        return [choice.name for choice in self.space.choices[site]]
 
     def run(self) -> None:
         """Until the budget of completed evaluations is met or every layout is known."""
@@ -86,19 +80,21 @@ class Search:
                 if batch:
                     self._evaluate(batch)
         if exhausted:
-            self.listener.says(f"all {self.space.size} layouts are evaluated")
+            self.listener.says(f"all {self.domain.choices.count} {self._points} are evaluated")
 
     def _flat(self) -> bool:
         """Whether the search may stop, because hardly any layout can be worth having; it is said in one sentence."""
         search = self.settings.search
-        if self.costs is not None:  # a cheaper layout may be worth having where none is better
+        if (
+            self.costs is not None or self.domain.also
+        ):  # where no layout is better, one may be cheaper, or a setting better
             return False
         if not search.stop_when_flat or self._waiting():  # what was asked for is trained, interrupted or not
             return False
         signals = self.signals()
         if len(signals) < flat_from(search.startup, len(self.space.free)):
             return False
-        chance = chance_of_gain(self.space, signals, margin=search.worth, seed=self.settings.seed)
+        chance = chance_of_gain(self.domain, signals, margin=search.worth, seed=self.settings.seed)
         if chance >= UNLIKELY:
             return False
         self.listener.says(
@@ -107,9 +103,13 @@ class Search:
         )
         return True
 
-    def signals(self) -> dict[Layout, float]:
-        """What the surrogate learned from every evaluated layout."""
-        return {self.space.decode(t.params): curve_mean(t) for t in self._finished(TrialState.COMPLETE)}
+    def signals(self) -> dict[Point, float]:
+        """What the surrogate learned from every evaluated point."""
+        return {self.domain.point(t.params): curve_mean(t) for t in self._finished(TrialState.COMPLETE)}
+
+    @property
+    def _points(self) -> str:
+        return "layouts with every setting" if self.domain.also else "layouts"
 
     # --- ask ------------------------------------------------------------------------------------------------------
 
@@ -119,30 +119,43 @@ class Search:
         # one that trained when there were no batches is known by its epochs
         goes_on = any(BATCH in trial.user_attrs or trial.intermediate_values for trial in self._waiting())
         while len(batch) < size and (not goes_on or self._waiting()):
+            if batch and self.domain.also and not self._waiting():  # trained side by side, all have one recipe
+                self.study.enqueue_trial(self.domain.named(batch[0].point.values))
             trial = self.study.ask()
             self.storage.record_heartbeat(trial._trial_id)  # a worker that dies before its training is missed as well
             try:
-                layout = self.space.decode({n: trial.suggest_categorical(n, self._names(n)) for n in self.space.free})
+                point = self._suggested(trial)
             except SpaceExhausted as error:
                 self.study.tell(trial, state=TrialState.FAIL)
-                if len(self._taken(batch)) == self.space.size:
+                if batch and self.domain.also:  # every layout under its settings is known
+                    return True
+                if len(self._taken(batch)) == self.domain.choices.count:
                     return False
                 self.listener.says(f"an enqueued trial is left out: {error}")  # only what it was given is used up
                 continue
-            if layout in self._taken(batch):  # enqueued by hand; a layout is trained once
+            if point in self._taken(batch):  # enqueued by hand; a layout is trained once
                 self.study.tell(trial, state=TrialState.PRUNED)
             else:
-                batch.append(Asked(trial, layout))
+                batch.append(Asked(trial, point))
         return True
+
+    def _suggested(self, trial: Trial) -> Point:
+        """What the sampler proposes.
+
+        Raises:
+            SpaceExhausted: where nothing is left to propose.
+        """
+        able = self.domain.distributions
+        return self.domain.point({name: suggested(trial, name, distribution) for name, distribution in able.items()})
 
     def _waiting(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
 
-    def _taken(self, batch: Sequence[Asked]) -> set[Layout]:
-        """The layouts that were trained or are about to be."""
+    def _taken(self, batch: Sequence[Asked]) -> set[Point]:
+        """The points that were trained or are about to be."""
         done = self._finished(TrialState.COMPLETE, TrialState.PRUNED)
-        tried = {self.space.decode(t.params) for t in done if set(self.space.free) <= set(t.params)}
-        return tried | {layout for _, layout in batch}
+        tried = {self.domain.point(t.params) for t in done if set(self.domain.distributions) <= set(t.params)}
+        return tried | {point for _, point in batch}
 
     # --- train ----------------------------------------------------------------------------------------------------
 
@@ -150,16 +163,23 @@ class Search:
         for trial, _ in batch:
             trial.set_user_attr(BATCH, len(batch))
         planned = self._planned(batch)
+        for values in dict.fromkeys(point.values for _, point in batch):  # one, but for what was enqueued by hand
+            self._train([place for place, (_, point) in enumerate(batch) if point.values == values], batch, planned)
+
+    def _train(self, places: Sequence[int], batch: Sequence[Asked], planned: Sequence[Planned]) -> None:
+        """Train those of a batch that have one recipe, side by side."""
         reported = [set(self.storage.get_trial(trial._trial_id).intermediate_values) for trial, _ in batch]
 
-        def report(place: int, epoch: Epoch) -> None:
+        def report(among: int, epoch: Epoch) -> None:
+            place = places[among]
             if epoch.number not in reported[place]:
                 reported[place].add(epoch.number)
                 self._report(batch[place].trial, epoch)
 
-        outcomes = self.trainings.together(self.trainings.short, planned, report)
-        for place, outcome in enumerate(outcomes):
-            self._tell(batch[place].trial, planned[place], outcome, untold=len(outcomes) - place - 1)
+        objective = self.trainings.trying(self.domain.named(batch[places[0]].point.values))
+        outcomes = self.trainings.together(objective, [planned[place] for place in places], report)
+        for place, outcome in zip(places, outcomes, strict=False):
+            self._tell(batch[place].trial, planned[place], outcome, untold=len(batch) - place - 1)
 
     def _report(self, trial: Trial, epoch: Epoch) -> None:
         """A point of the trial's curve; not by `Trial.report`, which refuses studies of two objectives."""
@@ -171,11 +191,14 @@ class Search:
         first = budget - self._evaluations_left() + 1
         return [
             Planned(
-                Training(SEARCH, index, budget, layout, "trial", epochs, self.settings.search.metric),
-                Run(layout, f"trial/{layout}", TRIAL_SEED),
+                Training(SEARCH, index, budget, point.layout, self._label(point), epochs, self.settings.search.metric),
+                Run(point.layout, trial_run(point.layout, self.domain.named(point.values)), TRIAL_SEED),
             )
-            for index, (_, layout) in enumerate(batch, first)
+            for index, (_, point) in enumerate(batch, first)
         ]
+
+    def _label(self, point: Point) -> str:
+        return settings_text(self.domain.named(point.values)) or TRIAL
 
     # --- tell -----------------------------------------------------------------------------------------------------
 
@@ -199,14 +222,14 @@ class Search:
             raise outcome
 
     def _tell_finished(self, training: Training, score: float | None, seconds: float, untold: int) -> None:
-        scores = {self.space.decode(t.params): float(t.values[0]) for t in self._finished(TrialState.COMPLETE)}
-        best = max(scores, key=lambda layout: scores[layout], default=None)
+        scores = {self.domain.point(t.params): float(t.values[0]) for t in self._finished(TrialState.COMPLETE)}
+        best = max(scores, key=lambda point: scores[point], default=None)
         top = None if best is None else scores[best]
         trials = max(0, self._evaluations_left() - untold)
         left = self.trainings.seconds_left(
             trials + confirmation_trainings(self.settings), final_trainings(self.settings)
         )
-        self.listener.finished(Finished(training, score, top, best, seconds, left))
+        self.listener.finished(Finished(training, score, top, None if best is None else best.layout, seconds, left))
 
     def _tell_broken(self, trial: Trial, error: Exception) -> None:
         """Back to the queue; one that breaks again is pruned, so that others go on."""
@@ -242,7 +265,7 @@ class Search:
         if self.storage.url.startswith("sqlite"):
             for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
                 self.study.tell(trial.number, state=TrialState.FAIL)
-                if set(self.space.free) <= set(trial.params):
+                if set(self.domain.distributions) <= set(trial.params):
                     RETRY(self.study, trial)
         else:
             optuna.storages.fail_stale_trials(self.study)

@@ -87,10 +87,14 @@ def trials_of(store: Store, name: str) -> TrialsFile:
 
     Raises:
         StoreError: if there is no such study.
-        LayoutError: if none of its trials is complete.
+        LayoutError: if none of its trials is complete, or they differ in more than layouts.
     """
     stored = store.begun(name)
-    space = SearchSpace.from_record(stored.space)
+    settings, space = parse_study(stored.settings, source=f"study {name}"), SearchSpace.from_record(stored.space)
+    if settings.search.also:
+        raise LayoutError(
+            f"study {name!r} searched settings beside the layout, so its trials do not compare layouts alone"
+        )
     found = [scored for trial in store.trials(name) if (scored := _scored(trial, space)) is not None]
     if not found:
         raise LayoutError(f"study {name!r} has no complete trial yet; run it first")
@@ -99,7 +103,7 @@ def trials_of(store: Store, name: str) -> TrialsFile:
         sites=list(space.sites),
         layers=space.backbone_layers,
         replaced=[layer + 1 for layer in space.replaced],
-        metric=parse_study(stored.settings, source=f"study {name}").search.metric,
+        metric=settings.search.metric,
         study=name,
         dataset=stored.dataset.get("name"),
         seed=stored.settings["seed"],

@@ -7,14 +7,17 @@ alg. 1 and sec. 2.4.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from typing import Any
 
-from dasearch.config import StudySettings, resolve_output
+from dasearch.config import StudySettings, resolve_output, with_found
 from dasearch.data import Dataset, LeaveOneOut
 from dasearch.layout import Layout
 from dasearch.layout_file import Metric
 from dasearch.models.cost import Cost, SiteCosts, layout_costs
 from dasearch.search.confirm import confirm
 from dasearch.search.confirmation import WINNER, recommended
+from dasearch.search.domain import Domain, settings_text
 from dasearch.search.events import CONFIRMATION, FINAL, SEARCH, Listener
 from dasearch.search.final import Finalists, evaluate_finally, final_rows, train_encoders, train_rows
 from dasearch.search.front import Selection
@@ -52,14 +55,25 @@ class Runner:
         self.store.enter_phase(name, SEARCH)
         selection = Selection.of(self.settings.search, self._costs())
         costs = None if selection is None else selection.costs
-        search = Search(self.space, self.trainings, costs)
+        domain = Domain.of(self.settings, self.space)
+        search = Search(domain, self.trainings, costs)
         search.run()
+        signals = search.signals()
+        self._hold(domain.named(domain.best_values(signals)))
         self.store.enter_phase(name, CONFIRMATION)
-        ranked = confirm(self.trainings, self.space, search.signals(), costs)
+        ranked = confirm(self.trainings, domain, signals, costs)
         if train:
             self.store.enter_phase(name, FINAL)
             self.train_finally((selection or recommended)(ranked).layout)
         shutil.rmtree(self.trainings.checkpoints, ignore_errors=True)
+
+    def _hold(self, values: Mapping[str, Any]) -> None:
+        """Train what follows under the values that the search found for settings beside the layout."""
+        if values:
+            self.listener.says(f"settings found: {settings_text(values)}")
+            self.settings = with_found(self.settings, values)
+            self.materials = self.materials.under(self.settings)
+            self.trainings = Trainings(self.settings, self.space, self.materials, self.store, self.listener)
 
     def _costs(self) -> dict[Cost, SiteCosts]:
         """What layouts cost, counted once a study; nothing for a study without a cost."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dasearch.config import resolve_output
+from dasearch.config import resolve_output, with_found
 from dasearch.data import Dataset, LeaveOneOut
 from dasearch.errors import ModelFolderError, StudyError
 from dasearch.layout import Layout, require_lora_sites
@@ -54,6 +54,8 @@ def train_layout(
 ) -> tuple[Path, Trained]:
     """Train one layout by the study's final recipe on all users and save it; the test split stays closed.
 
+    ``best`` is trained under the settings that the search found beside it.
+
     Goes on from its last epoch if it was interrupted.
     """
     with using(study.settings.threads):
@@ -61,10 +63,10 @@ def train_layout(
 
 
 def _train_layout(study: Study, name: str, out: Path | None, heard: Listener) -> tuple[Path, Trained]:
-    settings = study.settings
-    resolve_device(settings.device)
     space = study.space()
     layout = named_layout(name, study, space)
+    settings = with_found(study.settings, study.status().settings_found) if name == BEST else study.settings
+    resolve_device(settings.device)
     folder = out or resolve_output(settings) / "models" / str(layout)
     if folder.exists() and not (folder / "layout.json").is_file():
         raise ModelFolderError(f"{folder} exists and is no model folder; choose another with --out")

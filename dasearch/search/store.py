@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
+from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.study import StudyDirection
 from pydantic import ValidationError
 from sqlalchemy import (
@@ -101,7 +102,10 @@ class CostRow(Base):
 
 
 class EpochRow(Base):
-    """One epoch of one training; ``run`` is ``trial/LAYOUT``, ``confirm/SEED/LAYOUT`` or ``final/LAYOUT``."""
+    """One epoch of one training; ``run`` is ``trial/LAYOUT``, ``confirm/SEED/LAYOUT`` or ``final/LAYOUT``.
+
+    The name of a trial goes on with the settings that are searched beside the layout, ``trial/LAYOUT/trial.lr=0.004``.
+    """
 
     __tablename__ = "dasearch_epoch"
     __table_args__ = (UniqueConstraint("study_id", "run", "number"),)
@@ -830,7 +834,7 @@ def _of_trials(
 
 def _trial(row: Mapping[Any, Any], parts: Mapping[str, list[tuple[Any, ...]]]) -> TrialRecord:
     system = {key: json.loads(value) for key, value in parts["trial_system_attributes"]}
-    params = {key: _choices(chosen)[int(value)] for key, value, chosen in parts["trial_params"]}
+    params = {key: _distribution(kept).to_external_repr(value) for key, value, kept in parts["trial_params"]}
     retried = system.get("retry_history") or [None]
     return TrialRecord(
         number=row["number"],
@@ -851,9 +855,9 @@ def _utc(stored: datetime | None) -> datetime | None:
 
 
 @lru_cache(maxsize=256)
-def _choices(distribution: str) -> tuple[Any, ...]:
-    """Of one of Optuna's categorical distributions, written as JSON."""
-    return tuple(json.loads(distribution)["attributes"]["choices"])
+def _distribution(record: str) -> BaseDistribution:
+    """One of Optuna's, as it stands in a database."""
+    return json_to_distribution(record)
 
 
 def _result_rows(study: int, result: Result) -> list[Base]:

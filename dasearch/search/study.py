@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,16 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from dasearch.config import StudySettings, changed, load_study, parse_data, parse_study, resolve_output
+from dasearch.config import (
+    StudySettings,
+    changed,
+    extremes,
+    load_study,
+    parse_data,
+    parse_study,
+    resolve_output,
+    with_found,
+)
 from dasearch.data import DATASETS, Dataset, Rules, load_dataset, sample_users, statistics
 from dasearch.errors import SearchSpaceError, StoreError, StudyError, WrongUse
 from dasearch.layout import ADAPTER_MODELS, Choice, Join, Layout
@@ -21,6 +30,7 @@ from dasearch.models.pretrained import pretrained_layers
 from dasearch.models.registry import MODELS
 from dasearch.models.tiny_opt import TINY_OPT
 from dasearch.search.confirmation import OBJECTIVE, Standing, standings
+from dasearch.search.domain import Domain, Point
 from dasearch.search.events import DONE, SEARCH, Listener
 from dasearch.search.front import Selection
 from dasearch.search.prior import prior_trials
@@ -29,6 +39,7 @@ from dasearch.search.store import Artifact, PriorTrial, Result, Store, Stored, T
 from dasearch.search_space import SearchSpace, find_shipped, load_search_space, space_differences
 from dasearch.threads import using
 from dasearch.training.materials import resolve_device
+from dasearch.training.preparation import METHODS
 from dasearch.training.seeds import derive_seed
 
 # what may change of a study that has begun; a space is known by its hash, not its name
@@ -52,7 +63,7 @@ MAY_CHANGE = {
 
 @dataclass(frozen=True)
 class TrialView:
-    """A trial as people read it."""
+    """A trial as people read it; ``settings`` are those that are searched beside the layout, by key."""
 
     number: int
     layout: Layout | None
@@ -60,6 +71,7 @@ class TrialView:
     score: float | None
     seconds: float | None
     parameters: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,7 @@ class Status:
     prior: list[PriorTrial]
     metric: str = OBJECTIVE
     selection: Selection | None = None  # of a study with a cost, once costs are counted
+    settings_found: Mapping[str, Any] = field(default_factory=dict)  # of `search.also`: the best so far, by key
 
     @property
     def completed(self) -> list[TrialView]:
@@ -158,6 +171,8 @@ class Study:
         """
         settings = self.settings if budget is None else with_budget(self.settings, budget)
         space = self.searched_space()
+        if warm_start is not None and settings.search.also:
+            raise StudyError("another study's trials do not tell the settings of search.also; leave out one of both")
         prior = None if warm_start is None else prior_trials(str(warm_start), space)
         dataset = self.dataset()
         store = open_store(self.storage, settings.output, create=True)
@@ -187,6 +202,7 @@ class Study:
         space = self.space()
         _require_choice(settings, space)
         _require_costs(settings, space)
+        _require_unprepared(settings, space)
         return space
 
     def status(self) -> Status:
@@ -228,6 +244,21 @@ def _require_costs(settings: StudySettings, space: SearchSpace) -> None:
     )
 
 
+def _require_unprepared(settings: StudySettings, space: SearchSpace) -> None:
+    """A setting that is searched beside the layout is one that only training reads; its values fit the space."""
+    for key, able in settings.searched.items():
+        if METHODS[settings.model.kind].prepared_by(key):
+            raise StudyError(
+                f"search.also: {key} is read before any training, once a study; compare its values with `dasearch ablate`"
+            )
+        if settings.search.cost is not None and key.startswith("model."):
+            raise StudyError(
+                f"search.also: {key} may change what layouts cost; search it without a cost in search.objective"
+            )
+        for value in extremes(able):
+            _require_choice(with_found(settings, {key: value}), space)
+
+
 def _costing(choice: Choice, settings: StudySettings) -> Choice:
     """A choice without what costs nothing: its name, its place, and how it joins."""
     whole = settings.model.most(choice) if isinstance(settings.model, AdapterSettings) else None
@@ -243,7 +274,8 @@ def status(store: Store, name: str) -> Status:
     stored = store.begun(name)
     settings = parse_study(stored.settings, source=f"study {name}")
     space = stored_space(stored)
-    trials = [_view(trial, space) for trial in store.trials(name)]
+    domain, records = Domain.of(settings, space), store.trials(name)
+    trials = [_view(trial, domain) for trial in records]
     ranked = standings(store.confirmations(name), space.all_serial, settings.search.metric)
     return Status(
         name=name,
@@ -258,7 +290,15 @@ def status(store: Store, name: str) -> Status:
         prior=store.prior(name),
         metric=settings.search.metric,
         selection=Selection.of(settings.search, store.costs(name)),
+        settings_found=domain.named(domain.best_values(signals_of(records, domain))),
     )
+
+
+def signals_of(records: Iterable[TrialRecord], domain: Domain) -> dict[Point, float]:
+    """What the surrogate learned from every complete trial."""
+    complete = (trial for trial in records if trial.state == "complete" and domain.holds(trial.params))
+    signals = {domain.point(trial.params): trial.signal for trial in complete}
+    return {point: signal for point, signal in signals.items() if signal is not None}
 
 
 def stored_space(stored: Stored) -> SearchSpace:
@@ -278,10 +318,12 @@ def stored_space(stored: Stored) -> SearchSpace:
         ) from None
 
 
-def _view(trial: TrialRecord, space: SearchSpace) -> TrialView:
-    layout = space.decode(trial.params) if space.holds(trial.params) else None
+def _view(trial: TrialRecord, domain: Domain) -> TrialView:
+    point = domain.point(trial.params) if domain.holds(trial.params) else None
+    layout, settings = (None, {}) if point is None else (point.layout, domain.named(point.values))
     score = trial.score if trial.state == "complete" else None
-    return TrialView(trial.number, layout, trial.state, score, trial.seconds, trial.attributes.get("parameters"))
+    parameters = trial.attributes.get("parameters")
+    return TrialView(trial.number, layout, trial.state, score, trial.seconds, parameters, settings)
 
 
 @contextmanager

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from dasearch.config import Recipe, StudySettings, resolve_output
+from dasearch.config import Recipe, StudySettings, resolve_output, with_found
 from dasearch.data import Development
 from dasearch.search.confirmation import CONTROLS
 from dasearch.search.events import FINAL, Finished, Listener, Training
@@ -46,6 +47,14 @@ class Trainings:
         self.short = objective(materials.on(data_bo(settings, development)), settings.trial)
         self.full = objective(materials, settings.final)
         self.pace = 0.0  # seconds a user and epoch of one training, its share where several run side by side
+
+    def trying(self, values: Mapping[str, Any]) -> Objective:
+        """``short`` under values of the settings that are searched beside the layout."""
+        if not values:
+            return self.short
+        settings = with_found(self.settings, values)
+        materials = self.short.materials.under(settings)
+        return replace(self.short, settings=settings, materials=materials, recipe=settings.trial)
 
     def score(self, trained: Trained) -> float:
         """In the metric that the study chooses by."""

@@ -6,10 +6,26 @@ import pytest
 import torch
 
 from dasearch.bayes.choices import Choices, among
-from dasearch.bayes.features import ISOTROPIC, LINEAR, PAIRS, dictionary
+from dasearch.bayes.features import ISOTROPIC, LINEAR, PAIRS, SCALE_REACH, dictionary
 from tests.bayes.spaces import every, layered, seeded
 
-SPACES = [Choices.binary(4), Choices((2, 3, 4)), layered(3, 2), layered(2, 2, 3), Choices((2,)), Choices((3,))]
+ORDERED = [
+    Choices((4,), positions=((0.0, 0.2, 0.7, 1.0),)),
+    Choices.named({"lr": 4, "size": 3, "kind": 3}, {"lr": (0.0, 0.3, 0.7, 1.0), "size": (0.0, 0.5, 1.0)}),
+    Choices.named(
+        {"layer01.a": 2, "layer02.a": 2, "layer01.b": 3, "layer02.b": 3, "lr": 4, "kind": 2},
+        {"lr": (0.0, 0.3, 0.7, 1.0)},
+    ),
+]
+SPACES = [
+    Choices.binary(4),
+    Choices((2, 3, 4)),
+    layered(3, 2),
+    layered(2, 2, 3),
+    Choices((2,)),
+    Choices((3,)),
+    *ORDERED,
+]
 
 
 @pytest.mark.parametrize("choices", SPACES)
@@ -21,10 +37,48 @@ def test_contrasts_are_orthogonal_with_unit_variance(choices: Choices) -> None:
     torch.testing.assert_close(columns.T @ columns / choices.count, torch.eye(count, dtype=torch.float64))
 
 
-def test_structure_is_read_from_names_only_if_all_have_it() -> None:
+def test_structure_is_read_from_names_of_two_layers_or_more() -> None:
     assert Choices.named({"layer01.a": 2, "layer02.a": 2}).places == ((1, "a"), (2, "a"))
-    assert Choices.named({"layer01.a": 2, "layer02.a": 2, "lr": 3}).places is None
+    assert Choices.named({"layer01.a": 2, "layer02.a": 2, "lr": 3}).places == ((1, "a"), (2, "a"), None)
     assert Choices.named({"layer01.a": 2, "layer01.b": 2}).places is None
+
+
+@pytest.mark.parametrize("choices", ORDERED)
+def test_an_ordered_variable_s_effect_is_smooth_over_its_scale(choices: Choices) -> None:
+    """Its covariance is that of a Gaussian kernel whose mean over the grid is taken out, whatever the other variables."""
+    features = dictionary(choices)
+    variable = next(i for i, positions in enumerate(choices.positions or ()) if positions)
+    at = torch.tensor((choices.positions or ())[variable], dtype=torch.float64)
+    codes = torch.zeros(len(at), choices.d)
+    codes[:, variable] = torch.arange(len(at))
+    own = features.features(choices.contrasts(codes))[:, [name == "ordered" for name in features.component]]
+    found = own @ own.T
+    kernel = torch.exp(-(at[:, None] - at).square() / (2 * SCALE_REACH**2))
+    centre = torch.eye(len(at), dtype=torch.float64) - 1 / len(at)
+    expected = centre @ kernel @ centre
+    others = [i for i, positions in enumerate(choices.positions or ()) if positions and i != variable]
+    if not others:  # each adds a constant here, where it stands at its first value
+        found, expected = found / found.trace(), expected / expected.trace()
+        torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+    gap = (found.diagonal()[:, None] + found.diagonal() - 2 * found) / 2
+    assert (gap[0].diff() > 0).all()  # the farther apart, the less alike
+
+
+def test_order_does_not_change_what_has_none() -> None:
+    """The components of the sites are those of the sites alone."""
+    sites = layered(3, 2)
+    names = {f"layer{k + 1:02d}.site{s}": 2 for k in range(3) for s in range(2)}
+    both = Choices.named({**names, "lr": 5}, {"lr": (0.0, 0.25, 0.5, 0.75, 1.0)})
+    codes = torch.randint(2, (40, 6), generator=seeded())
+    wide = torch.cat([codes, torch.full((40, 1), 2)], 1)
+    alone, beside = dictionary(sites), dictionary(both)
+    for name in alone.names[:-2]:
+        if name != LINEAR:  # shared among more columns
+            own, other = (
+                one.features(choices.contrasts(points))[:, [part == name for part in one.component]]
+                for one, choices, points in ((alone, sites, codes), (beside, both, wide))
+            )
+            torch.testing.assert_close(own @ own.T, other @ other.T)
 
 
 def test_effect_rows_are_differences_of_choices() -> None:
@@ -46,7 +100,7 @@ def test_every_component_has_variance_one_over_random_points(choices: Choices) -
         assert float(square[belongs].sum()) == pytest.approx(1)
     assert features.names[0] == LINEAR
     assert features.names[-2:] == (PAIRS, ISOTROPIC)
-    assert (len(features.names) > 3) == (choices.places is not None)
+    assert (len(features.names) > 3) == (choices.places is not None or choices.positions is not None)
 
 
 @pytest.mark.parametrize("choices", SPACES)

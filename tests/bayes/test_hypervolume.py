@@ -9,7 +9,16 @@ from botorch.utils.multi_objective.hypervolume import Hypervolume
 from optuna.distributions import CategoricalDistribution
 from torch import Tensor
 
-from dasearch.bayes import Choices, HypervolumeImprovement, KnownCost, PRSampler, Reference, Surrogate, known_cost
+from dasearch.bayes import (
+    Choices,
+    HypervolumeImprovement,
+    KnownCost,
+    PRSampler,
+    Reference,
+    Surrogate,
+    known_cost,
+    parameters_of,
+)
 from dasearch.bayes.hypervolume import (
     Steps,
     front,
@@ -129,7 +138,7 @@ def value(params: dict[str, str]) -> float:
 def test_the_highest_cost_of_an_additive_one_is_found() -> None:
     space = dict(sorted(SPACE.items()))
     choices = Choices.named(dict.fromkeys(space, 3))
-    known = known_cost(lambda params: -cost(params), space, choices)
+    known = known_cost(lambda params: -cost(params), parameters_of(SPACE), choices)
     assert known.highest == 0.0  # all none
     codes = torch.tensor([[0.0] * 9, [2.0] * 9, [1.0] * 8 + [2.0]], dtype=torch.float64)
     assert known.of(codes).tolist() == [-39.0, 0.0, -34.0]

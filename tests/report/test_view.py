@@ -17,6 +17,7 @@ from dasearch.report.learned import FEWEST, MOST, learn
 from dasearch.report.theme import LIGHT
 from dasearch.report.view import State, read_view
 from dasearch.search.confirmation import by_posterior_mean
+from dasearch.search.domain import Domain, Point
 from dasearch.search.store import RETRY, Confirmation, open_store
 from dasearch.search.study import status
 from tests.report.stored import (
@@ -187,23 +188,23 @@ def test_a_search_space_of_a_later_version(tmp_path: Path) -> None:
 
 def test_top_is_by_posterior_mean() -> None:
     study = finished()
-    signals = {trial.layout: trial.signal for trial in study.completed}
-    assert study.top(3) == by_posterior_mean(study.space, signals)[:3]
+    signals = {Point(trial.layout): trial.signal for trial in study.completed if trial.layout and trial.signal}
+    assert study.top(3) == by_posterior_mean(study.domain, signals)[:3]
     few = view([complete(n, Layout.parse(t), s) for n, (t, s) in enumerate(zip(LAYOUTS[:3], SCORES, strict=False))])
     assert few.learned is None
     assert [str(layout) for layout in few.top(2)] == ["SPS-PPS", "SSS-SSS"]
 
 
 def test_learning_needs_a_few_evaluations_and_takes_a_share_of_many() -> None:
-    signals = {Layout.from_bits([int(b) for b in f"{n:06b}"], sites=3): 0.1 * (n % 7) for n in range(64)}
+    signals = {Point(Layout.from_bits([int(b) for b in f"{n:06b}"], sites=3)): 0.1 * (n % 7) for n in range(64)}
     few = dict(list(signals.items())[: FEWEST - 1])
-    assert learn(space(), few) is None
-    found = learn(space(), signals)
+    assert learn(Domain(space(), {}), few) is None
+    found = learn(Domain(space(), {}), signals)
     assert found is not None
     assert (found.fitted, found.evaluated) == (64, 64)
     assert len(found.main) == 6
-    many = {Layout.from_bits([int(b) for b in f"{n:09b}"], sites=3): 0.1 * (n % 2) for n in range(512)}
-    shared = learn(space(3), many)
+    many = {Point(Layout.from_bits([int(b) for b in f"{n:09b}"], sites=3)): 0.1 * (n % 2) for n in range(512)}
+    shared = learn(Domain(space(3), {}), many)
     assert shared is not None
     assert (shared.fitted, shared.evaluated, len(shared.predicted)) == (MOST, 512, 512)
     assert shared.main[-1].mean == pytest.approx(0.1, abs=0.02)  # the last bit decides

@@ -28,6 +28,7 @@ from dasearch.report.terminal import front_in_words
 from dasearch.report.theme import LIGHT, words
 from dasearch.report.view import read_view
 from dasearch.search.confirmation import contenders, standings
+from dasearch.search.domain import Domain, Point
 from dasearch.search.front import Selection, by_front
 from dasearch.search.store import Confirmation, open_store
 from dasearch.search.study import Status, Study
@@ -274,12 +275,12 @@ def test_the_front_is_confirmed_its_knee_first_and_all_serial_always() -> None:
     space = load_search_space("darec-none", backbone_layers=2)
     costs = SiteCosts(100, {site: {"serial": 10, "parallel": 10, "none": 0} for site in space.sites}, {"context": 5})
     texts = {"SSS-SSS": 0.50, "SSN-NNN": 0.45, "NNN-NNN": 0.10, "SSN-SNN": 0.47, "PPP-PPP": 0.30, "SSS-NNN": 0.20}
-    signals = {space.parse(text): value for text, value in texts.items()}
+    signals = {Point(space.parse(text)): value for text, value in texts.items()}
 
     def order(one: Any, known: Any) -> list[Layout]:
         return by_front(one, known, costs, 3)
 
-    found = contenders(space, signals, candidates=3, seed=0, order=order)
+    found = contenders(Domain(space, {}), signals, candidates=3, seed=0, order=order)
     best = [str(contender.layout) for contender in found[:3]]
     assert best[0] == "SSN-NNN"
     assert "PPP-PPP" not in best

@@ -24,6 +24,7 @@ from dasearch.errors import SearchSpaceError, StoreError, StudyError, TestSplitE
 from dasearch.layout import Layout
 from dasearch.search import study as study_module
 from dasearch.search.confirmation import contenders, controls, recommended, standings, t_interval
+from dasearch.search.domain import Domain, Point
 from dasearch.search.events import Finished, Listener, Training
 from dasearch.search.store import Confirmation, Store, open_store
 from dasearch.search.study import Status, Study
@@ -375,9 +376,9 @@ def test_contenders_follow_the_posterior_mean_and_contain_the_controls() -> None
     scores = {}
     for _ in range(28):
         layout = Layout.random(2, generator=generator)
-        scores[layout] = 0.1 * sum(layout.z) + 0.02 * float(torch.randn((), generator=generator))
-    scores[Layout.parse("SSS-SSP")] = 0.45
-    found = contenders(space(), scores, candidates=3, seed=0)
+        scores[Point(layout)] = 0.1 * sum(layout.z) + 0.02 * float(torch.randn((), generator=generator))
+    scores[Point(Layout.parse("SSS-SSP"))] = 0.45
+    found = contenders(Domain(space(), {}), scores, candidates=3, seed=0)
     assert "SSS-SSP" not in [str(c.layout) for c in found[:3]]
     assert {"all-serial", "all-parallel", "random"} <= {c.role for c in found}
     assert all(sum(c.layout.z) >= 4 for c in found[:3])

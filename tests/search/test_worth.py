@@ -11,47 +11,48 @@ import torch
 from dasearch.bayes import Choices, Surrogate
 from dasearch.layout import Layout
 from dasearch.search.confirmation import Standing, recommended
+from dasearch.search.domain import Domain, Point
 from dasearch.search.events import Listener
 from dasearch.search.loop import flat_from
 from dasearch.search.study import Study
 from dasearch.search.worth import UNLIKELY, chance_of_gain
-from dasearch.search_space import SearchSpace, load_search_space
+from dasearch.search_space import load_search_space
 from dasearch.training.metrics import Interval
 from tests.conftest import seeded
 from tests.search.test_batches_of_trials import stubbed
 from tests.training.studies import small_study
 
 
-def space_of(layers: int) -> SearchSpace:
-    return load_search_space("darec", backbone_layers=layers)
+def domain_of(layers: int) -> Domain:
+    return Domain(load_search_space("darec", backbone_layers=layers), {})
 
 
-def observed(space: SearchSpace, count: int, gain: float, noise: float, seed: int) -> dict[Layout, float]:
+def observed(domain: Domain, count: int, gain: float, noise: float, seed: int) -> dict[Point, float]:
     """Scores about .1: a relative gain for a parallel first adapter, and noise."""
     generator = seeded(seed)
     found = {}
     while len(found) < count:
-        layout = Layout.random(space.layers, 3, generator=generator)
+        layout = Layout.random(domain.space.layers, 3, generator=generator)
         luck = float(torch.randn((), generator=generator)) * noise
-        found[layout] = 0.1 * (1 + gain * layout.z[0] + luck)
+        found[Point(layout)] = 0.1 * (1 + gain * layout.z[0] + luck)
     return found
 
 
 @pytest.mark.parametrize("layers", [2, 4, 8])
 def test_a_planted_gain_is_likely_and_flat_noise_is_not(layers: int) -> None:
-    space = space_of(layers)
+    domain = domain_of(layers)
     for seed in range(3):
-        gained = observed(space, 20, 0.10, 0.01, seed)
-        flat = observed(space, 20, 0.0, 0.002, seed)
-        assert chance_of_gain(space, gained, margin=0.02, seed=0) > 0.9
-        assert chance_of_gain(space, flat, margin=0.02, seed=0) < UNLIKELY
-        assert chance_of_gain(space, flat, margin=0.0, seed=0) > 0.9
+        gained = observed(domain, 20, 0.10, 0.01, seed)
+        flat = observed(domain, 20, 0.0, 0.002, seed)
+        assert chance_of_gain(domain, gained, margin=0.02, seed=0) > 0.9
+        assert chance_of_gain(domain, flat, margin=0.02, seed=0) < UNLIKELY
+        assert chance_of_gain(domain, flat, margin=0.0, seed=0) > 0.9
 
 
 def test_chances_repeat_to_the_last_bit() -> None:
-    space = space_of(4)
-    signals = observed(space, 16, 0.03, 0.02, 0)
-    assert len({chance_of_gain(space, signals, margin=0.02, seed=3) for _ in range(3)}) == 1
+    domain = domain_of(4)
+    signals = observed(domain, 16, 0.03, 0.02, 0)
+    assert len({chance_of_gain(domain, signals, margin=0.02, seed=3) for _ in range(3)}) == 1
 
 
 def test_draws_have_the_posterior() -> None:

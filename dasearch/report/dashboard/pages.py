@@ -22,6 +22,7 @@ from dasearch.report.document import (
     front_figures,
     front_table,
     later_table,
+    learned_figures,
     results_table,
     space_table,
     trainings_table,
@@ -31,6 +32,7 @@ from dasearch.report.document import (
 from dasearch.report.terminal import symmetric
 from dasearch.report.theme import CHOICE_COLOURS, OWN_COLOURS, choice_colours, ink_on
 from dasearch.report.view import StudyView, Trial
+from dasearch.search.domain import settings_text
 from dasearch.search.store import Progress
 from dasearch.search_space import SearchSpace
 
@@ -73,7 +75,7 @@ def study_sections(view: StudyView) -> list[Section]:
                 artifacts_table(view),
             ),
         ),
-        Section("structure", "What was learned", figures=("main-effects", "pairs", "hamming")),
+        Section("structure", "What was learned", figures=learned_figures(view)),
         Section("search", "The search", figures=("curves", "theta", "calibration", "cost", "timeline")),
         Section("trials", "Trials", () if view.trials else ("No trial has begun yet.",), tables=(trials_table(view),)),
         Section(
@@ -135,6 +137,7 @@ def trial_facts(view: StudyView, trials: Mapping[str, Trial]) -> Table:
     facts = {
         "state": lambda trial: trial.state.value,
         "layout": lambda trial: str(trial.layout or ("none" if trial.reason else "not proposed yet")),
+        "settings": lambda trial: settings_text(trial.settings),
         f"validation {view.metric}": lambda trial: "" if trial.score is None else f"{trial.score:.4f}",
         "seconds": lambda trial: "" if trial.seconds is None else f"{trial.seconds:.1f}",
         "trained parameters": lambda trial: "" if trial.parameters is None else f"{trial.parameters:,}",
@@ -189,6 +192,7 @@ def proposal_tables(view: StudyView, trial: Trial) -> list[Table]:
         rows = (
             (site, choice.name, f"{value:.3f}", str(found.layout.get(site, "")))
             for site, theta in found.theta.items()
+            if site in view.space.choices
             for choice, value in zip(view.space.choices[site][1:], theta, strict=True)
         )
         headings = ("site", "choice", "theta", "proposed")

@@ -63,6 +63,7 @@ def trial_row(trial: Trial) -> dict[str, Any]:
         "number": trial.number,
         "state": trial.state.value,
         "layout": str(trial.layout or "") or None,
+        "settings": dict(trial.settings),
         "score": trial.score,
         "seconds": trial.seconds,
         "parameters": trial.parameters,

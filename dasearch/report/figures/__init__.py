@@ -12,6 +12,7 @@ from dasearch.report.figures.front import front
 from dasearch.report.figures.layouts import best_against_serial, best_layout, hamming_map, layout_difference
 from dasearch.report.figures.scores import best_so_far, confirmation, learning_curves, score_against_cost
 from dasearch.report.figures.search import calibration, theta_over_trials, timeline
+from dasearch.report.figures.settings import settings
 from dasearch.report.figures.structure import main_effects, pair_interactions
 from dasearch.report.theme import Theme
 from dasearch.report.view import StudyView
@@ -65,6 +66,12 @@ FIGURES: dict[str, Drawing] = {
         "How much the effect of a choice at one site changes with another's at a second one, ± one posterior sd.",
         pair_interactions,
     ),
+    "settings": Drawing(
+        "Settings searched beside the layout",
+        "What the surrogate predicts of the best layout under each value of one setting, the others as found, ± one posterior "
+        "sd; the star is the value that was found.",
+        settings,
+    ),
     "hamming": Drawing(
         "Map of the evaluated layouts",
         "Near points are layouts that differ at few sites (classical scaling of Hamming distances); the axes have no unit.",
@@ -112,6 +119,7 @@ __all__ = [
     "main_effects",
     "pair_interactions",
     "score_against_cost",
+    "settings",
     "theta_over_trials",
     "timeline",
 ]

@@ -53,7 +53,7 @@ def theta_over_trials(view: StudyView, theme: Theme) -> go.Figure:
         showscale=False,
         hovertemplate="trial %{x}, layer %{y}: %{z:.2f}<extra></extra>",
     )
-    last = thetas[-1]
+    last = {name: values for name, values in thetas[-1].items() if name in view.space.choices}
     decided = sum(not any(0.1 < value < 0.9 for value in values) for values in last.values())
     says = (
         f"{counted(len(proposals), 'proposal')} of the surrogate; in the last, trial {proposals[-1].trial_number}, "

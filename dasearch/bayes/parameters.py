@@ -1,0 +1,92 @@
+"""Optuna's distributions as variables of `Choices`: a finite list of values each, with positions where they are numbers.
+
+A number of more than `MOST_VALUES` values is searched on a grid over its range, even on its own scale: a budget of some tens
+of evaluations cannot tell neighbours on a finer one apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+MOST_VALUES = 9  # of a number: over two decades neighbours differ by a factor of 1.8
+Number = FloatDistribution | IntDistribution
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter as a variable.
+
+    Attributes:
+        values: by code.
+        positions: of the values in [0, 1], on the parameter's own scale, ascending; None where they have no order.
+    """
+
+    distribution: BaseDistribution
+    values: tuple[Any, ...]
+    positions: tuple[float, ...] | None = None
+
+    def code(self, value: Any) -> int | None:
+        """A value's code, of a number that of the nearest on the grid; None for a value outside of the distribution."""
+        distribution = self.distribution
+        if isinstance(distribution, CategoricalDistribution):
+            return int(distribution.to_internal_repr(value)) if value in distribution.choices else None
+        known = isinstance(value, int | float) and distribution._contains(value)
+        if not known or self.positions is None or not isinstance(distribution, FloatDistribution | IntDistribution):
+            return None
+        at = _position(distribution, float(value))
+        distances = [abs(position - at) for position in self.positions]
+        return distances.index(min(distances))
+
+
+def parameter_of(distribution: BaseDistribution) -> Parameter | None:
+    """None where there is nothing to choose."""
+    if isinstance(distribution, CategoricalDistribution):
+        found = Parameter(distribution, tuple(distribution.choices))
+    elif isinstance(distribution, FloatDistribution | IntDistribution) and distribution.low < distribution.high:
+        values = _grid(distribution)
+        found = Parameter(distribution, values, tuple(_position(distribution, float(value)) for value in values))
+    else:
+        return None
+    return found if len(found.values) > 1 else None
+
+
+def parameters_of(space: Mapping[str, BaseDistribution]) -> dict[str, Parameter]:
+    """Those that leave something to choose, by name, in the order of their names."""
+    found = {name: parameter_of(space[name]) for name in sorted(space)}
+    return {name: parameter for name, parameter in found.items() if parameter is not None}
+
+
+def _grid(distribution: Number) -> tuple[float, ...]:
+    """All values, or so many that are even on the parameter's own scale; the ends are among them."""
+    low, high, step = distribution.low, distribution.high, distribution.step
+    count = MOST_VALUES if step is None else round((high - low) / step) + 1
+    if not distribution.log and step is not None and count <= MOST_VALUES:
+        found = [low + step * k for k in range(count)]
+    else:
+        found = [_at(distribution, k / (MOST_VALUES - 1)) for k in range(MOST_VALUES)]
+    if isinstance(distribution, IntDistribution):
+        return tuple(sorted({round(value) for value in found}))
+    return tuple(found)
+
+
+def _at(distribution: Number, position: float) -> float:
+    """The value at a position, on the distribution's steps where it has them."""
+    low, high, step = float(distribution.low), float(distribution.high), distribution.step
+    if position in (0.0, 1.0):
+        return high if position else low
+    if distribution.log:
+        return math.exp(math.log(low) + position * (math.log(high) - math.log(low)))
+    value = low + position * (high - low)
+    return value if step is None else low + step * round((value - low) / step)
+
+
+def _position(distribution: Number, value: float) -> float:
+    low, high = float(distribution.low), float(distribution.high)
+    if distribution.log:
+        return (math.log(value) - math.log(low)) / (math.log(high) - math.log(low))
+    return (value - low) / (high - low)

@@ -1,0 +1,126 @@
+"""What a search chooses: a layout and, where `search.also` names settings, a value of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import Trial
+from torch import Tensor
+
+from dasearch.bayes import Choices, Parameter, Surrogate, choices_of, parameter_of
+from dasearch.config import StudySettings, with_found
+from dasearch.layout import Layout
+from dasearch.search_space import SearchSpace
+
+Values = tuple[Any, ...]  # of a domain's settings, in their order
+
+
+class Point(NamedTuple):
+    """What one trial evaluates."""
+
+    layout: Layout
+    values: Values = ()
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The layouts of a space, and the values of the settings that are searched beside them.
+
+    Args:
+        also: the distribution of each setting, by its dotted key.
+    """
+
+    space: SearchSpace
+    also: Mapping[str, BaseDistribution]
+
+    @classmethod
+    def of(cls, settings: StudySettings, space: SearchSpace) -> Domain:
+        """A study's."""
+        return cls(space, settings.searched)
+
+    @cached_property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Of every parameter of a trial, by name: free sites, then settings."""
+        sites = {n: CategoricalDistribution([choice.name for choice in self.space.choices[n]]) for n in self.space.free}
+        return {**sites, **self.also}
+
+    @cached_property
+    def settings(self) -> dict[str, Parameter]:
+        """The searched settings as variables, by dotted key."""
+        found = {key: parameter_of(distribution) for key, distribution in self.also.items()}
+        return {key: parameter for key, parameter in found.items() if parameter is not None}
+
+    @cached_property
+    def choices(self) -> Choices:
+        """Every parameter, as the surrogate knows it."""
+        sites = {name: parameter_of(self.distributions[name]) for name in self.space.free}
+        return choices_of({**{name: one for name, one in sites.items() if one is not None}, **self.settings})
+
+    def holds(self, params: Mapping[str, Any]) -> bool:
+        """Whether these are a point of the domain."""
+        return self.space.holds(params) and all(
+            key in params and parameter.code(params[key]) is not None for key, parameter in self.settings.items()
+        )
+
+    def point(self, params: Mapping[str, Any]) -> Point:
+        """The point of a trial's parameters, which `holds` has checked."""
+        return Point(self.space.decode(params), tuple(params[key] for key in self.also))
+
+    def named(self, values: Values) -> dict[str, Any]:
+        """Values by their settings' dotted keys."""
+        return dict(zip(self.also, values, strict=True))
+
+    def under(self, settings: StudySettings, values: Values) -> StudySettings:
+        """A study with these values."""
+        return with_found(settings, self.named(values)) if values else settings
+
+    def codes(self, points: Sequence[Point]) -> Tensor:
+        """Shapes: ``(points, parameters)`` int64."""
+        rows = [[*self.space.codes(point.layout), *self._codes_of(point.values)] for point in points]
+        return torch.tensor(rows, dtype=torch.long).view(len(points), len(self.distributions))
+
+    def _codes_of(self, values: Values) -> list[int]:
+        codes = [parameter.code(value) for parameter, value in zip(self.settings.values(), values, strict=True)]
+        return [code for code in codes if code is not None]
+
+    def evaluations(self, signals: Mapping[Point, float]) -> tuple[Tensor, Tensor, Choices]:
+        """What `Surrogate.fit` reads. Shapes: codes ``(points, parameters)``, values ``(points,)`` float64."""
+        return self.codes(list(signals)), torch.tensor(list(signals.values()), dtype=torch.float64), self.choices
+
+    def best_values(self, signals: Mapping[Point, float]) -> Values:
+        """Of the settings, at the evaluated point of the best posterior mean; nothing where none are searched."""
+        if not self.also or not signals:
+            return ()
+        codes, values, choices = self.evaluations(signals)
+        best = int(Surrogate.fit(codes, values, choices).posterior(codes).mean.argmax())
+        return list(signals)[best].values
+
+
+def settings_text(values: Mapping[str, Any]) -> str:
+    """Settings in words: ``trial.lr=0.00316``."""
+    return " ".join(f"{key}={number(value)}" for key, value in values.items())
+
+
+def number(value: Any) -> str:
+    """A value of a setting, to three digits where it is a fraction."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def trial_run(layout: Layout, values: Mapping[str, Any]) -> str:
+    """The name of a trial's training, as of `store.EpochRow`."""
+    return "/".join([f"trial/{layout}", *(f"{key}={value!r}" for key, value in values.items())])
+
+
+def suggested(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
+    """A trial's value of a parameter, proposed by its study's sampler."""
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(name, distribution.choices)
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(name, distribution.low, distribution.high, log=distribution.log)
+    assert isinstance(distribution, FloatDistribution)
+    return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
