@@ -124,7 +124,11 @@ SITES: dict[ModelKind, tuple[str, ...]] = {  # of a layer, in the order of a lay
     ModelKind.E4S_REC: ("attention", "ffn"),
 }
 ADAPTER_MODELS = (ModelKind.DAREC, ModelKind.E4S_REC)  # those whose sites hold adapters, which may take any choice
-ATTENTION_SITES = ("causal", "context")  # of DARec: each has queries and values of its own, which LoRA may change
+ATTENTION_SITES = (
+    "causal",
+    "context",
+    "attention",
+)  # those with queries and values of their own, which LoRA may change
 
 
 class Difference(NamedTuple):
@@ -333,8 +337,8 @@ def require_lora_sites(layout: Layout, sites: Sequence[str]) -> None:
         for site, choice in zip(sites, group, strict=True):
             if choice.lora and site not in ATTENTION_SITES:
                 raise LayoutError(
-                    f"layer {layer} of {layout} has {choice.name} at {site}; LoRA changes queries and values, which DARec's "
-                    f"sites {' and '.join(ATTENTION_SITES)} alone have"
+                    f"layer {layer} of {layout} has {choice.name} at {site}; LoRA changes queries and values, which the "
+                    f"sites {', '.join(ATTENTION_SITES)} alone have"
                 )
 
 

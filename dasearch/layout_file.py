@@ -77,8 +77,8 @@ class LayoutFile(VersionedFile):
     parallel_reads: str = Field("sublayer input (after the frozen norm)", description="what a parallel adapter reads")
     parallel_reduce: str | None = Field(None, description="how a parallel adapter joins its sublayer: mean or sum")
     parallel_residual: bool | None = Field(None, description="DARec: whether a parallel adapter adds its own input")
-    lora_rank: int | None = Field(None, description="since 1.2, DARec: rank of LoRA where a choice names none")
-    lora_alpha: float | None = Field(None, description="since 1.2, DARec: its scale times its rank")
+    lora_rank: int | None = Field(None, description="since 1.2: rank of LoRA where a choice names none")
+    lora_alpha: float | None = Field(None, description="since 1.2: its scale times its rank")
     metric: Metric | None = None
     study: str
     seed: int

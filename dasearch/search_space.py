@@ -132,10 +132,10 @@ class SearchSpaceFile(BaseModel):
         for site in self.sites:
             lora = next((choice.name for choice in self.of_site(site) if choice.lora), None)
             if lora is not None and site not in ATTENTION_SITES:
-                able = " and ".join(ATTENTION_SITES)
+                able = [other for other in self.sites if other in ATTENTION_SITES]
                 raise ValueError(
-                    f"{site} has no choice {lora!r}: LoRA changes queries and values, which {able} alone have; "
-                    "list choices by site"
+                    f"{site} has no choice {lora!r}: LoRA changes queries and values, which {' and '.join(able)} alone "
+                    f"{'have' if len(able) > 1 else 'has'}; list choices by site"
                 )
 
     @property

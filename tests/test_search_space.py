@@ -166,6 +166,16 @@ def test_lora_of_a_rank_of_its_own() -> None:
         space(choices=LORA_LISTS, define={"thin": {**THIN["thin"], "join": "sum"}})
 
 
+def test_e4s_rec_has_lora_at_its_attention() -> None:
+    found = load_search_space("e4s-rec-lora", backbone_layers=2)
+    assert found.size == (4 * 3) ** 2
+    record = {**found.file.model_dump(), "choices": ["serial", "lora"]}
+    with pytest.raises(
+        ValueError, match="ffn has no choice 'lora': LoRA changes queries and values, which attention alone has"
+    ):
+        SearchSpaceFile.model_validate(record)
+
+
 def test_the_shipped_space_with_lora() -> None:
     found = load_search_space("darec-lora", backbone_layers=4)
     assert found.size == (4 * 4 * 3) ** 4

@@ -366,6 +366,7 @@ def _e4s_rec(recommender: Recommender) -> Part:
         "kind": "darec",
         "variation": "e4s-rec" if settings.searchable else "llmrec",
         "two_branches": False,
+        "loras": recommender.layout.has_lora,
         "ids": True,
         "keys": "",
         "user_key": "",
@@ -373,6 +374,8 @@ def _e4s_rec(recommender: Recommender) -> Part:
         "recommends_ffn": True,
         "key_a_layer": False,
     }
+    if recommender.layout.has_lora:
+        sizes["lora_alpha"] = settings.lora_alpha
     part = Part({**sizes, "vocabulary": len(tensors["embedding.tokens.weight"])}, tensors, choices)
     return part + _encoder(recommender, model.encoder, ["scores"] if settings.encoder_scores else [])
 

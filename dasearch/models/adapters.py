@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dasearch.layout import ACTIVE, JOINS, READS, UNITS, Choice, ModelKind
+from dasearch.models.lora import ALPHA, RANK
 from dasearch.models.stacking import Linear, per_row
 
 BOTTLENECK = 64  # DARec fig. 8: best of 16..256 on Pantry
@@ -104,6 +105,8 @@ class AdapterSettings(BaseModel):
         ParallelReduce.MEAN, description="how a parallel adapter joins its sublayer"
     )
     parallel_residual: bool = Field(True, description="whether a parallel adapter adds its own input")
+    lora_rank: int = Field(RANK, ge=1, description="rank of the updates where a search space has LoRA")
+    lora_alpha: float = Field(ALPHA, gt=0, description="their scale times their rank")
 
     @property
     def layout_facts(self) -> dict[str, Any]:
@@ -112,16 +115,20 @@ class AdapterSettings(BaseModel):
             "bottleneck": self.bottleneck,
             "activation": self.activation.value,
             "parallel_residual": self.parallel_residual,
+            "lora_rank": self.lora_rank,
+            "lora_alpha": self.lora_alpha,
         }
 
     def most(self, choice: Choice) -> int:
-        """Units of a choice that names no width of its own."""
-        return self.bottleneck
+        """Units of a choice that names no width of its own; of LoRA its rank."""
+        return self.lora_rank if choice.lora else self.bottleneck
 
     def too_wide(self, choice: Choice) -> str | None:
         """What to say of a choice that is wider than the model; None of the others."""
         if choice.width is None or choice.width <= self.most(choice):
             return None
+        if choice.lora:
+            return f"has rank {choice.width} and the model's LoRA {self.lora_rank}; set model.lora_rank={choice.width}"
         return (
             f"has {choice.width} units and the model's adapters {self.bottleneck}; set model.bottleneck={choice.width}"
         )

@@ -45,6 +45,7 @@ class RecommenderModel(nn.Module):
     """
 
     kind: ModelKind
+    has_lora = False  # whether layouts may choose LoRA
     recompute = False  # whether a layer's activations are computed again in the backward rather than kept
 
     def __init__(
@@ -135,6 +136,8 @@ class RecommenderModel(nn.Module):
             LayoutError: for it, by its name.
         """
         require_lora_sites(layout, SITES[self.kind])
+        if layout.has_lora and not self.has_lora:
+            raise LayoutError(f"{layout} has LoRA and the model was built without; build it with lora=True")
         for choice in layout.choices if isinstance(self.settings, AdapterSettings) else ():
             reason = self.settings.too_wide(choice)
             if reason is not None:

@@ -7,10 +7,10 @@ rows are trained; readings of SPEC 1 where the text is silent. Each such reading
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -19,8 +19,7 @@ from torch.nn import functional as F
 
 from dasearch.data import ItemRows, Rows, SequenceBatch
 from dasearch.data.rows import NO_ITEM
-from dasearch.errors import LayoutError
-from dasearch.layout import ACTIVE, ATTENTION_SITES, LORA, SERIAL, SITES, Choice, Layout, ModelKind
+from dasearch.layout import ACTIVE, LORA, SERIAL, SITES, Choice, Layout, ModelKind
 from dasearch.models.adapters import AdapterSettings, MaskRouter, unused_numbers
 from dasearch.models.attention import (
     SQUARE_TOKENS,
@@ -53,13 +52,15 @@ from dasearch.models.collaborative import (
 )
 from dasearch.models.compilation import compiled
 from dasearch.models.id_encoders import IDEncoder
-from dasearch.models.lora import ALPHA, RANK, LoRA
+from dasearch.models.lora import add_lora, unused_updates
 from dasearch.models.masks import causal_mask, context_mask
 from dasearch.models.stacking import Linear, Table, gather_tokens, linear
 
 SPECIAL_TOKENS = 2  # [SEQ] and [ALIGN], the ids after the backbone's vocabulary
 TOKEN_SD = 0.02  # of the new token rows: OPT's own
 NO_SEGMENT = -2  # of a key that nobody sees
+BRANCHES = SITES[ModelKind.DAREC][:2]  # the sites that attend
+Update = Callable[[Projected, Tensor | None], Projected]
 
 
 class Variation(StrEnum):
@@ -123,8 +124,6 @@ class DARecSettings(AdapterSettings):
 
     kind: Literal[ModelKind.DAREC] = ModelKind.DAREC
     variation: Variation = Field(Variation.DAREC, description="darec, or one of the paper's own variations of it")
-    lora_rank: int = Field(RANK, ge=1, description="rank of the updates where a search space has LoRA")
-    lora_alpha: float = Field(ALPHA, gt=0, description="their scale times their rank")
     rec_adapter_site: RecommendationSite = Field(RecommendationSite.FFN, description="what the third adapter wraps")
     mask_mode: MaskMode = Field(
         MaskMode.ADDITIVE, description="masks before the softmax; post_softmax leaks the future"
@@ -174,20 +173,6 @@ class DARecSettings(AdapterSettings):
     def holds_encoder(self) -> bool:
         """Whether the model has an ID encoder in it, beside what it may have started from."""
         return self.encoder_scores > 0
-
-    @property
-    def layout_facts(self) -> dict[str, Any]:
-        return {**super().layout_facts, "lora_rank": self.lora_rank, "lora_alpha": self.lora_alpha}
-
-    def most(self, choice: Choice) -> int:
-        """As of the base; LoRA's width is its rank."""
-        return self.lora_rank if choice.lora else super().most(choice)
-
-    def too_wide(self, choice: Choice) -> str | None:
-        found = super().too_wide(choice)
-        if found is None or not choice.lora:
-            return found
-        return f"has rank {choice.width} and the model's LoRA {self.lora_rank}; set model.lora_rank={choice.width}"
 
     @property
     def compared(self) -> tuple[str, ...]:
@@ -358,19 +343,10 @@ class AdaptedSites(nn.Module):
         self.router = MaskRouter(width) if context is not None and context.active else None
         self.lora = nn.ModuleDict()  # by site, where there is any
 
-    def add_lora(self, block: DecoderBlock, width: int, generator: torch.Generator, ranks: Mapping[str, int]) -> None:
-        """LoRA at the sites that ``ranks`` names, on the block's projections."""
-        for site, rank in ranks.items():
-            alpha = self.settings.lora_alpha
-            self.lora[site] = LoRA(block, width, rank=rank, alpha=alpha, generator=generator)
-
     def unused(self, choices: Sequence[Choice]) -> dict[str, Tensor]:
         """Which numbers the choices of the three sites leave unused, bool of the parameters' shapes, by their names."""
-        found = unused_numbers(self, ADAPTERS, choices)
-        for site, choice in zip(SITES[ModelKind.DAREC], choices, strict=True):
-            if site in self.lora:
-                unused = self.lora[site].unused(choice)  # type: ignore[operator]
-                found |= {f"lora.{site}.{key}": mask for key, mask in unused.items()}
+        chosen = dict(zip(SITES[ModelKind.DAREC], choices, strict=True))
+        found = unused_numbers(self, ADAPTERS, choices) | unused_updates(self.lora, chosen)
         if not choices[CONTEXT].active and self.router is not None:
             found |= {
                 f"router.{key}": torch.ones(tensor.shape, dtype=torch.bool)
@@ -461,7 +437,7 @@ class DALayer(AdaptedSites):
             return projected, projected
         causal, context = (
             self.lora[site](self.block, projected, normed, positions, layout[place], at)
-            for place, site in enumerate(ATTENTION_SITES)
+            for place, site in enumerate(BRANCHES)
         )
         return causal, context
 
@@ -520,10 +496,20 @@ def _attended(
 
 
 def attend_under_causal(
-    block: DecoderBlock, normed: Tensor, inputs: LayerInputs, mode: MaskMode, *, last: bool = False
+    block: DecoderBlock,
+    normed: Tensor,
+    inputs: LayerInputs,
+    mode: MaskMode,
+    *,
+    last: bool = False,
+    update: Update = lambda projected, at: projected,
 ) -> Tensor:
-    """The frozen attention with its output projection, causal; the collaborative key is not among its keys."""
-    projected = block.project(normed, inputs.positions, inputs.at if last else None)
+    """The frozen attention with its output projection, causal; the collaborative key is not among its keys.
+
+    ``update`` changes the frozen projection, told the tokens whose queries it holds (None: all).
+    """
+    at = inputs.at if last else None
+    projected = update(block.project(normed, inputs.positions, at), at)
     chosen = last and inputs.at is not None
     without_mask = normed.is_cuda or not inputs.square or not torch.is_grad_enabled()
     if mode is MaskMode.ADDITIVE and not chosen and without_mask:
@@ -592,13 +578,9 @@ class DARec(RecommenderModel):
             self.register_buffer("state_map", torch.eye(width))
         self.has_lora = lora
         if lora:
-            self._add_lora(generator.clone_state())  # of its own: what is drawn after it stays the same
-
-    def _add_lora(self, generator: torch.Generator) -> None:
-        ranks = dict.fromkeys(ATTENTION_SITES, self.settings.lora_rank)
-        for layer in self.layers:
-            if isinstance(layer, DALayer):
-                layer.add_lora(layer.block, self.backbone.width, generator, ranks)
+            ranks = dict.fromkeys(BRANCHES, settings.lora_rank)
+            adapted = [(layer.lora, layer.block) for layer in self.layers if isinstance(layer, DALayer)]
+            add_lora(adapted, width, ranks, settings.lora_alpha, generator)
 
     def _layer(self, index: int, block: DecoderBlock, generator: torch.Generator) -> nn.Module:
         if index not in self.replaced or self.settings.variation is Variation.LLMREC:
@@ -645,11 +627,6 @@ class DARec(RecommenderModel):
             hidden = self.layer_states(layer, hidden, inputs, gates[adapted], vectors, last=index == top)
             adapted += 1
         return self.backbone.final_norm(hidden)
-
-    def require_choices(self, layout: Layout) -> None:
-        super().require_choices(layout)
-        if layout.has_lora and not self.has_lora:
-            raise LayoutError(f"{layout} has LoRA and the model was built without; build it with lora=True")
 
     def inactive(self, layout: Layout) -> dict[str, Tensor]:
         adapted = zip(self.replaced, layout.groups, strict=True)

@@ -3,12 +3,15 @@
 Li et al. 2023, https://arxiv.org/abs/2312.02443: the item vectors of a SASRec, which stays as it is, go through one trained
 linear map to the language model's width and stand after the words of an instruction, a token an item; the state that follows
 them scores the whole catalogue by a trained row an item. The paper fine-tunes by LoRA; here a layer has an adapter at each
-sublayer, which a layout places: sites ``attention``, ``h + place(SA, LN1(h))``, and ``ffn``, ``h + place(FFN, LN2(h))``.
+sublayer, which a layout places: sites ``attention``, ``h + place(SA, LN1(h))``, and ``ffn``, ``h + place(FFN, LN2(h))``. LoRA on queries
+and values may stand in the attention adapter's place.
 Differs from the paper: every item of a training row predicts the next one, as in SASRec, so that nothing stands after the items.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -17,13 +20,14 @@ from torch import Tensor, nn
 
 from dasearch.data import ItemRows, SequenceBatch
 from dasearch.data.rows import NO_ITEM
-from dasearch.layout import Layout, ModelKind
+from dasearch.layout import LORA, Choice, Layout, ModelKind
 from dasearch.models.adapters import AdapterSettings, unused_numbers
-from dasearch.models.attention import MaskMode
-from dasearch.models.backbone import AttentionScale, DecoderBlock, FrozenBackbone
+from dasearch.models.attention import MaskMode, Projected
+from dasearch.models.backbone import AttentionScale, DecoderBlock, FrozenBackbone, Positions
 from dasearch.models.base import HEAD_SD, HeadBias, HeadRows, RecommenderModel, Scorer, layer_gates, start_head
 from dasearch.models.darec import SPECIAL_TOKENS, LayerInputs, PlainLayer, attend_under_causal, chosen_states
 from dasearch.models.id_encoders import IDEncoder
+from dasearch.models.lora import add_lora, unused_updates
 from dasearch.models.over_encoder import OverEncoderSettings, Variation
 from dasearch.models.stacking import Linear
 
@@ -42,6 +46,7 @@ class E4SRecSettings(AdapterSettings, OverEncoderSettings):
     head_rows: HeadRows = Field(HeadRows.ZERO, description="start of its rows: frozen text vectors, normal, or zero")
 
 
+ATTENTION = "attention"
 ADAPTERS = ("attention_adapter", "ffn_adapter")  # of a layer, in the order of its sites
 
 
@@ -57,18 +62,34 @@ class TwoSiteLayer(nn.Module):
         self.block, self.settings = block, settings
         self.attention_adapter = settings.adapter(width, generator)
         self.ffn_adapter = settings.adapter(width, generator)
+        self.lora = nn.ModuleDict()  # of the site attention, where there is any
 
     def forward(
         self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: None, *, last: bool = False
     ) -> Tensor:
         block, early = self.block, last and torch.is_grad_enabled()
         normed = block.norm1(hidden)
-        attention = attend_under_causal(block, normed, inputs, MaskMode.ADDITIVE, last=early)
+        update = partial(self._updated, normed, inputs.positions, layout[0])
+        attention = attend_under_causal(block, normed, inputs, MaskMode.ADDITIVE, last=early, update=update)
         hidden, normed = (chosen_states(states, inputs, last=early) for states in (hidden, normed))
         hidden = hidden + self.settings.place(attention, normed, self.attention_adapter, layout[0])
         normed = block.norm2(hidden)
         hidden = hidden + self.settings.place(block.ffn(normed), normed, self.ffn_adapter, layout[1])
         return chosen_states(hidden, inputs, last=last and not early)
+
+    def unused(self, choices: Sequence[Choice]) -> dict[str, Tensor]:
+        """Which numbers the choices of both sites leave unused, bool of the parameters' shapes, by their names."""
+        updates = unused_updates(self.lora, {ATTENTION: choices[0]})
+        return unused_numbers(self, ADAPTERS, choices) | updates
+
+    def _updated(
+        self, normed: Tensor, positions: Positions, choice: Tensor, projected: Projected, at: Tensor | None
+    ) -> Projected:
+        """The frozen projection, with LoRA's updates where the layout may have them."""
+        if len(choice) <= LORA:
+            return projected
+        found: Projected = self.lora[ATTENTION](self.block, projected, normed, positions, choice, at)
+        return found
 
 
 class E4SRec(RecommenderModel):
@@ -78,6 +99,7 @@ class E4SRec(RecommenderModel):
         backbone: a frozen decoder.
         encoder: a trained ID encoder, which stays as it is.
         generator: draws every initial weight.
+        lora: whether the attention site has LoRA, for layouts that choose it; all else starts as it does without.
     """
 
     kind = ModelKind.E4S_REC
@@ -93,6 +115,7 @@ class E4SRec(RecommenderModel):
         n_items: int,
         replace_every: int = 1,
         generator: torch.Generator,
+        lora: bool = False,
     ) -> None:
         super().__init__(backbone, settings, n_items=n_items, replace_every=replace_every, encoder=encoder)
         width = backbone.width
@@ -108,6 +131,10 @@ class E4SRec(RecommenderModel):
         self.head = Linear(width, n_items)
         nn.init.normal_(self.head.weight, std=HEAD_SD, generator=generator)
         nn.init.zeros_(self.head.bias)
+        self.has_lora = lora
+        if lora:
+            adapted = [(layer.lora, layer.block) for layer in self.layers if isinstance(layer, TwoSiteLayer)]
+            add_lora(adapted, width, {ATTENTION: settings.lora_rank}, settings.lora_alpha, generator)
 
     def vectors(self, items: Tensor) -> Tensor:
         """What the language model reads of items: ``(..., width)``."""
@@ -145,7 +172,7 @@ class E4SRec(RecommenderModel):
         return {
             f"layers.{place}.{name}": mask
             for place, choices in zip(self.replaced, layout.groups, strict=True)
-            for name, mask in unused_numbers(self.layers[place], ADAPTERS, choices).items()
+            for name, mask in self.layers[place].unused(choices).items()  # type: ignore[operator]
         }
 
     @torch.no_grad()

@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 
 from dasearch.errors import LayoutError, suggestion
 from dasearch.layout import (
-    ATTENTION_SITES,
     NONE,
     SITES,
     Choice,
@@ -30,9 +29,9 @@ from dasearch.layout import (
 )
 from dasearch.models.adapters import BOTTLENECK, Activation, AdapterInit, ParallelReduce
 from dasearch.models.backbone import DecoderBlock, FrozenBackbone, Positions
+from dasearch.models.darec import BRANCHES, AdaptedSites, DARecSettings, LayerInputs, RecommendationSite
 from dasearch.models.darec import CONTEXT as CONTEXT_PLACE
-from dasearch.models.darec import AdaptedSites, DARecSettings, LayerInputs, RecommendationSite
-from dasearch.models.lora import ALPHA, RANK, LowRank
+from dasearch.models.lora import ALPHA, RANK, LoRA, LowRank
 
 CONTEXT = "context"  # the site with an attention of its own, inside each item
 TWO_SITES = ("causal", "recommendation")
@@ -132,10 +131,11 @@ class AdapterPlaces(AdaptedSites):
         super().__init__(settings, width, generator, choices=choices)
         ranks = {
             site: choice.width or settings.lora_rank
-            for site, choice in zip(ATTENTION_SITES, choices, strict=False)
+            for site, choice in zip(BRANCHES, choices, strict=False)
             if choice is not None and choice.lora
         }
-        self.add_lora(block, width, generator, ranks)
+        for site, rank in ranks.items():
+            self.lora[site] = LoRA(block, width, rank=rank, alpha=settings.lora_alpha, generator=generator)
         self.turn = turn
         self.ffn_input: Tensor | None = None  # between the hooks of one pass
         self.within_items = False  # while the context branch projects, which has no part in the causal one's LoRA

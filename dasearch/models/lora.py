@@ -7,6 +7,7 @@ projection; B starts at zero, A as in the authors' code (uniform, of variance ``
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -91,3 +92,29 @@ class LoRA(nn.Module):
         chosen, places = (normed, positions) if at is None else (gather_tokens(normed, at), positions.at(at))
         queries = projected.queries + block.queries(self.queries(chosen, scale), places)
         return Projected(queries, projected.keys, projected.values + block.values(self.values(normed, scale)))
+
+
+def add_lora(
+    layers: Iterable[tuple[nn.ModuleDict, DecoderBlock]],
+    width: int,
+    ranks: Mapping[str, int],
+    alpha: float,
+    generator: torch.Generator,
+) -> None:
+    """LoRA of these ranks, by site, on the projections of layers.
+
+    The generator is left as it is, so that what is drawn after it is drawn as without LoRA.
+    """
+    own = generator.clone_state()
+    for places, block in layers:
+        for site, rank in ranks.items():
+            places[site] = LoRA(block, width, rank=rank, alpha=alpha, generator=own)
+
+
+def unused_updates(lora: nn.ModuleDict, choices: Mapping[str, Choice]) -> dict[str, Tensor]:
+    """`LoRA.unused` of a layer's sites, each under its choice, by the parameters' names in the layer."""
+    return {
+        f"lora.{site}.{name}": mask
+        for site, update in lora.items()
+        for name, mask in update.unused(choices[site]).items()  # type: ignore[operator]
+    }

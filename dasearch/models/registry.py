@@ -27,7 +27,7 @@ class ModelSpec:
 
     Attributes:
         build: of a frozen backbone, the model's settings and the keywords ``n_users``, ``n_items``, ``replace_every``,
-            ``encoder`` (None where the settings hold none), ``generator`` and ``lora`` (False but for DARec).
+            ``encoder`` (None where the settings hold none), ``generator`` and ``lora`` (False but for models of adapters).
         decoder_only: whether an encoder cannot be its backbone.
         closes_by_trained_tokens: whether items of a row end with trained tokens rather than with a comma.
         parallel_reads: what a parallel site reads, in the words of ``layout.json``.
@@ -54,7 +54,14 @@ INSTRUCTION = "Your task is to recommend the next product. The purchase history 
 def _without_users(model: Callable[..., RecommenderModel]) -> Callable[..., RecommenderModel]:
     """Builds a model that knows of a user what the ID encoder knows, and has no table of its own."""
 
-    def build(*given: Any, n_users: int, lora: bool, **keywords: Any) -> RecommenderModel:
+    def build(*given: Any, n_users: int, **keywords: Any) -> RecommenderModel:
+        return model(*given, **keywords)
+
+    return build
+
+
+def _without_lora(model: Callable[..., RecommenderModel]) -> Callable[..., RecommenderModel]:
+    def build(*given: Any, lora: bool, **keywords: Any) -> RecommenderModel:
         return model(*given, **keywords)
 
     return build
@@ -64,7 +71,7 @@ def _prefix_model(kind: ModelKind, model: Callable[..., RecommenderModel], item_
     """A model of prefixes, over a decoder or an encoder."""
     return ModelSpec(
         kind,
-        _without_users(model),
+        _without_lora(_without_users(model)),
         Prompts(INSTRUCTION, item_prompt),
         decoder_only=False,
         closes_by_trained_tokens=False,

@@ -91,7 +91,7 @@ CASES = [  # family, settings, layout, how far scores may be apart
     ),
     ("opt", prefixed("ra-rec", variation="frozen"), "SSS-SSS", CLOSE),
     ("bert", prefixed("idle", variation="frozen"), "SSS-SSS", SAME_KERNELS),
-    *((family, e4s_rec(), letters, CLOSE) for family in ("opt", "llama") for letters in ("SP-PS", "NA-qS", "PN")),
+    *((family, e4s_rec(), letters, CLOSE) for family in ("opt", "llama") for letters in ("SP-PS", "NA-qS", "PN", "LN-SP")),
     ("opt", e4s_rec("comirec-sa", encoder_scores=0.5, parallel_reduce="sum", activation="gelu"), "SP-PP", CLOSE),
     ("opt", e4s_rec(variation="frozen"), "SS-SS", CLOSE),
 ]  # fmt: skip

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dasearch.data import Rows, SequenceBatch
-from dasearch.layout import NONE, Layout
+from dasearch.errors import LayoutError
+from dasearch.layout import LOW_RANK, NONE, Choice, Layout
 from dasearch.models.attention import attend_causally
 from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.e4s_rec import E4SRec, E4SRecSettings, TwoSiteLayer
@@ -19,7 +20,9 @@ from tests.models.test_choices import ALL, site
 
 ITEMS, OPENING, CLOSE = 9, 3, 5e-5
 HISTORIES = ((4, 1, 4, 7), (2, 8))
-layouts = st.lists(st.sampled_from(ALL), min_size=2 * LAYERS, max_size=2 * LAYERS).map(lambda c: Layout.of(c, sites=2))
+THIN = Choice("thin", "t", width=2, lora=True)
+pairs = st.tuples(st.sampled_from((*ALL, LOW_RANK, THIN)), st.sampled_from(ALL))
+layouts = st.lists(pairs, min_size=LAYERS, max_size=LAYERS).map(lambda groups: Layout(tuple(groups)))
 
 
 def build(family: str, **changes: object) -> E4SRec:
@@ -35,8 +38,8 @@ def start(family: str, **changes: object) -> E4SRec:
     encoder = build_encoder(
         EncoderSettings(name="sasrec", width=6, history=7), 2, ITEMS, torch.zeros(ITEMS, 4), seeded()
     )
-    chosen = E4SRecSettings(kind="e4s-rec", bottleneck=4, **changes)  # type: ignore[arg-type]
-    return E4SRec(backbone, chosen, encoder=encoder, n_items=ITEMS, generator=seeded(1)).eval()
+    chosen = E4SRecSettings(kind="e4s-rec", bottleneck=4, lora_rank=3, **changes)  # type: ignore[arg-type]
+    return E4SRec(backbone, chosen, encoder=encoder, n_items=ITEMS, generator=seeded(1), lora=True).eval()
 
 
 def batch(histories: tuple[tuple[int, ...], ...] = HISTORIES) -> SequenceBatch:
@@ -60,7 +63,18 @@ def by_hand(model: E4SRec, history: tuple[int, ...], layout: Layout) -> Tensor:
         assert isinstance(layer, TwoSiteLayer)
         block = layer.block
         normed = block.norm1(state)
-        out = block.output(attend_causally(block.project(normed, positions)))
+        projected = block.project(normed, positions)
+        if attention.lora:  # B A x as one matrix each, turned with the queries
+            queries, values = (
+                normed @ (part.up.weight[:, :rank] @ part.down.weight[:rank]).T * (model.settings.lora_alpha / rank)
+                for rank in [attention.width or model.settings.lora_rank]
+                for part in (layer.lora["attention"].queries, layer.lora["attention"].values)
+            )
+            projected = projected._replace(
+                queries=projected.queries + block.queries(queries, positions),
+                values=projected.values + block.values(values),
+            )
+        out = block.output(attend_causally(projected))
         state = state + site(attention, layer.attention_adapter, out, normed)
         normed = block.norm2(state)
         state = state + site(ffn, layer.ffn_adapter, block.ffn(normed), normed)
@@ -109,10 +123,30 @@ def test_what_is_unused_gets_no_gradient_and_what_is_used_does(layout: Layout) -
     model.head(model.hidden(batch(), layout.tensor(), batch().ends)).square().sum().backward()
     unused = model.inactive(layout)
     for name, parameter in model.trainable():
-        assert parameter.grad is not None
         mask = unused.get(name, torch.zeros_like(parameter, dtype=torch.bool))
+        if parameter.grad is None:  # of LoRA in a layout without any
+            assert mask.all()
+            continue
         assert not parameter.grad[mask].any()
         assert parameter.grad[~mask].any() or not (~mask).any()
+
+
+def test_lora_starts_as_nothing_and_changes_no_other_start() -> None:
+    """Both sites without an adapter are the frozen layer; so is LoRA before its first step."""
+    model = start("llama")
+    with torch.no_grad():
+        found = [model.states(batch(), Layout.parse(text).tensor()) for text in ("NN-NN", "LN-LN")]
+    torch.testing.assert_close(*found)
+    assert "lora" in {name.split(".")[2] for name, _ in model.trainable() if name.startswith("layers.")}
+    bare = E4SRec(
+        model.backbone, model.settings, encoder=model.encoder, n_items=ITEMS, generator=seeded(1)
+    )  # without a place for it
+    states = model.state_dict()
+    assert all(torch.equal(tensor, states[name]) for name, tensor in bare.state_dict().items())
+    with pytest.raises(LayoutError, match="LN-LN has LoRA and the model was built without"):
+        bare.layout_tensor(Layout.parse("LN-LN"))
+    with pytest.raises(LayoutError, match="layer 1 of NL-SS has lora at ffn"):
+        model.layout_tensor(Layout.parse("NL-SS"))
 
 
 def test_the_encoder_is_not_trained_and_items_begin_as_large_as_tokens() -> None:

@@ -90,6 +90,21 @@ def test_a_search_over_adapters_and_lora(tmp_path: Path) -> None:
         assert {record.lora for record in trials_of(store, settings.name).choices} == {True, False}
 
 
+def test_a_search_over_e4s_rec_s_adapters_and_lora(tmp_path: Path) -> None:
+    settings = small_study(
+        tmp_path, space={"name": "e4s-rec-lora"}, model={"kind": "e4s-rec", "lora_rank": 3}, search={"budget": 6}
+    )
+    status, _ = run(settings)
+    assert status.phase == "done"
+    assert any("L" in str(trial.layout) for trial in status.completed)
+    folder, trained = train_layout(Study(settings), "LS-NN")
+    opened = load(folder)
+    assert opened.layout == trained.layout
+    assert evaluate_saved(opened) == trained.metrics
+    assert trained.parameters == opened.model.count_trained(opened.layout)
+    assert json.loads((Path(folder) / "layout.json").read_text())["lora_rank"] == 3
+
+
 def test_a_layout_with_lora_trained_saved_opened_and_exported(tmp_path: Path) -> None:
     """Of a space that has no LoRA too, where the letters ask for it."""
     for name in ("darec-lora", "darec"):
