@@ -196,7 +196,7 @@ class _Layered:
 
 def _placed(block: _Block, rows: Sequence[int], total: int) -> _Block:
     """The same with these rows of so many."""
-    if len(rows) == total:
+    if list(rows) == list(range(total)):
         return block
     factor = torch.zeros(total, block.factor.shape[1], dtype=torch.float64)
     factor[list(rows)] = block.factor
@@ -236,28 +236,28 @@ def _scale_blocks(scales: list[_Scale], total: int) -> list[_Block]:
 
 def _scale_pairs(scales: list[_Scale], layered: _Layered | None) -> tuple[list[tuple[int, int]], list[_Block]]:
     """Pairs of an ordered variable with every layered choice, and of two ordered ones, with their blocks."""
-    partners: dict[str, list[tuple[_Scale, list[int], Tensor]]] = {}
-    for scale in scales:
-        if layered is not None:
-            shared = _depth_blocks("", layered.depth, layered.site, layered.layers, paired=True)[0].factor
-            each = torch.eye(len(layered.columns), dtype=torch.float64)
-            partners.setdefault("ordered with layered, shared", []).append((scale, layered.columns, shared))
-            partners.setdefault("ordered with layered, each", []).append((scale, layered.columns, each))
-    for a, b in itertools.combinations(scales, 2):
-        partners.setdefault("ordered with ordered", []).append((a, *b))
-    at: dict[tuple[int, int], int] = {}
-    rows = {
-        name: [
-            [at.setdefault(pair, len(at)) for pair in itertools.product(scale.columns, others)]
-            for scale, others, _ in found
-        ]
-        for name, found in partners.items()
-    }
+    parts: dict[str, list[tuple[list[tuple[int, int]], Tensor]]] = {}
+
+    def join(name: str, scale: _Scale, columns: list[int], factor: Tensor) -> None:
+        pairs = list(itertools.product(scale.columns, columns))
+        parts.setdefault(name, []).append((pairs, torch.kron(scale.factor, factor)))
+
+    if layered is not None:
+        shared = _depth_blocks("", layered.depth, layered.site, layered.layers, paired=True)[0].factor
+        each = torch.eye(len(layered.columns), dtype=torch.float64)
+        for scale in scales:
+            join("ordered with layered, shared", scale, layered.columns, shared)
+            join("ordered with layered, each", scale, layered.columns, each)
+    for first, second in itertools.combinations(scales, 2):
+        join("ordered with ordered", first, second.columns, second.factor)
+    pairs = list(dict.fromkeys(pair for found in parts.values() for own, _ in found for pair in own))
+    row = {pair: place for place, pair in enumerate(pairs)}
     blocks = []
-    for name, found in partners.items():
-        factor = torch.block_diag(*[torch.kron(scale.factor, other) for scale, _, other in found])
-        blocks.append(_placed(_Block(name, factor, paired=True), [row for own in rows[name] for row in own], len(at)))
-    return list(at), blocks
+    for name, found in parts.items():
+        factor = torch.block_diag(*[one for _, one in found])
+        rows = [row[pair] for own, _ in found for pair in own]
+        blocks.append(_placed(_Block(name, factor, paired=True), rows, len(pairs)))
+    return pairs, blocks
 
 
 def _factor(kernel: Tensor, least: float = NEGLIGIBLE) -> Tensor:

@@ -3,8 +3,8 @@
 Li et al. 2023, https://arxiv.org/abs/2312.02443: the item vectors of a SASRec, which stays as it is, go through one trained
 linear map to the language model's width and stand after the words of an instruction, a token an item; the state that follows
 them scores the whole catalogue by a trained row an item. The paper fine-tunes by LoRA; here a layer has an adapter at each
-sublayer, which a layout places: sites ``attention``, ``h + place(SA, LN1(h))``, and ``ffn``, ``h + place(FFN, LN2(h))``. LoRA on queries
-and values may stand in the attention adapter's place.
+sublayer, which a layout places: sites ``attention``, ``h + place(SA, LN1(h))``, and ``ffn``, ``h + place(FFN, LN2(h))``, or
+LoRA on queries and values in the attention adapter's place.
 Differs from the paper: every item of a training row predicts the next one, as in SASRec, so that nothing stands after the items.
 """
 

@@ -12,24 +12,23 @@ from rich.table import Table
 
 from dasearch.report.terminal import finite_record, fitting, plain_table, symmetric
 from dasearch.search.ablation import Scored
-from dasearch.search.confirmation import OBJECTIVE
 
 BLUE, GREY = "#0072B2", "#999999"  # Okabe & Ito 2008
 ROW_HEIGHT, PANEL_MARGIN, FRAME = 26, 34, 120  # pixels
 
 
 def ablation_table(scored: Sequence[Scored], width: int) -> Table:
-    """A row a variant under its group; ``gain`` is the study's over it in MRR, paired by seed.
+    """A row a variant under its group; ``gain`` is the study's over it in the metric that it chooses by, paired by seed.
 
     Args:
-        width: of the console; what a narrow one has no room for is left out, MRR and the gain last.
+        width: of the console; what a narrow one has no room for is left out, that metric and the gain last.
     """
     seeds = max(score.seeds for score in scored)
     table = plain_table(f"Validation data, {seeds} seeds (95% t interval); gain: the study over the variant, paired")
     cells = _cells(scored)
     names = [f"  {score.variant.name}" if score.variant.group else score.variant.name for score in scored]
     room = width - max(map(len, (*names, *(score.variant.group for score in scored))))
-    last = [OBJECTIVE, f"gain in {OBJECTIVE}"]
+    last = [scored[0].metric, f"gain in {scored[0].metric}"]
     kept = fitting(cells, room, [heading for heading in reversed(cells) if heading not in last])
     for heading in ("", *kept):
         table.add_column(heading, no_wrap=True)
@@ -46,12 +45,14 @@ def _cells(scored: Sequence[Scored]) -> dict[str, list[str]]:
     """Columns by their headings."""
     cells = {metric: [symmetric(score.metrics[metric]) for score in scored] for metric in scored[0].metrics}
     cells["parameters"] = [f"{score.parameters:,}" for score in scored]
-    cells[f"gain in {OBJECTIVE}"] = ["" if score.gain is None else symmetric(score.gain, "+") for score in scored]
+    cells[f"gain in {scored[0].metric}"] = [
+        "" if score.gain is None else symmetric(score.gain, "+") for score in scored
+    ]
     return cells
 
 
 def ablation_figure(scored: Sequence[Scored], *, title: str) -> go.Figure:
-    """MRR of every variant with its 95% interval over seeds, a panel a group; the line is the study itself."""
+    """The study's metric of every variant with its 95% interval over seeds, a panel a group; the line is the study itself."""
     whole, *others = scored
     groups = list(dict.fromkeys(score.variant.group for score in others))
     heights = [1 + sum(score.variant.group == group for score in others) for group in groups]
@@ -66,16 +67,16 @@ def ablation_figure(scored: Sequence[Scored], *, title: str) -> go.Figure:
     for row, group in enumerate(groups, start=1):
         named = [whole, *(score for score in others if score.variant.group == group)]
         found.add_trace(_points(named), row=row, col=1)
-        found.add_vline(whole.metrics[OBJECTIVE].mean, line={"color": GREY, "dash": "dot"}, row=row, col=1)
+        found.add_vline(whole.metrics[whole.metric].mean, line={"color": GREY, "dash": "dot"}, row=row, col=1)
         found.update_yaxes(autorange="reversed", row=row, col=1)
-    found.update_xaxes(title_text=f"validation {OBJECTIVE}", row=len(groups), col=1)
+    found.update_xaxes(title_text=f"validation {whole.metric}", row=len(groups), col=1)
     height = FRAME + ROW_HEIGHT * sum(heights) + PANEL_MARGIN * len(groups)
     found.update_layout(title=title, height=height, showlegend=False, template="plotly_white", margin={"l": 260})
     return found
 
 
 def _points(scored: Sequence[Scored]) -> go.Scatter:
-    values = [score.metrics[OBJECTIVE] for score in scored]
+    values = [score.metrics[score.metric] for score in scored]
     halves = [0.0 if math.isinf(value.high) else value.high - value.mean for value in values]
     return go.Scatter(
         x=[value.mean for value in values],
@@ -97,6 +98,7 @@ def ablation_record(scored: Sequence[Scored]) -> list[dict[str, Any]]:
             "seeds": score.seeds,
             "parameters": score.parameters,
             "metrics": {name: finite_record(interval) for name, interval in score.metrics.items()},
+            "metric": score.metric,
             "gain": None if score.gain is None else finite_record(score.gain),
         }
         for score in scored

@@ -78,13 +78,18 @@ class Variant:
 
 @dataclass(frozen=True)
 class Scored:
-    """A variant's validation metrics over seeds, and the study's gain over it in MRR, paired by seed."""
+    """A variant's validation metrics over seeds, and the study's gain over it, paired by seed.
+
+    Attributes:
+        metric: that the study chooses by, and the gain is in.
+    """
 
     variant: Variant
     metrics: dict[str, Interval]
     gain: Interval | None
     parameters: int
     seeds: int
+    metric: str = OBJECTIVE
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,8 @@ class Ablation:
 
     def _planned(self, variant: Variant, seed: int, place: int, total: int) -> Planned:
         epochs = recipe_of(variant.settings, short=self.short).epochs
-        training = Training(ABLATION, place, total, variant.layout, f"{variant.title}, seed {seed}", epochs)
+        title, metric = f"{variant.title}, seed {seed}", self.study.settings.search.metric
+        training = Training(ABLATION, place, total, variant.layout, title, epochs, metric)
         return Planned(training, Run(variant.layout, f"{self._run_key()}/{variant.key}/{seed}", seed))
 
     def _train(
@@ -162,7 +168,7 @@ class Ablation:
             store.add_ablation(AblationTraining(self._run_key(), key, run.seed, metrics, each.parameters, each.seconds))
             objective.forget(run.name)
             left = sum(spent) / len(spent) * (training.total - batch[-1].training.index)
-            heard.finished(Finished(training, each.metrics.mrr, None, None, each.seconds, left))
+            heard.finished(Finished(training, metrics[training.metric], None, None, each.seconds, left))
         raise_failed(outcomes)
 
     @property
@@ -290,14 +296,17 @@ def scores(variants: Sequence[Variant], trainings: Iterable[AblationTraining]) -
     for training in trainings:
         by_variant.setdefault(training.variant, {})[training.seed] = training
     whole = by_variant[variants[0].key]
-    return [_score(variant, by_variant[variant.key], whole) for variant in variants]
+    metric = variants[0].settings.search.metric
+    return [_score(variant, by_variant[variant.key], whole, metric) for variant in variants]
 
 
-def _score(variant: Variant, own: Mapping[int, AblationTraining], whole: Mapping[int, AblationTraining]) -> Scored:
+def _score(
+    variant: Variant, own: Mapping[int, AblationTraining], whole: Mapping[int, AblationTraining], metric: str
+) -> Scored:
     names = next(iter(own.values())).metrics
     metrics = {name: t_interval([training.metrics[name] for training in own.values()]) for name in names}
     shared = sorted(set(own) & set(whole))
     gain = None
     if variant.group:
-        gain = t_interval([whole[seed].metrics[OBJECTIVE] - own[seed].metrics[OBJECTIVE] for seed in shared])
-    return Scored(variant, metrics, gain, next(iter(own.values())).parameters, len(own))
+        gain = t_interval([whole[seed].metrics[metric] - own[seed].metrics[metric] for seed in shared])
+    return Scored(variant, metrics, gain, next(iter(own.values())).parameters, len(own), metric)

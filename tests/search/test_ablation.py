@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dasearch.config import changed
 from dasearch.data import LeaveOneOut
 from dasearch.errors import StudyError
 from dasearch.layout import Layout
@@ -189,3 +190,17 @@ def test_table_and_figure_say_the_scores(tmp_path: Path, plan: str) -> None:
     assert figure.data[0].x[1] == scored[1].metrics["MRR"].mean
     half = scored[1].metrics["MRR"].high - scored[1].metrics["MRR"].mean
     assert figure.data[0].error_x.array[1] == pytest.approx(half)
+    _in_the_metric_that_the_study_chooses_by(own, plan)
+
+
+def _in_the_metric_that_the_study_chooses_by(own: Study, plan: str) -> None:
+    chosen = Study(changed(own.settings, {"search.objective": "ndcg@10"}, source="--set"))
+    ears = Ears()
+    scored = Ablation(chosen, load_variants(chosen, plan), 2, listener=ears).run()
+    assert ears.labels == []  # the same trainings
+    assert [column.header for column in ablation_table(scored, 60).columns] == ["", "NDCG@10", "gain in NDCG@10"]
+    gain, whole, other = scored[1].gain, *(score.metrics["NDCG@10"].mean for score in scored[:2])
+    assert gain is not None
+    assert gain.mean == pytest.approx(whole - other)
+    assert ablation_figure(scored, title="toy").data[0].x[0] == whole
+    assert {record["metric"] for record in ablation_record(scored)} == {"NDCG@10"}
