@@ -32,6 +32,7 @@ from dasearch.search_space import find_shipped, shipped
 METRICS = {"mrr": "MRR", "recall@10": "Recall@10", "ndcg@10": "NDCG@10"}  # as studies name them, and as records do
 SEARCHED_SECTIONS = ("trial", "model", "losses")  # what `search.also` may name settings of
 UNSEARCHED = ("trial.epochs", "trial.patience", "trial.precision", "model.kind", "model.variation")
+ADDED_TO_RECIPES = ("dropout", "average")  # what was trained before them keeps its identity
 MMD_BATCH = 16  # rows that MMD compares at least: fewer say little about two distributions (SPEC 3)
 
 
@@ -191,9 +192,18 @@ class Recipe(Section):
         None, ge=0, lt=1, description="in place of model.dropout, for short trainings want less of it; null: that"
     )
 
+    average: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay a step of an exponential moving average of the trained parameters, which is then validated and "
+        "kept in their place; null: the last ones are",
+    )
+
     def record(self) -> dict[str, Any]:
-        """As JSON values; a dropout of its own stands there only where it has one, as before it could."""
-        return self.model_dump(mode="json", exclude={"dropout"} if self.dropout is None else None)
+        """As JSON values; what recipes had not always stands there only where it is set, as before it could be."""
+        unset = {name for name in ADDED_TO_RECIPES if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json", exclude=unset)
 
 
 class CollaborativeTraining(Section):

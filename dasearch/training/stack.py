@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -166,13 +166,14 @@ class Ground:
 class Run:
     """One candidate's training: everything that its checkpoint holds.
 
-    Shapes: line (trained parameters), each of the moments, and best (parameters of the best epoch) ``(n,)``.
+    Shapes: line (trained parameters), each of the moments, average, and best (parameters of the best epoch) ``(n,)``.
 
     Attributes:
         place: of the candidate among those of one call.
         kind: runs of one kind can be stacked.
         steps: of the optimiser so far.
         order: state of the generator of the data's order.
+        average: of the line over the steps; None where the recipe takes none.
     """
 
     candidate: Candidate
@@ -186,6 +187,7 @@ class Run:
     steps: int = 0
     progress: Progress = field(default_factory=Progress)
     error: TrainingError | None = None
+    average: Tensor | None = None
 
     @classmethod
     def begin(cls, ground: Ground, candidate: Candidate, place: int, identity: dict[str, Any]) -> Run:
@@ -194,9 +196,15 @@ class Run:
         order = generator_for(ground.settings.seed, "order", candidate.seed).get_state()
         moments = tuple(torch.zeros_like(line) for _ in MOMENTS)
         run = cls(candidate, place, identity, ground.kind(candidate.seed), line, moments, line, order)
+        run.average = None if ground.recipe.average is None else line
         if candidate.checkpoint is not None and candidate.checkpoint.is_file():
             run._resume(ground.flat, candidate.checkpoint)
         return run
+
+    @property
+    def validated(self) -> Tensor:
+        """The parameters whose metrics an epoch has: ``(n,)``."""
+        return self.line if self.average is None else self.average
 
     def over(self, recipe: Recipe) -> bool:
         """Whether it diverged, has all its epochs, or has stopped improving."""
@@ -212,7 +220,7 @@ class Run:
             )
             return
         if self.progress.add(epoch):
-            self.best = self.line.clone()
+            self.best = self.validated.clone()
         if self.candidate.checkpoint is not None:
             self._save(flat, self.candidate.checkpoint)
 
@@ -222,6 +230,8 @@ class Run:
             tensors |= {f"optimizer/{moment}/{name}": part for name, part in flat.named(line).items()}
         tensors |= {f"optimizer/step/{name}": torch.tensor(float(self.steps)) for name in flat.shapes}
         tensors |= {f"best/{name}": part for name, part in flat.named(self.best).items()}
+        if self.average is not None:
+            tensors |= {f"average/{name}": part for name, part in flat.named(self.average).items()}
         save_tensors(path, {**tensors, "generator": self.order}, {**self.identity, "progress": self.progress.record()})
 
     def _resume(self, flat: Flat, path: Path) -> None:
@@ -239,6 +249,7 @@ class Run:
         self.steps = max(steps, default=0)
         if self.steps:
             self.moments = tuple(read(f"optimizer/{moment}") for moment in MOMENTS)
+        self.average = None if self.average is None else read("average")
         self.progress = progress
 
 
@@ -257,6 +268,8 @@ class Stack:
         for run in runs:
             self.generators[run.candidate.seed].set_state(run.order)
         self.optimizer = self._optimizer(runs)
+        averages = [run.average for run in runs if run.average is not None]
+        self.average = torch.stack(averages) if averages else None  # (K, n)
         self.sums: dict[str, Tensor] = {}  # of every term over the epoch so far, (K,)
         self._kept_sums: dict[str, Tensor] = {}  # of the epoch before: graphs add to the same tensors
         self.graphs = StepGraphs(self.materials.device) if self._repeats() else None
@@ -282,7 +295,8 @@ class Stack:
         started = time.perf_counter()
         with _attention(self.materials.device):
             losses = self._optimise(number)
-            held = held_out(self.model, self.materials.catalogue, self.ground.validation, self.layout)
+            with self._averaged():
+                held = held_out(self.model, self.materials.catalogue, self.ground.validation, self.layout)
         self._unstack(number + 1)
         seconds = (time.perf_counter() - started) * self.ground.share / len(self.runs)
         return [
@@ -296,6 +310,7 @@ class Stack:
         for k, run in enumerate(self.runs):
             run.line = self.parameters.matrix[k]
             run.moments = tuple(moments[name][k] for name in MOMENTS) if moments else run.moments
+            run.average = None if self.average is None else self.average[k]
             run.order = self.generators[run.candidate.seed].get_state()
             run.steps = epochs * self.ground.steps_per_epoch if moments else 0
 
@@ -313,6 +328,7 @@ class Stack:
         for step, group in enumerate(_groups(self.batches(), self.recipe.accumulate), start=first):
             self._set_lr(step)
             self.take(group)
+            self._take_average(step + 1)
             if self.ground.stopped.is_set():
                 raise Stopped
         self._kept_sums = dict(self.sums)
@@ -392,6 +408,25 @@ class Stack:
         self.parameters.matrix.grad = gradient * (self.recipe.clip / (norms + 1e-6)).clamp(max=1.0)
         self.optimizer.step()
 
+    def _take_average(self, steps: int) -> None:
+        """Draw the average towards the parameters after so many steps."""
+        if self.average is not None:
+            assert self.recipe.average is not None
+            self.average.lerp_(self.parameters.matrix, newest_share(self.recipe.average, steps))
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The model computes with the average, where one is taken."""
+        if self.average is None:
+            yield
+            return
+        matrix, last = self.parameters.matrix, self.parameters.matrix.clone()
+        matrix.copy_(self.average)
+        try:
+            yield
+        finally:
+            matrix.copy_(last)
+
     def _set_lr(self, step: int) -> None:
         total = self.ground.steps_per_epoch * self.recipe.epochs
         rate = self.recipe.lr * schedule(step, total, self.recipe.warmup)
@@ -408,6 +443,15 @@ def schedule(step: int, total: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / rising
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+
+
+def newest_share(decay: float, steps: int) -> float:
+    """Weight of the newest of so many steps in their exponential moving average; 1 of the first.
+
+    The shares of all steps sum to one: the correction of the bias in Adam (Kingma and Ba 2015, sec. 3), so that the start
+    before the first step has no part in a short average.
+    """
+    return (1 - decay) / (1 - decay**steps)
 
 
 def _attention(device: torch.device) -> AbstractContextManager[None]:

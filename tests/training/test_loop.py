@@ -14,6 +14,7 @@ from dasearch.layout import Layout
 from dasearch.models.darec import Variation
 from dasearch.training.baselines import popularity_ranks
 from dasearch.training.checkpoints import load_tensors, save_tensors
+from dasearch.training.evaluation import held_out
 from dasearch.training.loop import Trained, train
 from dasearch.training.method import weighted_total
 from dasearch.training.metrics import summarise
@@ -81,10 +82,11 @@ def test_same_start_for_every_layout() -> None:
         assert torch.equal(mine.rows.tokens, theirs.rows.tokens)
 
 
+@pytest.mark.parametrize("average", [None, 0.9])
 @pytest.mark.parametrize("after", [1, 2])
-def test_a_killed_training_goes_on_to_the_same_result(tmp_path: Path, after: int) -> None:
+def test_a_killed_training_goes_on_to_the_same_result(tmp_path: Path, after: int, average: float | None) -> None:
     settings = small_settings()
-    recipe = Recipe(epochs=3, batch_size=8, lr=5e-3)
+    recipe = Recipe(epochs=3, batch_size=8, lr=5e-3, average=average)
     whole = train(settings, materials(settings), LAYOUT, recipe)
 
     def die(epoch: Epoch) -> None:
@@ -136,6 +138,38 @@ def test_early_stopping_keeps_the_best_epoch() -> None:
     assert trained.progress.best_epoch == best
     assert len(scores) == min(30, best + 3)
     assert trained.metrics.ndcg == max(scores)
+
+
+def test_an_average_is_that_of_the_weights_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its closed form; the training goes on from the last weights, as without it."""
+    settings, decay = small_settings(), 0.8
+    seen: list[torch.Tensor] = []
+    take = Stack.take
+
+    def watched(self: Stack, group: Any) -> None:
+        take(self, group)
+        seen.append(self.parameters.matrix[0].double())
+
+    plain = run({"epochs": 2})
+    monkeypatch.setattr(Stack, "take", watched)
+    found = run({"epochs": 2, "average": decay})
+    for mine, theirs in zip(found.progress.epochs, plain.progress.epochs, strict=True):
+        assert mine.losses == theirs.losses
+        assert mine.metrics != theirs.metrics
+    steps = len(seen) // 2 * (found.progress.best_epoch + 1)
+    weights = decay ** torch.arange(steps - 1, -1, -1.0, dtype=torch.float64)
+    expected = (weights[:, None] * torch.stack(seen[:steps])).sum(0) / weights.sum()
+    line = stack(settings, settings.trial, LAYOUT).ground.flat.line(dict(found.model.named_parameters()))
+    torch.testing.assert_close(line.double(), expected, atol=1e-6, rtol=1e-5)
+    assert held_metrics(found, settings) == {**found.progress.best.metrics}
+
+
+def held_metrics(trained: Trained, settings: StudySettings) -> dict[str, float]:
+    """Validation metrics of a finished training's model."""
+    ground = Ground(settings, materials(settings), settings.trial, 1)
+    layout = trained.model.layout_tensor(trained.layout)
+    (held,) = held_out(trained.model, ground.materials.catalogue, ground.validation, layout)
+    return {**summarise(held.ranks).record(), "loss": float(held.losses.mean())}
 
 
 def test_accumulation_halves_the_steps() -> None:
@@ -218,6 +252,7 @@ CHANGED = [
     {"trial": {"warmup": 0.5}},
     {"trial": {"clip": 1e-3}},
     {"trial": {"accumulate": 2}},
+    {"trial": {"average": 0.9}},
     {"backbone": {"tiny": {"seed": 1}}},
     {"seed": 1},
 ]

@@ -51,6 +51,7 @@ VARIED: list[dict[str, Any]] = [
     {"losses": {"anchors": 2, "align_items": 2}, "trial": {"accumulate": 2}},
     {"losses": {"contrastive": 0.0, "collaborative": 0.0, "reduction": "sum"}},
     {"examples": {"per_user": 1}},
+    {"trial": {"average": 0.9}},
     *({"model": {"kind": kind}} for kind in ("idle", "ra-rec")),
     *({"model": {"kind": kind, "variation": "frozen"}} for kind in ("idle", "ra-rec")),
     {
@@ -249,10 +250,12 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("stacked", [True, False])
-@pytest.mark.parametrize("after", [1, 2, 4, 5])
-def test_killed_in_the_middle_each_goes_on_from_its_own_last_epoch(tmp_path: Path, stacked: bool, after: int) -> None:
+@pytest.mark.parametrize(("after", "average"), [(1, None), (2, None), (4, None), (5, None), (5, 0.9)])
+def test_killed_in_the_middle_each_goes_on_from_its_own_last_epoch(
+    tmp_path: Path, stacked: bool, after: int, average: float | None
+) -> None:
     study = small_settings()
-    recipe = Recipe(epochs=3, batch_size=8, lr=5e-3)
+    recipe = Recipe(epochs=3, batch_size=8, lr=5e-3, average=average)
     candidates = [Candidate(Layout.parse(layout), 0, tmp_path / f"{layout}.safetensors") for layout in LAYOUTS]
     plain = [Candidate(c.layout) for c in candidates]
     whole = train_together(study, materials(study), plain, recipe, stacked=stacked)
@@ -353,6 +356,17 @@ def test_one_diverges_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> N
     for found, layout in ((first, LAYOUTS[0]), (third, LAYOUTS[2])):
         assert isinstance(found, Trained)
         assert found.metrics == train(study, materials(study), Layout.parse(layout), study.trial).metrics
+
+
+def test_averages_side_by_side_are_each_ones_own() -> None:
+    study = small_settings(trial={"average": 0.9})
+    candidates = [Candidate(Layout.parse(layout)) for layout in LAYOUTS]
+    together = train_together(study, materials(study), candidates, study.trial, stacked=True)
+    for candidate, found in zip(candidates, together, strict=True):
+        assert isinstance(found, Trained)
+        alone = dict(train(study, materials(study), candidate.layout, study.trial).model.trainable())
+        for name, parameter in found.model.trainable():
+            torch.testing.assert_close(parameter, alone[name], atol=1e-5, rtol=0)
 
 
 def test_stacked_modules_equal_each_alone() -> None:
