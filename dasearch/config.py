@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -19,6 +19,7 @@ from dasearch.data import Core, Duplicates, Rules, Ties
 from dasearch.data.rows import HISTORY_ITEMS
 from dasearch.errors import StudyError, suggestion
 from dasearch.layout import ModelKind
+from dasearch.models.base import ParameterGroup
 from dasearch.models.cost import Cost
 from dasearch.models.darec import DARecSettings, ItemIDs
 from dasearch.models.e4s_rec import E4SRecSettings
@@ -32,7 +33,7 @@ from dasearch.search_space import find_shipped, shipped
 METRICS = {"mrr": "MRR", "recall@10": "Recall@10", "ndcg@10": "NDCG@10"}  # as studies name them, and as records do
 SEARCHED_SECTIONS = ("trial", "model", "losses")  # what `search.also` may name settings of
 UNSEARCHED = ("trial.epochs", "trial.patience", "trial.precision", "model.kind", "model.variation")
-ADDED_TO_RECIPES = ("dropout", "average")  # what was trained before them keeps its identity
+ADDED_TO_RECIPES = ("dropout", "average", "rates")  # what was trained before them keeps its identity
 MMD_BATCH = 16  # rows that MMD compares at least: fewer say little about two distributions (SPEC 3)
 
 
@@ -199,6 +200,16 @@ class Recipe(Section):
         description="decay a step of an exponential moving average of the trained parameters, which is then validated and "
         "kept in their place; null: the last ones are",
     )
+    rates: dict[ParameterGroup, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="factors of lr by group of parameters, as in {adapters: 4}: adapters, ids, cf, head; else 1"
+    )
+
+    @field_validator("rates", mode="before")
+    @classmethod
+    def _known_groups(cls, rates: Any) -> Any:
+        if not isinstance(rates, Mapping):
+            return rates
+        return {_known_name(name, list(ParameterGroup), "group"): factor for name, factor in rates.items()}
 
     def record(self) -> dict[str, Any]:
         """As JSON values; what recipes had not always stands there only where it is set, as before it could be."""
@@ -445,6 +456,17 @@ class StudySettings(Section):
         return self
 
     @model_validator(mode="after")
+    def _rates_of_the_model(self) -> Self:
+        for name, recipe in (("trial", self.trial), ("final", self.final)):
+            for group in recipe.rates:
+                if group not in self.model.groups:
+                    raise ValueError(
+                        f"{name}.rates: {self.model.kind} as set here trains no {group}; drop {name}.rates.{group} or take "
+                        f"one of {', '.join(self.model.groups)}"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _searches_own_settings(self) -> Self:
         for key in self.search.also:
             for value in extremes(self.searched[key]):
@@ -683,7 +705,7 @@ def with_found(settings: StudySettings, values: Mapping[str, Any]) -> StudySetti
     content, found = settings.model_dump(), dict(values)
     for key, value in values.items():
         section, _, name = key.partition(".")
-        if section == "trial" and content["trial"][name] == content["final"][name]:
+        if section == "trial" and _at(content, key) == _at(content, f"final.{name}"):
             found[f"final.{name}"] = value
     return changed(settings, found, source="search.also")
 

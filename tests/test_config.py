@@ -137,6 +137,34 @@ def test_wrong_settings_of_the_other_models(study: str, changes: list[str], sent
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("study", "change", "sentence"),
+    [
+        ("quickstart", "trial.rates.adapter=4", r"trial.rates: there is no group 'adapter'; did you mean adapters\?;"),
+        ("quickstart", "trial.rates.head=0", r"trial.rates.head: input should be greater than 0 \(got 0\)$"),
+        (
+            "quickstart",
+            "final.rates.ids=4",
+            r"final.rates: darec as set here trains no ids; drop final.rates.ids or take",
+        ),
+        ("ra-rec", "final.rates.cf=4", r"ra-rec as set here trains no cf; .* or take one of adapters$"),
+        ("quickstart", "trial.average=1", r"trial.average: input should be less than 1 \(got 1\)$"),
+    ],
+)
+def test_wrong_recipes(study: str, change: str, sentence: str) -> None:
+    with pytest.raises(StudyError, match=sentence) as error:
+        load_study(study, [change])
+    assert "\n" not in str(error.value)
+
+
+def test_what_recipes_had_not_always_is_recorded_where_it_is_set() -> None:
+    study = load_study("quickstart", ["trial.average=0.9", "final.rates.head=2"])
+    added = {"dropout", "average", "rates"}
+    assert added & set(study.trial.record()) == {"average"}
+    assert added & set(study.final.record()) == {"rates"}
+    assert not added & set(load_study("quickstart").final.record())
+
+
 def test_small_batches_without_mmd() -> None:
     assert load_study("idle", ["trial.batch_size=8", "losses.mmd=0"]).trial.batch_size == 8
 

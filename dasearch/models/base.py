@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,15 @@ class HeadRows(StrEnum):
     ZERO = "zero"
 
 
+class ParameterGroup(StrEnum):
+    """Trained parameters that may learn at a rate of their own."""
+
+    ADAPTERS = "adapters"  # what layers are given: adapters, LoRA, router; or prefixes
+    IDS = "ids"  # the vectors of items, or the map from known ones to them
+    CF = "cf"  # the collaborative model
+    HEAD = "head"  # what scores items by a state
+
+
 class RecommenderModel(nn.Module):
     """A frozen backbone, trained parts, and a layout that is an argument of every forward pass.
 
@@ -46,6 +55,7 @@ class RecommenderModel(nn.Module):
 
     kind: ModelKind
     has_lora = False  # whether layouts may choose LoRA
+    groups: ClassVar[dict[ParameterGroup, tuple[str, ...]]]  # the model's parts in each; others are in none
     recompute = False  # whether a layer's activations are computed again in the backward rather than kept
 
     def __init__(
@@ -113,6 +123,11 @@ class RecommenderModel(nn.Module):
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every trained parameter with its name."""
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+
+    def group_of(self, name: str) -> ParameterGroup | None:
+        """The group of a trained parameter, by its name."""
+        part = name.partition(".")[0]
+        return next((group for group, parts in self.groups.items() if part in parts), None)
 
     def own_tensors(self) -> dict[str, Tensor]:
         """All parameters and buffers but the frozen backbone's: what a saved model consists of."""

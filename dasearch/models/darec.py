@@ -36,6 +36,7 @@ from dasearch.models.base import (
     HEAD_SD,
     HeadBias,
     HeadRows,
+    ParameterGroup,
     RecommenderModel,
     Scorer,
     layer_gates,
@@ -178,6 +179,13 @@ class DARecSettings(AdapterSettings):
     def compared(self) -> tuple[str, ...]:
         """The variations that a final table sets beside the search's winner (sec. 3.1.3, 3.3)."""
         return Variation.LLMREC, Variation.BASE
+
+    @property
+    def groups(self) -> tuple[ParameterGroup, ...]:
+        """The groups of parameters that the whole model trains."""
+        ids = () if self.item_ids is ItemIDs.NONE else (ParameterGroup.IDS,)
+        cf = () if self.cf_mode is CFMode.FROZEN else (ParameterGroup.CF,)
+        return ParameterGroup.ADAPTERS, *ids, *cf, ParameterGroup.HEAD
 
     @property
     def uses_collaborative(self) -> bool:
@@ -534,6 +542,12 @@ class DARec(RecommenderModel):
     """
 
     kind = ModelKind.DAREC
+    groups = {  # noqa: RUF012 (a class variable of the base)
+        ParameterGroup.ADAPTERS: ("layers",),
+        ParameterGroup.IDS: ("item_ids", "id_projection"),
+        ParameterGroup.CF: ("cf",),
+        ParameterGroup.HEAD: ("head",),
+    }
     settings: DARecSettings
     fold_in: Tensor
     state_mean: Tensor

@@ -24,7 +24,16 @@ from dasearch.layout import LORA, Choice, Layout, ModelKind
 from dasearch.models.adapters import AdapterSettings, unused_numbers
 from dasearch.models.attention import MaskMode, Projected
 from dasearch.models.backbone import AttentionScale, DecoderBlock, FrozenBackbone, Positions
-from dasearch.models.base import HEAD_SD, HeadBias, HeadRows, RecommenderModel, Scorer, layer_gates, start_head
+from dasearch.models.base import (
+    HEAD_SD,
+    HeadBias,
+    HeadRows,
+    ParameterGroup,
+    RecommenderModel,
+    Scorer,
+    layer_gates,
+    start_head,
+)
 from dasearch.models.darec import SPECIAL_TOKENS, LayerInputs, PlainLayer, attend_under_causal, chosen_states
 from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.lora import add_lora, unused_updates
@@ -44,6 +53,11 @@ class E4SRecSettings(AdapterSettings, OverEncoderSettings):
     )
     head_bias: HeadBias = Field(HeadBias.LOG_FREQUENCY, description="start of the item head's bias")
     head_rows: HeadRows = Field(HeadRows.ZERO, description="start of its rows: frozen text vectors, normal, or zero")
+
+    @property
+    def groups(self) -> tuple[ParameterGroup, ...]:
+        """The groups of parameters that the whole model trains."""
+        return ParameterGroup.ADAPTERS, ParameterGroup.IDS, ParameterGroup.HEAD
 
 
 ATTENTION = "attention"
@@ -103,6 +117,11 @@ class E4SRec(RecommenderModel):
     """
 
     kind = ModelKind.E4S_REC
+    groups = {  # noqa: RUF012 (a class variable of the base)
+        ParameterGroup.ADAPTERS: ("layers",),
+        ParameterGroup.IDS: ("projection",),
+        ParameterGroup.HEAD: ("head",),
+    }
     settings: E4SRecSettings
     encoder: IDEncoder
 

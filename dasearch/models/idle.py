@@ -22,6 +22,7 @@ from dasearch.models.base import (
     HEAD_SD,
     HeadBias,
     HeadRows,
+    ParameterGroup,
     Scorer,
     layer_gates,
     log_frequency,
@@ -48,6 +49,11 @@ class IDLESettings(PrefixSettings):
     head: Head = Field(Head.ITEM_LINEAR, description="a trained row an item, or a map to the items' text vectors")
     head_bias: HeadBias = Field(HeadBias.LOG_FREQUENCY, description="start of the item head's bias")
     head_rows: HeadRows = Field(HeadRows.TEXT, description="start of its rows: frozen text vectors, normal, or zero")
+
+    @property
+    def groups(self) -> tuple[ParameterGroup, ...]:
+        """The groups of parameters that the whole model trains."""
+        return ParameterGroup.ADAPTERS, ParameterGroup.HEAD
 
 
 class TextHead(nn.Module):
@@ -77,6 +83,7 @@ class IDLEAdapter(PrefixModel):
     """
 
     kind = ModelKind.IDLE
+    groups = {ParameterGroup.ADAPTERS: ("prefixes",), ParameterGroup.HEAD: ("head",)}  # noqa: RUF012 (of the base)
     settings: IDLESettings
 
     def __init__(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dasearch.data import ItemRows, Rows, SequenceBatch
 from dasearch.layout import READS, ModelKind
 from dasearch.models.backbone import FrozenBackbone
-from dasearch.models.base import Scorer, layer_gates, log_frequency, stacked
+from dasearch.models.base import ParameterGroup, Scorer, layer_gates, log_frequency, stacked
 from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.prefix import Injection, PrefixModel, PrefixSettings, Refine
 
@@ -39,6 +39,12 @@ class RARecSettings(PrefixSettings):
     item_bias: ItemBias = Field(
         ItemBias.NONE, description="a trained offset an item (not in the source), from log training frequency"
     )
+
+    @property
+    def groups(self) -> tuple[ParameterGroup, ...]:
+        """The groups of parameters that the whole model trains."""
+        head = () if self.item_bias is ItemBias.NONE else (ParameterGroup.HEAD,)
+        return ParameterGroup.ADAPTERS, *head
 
 
 class Tower(nn.Module):
@@ -83,6 +89,10 @@ class RARec(PrefixModel):
     """
 
     kind = ModelKind.RA_REC
+    groups = {  # noqa: RUF012 (a class variable of the base)
+        ParameterGroup.ADAPTERS: ("user_tower", "item_tower"),
+        ParameterGroup.HEAD: ("item_bias",),
+    }
     settings: RARecSettings
 
     def __init__(

@@ -24,7 +24,7 @@ from dasearch.config import Recipe, StudySettings
 from dasearch.data import SequenceBatch
 from dasearch.errors import TrainingError
 from dasearch.layout import Layout
-from dasearch.models.base import RecommenderModel
+from dasearch.models.base import ParameterGroup, RecommenderModel
 from dasearch.models.stacking import Flat, StackedParameters
 from dasearch.training.checkpoints import load_tensors, save_tensors
 from dasearch.training.evaluation import held_out, validation_plan
@@ -112,6 +112,7 @@ class Ground:
 
     Attributes:
         flat: the trained parameters as a line of numbers.
+        factors: of the learning rate at each of them, ``(n,)``; None where all learn at one rate.
         share: of an epoch's seconds that count for its stack; less where several stacks train at once.
         stopped: set where the training is to be given up at its next step.
     """
@@ -131,10 +132,19 @@ class Ground:
         self.share, self.stopped = 1.0, threading.Event()
         self._starts: dict[int, RecommenderModel] = {}
         self.flat = Flat(self.start(0))
+        self.factors = self._factors() if recipe.rates else None
 
     @property
     def steps_per_epoch(self) -> int:
         return math.ceil(self.plan.n_batches(self.recipe.batch_size) / self.recipe.accumulate)
+
+    def _factors(self) -> Tensor:
+        model, rates = self.start(0), self.recipe.rates
+
+        def factor(group: ParameterGroup | None) -> float:
+            return 1.0 if group is None else rates.get(group, 1.0)
+
+        return self.flat.line({n: torch.full_like(p, factor(model.group_of(n))) for n, p in model.trainable()})
 
     def model(self, seed: int) -> RecommenderModel:
         """A new model at its start."""
@@ -405,8 +415,14 @@ class Stack:
     def _update(self, gradient: Tensor) -> None:
         """A step of the optimiser; each run's gradient ``(n,)`` is clipped by its own norm, as `clip_grad_norm_` does it."""
         norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-        self.parameters.matrix.grad = gradient * (self.recipe.clip / (norms + 1e-6)).clamp(max=1.0)
+        matrix, factors = self.parameters.matrix, self.ground.factors
+        matrix.grad = gradient * (self.recipe.clip / (norms + 1e-6)).clamp(max=1.0)
+        if factors is None:
+            self.optimizer.step()
+            return
+        before = matrix.clone()
         self.optimizer.step()
+        matrix.copy_(torch.lerp(before, matrix, factors))  # AdamW's step and its decay are proportional to the rate
 
     def _take_average(self, steps: int) -> None:
         """Draw the average towards the parameters after so many steps."""

@@ -116,6 +116,12 @@ def test_a_value_found_holds_for_the_final_training_where_both_recipes_begin_ali
     assert found.model.bottleneck == 2
 
 
+def test_rates_of_groups_are_searched_like_other_settings() -> None:
+    study = small_settings(search={"also": {"trial.rates.adapters": {"log": [0.25, 4.0]}}})
+    found = with_found(study, {"trial.rates.adapters": 2.0})
+    assert (found.trial.rates, found.final.rates) == ({"adapters": 2.0}, {"adapters": 2.0})
+
+
 def test_points_and_codes_undo_each_other(tmp_path: Path) -> None:
     settings = study(tmp_path, {**LR, "model.activation": ["relu", "none"]})
     domain = Domain.of(settings, Study(settings).space())

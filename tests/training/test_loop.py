@@ -253,6 +253,7 @@ CHANGED = [
     {"trial": {"clip": 1e-3}},
     {"trial": {"accumulate": 2}},
     {"trial": {"average": 0.9}},
+    {"trial": {"rates": {"head": 0.5}}},
     {"backbone": {"tiny": {"seed": 1}}},
     {"seed": 1},
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import weakref
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from dasearch.data import SequenceBatch
 from dasearch.errors import TrainingError
 from dasearch.layout import CHOICES, Choice, Layout
 from dasearch.models import darec as darec_module
+from dasearch.models.base import RecommenderModel
 from dasearch.models.stacking import Flat, Linear, StackedParameters, Table
 from dasearch.threads import using
 from dasearch.training.darec import DARecDrawn
@@ -52,6 +54,7 @@ VARIED: list[dict[str, Any]] = [
     {"losses": {"contrastive": 0.0, "collaborative": 0.0, "reduction": "sum"}},
     {"examples": {"per_user": 1}},
     {"trial": {"average": 0.9}},
+    {"trial": {"rates": {"adapters": 4, "head": 0.5}}},
     *({"model": {"kind": kind}} for kind in ("idle", "ra-rec")),
     *({"model": {"kind": kind, "variation": "frozen"}} for kind in ("idle", "ra-rec")),
     {
@@ -210,32 +213,81 @@ def _alone(record: str, layout: Layout, seed: int, every: int, lora: bool = Fals
     return train(study, materials(study), layout, study.trial, replace_every=every, seed=seed, lora=lora)
 
 
+def plainly(
+    study: StudySettings,
+    layout: Layout,
+    parts: Callable[[Any], Iterable[torch.nn.Module]] = lambda _: (),
+    rate: float = 1,
+) -> tuple[list[float], RecommenderModel]:
+    """Losses of a loop written here over plain parameters, and its model; ``parts`` learn at ``rate`` times the rate."""
+    recipe = study.trial
+    ground = Ground(study, materials(study), recipe, 1)
+    model, method = ground.model(0), ground.materials.method
+    bits = model.layout_tensor(layout)
+    trained = [parameter for _, parameter in model.trainable()]
+    own = {id(parameter) for part in parts(model) for parameter in part.parameters()}
+    groups = [{"params": [p for p in trained if (id(p) in own) == is_own]} for is_own in (False, True)]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    stack = Stack(ground, [Run.begin(ground, Candidate(layout), 0, {})])
+    losses = []
+    for number in range(recipe.epochs):
+        totals = []
+        for step, (batch, drawn) in enumerate(stack.batches()):
+            stack._set_lr(number * ground.steps_per_epoch + step)
+            for group, factor in zip(optimizer.param_groups, (1, rate), strict=True):
+                group["lr"] = factor * stack.optimizer.param_groups[0]["lr"]
+            terms = method.losses(model, batch, drawn, bits, ground.materials)
+            total = sum(method.weights[name] * value for name, value in terms.items())
+            optimizer.zero_grad()
+            torch.as_tensor(total).sum().backward()
+            torch.nn.utils.clip_grad_norm_(trained, recipe.clip)
+            optimizer.step()
+            totals.append(float(torch.as_tensor(total).detach()))
+        losses.append(sum(totals) / len(totals))
+    return losses, model
+
+
+@pytest.mark.parametrize(
+    ("kind", "group", "parts"),
+    [
+        ("darec", "adapters", lambda model: [model.layers]),
+        ("darec", "ids", lambda model: [model.item_ids]),
+        ("darec", "cf", lambda model: [model.cf]),
+        ("darec", "head", lambda model: [model.head]),
+        ("idle", "adapters", lambda model: [model.prefixes]),
+        ("ra-rec", "adapters", lambda model: [model.user_tower, model.item_tower]),
+        ("e4s-rec", "ids", lambda model: [model.projection]),
+    ],
+)
+def test_groups_learn_at_rates_of_their_own(kind: str, group: str, parts: Any) -> None:
+    """As under parameter groups of torch's own optimiser."""
+    own = {"item_ids": "embedding"} if kind == "darec" else {}
+    study = small_settings(model={"kind": kind, **own}, trial={"rates": {group: 4}, "epochs": 1})
+    layout = Layout.all_serial(LAYERS, 2) if kind == "e4s-rec" else Layout.parse(LAYOUTS[0])
+    with using(1):
+        found = train(study, materials(study), layout, study.trial)
+        losses, model = plainly(study, layout, parts, rate=4)
+    assert [epoch.losses["total"] for epoch in found.progress.epochs] == pytest.approx(losses, rel=1e-5)
+    expected = dict(model.named_parameters())
+    for name, parameter in found.model.trainable():
+        torch.testing.assert_close(parameter, expected[name], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [c for c in VARIED if "variation" not in c.get("model", {})], ids=json.dumps)
+def test_settings_know_their_models_groups(changes: dict[str, Any]) -> None:
+    study = small_settings(**changes)
+    model = Ground(study, materials(study), study.trial, 1).start(0)
+    found = {model.group_of(name) for name, _ in model.trainable()}
+    assert found - {None} == set(study.model.groups)
+
+
 def test_a_single_candidate_is_a_plain_training() -> None:
     """Against a loop written here over plain parameters: bit for bit, in float32 on one thread."""
     study = small_settings()
     recipe, layout = study.trial, Layout.parse(LAYOUTS[0])
     with using(1):
         found = train(study, materials(study), layout, recipe)
-        ground = Ground(study, materials(study), recipe, 1)
-        model, method = ground.model(0), ground.materials.method
-        bits = model.layout_tensor(layout)
-        trained = [parameter for _, parameter in model.trainable()]
-        optimizer = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
-        stack = Stack(ground, [Run.begin(ground, Candidate(layout), 0, {})])
-        losses = []
-        for number in range(recipe.epochs):
-            totals = []
-            for step, (batch, drawn) in enumerate(stack.batches()):
-                stack._set_lr(number * ground.steps_per_epoch + step)
-                optimizer.param_groups[0]["lr"] = stack.optimizer.param_groups[0]["lr"]
-                terms = method.losses(model, batch, drawn, bits, ground.materials)
-                total = sum(method.weights[name] * value for name, value in terms.items())
-                optimizer.zero_grad()
-                torch.as_tensor(total).sum().backward()
-                torch.nn.utils.clip_grad_norm_(trained, recipe.clip)
-                optimizer.step()
-                totals.append(float(torch.as_tensor(total).detach()))
-            losses.append(sum(totals) / len(totals))
+        losses, _ = plainly(study, layout)
     assert [epoch.losses["total"] for epoch in found.progress.epochs] == pytest.approx(losses, rel=1e-6)
     again = train(study, materials(study), layout, recipe)
     (stacked,) = train_together(study, materials(study), [Candidate(layout)], recipe, stacked=True)
