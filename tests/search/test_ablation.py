@@ -72,10 +72,12 @@ def _with(plan: str, groups: dict[str, object]) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("kind", ["darec", "idle", "ra-rec"])
-def test_the_shipped_files_fit_their_models(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "file"), [("darec", None), ("idle", None), ("ra-rec", None), ("darec", "darec-recipes")]
+)
+def test_the_shipped_files_fit_their_models(tmp_path: Path, kind: str, file: str | None) -> None:
     changes = {"model": {"kind": kind}} if kind != "darec" else {}
-    found = load_variants(study(tmp_path, **changes, backbone={"tiny": {"layers": 4}}))
+    found = load_variants(study(tmp_path, **changes, backbone={"tiny": {"layers": 4}}), file)
     assert len(found) > 3
     assert len({variant.title for variant in found}) == len(found)
 
