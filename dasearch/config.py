@@ -192,7 +192,6 @@ class Recipe(Section):
     dropout: float | None = Field(
         None, ge=0, lt=1, description="in place of model.dropout, for short trainings want less of it; null: that"
     )
-
     average: float | None = Field(
         None,
         gt=0,
