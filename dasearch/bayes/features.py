@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -32,43 +32,84 @@ WIGGLES = 0.01  # the same for a kernel over such a scale: three or four shapes 
 
 
 @dataclass(frozen=True, eq=False)
+class Part:
+    """A component's features. They fall into groups that read terms of their own: one kind of column or pair at all depths.
+
+    Attributes:
+        name: of the component.
+        groups: for all groups of one shape the terms that they read, ``(B, R)``, and what turns these into features,
+            ``(B, R, K)``.
+    """
+
+    name: str
+    groups: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def alike(self) -> bool:
+        """Whether its features have one prior variance in every member of a surrogate."""
+        return self.name not in (LINEAR, PICKED)
+
+    @property
+    def count(self) -> int:
+        """Number of features."""
+        return sum(factor.shape[0] * factor.shape[2] for _, factor in self.groups)
+
+    def features(self, terms: Tensor) -> Tensor:
+        """Shapes: terms ``(T, m)`` -> ``(count, m)``."""
+        found = [_combined(terms[rows], factor) for rows, factor in self.groups]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _combined(read: Tensor, factor: Tensor) -> Tensor:
+    """Shapes: ``(B, R, m)``, ``(B, R, K)`` -> ``(B * K, m)``."""
+    product = read * factor if factor.shape[1:] == (1, 1) else torch.bmm(factor.mT, read)
+    return product.flatten(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
 class Dictionary:
     """The features of one space; `dictionary` makes and keeps them.
 
+    A point's terms are its contrast columns and products of them in pairs; features are weighted sums of a few terms each.
+
     Attributes:
-        columns: contrast columns to features, ``(D, F)``; zero for pair features.
-        pairs: the column pairs that pair features read, ``(P, 2)``.
-        products: column products to features, ``(P, F)``; zero for linear features.
-        component: name of each feature's component, F long.
+        pairs: the column pairs whose products are terms, ``(P, 2)``.
+        parts: the components in the order of their features, `LINEAR` first, a feature a column.
     """
 
     choices: Choices
-    columns: Tensor
     pairs: Tensor
-    products: Tensor
-    component: tuple[str, ...]
+    parts: tuple[Part, ...]
+
+    @cached_property
+    def component(self) -> tuple[str, ...]:
+        """Name of each feature's component, F long."""
+        return tuple(part.name for part in self.parts for _ in range(part.count))
 
     @property
     def names(self) -> tuple[str, ...]:
         """The components, the two kernels last."""
-        return (*dict.fromkeys(self.component), PAIRS, ISOTROPIC)
+        return (*(part.name for part in self.parts), PAIRS, ISOTROPIC)
 
     def with_pairs(self, pairs: list[tuple[int, int]]) -> Dictionary:
         """The same and a feature for each of these column pairs, of variance one."""
-        kept, added = self.columns.shape[1], len(pairs)
-        columns = torch.cat([self.columns, self.columns.new_zeros(len(self.columns), added)], 1)
-        products = self.products.new_zeros(len(self.pairs) + added, kept + added)
-        products[: len(self.pairs), :kept] = self.products
-        products[len(self.pairs) :, kept:] = torch.eye(added, dtype=torch.float64)
-        found = torch.cat([self.pairs, torch.tensor(pairs, dtype=torch.long).reshape(added, 2)])
-        return Dictionary(self.choices, columns, found, products, (*self.component, *[PICKED] * added))
+        if not pairs:
+            return self
+        rows = len(self.choices.columns) + len(self.pairs) + torch.arange(len(pairs))[:, None]
+        picked = Part(PICKED, ((rows, torch.ones(len(pairs), 1, 1, dtype=torch.float64)),))
+        return replace(self, pairs=torch.cat([self.pairs, torch.tensor(pairs)]), parts=(*self.parts, picked))
+
+    def terms(self, contrasts: Tensor) -> Tensor:
+        """Columns, then products; shapes: contrasts ``(m, D)`` -> ``(T, m)``."""
+        columns, (first, second) = contrasts.T.contiguous(), self.pairs.T
+        products = columns[first].mul_(columns[second])
+        return torch.cat([columns, products])
 
     def features(self, contrasts: Tensor) -> Tensor:
         """Shapes: contrasts ``(..., D)`` -> ``(..., F)``."""
-        linear = contrasts @ self.columns
-        if not len(self.pairs):
-            return linear
-        return linear + (contrasts[..., self.pairs[:, 0]] * contrasts[..., self.pairs[:, 1]]) @ self.products
+        terms = self.terms(contrasts.reshape(-1, contrasts.shape[-1]))
+        found = torch.cat([part.features(terms) for part in self.parts])
+        return found.T.contiguous().view(*contrasts.shape[:-1], len(found))
 
     def pair_kernel(self, a: Tensor, b: Tensor) -> Tensor:
         """All products of two columns of different variables; ``(..., m, D)``, ``(..., n, D)`` -> ``(..., m, n)``."""
@@ -149,7 +190,16 @@ def _depth_blocks(
     gap = (at[:, None] - at).square()
     scales = {"smooth": SMOOTH * layers} if paired else {"smooth": SMOOTH * layers, "quick": max(1.0, QUICK * layers)}
     kernels = {"shared": same, **{word: same * torch.exp(-gap / (2 * scale**2)) for word, scale in scales.items()}}
-    return [_Block(f"{name}, {word}", _factor(kernel), paired) for word, kernel in kernels.items()]
+    groups = [[i for i, other in enumerate(kind) if other == one] for one in dict.fromkeys(kind)]
+    return [_Block(f"{name}, {word}", _factor_by_group(kernel, groups), paired) for word, kernel in kernels.items()]
+
+
+def _factor_by_group(kernel: Tensor, groups: list[list[int]]) -> Tensor:
+    """The factor of a kernel that is zero between groups: so are its columns outside of their own group."""
+    factors = [_factor(kernel[group][:, group]) for group in groups]
+    found = kernel.new_zeros(len(kernel), sum(factor.shape[1] for factor in factors))
+    found[[row for group in groups for row in group]] = torch.block_diag(*factors)
+    return found
 
 
 @dataclass(frozen=True)
@@ -269,12 +319,32 @@ def _factor(kernel: Tensor, least: float = NEGLIGIBLE) -> Tensor:
 
 
 def _assemble(choices: Choices, blocks: list[_Block], pairs: Tensor) -> Dictionary:
-    width = sum(block.factor.shape[1] for block in blocks)
-    columns = torch.zeros(len(choices.columns), width, dtype=torch.float64)
-    products = torch.zeros(len(pairs), width, dtype=torch.float64)
-    component: list[str] = []
+    parts = []
     for block in blocks:
-        place = slice(len(component), len(component) + block.factor.shape[1])
-        (products if block.paired else columns)[:, place] = block.factor / block.factor.square().sum().sqrt()
-        component += [block.name] * block.factor.shape[1]
-    return Dictionary(choices, columns, pairs, products, tuple(component))
+        factor = block.factor / block.factor.square().sum().sqrt()
+        parts.append(Part(block.name, _groups(factor, len(choices.columns) if block.paired else 0)))
+    return Dictionary(choices, pairs, tuple(parts))
+
+
+def _groups(factor: Tensor, before: int) -> tuple[tuple[Tensor, Tensor], ...]:
+    """The blocks of a matrix that is zero outside of them, by their shape; ``before`` is added to their rows."""
+    shapes: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+    left, nonzero = torch.ones(factor.shape[1], dtype=torch.bool), factor != 0
+    while left.any():
+        column = left.int().argmax()[None]
+        rows, columns = _linked(nonzero, column)
+        left[columns] = False
+        shapes.setdefault((len(rows), len(columns)), []).append((rows + before, factor[rows][:, columns]))
+    return tuple(
+        (torch.stack([rows for rows, _ in found]), torch.stack([own for _, own in found])) for found in shapes.values()
+    )
+
+
+def _linked(nonzero: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows and columns that nonzero entries link with these columns."""
+    while True:
+        rows = nonzero[:, columns].any(1).nonzero().squeeze(1)
+        more = nonzero[rows].any(0).nonzero().squeeze(1)
+        if len(more) <= len(columns):
+            return rows, columns
+        columns = more

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from gpytorch.constraints import Positive
+from gpytorch.constraints import GreaterThan
 from gpytorch.kernels import Kernel
 from gpytorch.priors import GammaPrior
 from torch import Tensor
@@ -18,6 +18,7 @@ from dasearch.bayes.choices import Choices
 from dasearch.bayes.features import ISOTROPIC, PAIRS, dictionary
 
 VARIANCE_PRIOR = (0.35, 2.0)  # gamma: most components near nothing, as the surrogate's own mixtures
+LEAST = 1e-8  # variance of a component; the prior's density has no upper bound at 0, so that a mode needs one
 
 
 class LayeredKernel(Kernel):  # type: ignore[misc]  # GPyTorch is not typed for mypy
@@ -31,7 +32,7 @@ class LayeredKernel(Kernel):  # type: ignore[misc]  # GPyTorch is not typed for 
         self.choices, self.dictionary = choices, dictionary(choices)
         count = len(self.dictionary.names)
         self.register_parameter("raw_variances", torch.nn.Parameter(torch.zeros(count, dtype=torch.float64)))
-        self.register_constraint("raw_variances", Positive())
+        self.register_constraint("raw_variances", GreaterThan(LEAST))
         self.register_prior(
             "variance_prior",
             GammaPrior(*VARIANCE_PRIOR),
@@ -47,7 +48,7 @@ class LayeredKernel(Kernel):  # type: ignore[misc]  # GPyTorch is not typed for 
         return found
 
     def set(self, variances: Tensor) -> None:
-        """Start from these variances."""
+        """Start from these variances, each above `LEAST`."""
         self.initialize(raw_variances=self.raw_variances_constraint.inverse_transform(variances))
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: Any) -> Tensor:

@@ -230,19 +230,19 @@ class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc
         """The best of steepest ascents by single changes; shapes: ``(r, d)``, ``(r, D)``, ``(r,)``."""
         changes = [(i, k) for i in self.free for k in range(self.choices.sizes[i])]
         variable, code = (torch.tensor([change[side] for change in changes]) for side in (0, 1))
-        restart = torch.arange(len(codes))
-        while True:
-            changed = codes[:, None].repeat(1, len(changes), 1)
+        codes, values, rising = codes.clone(), values.clone(), torch.arange(len(codes))
+        while len(rising):
+            at = codes[rising]
+            changed = at[:, None].repeat(1, len(changes), 1)
             changed[:, torch.arange(len(changes)), variable] = code.double()
-            flat = changed.flatten(0, 1)
-            found = self.values(flat).masked_fill(among(flat, excluded), -torch.inf).view(len(codes), -1)
-            top = found.argmax(1)
-            better = found[restart, top] > values
-            if not better.any():
-                best = int(values.argmax())
-                return Maximum(codes[best], theta[best], float(values[best]))
-            codes = torch.where(better[:, None], changed[restart, top], codes)
-            values = torch.where(better, found[restart, top], values)
+            flat = changed[at[:, variable] != code]  # as many of each
+            found = self.values(flat).masked_fill(among(flat, excluded), -torch.inf).view(len(at), -1)
+            top = found.max(1)
+            better = top.values > values[rising]
+            rising, found = rising[better], flat.view(*found.shape, -1)[better, top.indices[better]]
+            codes[rising], values[rising] = found, top.values[better]
+        best = int(values.argmax())
+        return Maximum(codes[best], theta[best], float(values[best]))
 
 
 class _Adam:

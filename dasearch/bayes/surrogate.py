@@ -41,6 +41,7 @@ SPARSE_NOISES = (0.03, 0.1, 0.3)
 SPARSE_MOST = 12  # choices and pairs of them picked
 NEGLIGIBLE = 0.03  # members whose weight is a smaller share of the largest are dropped
 MOST_MEMBERS = 10
+AT_ONCE = 128  # points whose features are held at once: those of more leave the cache where there are many choices
 
 
 class Posterior(NamedTuple):
@@ -157,15 +158,34 @@ class Surrogate:
         return (SCALE_RATE + quadratic / 2) / (SCALE_SHAPE + believed.sum(1) / 2)
 
     @cached_property
-    def _weighted_features(self) -> Tensor:
-        """``(F, M * n)``, so that one product gives every member's covariances."""
-        known = self.dictionary.features(self.contrasts)
-        return (self.members.features[:, None] * known).flatten(0, 1).T.contiguous()
+    def _known_features(self) -> list[Tensor]:
+        """Of the evaluations, by component: ``(its features, n)`` each."""
+        terms = self.dictionary.terms(self.contrasts)
+        return [part.features(terms) for part in self.dictionary.parts]
+
+    @cached_property
+    def _variances(self) -> list[Tensor]:
+        """Prior variances of features, by component: ``(M, its features)`` each."""
+        return list(self.members.features.split([part.count for part in self.dictionary.parts], 1))
+
+    @cached_property
+    def _shares(self) -> Tensor:
+        """Prior variances of what has one for all its features, the two kernels last: ``(M, k)``."""
+        alike = [own[:, 0] for part, own in zip(self.dictionary.parts, self._variances, strict=True) if part.alike]
+        return torch.stack([*alike, self.members.pairs, self.members.isotropic], 1)
+
+    @cached_property
+    def _separate(self) -> tuple[Tensor, Tensor]:
+        """Of all other features the prior variances ``(M, S)``, and those times the evaluations' ``(M * n, S)``."""
+        every = zip(self.dictionary.parts, self._variances, self._known_features, strict=True)
+        found = [(own, known) for part, own, known in every if not part.alike]
+        variances = torch.cat([own for own, _ in found], 1)
+        return variances, (variances[:, None] * torch.cat([known for _, known in found]).T).flatten(0, 1)
 
     @cached_property
     def inverse(self) -> Tensor:
         """Of each member's covariance of the evaluations, noise included, before the output scale: ``(M, n, n)``."""
-        gram = self._covariance(self.contrasts, self.dictionary.features(self.contrasts))
+        gram, _ = self._of_points(self.contrasts)
         gram = related(gram, len(self.codes), self.members.correlation)
         gram.diagonal(dim1=1, dim2=2).add_(self.members.noise[:, None])
         return torch.cholesky_inverse(torch.linalg.cholesky(gram))
@@ -175,49 +195,53 @@ class Surrogate:
         """Inverse times standardised values, ``(M, n)``."""
         return self.inverse @ self.standardised
 
-    def _feature_covariance(self, features: Tensor) -> Tensor:
-        """Of combinations of features ``(m, F)`` with the evaluations, before the output scale: ``(M, m, n)``."""
-        shape = (len(features), len(self.weights), len(self.contrasts))
-        return (features @ self._weighted_features).view(shape).transpose(0, 1)
+    def _of_points(self, contrasts: Tensor) -> tuple[Tensor, Tensor]:
+        """Covariances with the evaluations ``(M, n, m)``, as if all were of this landscape, and variances ``(M, m)``.
 
-    def _covariance(self, contrasts: Tensor, features: Tensor) -> Tensor:
-        """With the evaluations, before the output scale, as if all were of this landscape.
-
-        Shapes: contrasts ``(m, D)``, features ``(m, F)`` -> ``(M, m, n)``.
+        Both before the output scale; shapes: contrasts ``(m, D)``.
         """
-        pairs = self.dictionary.pair_kernel(contrasts, self.contrasts)
-        isotropic = self.dictionary.isotropic_kernel(contrasts, self.contrasts)
-        return (
-            self._feature_covariance(features)
-            + self.members.pairs[:, None, None] * pairs
-            + self.members.isotropic[:, None, None] * isotropic
-            + LEVEL
-        )
+        features = self.dictionary
+        pairs = features.pair_kernel(self.contrasts, contrasts), features.pair_variance(contrasts)
+        isotropic = features.isotropic_kernel(self.contrasts, contrasts), contrasts.new_ones(len(contrasts))
+        cross, variance = self._of_terms(features.terms(contrasts), pairs, isotropic)
+        return cross.add_(LEVEL), variance.add_(LEVEL)
 
-    def _variance(self, contrasts: Tensor, features: Tensor) -> Tensor:
-        """Prior variance, before the output scale: ``(M, m)``."""
-        own = self.dictionary.pair_variance(contrasts)
-        of_features = self.members.features @ features.square().T
-        return of_features + self.members.pairs[:, None] * own + self.members.isotropic[:, None] + LEVEL
+    def _of_terms(self, terms: Tensor, *kernels: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The same of weighted sums of terms. What members share is computed once, and they mix it.
+
+        Shapes: terms ``(T, k)``; under each of the two kernels without features covariances ``(n, k)`` and variances ``(k,)``.
+        """
+        alike, separate = [], []
+        for part, known in zip(self.dictionary.parts, self._known_features, strict=True):
+            features = part.features(terms)
+            if part.alike:
+                alike.append((known.T @ features, features.square_().sum(0)))
+            else:
+                separate.append(features)
+        covariances, variances = (torch.stack(numbers) for numbers in zip(*alike, *kernels, strict=True))
+        own, weighted = self._separate
+        features = torch.cat(separate)
+        cross = (self._shares @ covariances.flatten(1)).view(len(weighted), len(features.T)).addmm_(weighted, features)
+        return cross.view(len(own), *covariances.shape[1:]), self._shares @ variances + own @ features.square_()
 
     @torch.no_grad()
     def each(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Every member's mean and sd in the units of the values; shapes: codes ``(m, d)`` -> ``(M, m)`` twice."""
-        contrasts = self.choices.contrasts(codes)
-        features = self.dictionary.features(contrasts)
-        cross, prior = self._covariance(contrasts, features), self._variance(contrasts, features)
-        mean, sd = self._conditional(cross, prior, least=1e-12)
+        parts = self.choices.contrasts(codes).split(AT_ONCE)
+        found = [self._conditional(*self._of_points(part), least=1e-12) for part in parts]
+        mean, sd = (torch.cat(numbers, 1) for numbers in zip(*found, strict=True))
         return self.centre + mean, sd
 
     def _conditional(self, cross: Tensor, prior: Tensor, *, least: float) -> tuple[Tensor, Tensor]:
         """Every member's mean and sd of linear functionals, the centre not added: ``(M, k)`` twice.
 
-        Shapes: covariances with the evaluations ``(M, k, n)``, as if all were of this landscape, and prior variances
+        Shapes: covariances with the evaluations ``(M, n, k)``, as if all were of this landscape, and prior variances
         ``(M, k)``, before the output scale.
         """
-        cross = cross * self.correlation[:, None]
-        mean = torch.einsum("mkn,mn->mk", cross, self._solution)
-        explained = ((cross @ self.inverse) * cross).sum(-1)
+        if self.prior is not None:
+            cross = cross * self.correlation[:, :, None]
+        mean = (self._solution[:, None] @ cross).squeeze(1)
+        explained = (self.inverse @ cross).mul_(cross).sum(1)
         variance = (prior - explained).clamp(min=least) * self.scale[:, None]
         return self.spread * mean, self.spread * variance.sqrt()
 
@@ -235,7 +259,7 @@ class Surrogate:
         features = self.dictionary.features(contrasts)
         member = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         standard = torch.randn(count, len(codes), dtype=torch.float64, generator=generator)
-        cross = self._covariance(contrasts, features) * self.correlation[:, None]
+        cross = self._of_points(contrasts)[0] * self.correlation[:, :, None]
         mean, _ = self.each(codes)
         found = torch.empty(count, len(codes), dtype=torch.float64)
         for m in member.unique().tolist():
@@ -244,7 +268,7 @@ class Surrogate:
                 + self.members.pairs[m] * self.dictionary.pair_kernel(contrasts, contrasts)
                 + self.members.isotropic[m] * self.dictionary.isotropic_kernel(contrasts, contrasts)
                 + LEVEL
-                - cross[m] @ self.inverse[m] @ cross[m].T
+                - cross[m].T @ self.inverse[m] @ cross[m]
             )
             values, directions = torch.linalg.eigh(own)
             root = directions * (values.clamp(min=0) * self.scale[m]).sqrt() * self.spread
@@ -279,11 +303,11 @@ class Surrogate:
         """Of every choice against the first of its variable."""
         rows = self.choices.effect_rows()
         level, raised = self.dictionary.isotropic_weights()
-        isotropic = level * raised
-        features, alike = rows @ self.dictionary.columns, self.members.isotropic
-        cross = self._feature_covariance(features) + alike[:, None, None] * ((rows * isotropic) @ self.contrasts.T)
-        prior = self.members.features @ features.square().T + alike[:, None] * (rows.square() @ isotropic)
-        return self._effects([(column,) for column in self.choices.columns], cross, prior)
+        isotropic = rows * (level * raised)
+        terms = torch.nn.functional.pad(rows.T, (0, 0, 0, len(self.dictionary.pairs)))
+        nothing = terms.new_zeros(len(self.contrasts), len(rows)), terms.new_zeros(len(rows))
+        alike = self.contrasts @ isotropic.T, (rows * isotropic).sum(1)
+        return self._effects([(column,) for column in self.choices.columns], *self._of_terms(terms, nothing, alike))
 
     def pair_effects(self) -> Effects:
         """Interactions of every two choices of different variables: how much one's effect changes with the other."""
@@ -295,33 +319,24 @@ class Surrogate:
         first, second = (torch.tensor([pair[side] for pair in found], dtype=torch.long) for side in (0, 1))
         rows = self.choices.effect_rows()
         level, raised = self.dictionary.isotropic_weights()
-        features = self._pair_features(rows[first], rows[second])
+        terms = torch.nn.functional.pad(self._pair_terms(rows[first], rows[second]), (0, 0, len(columns), 0))
 
-        def products(of_rows: Tensor) -> Tensor:
-            """Shapes: a number a row, ``(D, ...)`` -> their products in pairs ``(k, ...)``."""
-            return of_rows[first] * of_rows[second]
+        def products(of_rows: Tensor, weight: float) -> Tensor:
+            """Shapes: a number a row, ``(..., D)`` -> their weighted products in pairs ``(..., k)``."""
+            return weight * of_rows[..., first] * of_rows[..., second]
 
-        pairs, isotropic = self.members.pairs * self.dictionary.pair_weight, self.members.isotropic * level
-        cross = (
-            self._feature_covariance(features)
-            + pairs[:, None, None] * products(rows @ self.contrasts.T)
-            + isotropic[:, None, None] * products((rows * raised) @ self.contrasts.T)
-        )
-        prior = (
-            self.members.features @ features.square().T
-            + pairs[:, None] * products(rows.square().sum(1))
-            + isotropic[:, None] * products(rows.square() @ raised)
-        )
-        return self._effects(names, cross, prior)
+        weight = self.dictionary.pair_weight
+        pairs = products(self.contrasts @ rows.T, weight), products(rows.square().sum(1), weight)
+        isotropic = products(self.contrasts @ (rows * raised).T, level), products(rows.square() @ raised, level)
+        return self._effects(names, *self._of_terms(terms, pairs, isotropic))
 
-    def _pair_features(self, first: Tensor, second: Tensor) -> Tensor:
-        """Interactions as combinations of features; shapes: column weights ``(k, D)`` twice -> ``(k, F)``."""
-        pairs = self.dictionary.pairs
-        weights = first[:, pairs[:, 0]] * second[:, pairs[:, 1]] + first[:, pairs[:, 1]] * second[:, pairs[:, 0]]
-        return weights @ self.dictionary.products
+    def _pair_terms(self, first: Tensor, second: Tensor) -> Tensor:
+        """Interactions as sums of products; shapes: column weights ``(k, D)`` twice -> ``(P, k)``."""
+        (a, b), first, second = self.dictionary.pairs.T, first.T, second.T
+        return first[a] * second[b] + first[b] * second[a]
 
     def _effects(self, names: Sequence[tuple[tuple[int, int], ...]], cross: Tensor, prior: Tensor) -> Effects:
-        """Posterior of linear functionals; shapes: covariances with the evaluations ``(M, k, n)``, variances ``(M, k)``."""
+        """Posterior of linear functionals; shapes: covariances with the evaluations ``(M, n, k)``, variances ``(M, k)``."""
         return Effects(list(names), *_mixed(self.weights, *self._conditional(cross, prior, least=0.0)))
 
 
@@ -353,11 +368,10 @@ class _Known:
         self.dictionary, self.contrasts, self.target = features, contrasts, target
         self.own = len(target) if own is None else own
         self.correlations = torch.tensor(correlations, dtype=torch.float64)
-        known = features.features(contrasts)
-        self.names = features.names
-        self.belongs = torch.tensor([[float(c == name) for c in features.component] for name in self.names[:-2]])
-        self.belongs = self.belongs.double()  # (components, F)
-        parts = [(known * row) @ known.T for row in self.belongs]
+        self.names, terms = features.names, features.terms(contrasts)
+        self.counts = torch.tensor([part.count for part in features.parts])  # of features
+        known = [part.features(terms) for part in features.parts]
+        parts = [own.T @ own for own in known]
         parts += [features.pair_kernel(contrasts, contrasts), features.isotropic_kernel(contrasts, contrasts)]
         self.parts = torch.stack(parts)  # (components, n, n)
 
@@ -368,9 +382,8 @@ class _Known:
     def members(self, shares: Tensor, noise: Tensor, correlation: Tensor, log_evidence: Tensor) -> Members:
         """Shapes: shares ``(M, components)``."""
         pairs, isotropic = self.names.index(PAIRS), self.names.index(ISOTROPIC)
-        return Members(
-            shares[:, :-2] @ self.belongs, shares[:, pairs], shares[:, isotropic], noise, correlation, log_evidence
-        )
+        features = shares[:, :-2].repeat_interleave(self.counts, 1)
+        return Members(features, shares[:, pairs], shares[:, isotropic], noise, correlation, log_evidence)
 
 
 Pick = tuple[int, ...]  # a column, or two picked columns

@@ -150,10 +150,12 @@ def test_no_component_knows_the_order_of_a_site_s_choices(choices: Choices) -> N
 def test_depth_components_join_layers_and_linear_does_not() -> None:
     choices = layered(8, 1)
     features = dictionary(choices)
+    units = torch.eye(len(choices.columns) + len(features.pairs), dtype=torch.float64)  # a column or a product alone
+    of_columns = torch.cat([part.features(units) for part in features.parts])[:, : len(choices.columns)]
     cosine = {}
     for name in (LINEAR, "site, shared", "site, smooth", "site, quick"):
         belongs = torch.tensor([component == name for component in features.component])
-        coefficients = features.columns[:, belongs] @ features.columns[:, belongs].T
+        coefficients = of_columns[belongs].T @ of_columns[belongs]
         cosine[name] = [float(coefficients[0, k] / coefficients[0, 0]) for k in (1, 7)]
     assert cosine[LINEAR] == pytest.approx([0, 0])
     assert cosine["site, shared"] == pytest.approx([1, 1])

@@ -29,7 +29,7 @@ def test_botorch_finds_a_members_posterior(choices: Choices) -> None:
             continue  # a sparse member has variances of its own within a component
         kernel = LayeredKernel(choices)
         last = [float(found.members.pairs[member]), float(found.members.isotropic[member])]
-        kernel.set(torch.tensor(variances[: len(kernel.dictionary.names) - 2] + last).double().clamp(min=1e-12))
+        kernel.set(torch.tensor(variances[: len(kernel.dictionary.names) - 2] + last).double().clamp(min=2e-8))
         assert kernel.dictionary.names[-2:] == (PAIRS, ISOTROPIC)
         level = ConstantKernel()
         level.initialize(constant=torch.ones(1, dtype=torch.float64))
