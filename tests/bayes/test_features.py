@@ -167,6 +167,36 @@ def test_depth_components_join_layers_and_linear_does_not() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "choices",
+    [layered(4, 2, 3), Choices((2, 3, 2, 2, 3), ((1, "a"), (1, "b"), (2, "a"), (3, "a"), (3, "b")))],  # one has no b
+)
+def test_pair_components_by_their_definitions(choices: Choices) -> None:
+    """Products of columns, alike in kind, with a covariance over depth; scaled to variance one."""
+    assert choices.places is not None
+    features = dictionary(choices)
+    points = choices.contrasts(choices.uniform(20, seeded(1)))
+    place = [(*choices.places[i], k) for i, k in choices.columns]  # layer, site, choice
+    ordered = [(i, j) for i in range(len(place)) for j in range(len(place))]
+    found = {
+        "within a layer": [
+            (i, j) for i, j in ordered if i < j and place[i][0] == place[j][0] and place[i][1] != place[j][1]
+        ],
+        "neighbouring layers": [(i, j) for i, j in ordered if (place[i][0] + 1, place[i][1]) == place[j][:2]],
+    }
+    layers = max(layer for layer, _, _ in place)
+    for name, pairs in found.items():
+        kind = [place[i][1:] + place[j][1:] for i, j in pairs]
+        alike = torch.tensor([[float(a == b) for b in kind] for a in kind], dtype=torch.float64)
+        depth = torch.tensor([float(place[i][0]) for i, _ in pairs], dtype=torch.float64)
+        smooth = torch.exp(-(depth[:, None] - depth).square() / (2 * (layers / 4) ** 2))
+        products = torch.stack([points[:, i] * points[:, j] for i, j in pairs], 1)
+        for word, kernel in (("each", torch.eye(len(pairs)).double()), ("shared", alike), ("smooth", alike * smooth)):
+            belongs = torch.tensor([component == f"{name}, {word}" for component in features.component])
+            own = features.features(points)[:, belongs]
+            torch.testing.assert_close(own @ own.T, products @ (kernel / len(pairs)) @ products.T, rtol=1e-5, atol=1e-5)
+
+
 def test_among() -> None:
     codes = every(Choices((2, 3)))
     assert among(codes, codes[[1, 4]]).tolist() == [False, True, False, False, True, False]

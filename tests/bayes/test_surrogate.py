@@ -69,6 +69,17 @@ def test_each_members_posterior_equals_a_dense_solve(choices: Choices) -> None:
     torch.testing.assert_close(mixed.sd.square(), found.weights @ (sd.square() + mean.square()) - draws.square())
 
 
+def test_points_are_predicted_alike_alone_and_among_many() -> None:
+    found = fitted(layered(5, 3, 3), n=20)
+    points = found.choices.uniform(2 * module.AT_ONCE + 3, seeded(4))
+    together = found.each(points)
+    for at in (0, module.AT_ONCE, len(points) - 1):
+        alone = found.each(points[at][None])
+        for one, many in zip(alone, together, strict=True):
+            torch.testing.assert_close(one[:, 0], many[:, at], rtol=1e-9, atol=1e-12)
+    assert [numbers.shape for numbers in found.each(points[:0])] == [(len(found.weights), 0)] * 2
+
+
 def test_evidence_is_a_multivariate_t_density() -> None:
     """Members are weighed by the density of the values with the output scale integrated out."""
     generator = seeded()
