@@ -16,7 +16,7 @@ from rich.text import Text
 from dasearch.config import Pick
 from dasearch.layout import Layout
 from dasearch.search.confirmation import OBJECTIVE, WINNER, Standing, cheapest, recommended, winner_of
-from dasearch.search.domain import settings_text
+from dasearch.search.domain import briefly, settings_text
 from dasearch.search.estimate import Estimate
 from dasearch.search.events import (
     ABLATION,
@@ -388,22 +388,36 @@ def show_status(console: Console, status: Status) -> None:
         console.print(Text(f"best so far: {best.layout}  {status.metric} {best.score:.4f}  (trial {best.number})"))
     if status.settings_found:
         console.print(Text(f"settings found: {settings_text(status.settings_found)}"))
+    cells = _trial_cells(status)
     table = plain_table("Trials")
-    selection = status.selection
-    searched = ("settings",) if status.settings_found else ()
-    for heading in ("trial", "layout", *searched, "state", status.metric, "seconds", *_cost_headings(selection)[:1]):
+    kept = fitting(cells, console.width, ["seconds", "state"])
+    for heading in kept:
         table.add_column(heading, no_wrap=True)
-    for trial in status.trials:
-        score = "" if trial.score is None else f"{trial.score:.4f}"
-        seconds = "" if trial.seconds is None else f"{trial.seconds:.1f}"
-        priced = [] if selection is None or trial.layout is None else [f"{selection.costs.of(trial.layout):,}"]
-        settings = [settings_text(trial.settings)] if searched else []
-        table.add_row(str(trial.number), str(trial.layout or ""), *settings, trial.state, score, seconds, *priced)
+    for row in zip(*(cells[heading] for heading in kept), strict=True):
+        table.add_row(*row)
     console.print(table)
     if status.standings:
         console.print(standings_table(status))
     if status.phase == DONE:
         console.print(results_table(status.results, console.width))
+
+
+def _trial_cells(status: Status) -> dict[str, list[str]]:
+    """Columns by their headings."""
+    trials, selection = status.trials, status.selection
+    settings = [briefly(trial.settings) for trial in trials]
+    names = briefly(status.settings_found)
+    cells = {
+        "trial": [str(trial.number) for trial in trials],
+        "layout": [str(trial.layout or "") for trial in trials],
+        **{name: [own.get(name, "") for own in settings] for name in names},
+        "state": [trial.state for trial in trials],
+        status.metric: ["" if trial.score is None else f"{trial.score:.4f}" for trial in trials],
+        "seconds": ["" if trial.seconds is None else f"{trial.seconds:.1f}" for trial in trials],
+    }
+    if selection is not None:
+        cells[selection.cost.words] = [f"{selection.costs.of(t.layout):,}" if t.layout else "" for t in trials]
+    return cells
 
 
 def show_estimate(console: Console, yaml: str, estimate: Estimate) -> None:

@@ -106,6 +106,13 @@ def settings_text(values: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={number(value)}" for key, value in values.items())
 
 
+def briefly(values: Mapping[str, Any]) -> dict[str, str]:
+    """Settings by the last part of their keys, where that tells them apart: ``{"lr": "0.00316"}``."""
+    last = [key.rpartition(".")[2] for key in values]
+    alone = {key: name if last.count(name) == 1 else key for key, name in zip(values, last, strict=True)}
+    return {alone[key]: number(value) for key, value in values.items()}
+
+
 def number(value: Any) -> str:
     """A value of a setting, to three digits where it is a fraction."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from dasearch.bayes import Observation, PRSampler, SpaceExhausted, curve_mean, startup_trials
 from dasearch.errors import DasearchError, TrainingError, first_line
 from dasearch.models.cost import SiteCosts, cost_of_choices
-from dasearch.search.domain import Domain, Point, settings_text, suggested, trial_run
+from dasearch.search.domain import Domain, Point, briefly, suggested, trial_run
 from dasearch.search.events import SEARCH, TRIAL, Finished, Training
 from dasearch.search.objective import TRIAL_SEED, Outcome, Run
 from dasearch.search.store import HEARTBEAT_SECONDS, RETRY
@@ -198,7 +198,8 @@ class Search:
         ]
 
     def _label(self, point: Point) -> str:
-        return settings_text(self.domain.named(point.values)) or TRIAL
+        settings = briefly(self.domain.named(point.values))
+        return " ".join(f"{name}={value}" for name, value in settings.items()) or TRIAL
 
     # --- tell -----------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from contextlib import closing
@@ -11,6 +12,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from rich.console import Console
 
 from dasearch.cli import run_command
 from dasearch.config import StudySettings, changed, with_found
@@ -20,12 +22,13 @@ from dasearch.report.dashboard.pages import proposal_tables, study_sections, tri
 from dasearch.report.dashboard.records import trial_row
 from dasearch.report.figures import FIGURES
 from dasearch.report.page import as_html, as_markdown
+from dasearch.report.terminal import show_status
 from dasearch.report.theme import LIGHT, words
 from dasearch.report.view import read_view
-from dasearch.search.domain import Domain, Point
+from dasearch.search.domain import Domain, Point, briefly
 from dasearch.search.prior import read_trials
 from dasearch.search.store import open_store
-from dasearch.search.study import Study
+from dasearch.search.study import Status, Study
 from dasearch.training.recommender import load
 from tests.search.test_batches_of_trials import Stops, stubbed
 from tests.search.trainings import Stub, curve
@@ -122,6 +125,11 @@ def test_rates_of_groups_are_searched_like_other_settings() -> None:
     assert (found.trial.rates, found.final.rates) == ({"adapters": 2.0}, {"adapters": 2.0})
 
 
+def test_settings_are_shown_by_the_last_part_of_their_keys_where_that_is_enough() -> None:
+    assert briefly({"trial.lr": 0.0031623, "model.bottleneck": 16}) == {"lr": "0.00316", "bottleneck": "16"}
+    assert briefly({"trial.dropout": 0.1, "model.dropout": 0.2}) == {"trial.dropout": "0.1", "model.dropout": "0.2"}
+
+
 def test_points_and_codes_undo_each_other(tmp_path: Path) -> None:
     settings = study(tmp_path, {**LR, "model.activation": ["relu", "none"]})
     domain = Domain.of(settings, Study(settings).space())
@@ -204,8 +212,17 @@ def test_a_whole_run_trains_and_saves_with_what_was_found(
     record = json.loads(capsys.readouterr().out)
     assert record["settings_found"] == found
     assert record["trials"][0]["settings"].keys() == also.keys()
+    _a_narrow_terminal_shows_whole_numbers(status)
     _reports_show_settings(settings, found)
     _other_commands_follow(settings, found)
+
+
+def _a_narrow_terminal_shows_whole_numbers(status: Status) -> None:
+    shown = io.StringIO()
+    show_status(Console(file=shown, width=80), status)
+    assert "…" not in shown.getvalue()
+    assert all(f"{trial.score:.4f}" in shown.getvalue() for trial in status.completed)
+    assert all(f"{trial.settings['trial.lr']:.3g}" in shown.getvalue() for trial in status.completed)
 
 
 def _reports_show_settings(settings: StudySettings, found: Mapping[str, Any]) -> None:
