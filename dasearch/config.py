@@ -263,9 +263,22 @@ class Range(Section):
     def distribution(self, *, whole: bool) -> BaseDistribution:
         """Of whole numbers, or of any."""
         low, high = self.ends
+        if whole and (low % 1 or high % 1):
+            raise ValueError(f"a range of whole numbers has whole ends (got [{low}, {high}])")
         if whole:
             return IntDistribution(int(low), int(high), log=self.log is not None)
         return FloatDistribution(float(low), float(high), log=self.log is not None)
+
+
+def _is_range(given: Any) -> bool:
+    """Whether it has the form of a `Range`: one scale, or one and an empty other, with two numbers."""
+    if not isinstance(given, Mapping) or not set(given) <= {"log", "linear"}:
+        return False
+    ends = [pair for pair in given.values() if pair is not None]
+    return all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(end, int | float) for end in pair)
+        for pair in ends
+    )
 
 
 class SearchSettings(Section):
@@ -323,12 +336,18 @@ class SearchSettings(Section):
             f"{{pareto: [ndcg@10, parameters]}} (got {objective!r})"
         )
 
-    @field_validator("also")
+    @field_validator("also", mode="before")
     @classmethod
-    def _something_to_choose(cls, also: dict[str, Any]) -> dict[str, Any]:
+    def _something_to_choose(cls, also: Any) -> Any:
+        form = "{log: [FROM, TO]}, {linear: [FROM, TO]} or a list of values"
+        if not isinstance(also, Mapping):
+            raise ValueError(f"settings stand by their keys, as in {{trial.lr: {form}}} (got {also!r})")
         for key, able in also.items():
-            if isinstance(able, tuple) and len(set(able)) < max(2, len(able)):
-                raise ValueError(f"{key} takes two different values or more, each named once")
+            if isinstance(able, list | tuple):
+                if len(set(able)) < max(2, len(able)):
+                    raise ValueError(f"{key} takes two different values or more, each named once (got {list(able)})")
+            elif not isinstance(able, Range) and not _is_range(able):
+                raise ValueError(f"{key} takes {form} (got {able!r})")
         return also
 
     @model_validator(mode="after")

@@ -91,11 +91,16 @@ def test_what_a_key_may_hold() -> None:
         ({"trial.lr": {"linear": [1, 0.5]}}, "a range rises"),
         ({"trial.lr": {"log": [1e-3, 1e-1], "linear": [0, 1]}}, "a range is"),
         ({"trial.lr": [1e-3]}, "two different values or more"),
+        ({"trial.lr": 0.1}, r"trial.lr takes {log: \[FROM, TO\]}, .* \(got 0.1\)"),
+        ({"trial.lr": {"lin": [1, 2]}}, "trial.lr takes {log: "),
+        ({"trial.lr": {"log": [1e-3]}}, "trial.lr takes {log: "),
+        (["trial.lr"], "settings stand by their keys"),
+        ({"trial.batch_size": {"linear": [4, 8.5]}}, "a range of whole numbers has whole ends"),
         ({"trial.dropout": {"linear": [0, 1]}}, "trial.dropout: input should be less than 1"),
         ({"model.activation": ["relu", "tahn"]}, "model.activation"),
     ],
 )
-def test_other_keys_and_values_are_refused(also: dict[str, Any], sentence: str) -> None:
+def test_other_keys_and_values_are_refused(also: Any, sentence: str) -> None:
     with pytest.raises(StudyError, match=sentence):
         changed(small_settings(), {"search.also": also}, source="--set")
 
