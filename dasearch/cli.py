@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import warnings
 from contextlib import closing
@@ -135,7 +136,7 @@ def run(
         return
     with closing(_tracked(loaded, Terminal(console), trackers)) as listener:
         status = loaded.run(train=not no_train, listener=listener, warm_start=warm_start)
-    summary(console, status, command=" ".join(["dasearch", *sys.argv[1:]]))
+    summary(console, status, command=shlex.join(["dasearch", *sys.argv[1:]]))
 
 
 @app.command()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
+import sys
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -261,6 +263,18 @@ def _other_commands_follow(settings: StudySettings, found: Mapping[str, Any]) ->
     assert load(out).settings.final.lr == found["trial.lr"]
     with pytest.raises(LayoutError, match="searched settings beside the layout"):
         read_trials(f"{settings.output}/dasearch.db:toy")
+
+
+def test_the_command_that_goes_on_can_be_pasted(
+    tmp_path: Path, stub: Stub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy.yaml").write_text(study(tmp_path, {}, budget=2).yaml())
+    given = ["run", "toy.yaml", "--no-train", "--set", "search.also={trial.lr: [0.01, 0.02]}"]
+    monkeypatch.setattr(sys, "argv", ["dasearch", *given])
+    assert run_command(given) == 0
+    (printed,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("next: dasearch run"))
+    assert shlex.split(printed.removeprefix("next: ").partition("   (")[0]) == ["dasearch", *given]
 
 
 def test_another_study_s_trials_do_not_begin_it(tmp_path: Path, stub: Stub) -> None:
