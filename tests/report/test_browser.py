@@ -191,7 +191,9 @@ def test_every_page_while_trials_finish(served: Served, browser: Any, size: dict
     page.get_by_role("link", name=NAME, exact=True).click()
     page.wait_for_url(f"**/studies/{NAME}")
     see_figures(page)
-    assert page.locator("[data-figure]").count() == len(FIGURES.keys() - {"front"})  # this study has no cost
+    assert page.locator("[data-figure]").count() == len(
+        FIGURES.keys() - {"front", "settings"}
+    )  # it has no cost, and no settings beside layouts
     assert fits(page)
     page.locator("#trials tbody a").first.click()
     page.wait_for_url("**/trials/0")

@@ -32,7 +32,9 @@ from tests.report.views import BEGUN, LAYOUTS, complete, finished, later_trainin
 
 LARGEST = 6_000_000  # bytes of a report of 100 trials
 NASTY = '<script>alert("1")</script> & ünï·コード | *x*'
-OF_ONE_METRIC = {key: drawing for key, drawing in FIGURES.items() if key != "front"}  # of a study without a cost
+ORDINARY = {
+    key: drawing for key, drawing in FIGURES.items() if key not in ("front", "settings")
+}  # of one metric, and layouts alone
 VERDICT = 2  # paragraphs before it: what the page is, and what it says without JavaScript
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 LOADS = {"src", "href", "data", "action", "poster", "srcset"}  # attributes that can make a browser ask for something
@@ -95,9 +97,9 @@ def test_nothing_is_asked_of_the_network(page: Page) -> None:
 
 def test_every_figure_is_there_with_words_and_its_own_data(page: Page) -> None:
     assert page.having("data-figure") == list(dict.fromkeys(page.having("data-figure")))
-    assert sorted(page.having("data-figure")) == sorted(OF_ONE_METRIC)
+    assert sorted(page.having("data-figure")) == sorted(ORDINARY)
     study = finished()
-    for key, (title, _, draw) in OF_ONE_METRIC.items():
+    for key, (title, _, draw) in ORDINARY.items():
         spec = json.loads(page.scripts[f"spec-{key}"])
         figure = draw(study, LIGHT)
         assert len(spec["data"]) == len(figure.data) > 0
@@ -193,10 +195,10 @@ EXTREMES = {
 @pytest.mark.parametrize("study", EXTREMES.values(), ids=EXTREMES)
 def test_studies_at_the_edges(study: StudyView) -> None:
     page = Page(as_html(study))
-    drawn = {key: bool(drawing.draw(study, LIGHT).data) for key, drawing in OF_ONE_METRIC.items()}
-    assert {f"figure-{key}" for key in OF_ONE_METRIC} <= set(page.having("id"))
-    assert sorted(page.having("data-figure")) == sorted(key for key in OF_ONE_METRIC if drawn[key])
-    said = [words(FIGURES[key].draw(study, LIGHT)) for key in OF_ONE_METRIC if not drawn[key]]
+    drawn = {key: bool(drawing.draw(study, LIGHT).data) for key, drawing in ORDINARY.items()}
+    assert {f"figure-{key}" for key in ORDINARY} <= set(page.having("id"))
+    assert sorted(page.having("data-figure")) == sorted(key for key in ORDINARY if drawn[key])
+    said = [words(FIGURES[key].draw(study, LIGHT)) for key in ORDINARY if not drawn[key]]
     assert set(said) <= set(page.texts["p"])
     assert page.texts["p"][VERDICT] == verdict_sentences(study)[0]
     assert as_markdown(study).startswith("# toy: dasearch report\n\n## Verdict\n")
