@@ -720,6 +720,8 @@ def changed(settings: StudySettings, changes: Mapping[str, Any], *, source: str)
 
 def with_found(settings: StudySettings, values: Mapping[str, Any]) -> StudySettings:
     """The study with what its search found for `search.also`; a trial's setting that the final recipe shares is its too."""
+    if not values:
+        return settings
     content, found = settings.model_dump(), dict(values)
     for key, value in values.items():
         section, _, name = key.partition(".")

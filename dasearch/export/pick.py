@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dasearch.config import Pick, StudySettings, parse_study
+from dasearch.config import Pick, StudySettings, parse_study, with_found
 from dasearch.errors import ExportError, suggestion
 from dasearch.layout import Layout
 from dasearch.layout_file import LayoutFile, Metric
@@ -70,7 +70,8 @@ def picked_of(study: str, pick: Pick, *, output: str = "runs", storage: str | No
         stored = store.begun(study)
         settings, space = parse_study(stored.settings, source=f"study {study}"), stored_space(stored)
         domain = Domain.of(settings, space)
-        settings = domain.under(settings, domain.best_values(signals_of(store.trials(study), domain)))
+        found_values = domain.best_values(signals_of(store.trials(study), domain))
+        settings = with_found(settings, domain.named(found_values))
         found = standings(store.confirmations(study), space.all_serial, settings.search.metric)
         selection = Selection.of(settings.search, store.costs(study))
         winners = {result.layout for result in store.results(study) if result.name == WINNER}

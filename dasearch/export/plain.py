@@ -275,8 +275,6 @@ def _darec(recommender: Recommender) -> Part:
         **_adapters(model, layout),
     }
     sizes["vocabulary"] = len(tokens)
-    if layout.has_lora:
-        sizes["lora_alpha"] = settings.lora_alpha
     ids = model.item_vectors()
     if ids is not None:
         tensors["ids.weight"] = ids
@@ -323,7 +321,8 @@ def _adapter_words(settings: AdapterSettings, layout: Layout) -> tuple[dict[str,
         "parallel_mean": settings.parallel_reduce is ParallelReduce.MEAN,
         "parallel_residual": settings.parallel_residual,
     }
-    return words, {"bottleneck": settings.bottleneck, "adapter_choices": _choices_of_letters(layout, settings)}
+    sizes = {"bottleneck": settings.bottleneck, "adapter_choices": _choices_of_letters(layout, settings)}
+    return words, sizes | ({"lora_alpha": settings.lora_alpha} if layout.has_lora else {})
 
 
 def _adapters(model: DARec | E4SRec, layout: Layout) -> Tensors:
@@ -374,8 +373,6 @@ def _e4s_rec(recommender: Recommender) -> Part:
         "recommends_ffn": True,
         "key_a_layer": False,
     }
-    if recommender.layout.has_lora:
-        sizes["lora_alpha"] = settings.lora_alpha
     part = Part({**sizes, "vocabulary": len(tensors["embedding.tokens.weight"])}, tensors, choices)
     return part + _encoder(recommender, model.encoder, ["scores"] if settings.encoder_scores else [])
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from dasearch.bayes import Surrogate
 from dasearch.layout import Layout
 from dasearch.search.domain import Domain, Point
 from dasearch.search.store import Confirmation, Result
@@ -72,8 +71,8 @@ def controls(space: SearchSpace, seed: int) -> list[Contender]:
 
 def posterior_means(domain: Domain, signals: Mapping[Point, float]) -> dict[Layout, float]:
     """Of every evaluated layout, under the best values of the settings that are searched beside it."""
-    layouts, values = list(dict.fromkeys(point.layout for point in signals)), domain.best_values(signals)
-    surrogate = Surrogate.fit(*domain.evaluations(signals))
+    layouts, surrogate = list(dict.fromkeys(point.layout for point in signals)), domain.fitted(signals)
+    values = domain.best_values(signals, surrogate)
     means = surrogate.posterior(domain.codes([Point(layout, values) for layout in layouts])).mean
     return dict(zip(layouts, means.tolist(), strict=True))
 

@@ -13,7 +13,7 @@ from optuna.trial import Trial
 from torch import Tensor
 
 from dasearch.bayes import Choices, Parameter, Surrogate, choices_of, parameter_of
-from dasearch.config import StudySettings, with_found
+from dasearch.config import StudySettings
 from dasearch.layout import Layout
 from dasearch.search_space import SearchSpace
 
@@ -50,16 +50,20 @@ class Domain:
         return {**sites, **self.also}
 
     @cached_property
+    def parameters(self) -> dict[str, Parameter]:
+        """The same as variables."""
+        found = {name: parameter_of(distribution) for name, distribution in self.distributions.items()}
+        return {name: parameter for name, parameter in found.items() if parameter is not None}
+
+    @property
     def settings(self) -> dict[str, Parameter]:
         """The searched settings as variables, by dotted key."""
-        found = {key: parameter_of(distribution) for key, distribution in self.also.items()}
-        return {key: parameter for key, parameter in found.items() if parameter is not None}
+        return {key: self.parameters[key] for key in self.also}
 
     @cached_property
     def choices(self) -> Choices:
         """Every parameter, as the surrogate knows it."""
-        sites = {name: parameter_of(self.distributions[name]) for name in self.space.free}
-        return choices_of({**{name: one for name, one in sites.items() if one is not None}, **self.settings})
+        return choices_of(self.parameters)
 
     def holds(self, params: Mapping[str, Any]) -> bool:
         """Whether these are a point of the domain."""
@@ -75,10 +79,6 @@ class Domain:
         """Values by their settings' dotted keys."""
         return dict(zip(self.also, values, strict=True))
 
-    def under(self, settings: StudySettings, values: Values) -> StudySettings:
-        """A study with these values."""
-        return with_found(settings, self.named(values)) if values else settings
-
     def codes(self, points: Sequence[Point]) -> Tensor:
         """Shapes: ``(points, parameters)`` int64."""
         rows = [[*self.space.codes(point.layout), *self._codes_of(point.values)] for point in points]
@@ -92,13 +92,20 @@ class Domain:
         """What `Surrogate.fit` reads. Shapes: codes ``(points, parameters)``, values ``(points,)`` float64."""
         return self.codes(list(signals)), torch.tensor(list(signals.values()), dtype=torch.float64), self.choices
 
-    def best_values(self, signals: Mapping[Point, float]) -> Values:
-        """Of the settings, at the evaluated point of the best posterior mean; nothing where none are searched."""
+    def fitted(self, signals: Mapping[Point, float]) -> Surrogate:
+        """What the evaluated points tell."""
+        return Surrogate.fit(*self.evaluations(signals))
+
+    def best_values(self, signals: Mapping[Point, float], surrogate: Surrogate | None = None) -> Values:
+        """Of the settings, at the evaluated point of the best posterior mean; nothing where none are searched.
+
+        ``surrogate`` is what `fitted` gives of the signals, where it is known already.
+        """
         if not self.also or not signals:
             return ()
-        codes, values, choices = self.evaluations(signals)
-        best = int(Surrogate.fit(codes, values, choices).posterior(codes).mean.argmax())
-        return list(signals)[best].values
+        points = list(signals)
+        means = (surrogate or self.fitted(signals)).posterior(self.codes(points)).mean
+        return points[int(means.argmax())].values
 
 
 def settings_text(values: Mapping[str, Any]) -> str:

@@ -63,10 +63,10 @@ def train_layout(
 
 
 def _train_layout(study: Study, name: str, out: Path | None, heard: Listener) -> tuple[Path, Trained]:
+    resolve_device(study.settings.device)
     space = study.space()
     layout = named_layout(name, study, space)
     settings = with_found(study.settings, study.status().settings_found) if name == BEST else study.settings
-    resolve_device(settings.device)
     folder = out or resolve_output(settings) / "models" / str(layout)
     if folder.exists() and not (folder / "layout.json").is_file():
         raise ModelFolderError(f"{folder} exists and is no model folder; choose another with --out")

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dasearch.bayes import Choices, Surrogate
+from dasearch.bayes import Choices
 from dasearch.search.domain import Domain, Point
 from dasearch.training.seeds import generator_for
 
@@ -31,7 +31,7 @@ def chance_of_gain(domain: Domain, signals: Mapping[Point, float], *, margin: fl
         signals: what the surrogate learned from every evaluated layout; at least one.
         margin: of all-serial's own posterior mean, such as .02.
     """
-    surrogate = Surrogate.fit(*domain.evaluations(signals))
+    surrogate = domain.fitted(signals)
     generator = generator_for(seed, "worth", len(signals))
     serial, known = domain.codes([Point(domain.space.all_serial)]), domain.codes(list(signals))
     others = torch.cat([known, _looked_at(domain.choices, generator)]).unique(dim=0)
