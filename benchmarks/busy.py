@@ -3,7 +3,8 @@
 Run: python benchmarks/busy.py [STUDY] [--against REV]. Every training is a process of its own that prepares first, waits
 until all are ready, and then times one trial with default settings: alone, two at once, three at once. The fair share of
 n at once is n / cores of the time alone. With ``--against`` the same of another revision, in a git worktree, in turns.
-Then, in this revision, K candidates side by side with default settings against one at a time with one thread.
+Then, in this revision, K candidates side by side with default settings (stacked on a GPU) against one at a time with one
+thread. ``--at-once 1,4 --warm`` on one GPU: four processes that share it, beside four stacked candidates.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-AT_ONCE = (1, 2, 3)
+AT_ONCE = "1,2,3"
 ONE_THREAD = ("--one-at-a-time", "--set", "threads=1")
 
 
@@ -38,17 +40,23 @@ def work(given: argparse.Namespace) -> None:
     development = LeaveOneOut(dataset).development
     materials = prepare_study(settings, dataset, development).on(data_bo(settings, development))
     every, layout = space.file.replace_every, space.all_serial
-    print("ready", flush=True)
-    sys.stdin.readline()
-    started = time.perf_counter()
-    if not given.candidates:  # as every revision trains
-        loop.train(settings, materials, layout, settings.trial, replace_every=every)
-    else:
+
+    def train() -> None:
+        if not given.candidates:  # as every revision trains
+            loop.train(settings, materials, layout, settings.trial, replace_every=every)
+            return
         candidates = [loop.Candidate(layout, seed) for seed in range(given.candidates)]
         at_once = 1 if given.one_at_a_time else loop.candidates_at_once(settings, materials, settings.trial)
         for start in range(0, len(candidates), at_once):
             group = candidates[start : start + at_once]
             loop.train_together(settings, materials, group, settings.trial, replace_every=every, at_once=at_once)
+
+    if given.warm:
+        train()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    started = time.perf_counter()
+    train()
     print(json.dumps(time.perf_counter() - started), flush=True)
 
 
@@ -57,7 +65,7 @@ def together(count: int, command: list[str], root: Path = ROOT) -> list[float]:
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, *command, "--work"],
-            env={**os.environ, "PYTHONPATH": str(root)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -74,16 +82,16 @@ def together(count: int, command: list[str], root: Path = ROOT) -> list[float]:
     return [json.loads(process.communicate()[0]) for process in processes]
 
 
-def compare(sides: dict[str, Path], command: list[str], rounds: int) -> None:
+def compare(sides: dict[str, Path], command: list[str], rounds: int, at_once: Sequence[int]) -> None:
     """Each side alone and beside its like, in turns; medians over rounds, of the slowest process of each."""
-    found = {(side, count): [] for count in AT_ONCE for side in sides}
+    found = {(side, count): [] for count in at_once for side in sides}
     for _ in range(rounds):
         for side, count in found:
             found[side, count].append(max(together(count, command, sides[side])))
     medians = {key: statistics.median(seconds) for key, seconds in found.items()}
     for (side, count), seconds in medians.items():
         fair = max(1.0, count / (os.cpu_count() or 1))
-        ratio = f"{seconds / medians[side, 1]:.2f} x alone (fair share {fair:.2f})"
+        ratio = f"{seconds / medians[side, at_once[0]]:.2f} x alone (fair share of the cores {fair:.2f})"
         other = "".join(
             f", {seconds / medians[rev, count]:.2f} x {rev}" for rev in sides if rev != side and side == "this"
         )
@@ -109,6 +117,8 @@ def main() -> None:
     parser.add_argument("study", nargs="?", default="quickstart")
     parser.add_argument("--against", metavar="REV", help="a git revision to run beside this one")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--at-once", default=AT_ONCE, metavar="N,N", help="processes at a time; first 1")
+    parser.add_argument("--warm", action="store_true", help="train once untimed before: compiled, as later trials are")
     parser.add_argument("--candidates", type=int, default=0, help="trials of the second part; 0: four")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--one-at-a-time", action="store_true", help=argparse.SUPPRESS)
@@ -119,6 +129,8 @@ def main() -> None:
         return
     print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}", flush=True)
     command = [given.study, *(part for change in given.changes for part in ("--set", change))]
+    command += ["--warm"] if given.warm else []
+    at_once = [int(count) for count in given.at_once.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         sides = {"this": ROOT}
         if given.against:
@@ -126,7 +138,7 @@ def main() -> None:
             git = ["git", "-C", str(ROOT), "worktree"]
             subprocess.run([*git, "add", "--quiet", "--detach", sides[given.against], given.against], check=True)
         try:
-            compare(sides, command, given.rounds)
+            compare(sides, command, given.rounds, at_once)
         finally:
             if given.against:
                 subprocess.run([*git, "remove", "--force", sides[given.against]], check=True)
