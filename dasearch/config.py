@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from dasearch.data import Core, Duplicates, Rules, Ties
@@ -202,6 +202,7 @@ class Recipe(Section):
     rates: dict[ParameterGroup, Annotated[float, Field(gt=0)]] = Field(
         {}, description="factors of lr by group of parameters, as in {adapters: 4}: adapters, ids, cf, head; else 1"
     )
+    minutes: float | None = Field(None, gt=0, description="a training that takes longer is given up; null: none is")
 
     @field_validator("rates", mode="before")
     @classmethod
@@ -213,7 +214,7 @@ class Recipe(Section):
     def record(self) -> dict[str, Any]:
         """As JSON values; what recipes had not always stands there only where it is set, as before it could be."""
         unset = {name for name in ADDED_TO_RECIPES if getattr(self, name) == type(self).model_fields[name].default}
-        return self.model_dump(mode="json", exclude=unset)
+        return self.model_dump(mode="json", exclude={*unset, "minutes"})
 
 
 class CollaborativeTraining(Section):
@@ -302,6 +303,10 @@ class SearchSettings(Section):
         "auto",
         description="layouts proposed at a time and trained side by side; 1: one after another; auto: what the device holds",
     )
+    pending: int | Literal["auto"] = Field(
+        "auto",
+        description="batches on their way when the next is proposed, itself among them; auto: as many as there are workers",
+    )
     startup: int | None = Field(
         None, ge=1, description="evaluations before the surrogate proposes; null: a third of the free sites, 2 to 10"
     )
@@ -369,12 +374,13 @@ class SearchSettings(Section):
         """The cost beside it, if there is one."""
         return self.objective.pareto[1] if isinstance(self.objective, Pareto) else None
 
-    @field_validator("batch", mode="before")
+    @field_validator("batch", "pending", mode="before")
     @classmethod
-    def _at_least_one(cls, batch: Any) -> Any:
-        if batch != "auto" and (type(batch) is not int or batch < 1):
-            raise ValueError(f"a batch is auto or a number from 1 on (got {batch!r})")
-        return batch
+    def _at_least_one(cls, number: Any, info: ValidationInfo) -> Any:
+        if number != "auto" and (type(number) is not int or number < 1):
+            what = "a batch" if info.field_name == "batch" else "pending"
+            raise ValueError(f"{what} is auto or a number from 1 on (got {number!r})")
+        return number
 
 
 def _known_name(name: Any, known: Iterable[str], what: str) -> str:

@@ -64,6 +64,14 @@ class TrainingError(DasearchError):
     """Training produced a loss or score that is not a finite number."""
 
 
+class BrokenTraining(DasearchError):
+    """A training that ended by an error, or whose worker was lost; ``memory``: there was too little of it."""
+
+    def __init__(self, cause: str, *, memory: bool = False) -> None:
+        super().__init__(cause)
+        self.memory = memory
+
+
 def suggestion(name: str, known: list[str]) -> str:
     """``; did you mean X?`` where something known is near, else nothing."""
     near = difflib.get_close_matches(name, known, n=1)

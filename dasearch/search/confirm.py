@@ -14,7 +14,7 @@ from dasearch.search.front import by_front
 from dasearch.search.objective import Run
 from dasearch.search.store import Confirmation
 from dasearch.search.trainings import Planned, Trainings
-from dasearch.training.loop import Trained
+from dasearch.training.loop import Fit
 
 
 def confirm(
@@ -35,13 +35,13 @@ def confirm(
     done = {_run_name(c.layout, c.seed) for c in store.confirmations(settings.name)}
     missing = [one for one in _planned(trainings, found) if one.run.name not in done]
 
-    def keep(one: Planned, trained: Trained) -> None:
+    def keep(one: Planned, fit: Fit) -> None:
         layout, name, seed = one.run
-        record = Confirmation(layout, roles[layout], seed, trained.metrics.record(), trained.seconds)
+        record = Confirmation(layout, roles[layout], seed, fit.metrics.record(), fit.seconds)
         store.add_confirmation(settings.name, record)
         trainings.short.forget(name)
 
-    trainings.later(trainings.short, missing, keep)
+    trainings.later([(trainings.short, missing)], keep)
     kept = [c for c in store.confirmations(settings.name) if c.layout in roles]
     return standings(kept, domain.space.all_serial, search.metric)
 

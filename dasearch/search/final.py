@@ -65,13 +65,15 @@ def final_rows(settings: StudySettings, space: SearchSpace, winner: Layout) -> d
 def train_rows(trainings: Trainings, rows: Mapping[str, Model]) -> dict[Model, list[Trained]]:
     """Train every row on everyone, with every seed; one variation's trainings run side by side."""
     planned = _planned(trainings.settings, rows)
+    variations = dict.fromkeys(model.variation for model, _ in planned)
+    parts = [
+        (_objective(trainings, variation), [one for model, one in planned if model.variation == variation])
+        for variation in variations
+    ]
+    kept = trainings.later(parts)
     found: dict[Model, list[Trained]] = {}
-    for variation in dict.fromkeys(model.variation for model, _ in planned):
-        own = [(model, one) for model, one in planned if model.variation == variation]
-        objective = _objective(trainings, variation)
-        trained = trainings.later(objective, [one for _, one in own], keep=lambda one, trained: None)
-        for (model, _), each in zip(own, trained, strict=True):
-            found.setdefault(model, []).append(each)
+    for model, one in planned:
+        found.setdefault(model, []).append(kept[one.run.name].trained)
     return found
 
 

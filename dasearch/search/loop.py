@@ -1,36 +1,43 @@
 """Ask, train, tell: the search for a layout. Liu et al. 2024 (DARec), alg. 1.
 
 A batch of trials is asked for, one after another and each with those before it believed to run, trained side by side, and
-told in the order of its numbers. A batch that was interrupted goes on as a batch, so that a study comes out the same.
+told in the order of its numbers; with several workers as many batches are on their way. What was interrupted goes on in the
+batches that it was in, so that a study comes out the same.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from dasearch.bayes import Observation, PRSampler, SpaceExhausted, curve_mean, startup_trials
-from dasearch.errors import DasearchError, TrainingError, first_line
+from dasearch.errors import BrokenTraining, DasearchError, TrainingError, first_line
 from dasearch.models.cost import SiteCosts, cost_of_choices
 from dasearch.search.domain import Domain, Point, briefly, suggested, trial_run
 from dasearch.search.events import SEARCH, TRIAL, Finished, Training
 from dasearch.search.objective import TRIAL_SEED, Outcome, Run
 from dasearch.search.store import HEARTBEAT_SECONDS, RETRY
-from dasearch.search.trainings import Planned, Trainings, confirmation_trainings, final_trainings
+from dasearch.search.trainings import Group, Planned, Trainings, confirmation_trainings, final_trainings
 from dasearch.search.worth import UNLIKELY, chance_of_gain
-from dasearch.training.loop import Trained
+from dasearch.training.loop import Fit
 from dasearch.training.stack import Epoch
 
 # attributes of a trial
 BROKEN = "broken"  # its training raised an error
 BATCH = "batch"  # how many trials train side by side, itself among them; from when all of them are asked for
+GROUP = "group"  # which of them: the number of its first trial when they were asked for
 
 PROPOSED_TRIALS = 4  # of the surrogate, before its landscape is called flat
+
+
+Report = Callable[[int, Epoch], None]  # a trial's place, and its epoch
 
 
 class Asked(NamedTuple):
@@ -40,8 +47,25 @@ class Asked(NamedTuple):
     point: Point
 
 
+@dataclass(frozen=True)
+class Asking:
+    """A batch that is on its way.
+
+    Attributes:
+        groups: for every recipe the places of its trials in the batch, their trainings, and what keeps their epochs.
+    """
+
+    members: Sequence[Asked]
+    planned: Sequence[Planned]
+    groups: Sequence[tuple[Sequence[int], Group, Report]]
+
+    @property
+    def over(self) -> bool:
+        return all(group.over for _, group, _ in self.groups)
+
+
 class Search:
-    """The search phase of one study, in one process.
+    """The search phase of one study, told and asked by one process wherever its trainings run.
 
     Args:
         costs: of a study with a cost, what its layouts cost.
@@ -53,6 +77,9 @@ class Search:
         self.storage = self.store.optuna_storage()
         self.prior = self.store.prior(self.settings.name)
         self.study = self._optuna_study()
+        self._alive: list[Asked] = []  # asked for and not told
+        self._ready = deque[Asked]()  # of them, those that are to join the next batch
+        self._exhausted = False  # no layout is left
 
     def _optuna_study(self) -> optuna.Study:
         sampler = PRSampler(
@@ -67,41 +94,58 @@ class Search:
         return optuna.load_study(study_name=self.settings.name, storage=self.storage, sampler=sampler)
 
     def run(self) -> None:
-        """Until the budget of completed evaluations is met or every layout is known."""
+        """Until the budget of completed evaluations is met or every layout is known.
+
+        The order is strict whatever ends first: a batch is asked for when the one so many before it has been told
+        (`search.pending`), so that the workers decide how long a search takes and not what it finds.
+        """
         self._retry_lost_trials()
         if self.prior:
             self.listener.says(f"warm start: {self.prior[0].source}, layouts: {len(self.prior)}")
-        exhausted = False
-        while self._evaluations_left() > 0 and not exhausted and not self._flat():
-            self._require_progress()
-            batch: list[Asked] = []
-            with self._released_if_interrupted(batch), beating(self.storage, batch):
-                exhausted = not self._fill(batch)
-                if batch:
-                    self._evaluate(batch)
-        if exhausted:
-            self.listener.says(f"all {self.domain.choices.count} {self._points} are evaluated")
+        window = deque[Asking]()
+        with self._released_if_interrupted(), beating(self.storage, self._alive):
+            for members in self._interrupted():
+                window.append(self._begin(members))
+            while True:
+                self._require_progress()
+                while len(window) < self._most_pending and (members := self._ask()):
+                    window.append(self._begin(members))
+                if not window:
+                    break
+                while not window[0].over:
+                    self.trainings.wait()
+                self._tell(window.popleft())
+        self._say_why_it_ended()
 
-    def _flat(self) -> bool:
-        """Whether the search may stop, because hardly any layout can be worth having; it is said in one sentence."""
+    @property
+    def _most_pending(self) -> int:
+        pending = self.settings.search.pending
+        return self.trainings.dispatcher.executor.slots if pending == "auto" else pending
+
+    def _say_why_it_ended(self) -> None:
+        if self._exhausted:
+            self.listener.says(f"all {self.domain.choices.count} {self._points} are evaluated")
+        elif self._evaluations_left() > 0 and (chance := self._small_chance()) is not None:
+            search = self.settings.search
+            self.listener.says(
+                f"flat after {len(self.signals())} of {search.budget} trials: the chance that any layout beats all-serial by "
+                f"{search.worth:.0%} is {chance:.1%}; to search on, --set search.stop_when_flat=false"
+            )
+
+    def _small_chance(self) -> float | None:
+        """The chance that a layout is worth having, where it is so small that the search may stop; else None."""
         search = self.settings.search
         if (
             self.costs is not None or self.domain.also
         ):  # where no layout is better, one may be cheaper, or a setting better
-            return False
+            return None
         if not search.stop_when_flat or self._waiting():  # what was asked for is trained, interrupted or not
-            return False
+            return None
         signals = self.signals()
         if len(signals) < flat_from(search.startup, len(self.space.free)):
-            return False
+            return None
         chance = chance_of_gain(self.domain, signals, margin=search.worth, seed=self.settings.seed)
-        if chance >= UNLIKELY:
-            return False
-        self.listener.says(
-            f"flat after {len(signals)} of {search.budget} trials: the chance that any layout beats all-serial by "
-            f"{search.worth:.0%} is {chance:.1%}; to search on, --set search.stop_when_flat=false"
-        )
-        return True
+        return chance if chance < UNLIKELY else None
 
     def signals(self) -> dict[Point, float]:
         """What the surrogate learned from every evaluated point."""
@@ -113,31 +157,68 @@ class Search:
 
     # --- ask ------------------------------------------------------------------------------------------------------
 
-    def _fill(self, batch: list[Asked]) -> bool:
-        """Ask for a batch; False if no layout is left. A batch that was interrupted while it trained gets no new ones."""
-        size = min(self.trainings.short.at_once, self._evaluations_left())
-        # one that trained when there were no batches is known by its epochs
-        goes_on = any(BATCH in trial.user_attrs or trial.intermediate_values for trial in self._waiting())
-        while len(batch) < size and (not goes_on or self._waiting()):
-            if batch and self.domain.also and not self._waiting():  # trained side by side, all have one recipe
-                self.study.enqueue_trial(self.domain.named(batch[0].point.values))
-            trial = self.study.ask()
-            self.storage.record_heartbeat(trial._trial_id)  # a worker that dies before its training is missed as well
-            try:
-                point = self._suggested(trial)
-            except SpaceExhausted as error:
-                self.study.tell(trial, state=TrialState.FAIL)
-                if batch and self.domain.also:  # every layout under its settings is known
-                    return True
-                if len(self._taken(batch)) == self.domain.choices.count:
-                    return False
-                self.listener.says(f"an enqueued trial is left out: {error}")  # only what it was given is used up
+    def _interrupted(self) -> list[list[Asked]]:
+        """Trials that were training when the search was interrupted, by their batches; others wait to be asked for.
+
+        Batches of before there were groups are one, and a trial of before there were batches is known by its epochs.
+        """
+        found: dict[int, list[Asked]] = {}
+        while any(BATCH in trial.user_attrs or trial.intermediate_values for trial in self._waiting()):
+            asked = None
+            with suppress(SpaceExhausted):  # enqueued by hand where nothing is left
+                asked = self._next_asked()
+            if asked is None:
                 continue
-            if point in self._taken(batch):  # enqueued by hand; a layout is trained once
-                self.study.tell(trial, state=TrialState.PRUNED)
+            kept = self.storage.get_trial(asked.trial._trial_id)
+            if BATCH in kept.user_attrs or kept.intermediate_values:
+                found.setdefault(kept.user_attrs.get(GROUP, -1), []).append(asked)
             else:
-                batch.append(Asked(trial, point))
-        return True
+                self._ready.append(asked)
+        return [found[group] for group in sorted(found)]
+
+    def _ask(self) -> list[Asked]:
+        """The next batch; empty where the budget is on its way, no layout is left, or hardly one is worth having."""
+        size = min(self.trainings.short.at_once, self._evaluations_left() - len(self._alive) + len(self._ready))
+        if size <= 0 or self._exhausted or (not self._ready and self._small_chance() is not None):
+            return []
+        batch = [self._ready.popleft() for _ in range(min(size, len(self._ready)))]
+        while len(batch) < size and not self._exhausted:
+            confined = bool(batch and self.domain.also)  # trained side by side, all have one recipe
+            if confined and not self._waiting():
+                self.study.enqueue_trial(self.domain.named(batch[0].point.values))
+            try:
+                asked = self._next_asked(confined=confined)
+            except SpaceExhausted:
+                self._exhausted = not confined
+                break
+            batch += [] if asked is None else [asked]
+        return batch
+
+    def _next_asked(self, *, confined: bool = False) -> Asked | None:
+        """A trial and its point; None for one that was enqueued and cannot be had.
+
+        Args:
+            confined: to the settings of its batch.
+
+        Raises:
+            SpaceExhausted: where nothing is left to propose.
+        """
+        trial = self.study.ask()
+        self.storage.record_heartbeat(trial._trial_id)  # a worker that dies before its training is missed as well
+        try:
+            point = self._suggested(trial)
+        except SpaceExhausted as error:
+            self.study.tell(trial, state=TrialState.FAIL)
+            if confined or len(self._taken()) == self.domain.choices.count:
+                raise
+            self.listener.says(f"an enqueued trial is left out: {error}")  # only what it was given is used up
+            return None
+        if point in self._taken():  # enqueued by hand; a layout is trained once
+            self.study.tell(trial, state=TrialState.PRUNED)
+            return None
+        asked = Asked(trial, point)
+        self._alive.append(asked)
+        return asked
 
     def _suggested(self, trial: Trial) -> Point:
         """What the sampler proposes.
@@ -151,35 +232,41 @@ class Search:
     def _waiting(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
 
-    def _taken(self, batch: Sequence[Asked]) -> set[Point]:
+    def _taken(self) -> set[Point]:
         """The points that were trained or are about to be."""
         done = self._finished(TrialState.COMPLETE, TrialState.PRUNED)
         tried = {self.domain.point(t.params) for t in done if set(self.domain.distributions) <= set(t.params)}
-        return tried | {point for _, point in batch}
+        return tried | {point for _, point in self._alive}
 
     # --- train ----------------------------------------------------------------------------------------------------
 
-    def _evaluate(self, batch: Sequence[Asked]) -> None:
-        for trial, _ in batch:
-            trial.set_user_attr(BATCH, len(batch))
-        planned = self._planned(batch)
-        for values in dict.fromkeys(point.values for _, point in batch):  # one, but for what was enqueued by hand
-            self._train([place for place, (_, point) in enumerate(batch) if point.values == values], batch, planned)
+    def _begin(self, members: Sequence[Asked]) -> Asking:
+        """Send a batch on its way: side by side those that have one recipe, all of them but for what was enqueued by hand."""
+        for trial, _ in members:
+            if GROUP not in trial.user_attrs:
+                trial.set_user_attr(BATCH, len(members))
+                trial.set_user_attr(GROUP, members[0].trial.number)
+        planned = self._planned(members)
+        groups = []
+        for values in dict.fromkeys(point.values for _, point in members):
+            places = [place for place, (_, point) in enumerate(members) if point.values == values]
+            reports = self._reports([members[place].trial for place in places])
+            objective = self.trainings.trying(self.domain.named(values))
+            groups.append(
+                (places, self.trainings.begin(objective, [planned[place] for place in places], reports), reports)
+            )
+        return Asking(members, planned, groups)
 
-    def _train(self, places: Sequence[int], batch: Sequence[Asked], planned: Sequence[Planned]) -> None:
-        """Train those of a batch that have one recipe, side by side."""
-        reported = [set(self.storage.get_trial(trial._trial_id).intermediate_values) for trial, _ in batch]
+    def _reports(self, trials: Sequence[Trial]) -> Report:
+        """What keeps each epoch of some trials once, told it with the trial's place."""
+        reported = [set(self.storage.get_trial(trial._trial_id).intermediate_values) for trial in trials]
 
-        def report(among: int, epoch: Epoch) -> None:
-            place = places[among]
+        def report(place: int, epoch: Epoch) -> None:
             if epoch.number not in reported[place]:
                 reported[place].add(epoch.number)
-                self._report(batch[place].trial, epoch)
+                self._report(trials[place], epoch)
 
-        objective = self.trainings.trying(self.domain.named(batch[places[0]].point.values))
-        outcomes = self.trainings.together(objective, [planned[place] for place in places], report)
-        for place, outcome in zip(places, outcomes, strict=False):
-            self._tell(batch[place].trial, planned[place], outcome, untold=len(batch) - place - 1)
+        return report
 
     def _report(self, trial: Trial, epoch: Epoch) -> None:
         """A point of the trial's curve; not by `Trial.report`, which refuses studies of two objectives."""
@@ -188,7 +275,7 @@ class Search:
 
     def _planned(self, batch: Sequence[Asked]) -> list[Planned]:
         budget, epochs = self.settings.search.budget, self.settings.trial.epochs
-        first = budget - self._evaluations_left() + 1
+        first = budget - self._evaluations_left() + 1 + self._alive.index(batch[0])
         return [
             Planned(
                 Training(SEARCH, index, budget, point.layout, self._label(point), epochs, self.settings.search.metric),
@@ -203,9 +290,18 @@ class Search:
 
     # --- tell -----------------------------------------------------------------------------------------------------
 
-    def _tell(self, trial: Trial, one: Planned, outcome: Outcome, *, untold: int) -> None:
+    def _tell(self, asking: Asking) -> None:
+        """Tell the trials of a batch that is over, in their order, what became of their trainings."""
+        outcomes: dict[int, Outcome] = {}
+        for places, group, report in asking.groups:
+            outcomes |= dict(zip(places, self.trainings.outcomes(group, report), strict=True))
+        for place, (asked, one) in enumerate(zip(asking.members, asking.planned, strict=True)):
+            self._tell_one(asked.trial, one, outcomes[place], untold=len(asking.members) - place - 1)
+            self._alive.remove(asked)
+
+    def _tell_one(self, trial: Trial, one: Planned, outcome: Outcome, *, untold: int) -> None:
         """Tell a trial what became of its training; ``untold`` others of its batch are still to be told."""
-        if isinstance(outcome, Trained):
+        if isinstance(outcome, Fit):
             trial.set_user_attr("metrics", outcome.progress.best.metrics)
             trial.set_user_attr("seconds", outcome.seconds)
             trial.set_user_attr("parameters", outcome.parameters)
@@ -214,13 +310,12 @@ class Search:
             self.study.tell(trial, score if self.costs is None else [score, self.costs.of(one.run.layout)])
             self.trainings.short.forget(one.run.name)
             self._tell_finished(one.training, score, outcome.seconds, untold)
-        elif isinstance(outcome, TrainingError):
-            trial.set_user_attr("reason", str(outcome))
+        else:
+            if not isinstance(outcome, TrainingError):
+                self._require_a_success(trial, outcome)
+            trial.set_user_attr("reason", _reason(outcome))
             self.study.tell(trial, state=TrialState.PRUNED)
             self._tell_finished(one.training, None, 0.0, untold)
-        else:
-            self._tell_broken(trial, outcome)
-            raise outcome
 
     def _tell_finished(self, training: Training, score: float | None, seconds: float, untold: int) -> None:
         scores = {self.domain.point(t.params): float(t.values[0]) for t in self._finished(TrialState.COMPLETE)}
@@ -232,14 +327,20 @@ class Search:
         )
         self.listener.finished(Finished(training, score, top, None if best is None else best.layout, seconds, left))
 
-    def _tell_broken(self, trial: Trial, error: Exception) -> None:
-        """Back to the queue; one that breaks again is pruned, so that others go on."""
-        if self.storage.get_trial(trial._trial_id).user_attrs.get(BROKEN):
-            trial.set_user_attr("reason", f"{type(error).__name__}: {first_line(error)}")
-            self.study.tell(trial, state=TrialState.PRUNED)
-        else:
+    def _require_a_success(self, trial: Trial, error: Exception) -> None:
+        """A training that breaks costs itself alone; but where none has come to its end, the error is the study's.
+
+        The trial goes back to the queue then. If it breaks there again, others are tried.
+
+        Raises:
+            Exception: that error.
+        """
+        again = self.storage.get_trial(trial._trial_id).user_attrs.get(BROKEN)
+        if not again and not self._finished(TrialState.COMPLETE):
             trial.set_user_attr(BROKEN, True)
             self._release(trial)
+            raise error
+        self.listener.says(f"given up: {_reason(error)}")
 
     def _release(self, trial: Trial) -> None:
         """Back to the queue, to go on from its last epoch."""
@@ -247,12 +348,12 @@ class Search:
         RETRY(self.study, self.storage.get_trial(trial._trial_id))
 
     @contextmanager
-    def _released_if_interrupted(self, batch: Sequence[Asked]) -> Iterator[None]:
-        """Trials of a batch that does not come to its end go back to the queue, in their order."""
+    def _released_if_interrupted(self) -> Iterator[None]:
+        """Trials that do not come to their end go back to the queue, in their order."""
         try:
             yield
         except BaseException:
-            for trial, _ in batch:
+            for trial, _ in self._alive:
                 if not self.storage.get_trial(trial._trial_id).state.is_finished():
                     self._release(trial)
             raise
@@ -283,6 +384,12 @@ class Search:
         diverged = len(self._finished(TrialState.PRUNED))
         if diverged > self.settings.search.budget:
             raise DasearchError(f"{diverged} trainings diverged; lower trial.lr and begin again with --set name=NEW")
+
+
+def _reason(error: Exception) -> str:
+    """Why a trial has no score."""
+    named = isinstance(error, TrainingError | BrokenTraining)
+    return str(error) if named else f"{type(error).__name__}: {first_line(error)}"
 
 
 def flat_from(startup: int | None, free: int) -> int:

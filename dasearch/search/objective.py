@@ -5,8 +5,10 @@ It is handed `Development` data only, which carries no test item.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -15,14 +17,21 @@ from dasearch.config import Recipe, StudySettings
 from dasearch.data import Development
 from dasearch.errors import TrainingError, first_line
 from dasearch.layout import Layout
-from dasearch.training.loop import Trained, candidates_at_once, train_together
+from dasearch.training.loop import Fit, Trained, candidates_at_once, train_together
 from dasearch.training.materials import Materials
 from dasearch.training.seeds import generator_for
 from dasearch.training.shared import Say
 from dasearch.training.stack import Candidate, Epoch
 
 TRIAL_SEED = 0  # common random numbers: every trial starts from the same weights and sees the same batches
-Outcome = Trained | Exception  # a training, or why there is none: TrainingError where it diverged
+Outcome = Fit | Exception  # a training, or why there is none: TrainingError where it diverged
+
+
+class Users(StrEnum):
+    """Whom a training learns from and is validated on."""
+
+    EVERYONE = "everyone"
+    DATA_BO = "Data_BO"
 
 
 class Run(NamedTuple):
@@ -41,6 +50,8 @@ class Objective:
         materials: of the users to train and validate on; Data_BO for trials, everyone for the final training.
         folder: where unfinished trainings keep their checkpoints.
         lora: whether the search space has LoRA.
+        users: of the materials.
+        counted: how many runs train side by side, where it was counted before; None: as `at_once` counts them.
     """
 
     settings: StudySettings
@@ -49,6 +60,8 @@ class Objective:
     replace_every: int
     folder: Path
     lora: bool = False
+    users: Users = Users.EVERYONE
+    counted: int | None = None
 
     def train(self, layout: Layout, *, run: str, seed: int, on_epoch: Callable[[Epoch], None]) -> Trained:
         """Train a layout by itself, with every core, going on from this run's checkpoint if there is one.
@@ -63,32 +76,38 @@ class Objective:
 
     def train_together(
         self, runs: Sequence[Run], *, on_epoch: Callable[[int, Epoch], None], say: Say = lambda _: None
-    ) -> list[Outcome]:
+    ) -> list[Trained | Exception]:
         """Train runs side by side, each from its own checkpoint on; what became of them, in their order.
 
-        An error that ends the batch, such as too little memory for it, says nothing about its runs. They go on one by one,
-        up to the first that breaks alone: its error is then the last outcome, and runs after it have none.
+        An error that ends the batch, such as too little memory for it, says nothing about its runs: they go on one by one.
 
         Args:
             on_epoch: told each new epoch, with the place of its run.
             say: told of a batch that broke.
         """
         try:
-            return self._side_by_side(runs, on_epoch, self.at_once)
+            return list(self._side_by_side(runs, on_epoch, self.at_once))
         except Exception as error:
             if len(runs) == 1:
                 return [error]
             say(
                 f"{len(runs)} trainings side by side broke ({type(error).__name__}: {first_line(error)}); they go on one by one"
             )
-        found: list[Outcome] = []  # out of the handler, whose traceback holds on to the batch's memory
+        found: list[Trained | Exception] = []  # out of the handler, whose traceback holds on to the batch's memory
         for place, run in enumerate(runs):
             found += self.train_together([run], on_epoch=_at(place, on_epoch))
-            if is_broken(found[-1]):
-                break
         return found
 
-    def _side_by_side(self, runs: Sequence[Run], on_epoch: Callable[[int, Epoch], None], at_once: int) -> list[Outcome]:
+    def trained(self, run: Run, fit: Fit) -> Trained:
+        """A finished run with its model, which a worker left in the run's checkpoint."""
+        if isinstance(fit, Trained):
+            return fit
+        found = self.train(run.layout, run=run.name, seed=run.seed, on_epoch=lambda _: None)
+        return dataclasses.replace(found, seconds=fit.seconds, peak_memory=fit.peak_memory)
+
+    def _side_by_side(
+        self, runs: Sequence[Run], on_epoch: Callable[[int, Epoch], None], at_once: int
+    ) -> list[Trained | TrainingError]:
         candidates = [Candidate(run.layout, run.seed, self.checkpoint(run.name)) for run in runs]
         return list(
             train_together(
@@ -113,7 +132,7 @@ class Objective:
     @cached_property
     def at_once(self) -> int:
         """How many runs train side by side."""
-        return at_once(self.settings, self.materials, self.recipe)
+        return self.counted or at_once(self.settings, self.materials, self.recipe)
 
     @property
     def work(self) -> int:
@@ -125,11 +144,6 @@ def at_once(settings: StudySettings, materials: Materials, recipe: Recipe) -> in
     """How many trainings run side by side: what the study says, or what the device holds."""
     batch = settings.search.batch
     return candidates_at_once(settings, materials, recipe) if batch == "auto" else batch
-
-
-def is_broken(outcome: Outcome) -> bool:
-    """Whether a training ended by an error that is no diverged loss."""
-    return isinstance(outcome, Exception) and not isinstance(outcome, TrainingError)
 
 
 def _at(place: int, on_epoch: Callable[[int, Epoch], None]) -> Callable[[int, Epoch], None]:

@@ -52,6 +52,8 @@ MAY_CHANGE = {
     "recompute",
     "search.budget",
     "search.batch",
+    "search.pending",
+    "trial.minutes",
     "search.worth",
     "search.stop_when_flat",
     "search.pick",

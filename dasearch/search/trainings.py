@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 
 from dasearch.config import Recipe, StudySettings, resolve_output, with_found
 from dasearch.data import Development
 from dasearch.search.confirmation import CONTROLS
+from dasearch.search.dispatch import Batch, Dispatcher
 from dasearch.search.events import FINAL, Finished, Listener, Training
-from dasearch.search.objective import Objective, Outcome, Run, data_bo, raise_failed
+from dasearch.search.executors import Executor, Inline
+from dasearch.search.objective import Objective, Outcome, Run, Users, data_bo, raise_failed
 from dasearch.search.store import LaterTraining, Store
 from dasearch.search_space import SearchSpace
-from dasearch.training.loop import Trained
+from dasearch.training.loop import Fit, Trained
 from dasearch.training.materials import Materials
 from dasearch.training.stack import Epoch
 
@@ -29,24 +32,73 @@ class Planned(NamedTuple):
     run: Run
 
 
+@dataclass
+class Group:
+    """Trainings of one recipe that are on their way together.
+
+    Attributes:
+        began: when it was submitted.
+    """
+
+    planned: Sequence[Planned]
+    batch: Batch
+    began: float
+
+    @property
+    def over(self) -> bool:
+        return self.batch.over
+
+
+class Kept(NamedTuple):
+    """A finished training after the search, and what trained it."""
+
+    run: Run
+    fit: Fit
+    objective: Objective
+
+    @property
+    def trained(self) -> Trained:
+        """With its model."""
+        return self.objective.trained(self.run, self.fit)
+
+
 class Trainings:
-    """Trains layouts of one study by its trial recipe (``short``) and by its final one (``full``)."""
+    """Trains layouts of one study by its trial recipe (``short``) and by its final one (``full``).
+
+    Args:
+        executor: where trainings run; None: in this process.
+    """
 
     def __init__(
-        self, settings: StudySettings, space: SearchSpace, materials: Materials, store: Store, listener: Listener
+        self,
+        settings: StudySettings,
+        space: SearchSpace,
+        materials: Materials,
+        store: Store,
+        listener: Listener,
+        executor: Executor | None = None,
     ) -> None:
         self.settings, self.store, self.listener = settings, store, listener
         self.checkpoints = resolve_output(settings) / "checkpoints"
+        self.dispatcher = Dispatcher(executor or Inline(materials), listener.says)
 
-        def objective(materials: Materials, recipe: Recipe) -> Objective:
-            return Objective(
-                settings, materials, recipe, space.file.replace_every, self.checkpoints, lora=space.file.has_lora
+        def objective(materials: Materials, recipe: Recipe, users: Users) -> Objective:
+            found = Objective(
+                settings,
+                materials,
+                recipe,
+                space.file.replace_every,
+                self.checkpoints,
+                lora=space.file.has_lora,
+                users=users,
             )
+            return replace(found, counted=self.dispatcher.executor.width(found.at_once))
 
         development: Development = materials.development
-        self.short = objective(materials.on(data_bo(settings, development)), settings.trial)
-        self.full = objective(materials, settings.final)
+        self.short = objective(materials.on(data_bo(settings, development)), settings.trial, Users.DATA_BO)
+        self.full = objective(materials, settings.final, Users.EVERYONE)
         self.pace = 0.0  # seconds a user and epoch of one training, its share where several run side by side
+        self._last_over = 0.0
 
     def trying(self, values: Mapping[str, Any]) -> Objective:
         """``short`` under values of the settings that are searched beside the layout."""
@@ -56,17 +108,17 @@ class Trainings:
         materials = self.short.materials.under(settings)
         return replace(self.short, settings=settings, materials=materials, recipe=settings.trial)
 
-    def score(self, trained: Trained) -> float:
+    def score(self, fit: Fit) -> float:
         """In the metric that the study chooses by."""
-        return trained.metrics.record()[self.settings.search.metric]
+        return fit.metrics.record()[self.settings.search.metric]
 
-    def together(
+    def begin(
         self,
         objective: Objective,
         planned: Sequence[Planned],
         report: Callable[[int, Epoch], None] = lambda place, epoch: None,
-    ) -> list[Outcome]:
-        """Train side by side; outcomes as of `Objective.train_together`.
+    ) -> Group:
+        """Train side by side; `wait` brings it forward.
 
         Args:
             report: told each epoch with the place of its training, some twice.
@@ -74,64 +126,89 @@ class Trainings:
         for training, _ in planned:
             self.listener.started(training)
 
-        def record(place: int, epoch: Epoch) -> None:
-            self.store.add_epoch(self.settings.name, planned[place].run.name, epoch)
-            report(place, epoch)
-
         def heard(place: int, epoch: Epoch) -> None:
-            record(place, epoch)
+            self._record(planned[place], epoch)
+            report(place, epoch)
             self.listener.epoch(planned[place].training, epoch)
 
-        started = time.perf_counter()
-        outcomes = objective.train_together([run for _, run in planned], on_epoch=heard, say=self.listener.says)
-        for place, outcome in enumerate(outcomes):
-            if isinstance(outcome, Trained):
+        batch = self.dispatcher.submit(objective, [run for _, run in planned], heard)
+        return Group(planned, batch, time.perf_counter())
+
+    def wait(self) -> None:
+        """Until something has happened to a group."""
+        self.dispatcher.wait()
+
+    def outcomes(self, group: Group, report: Callable[[int, Epoch], None] = lambda place, epoch: None) -> list[Outcome]:
+        """What became of a group that is over, in its order; ``report`` as of `begin`."""
+        found = group.batch.in_order
+        for place, outcome in enumerate(found):
+            if isinstance(outcome, Fit):
                 for epoch in outcome.progress.epochs:  # one checkpointed in the moment of a kill was not recorded then
-                    record(place, epoch)
-        self._keep_pace(objective, outcomes, time.perf_counter() - started)
-        return outcomes
-
-    def later(
-        self, objective: Objective, planned: Sequence[Planned], keep: Callable[[Planned, Trained], None]
-    ) -> list[Trained]:
-        """Train after the search, a batch at a time; each is kept before the next batch begins.
-
-        Raises:
-            TrainingError: for a training that diverged, after the others of its batch are kept.
-        """
-        found: list[Trained] = []
-        for batch in batches(planned, objective.at_once):
-            outcomes = self._timed(objective, batch)
-            left = self._left_after(batch[-1].training)
-            for one, outcome in zip(batch, outcomes, strict=False):
-                if isinstance(outcome, Trained):
-                    keep(one, outcome)
-                    found.append(outcome)
-                    self.listener.finished(
-                        Finished(one.training, self.score(outcome), None, None, outcome.seconds, left)
-                    )
-            raise_failed(outcomes)
+                    self._record(group.planned[place], epoch)
+                    report(place, epoch)
+        self._keep_pace(group, found)
         return found
 
-    def _timed(self, objective: Objective, batch: Sequence[Planned]) -> list[Outcome]:
-        """Train a batch and record when each of it ran: Optuna keeps the times of trials alone."""
-        name, began = self.settings.name, datetime.now(UTC)
+    def _record(self, one: Planned, epoch: Epoch) -> None:
+        self.store.add_epoch(self.settings.name, one.run.name, epoch)
+
+    def later(
+        self,
+        parts: Iterable[tuple[Objective, Sequence[Planned]]],
+        keep: Callable[[Planned, Fit], None] = lambda one, fit: None,
+    ) -> dict[str, Kept]:
+        """Train after the search, as many batches at a time as there are workers; each is kept as it ends.
+
+        Args:
+            parts: trainings, and what trains them.
+
+        Returns:
+            What came of each training, by the name of its run.
+
+        Raises:
+            TrainingError: for a training that diverged, after all others are kept.
+        """
+        waiting = deque((by, batch) for by, planned in parts for batch in batches(planned, by.at_once))
+        running, failed = list[Group](), list[Outcome]()
+        found: dict[str, Kept] = {}
+        while waiting or running:
+            while waiting and (self.dispatcher.idle > 0 or not running):
+                running.append(self._begin_later(*waiting.popleft()))
+            self.wait()
+            for group in [group for group in running if group.over]:
+                running.remove(group)
+                failed += self._keep(group, keep, found)
+        raise_failed(failed)
+        return found
+
+    def _begin_later(self, objective: Objective, batch: Sequence[Planned]) -> Group:
+        """Optuna keeps the times of trials alone."""
+        began = datetime.now(UTC)
         for one, run in batch:
             record = LaterTraining(run.name, one.phase, one.label, one.layout, one.index, one.total, began)
-            self.store.begin_training(name, record)
-        outcomes = self.together(objective, batch)
-        ended = datetime.now(UTC)
-        for (_, run), outcome in zip(batch, outcomes, strict=False):
-            if isinstance(outcome, Trained):
-                self.store.end_training(name, run.name, ended)
-        return outcomes
+            self.store.begin_training(self.settings.name, record)
+        return self.begin(objective, batch)
 
-    def _keep_pace(self, objective: Objective, outcomes: Sequence[Outcome], elapsed: float) -> None:
-        trained = [outcome for outcome in outcomes if isinstance(outcome, Trained)]
+    def _keep(self, group: Group, keep: Callable[[Planned, Fit], None], found: dict[str, Kept]) -> list[Outcome]:
+        """Keep what a group trained; the outcomes that are errors."""
+        outcomes, ended = self.outcomes(group), datetime.now(UTC)
+        left = self._left_after(group.planned[-1].training)
+        for place, (one, outcome) in enumerate(zip(group.planned, outcomes, strict=True)):
+            if isinstance(outcome, Fit):
+                self.store.end_training(self.settings.name, one.run.name, ended)
+                keep(one, outcome)
+                found[one.run.name] = Kept(one.run, outcome, group.batch.objective_of(place))
+                self.listener.finished(Finished(one.training, self.score(outcome), None, None, outcome.seconds, left))
+        return [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+
+    def _keep_pace(self, group: Group, outcomes: Sequence[Outcome]) -> None:
+        now, slots = time.perf_counter(), self.dispatcher.executor.slots
+        elapsed, self._last_over = now - max(group.began, self._last_over), now
+        trained = [outcome for outcome in outcomes if isinstance(outcome, Fit)]
         if not trained:
             return
-        whole = max(elapsed, sum(one.seconds for one in trained))  # more, where they went on from checkpoints
-        pace = whole / (len(trained) * objective.work)
+        whole = max(elapsed, sum(one.seconds for one in trained) / slots)  # more, where they went on from checkpoints
+        pace = whole / (len(trained) * group.batch.objective.work)
         self.pace = pace if not self.pace else 0.7 * self.pace + 0.3 * pace
 
     def _left_after(self, last: Training) -> float:

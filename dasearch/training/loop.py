@@ -50,10 +50,9 @@ OnEpoch = Callable[[int, Epoch], None]  # a candidate's place, and its new epoch
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A finished training: the model holds the weights of its best epoch."""
+class Fit:
+    """What is told of a finished training; its weights are in its checkpoint."""
 
-    model: RecommenderModel
     layout: Layout
     progress: Progress
     parameters: int
@@ -64,6 +63,13 @@ class Trained:
     def metrics(self) -> Metrics:
         """Validation metrics of the best epoch."""
         return Metrics.from_record(self.progress.best.metrics)
+
+
+@dataclass(frozen=True)
+class Trained(Fit):
+    """A finished training with its model, which holds the weights of its best epoch."""
+
+    model: RecommenderModel
 
 
 def train(
@@ -265,7 +271,7 @@ def _result(ground: Ground, run: Run) -> Trained | TrainingError:
     seconds = sum(epoch.seconds for epoch in run.progress.epochs)
     peak = peak_memory(ground.materials.device)
     layout = run.candidate.layout
-    return Trained(model.eval(), layout, run.progress, model.count_trained(layout), seconds, peak)
+    return Trained(layout, run.progress, model.count_trained(layout), seconds, peak, model.eval())
 
 
 def _identity(settings: StudySettings, recipe: Recipe, candidate: Candidate) -> dict[str, Any]:

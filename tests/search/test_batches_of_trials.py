@@ -59,8 +59,10 @@ def search(settings: StudySettings, listener: Listener | None = None) -> Status:
     return Study(settings).run(train=False, listener=listener)
 
 
-def study(folder: Path, batch: int | str, budget: int = 7, **changes: Any) -> StudySettings:
-    return small_study(folder, search={"batch": batch, "budget": budget}, **changes)
+def study(
+    folder: Path, batch: int | str, budget: int = 7, *, pending: int | str = "auto", **changes: Any
+) -> StudySettings:
+    return small_study(folder, search={"batch": batch, "budget": budget, "pending": pending}, **changes)
 
 
 def evaluated(status: Status) -> list[tuple[str, float | None]]:
@@ -183,28 +185,69 @@ def test_a_batch_too_large_for_the_machine_is_trained_one_by_one(tmp_path: Path,
     assert set(Counter(stub.epochs).values()) == {1}
 
 
-def test_only_the_trial_that_breaks_alone_is_pruned(tmp_path: Path, stub: Stub) -> None:
-    guilty = "PPP-PPP"
-
+def breaking(guilty: str) -> Callable[[list[str], str, int], None]:
     def broken(together: list[str], layout: str, epoch: int) -> None:
-        if layout == guilty:
+        if guilty in ("every", layout):
             raise ValueError("no room")
 
-    stub.fault = broken
+    return broken
+
+
+def reasons(settings: StudySettings) -> list[str]:
+    store = open_store(None, settings.output, create=False)
+    found = [trial.attributes["reason"] for trial in store.trials("toy") if trial.state == "pruned"]
+    store.close()
+    return found
+
+
+def test_a_trial_that_breaks_costs_itself_alone(tmp_path: Path, stub: Stub) -> None:
+    guilty = "PPP-PPP"
+    stub.fault = breaking(guilty)
+    said: list[str] = []
+
+    class Ears(Listener):
+        def says(self, text: str) -> None:
+            said.append(text)
+
     settings = study(tmp_path, 3, 4)
-    for _ in range(2):
-        with pytest.raises(ValueError, match="no room"):
-            search(settings)
-    status = search(settings)
-    states = {str(t.layout): t.state for t in status.trials}  # the last of each layout
+    status = search(settings, Ears())
+    states = {str(t.layout): t.state for t in status.trials}
     assert states.pop(guilty) == "pruned"
     assert set(states.values()) == {"complete"}
     assert len(status.completed) == len({t.layout for t in status.completed}) == 4
     assert set(Counter(stub.epochs).values()) == {1}
-    store = open_store(None, settings.output, create=False)
-    (reason,) = [t.attributes["reason"] for t in store.trials("toy") if t.state == "pruned"]
-    store.close()
-    assert reason == "ValueError: no room"
+    assert reasons(settings) == ["ValueError: no room"]
+    assert said[-1] == "given up: ValueError: no room"
+
+
+def test_an_error_before_any_trial_came_to_its_end_is_the_studys(tmp_path: Path, stub: Stub) -> None:
+    stub.fault = breaking("every")
+    settings = study(tmp_path, 1, 4)
+    with pytest.raises(ValueError, match="no room"):
+        search(settings)
+    with pytest.raises(ValueError, match="no room"):  # the first one again, which is given up, and then another
+        search(settings)
+    assert reasons(settings) == ["ValueError: no room"]
+    stub.fault = breaking("none")
+    assert len(search(settings).completed) == 4
+
+
+@pytest.mark.parametrize("pending", [2, 3])
+@pytest.mark.parametrize("interruption", [None, (2, 0), (3, 1), (5, None), (6, 1)])
+def test_batches_on_their_way_are_told_in_order(
+    tmp_path: Path, stub: Stub, pending: int, interruption: tuple[int, int | None] | None
+) -> None:
+    """Each is asked for with those before it pending, whatever was interrupted."""
+    settings = study(tmp_path / "own", 1, 8, pending=pending)
+    if interruption is not None:
+        with pytest.raises(KeyboardInterrupt):
+            search(settings, Stops(*interruption))
+    found = search(settings)
+    assert len(found.completed) == 8
+    straight = search(study(tmp_path / "straight", 1, 8, pending=pending))
+    assert evaluated(found) == evaluated(straight)
+    one_by_one = search(study(tmp_path / "alone", 1, 8))
+    assert evaluated(found) != evaluated(one_by_one)
 
 
 def test_twins_that_were_enqueued_are_trained_once(tmp_path: Path, stub: Stub) -> None:

@@ -1,0 +1,201 @@
+"""Jobs, events, and what an executor is.
+
+The driver alone owns the store, the proposals and the test split. A job is all that a worker needs beside the prepared study,
+as JSON and places; an event is all that it says. An executor never trains a job again: whoever submitted it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from dasearch.config import Recipe, StudySettings, parse_study
+from dasearch.errors import BrokenTraining, TrainingError, first_line
+from dasearch.layout import CHOICES, Layout
+from dasearch.layout_file import ChoiceRecord
+from dasearch.search.objective import Run, Users
+from dasearch.training.loop import Fit
+from dasearch.training.stack import Epoch, Progress
+
+Heard = Callable[["Event"], None]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many processes train at once, and what each of them has.
+
+    Args:
+        cpus: threads of each; None: its share of the machine's cores.
+        gpus: of each, such as a quarter of one.
+        address: of a Ray cluster that runs; None: a cluster on this machine, for as long as the study runs.
+    """
+
+    count: int = 1
+    cpus: int | None = None
+    gpus: float = 0.0
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """Trainings side by side under one recipe.
+
+    Attributes:
+        number: of the job in its driver.
+        users: whom it trains on.
+        replace_every, lora: as of `Objective`.
+        at_once: how many trainings a job has as a rule, who share a worker's cores.
+        checkpoints: a folder that driver and workers see alike.
+        attempt: from 1 on; what an earlier one still says counts for nothing.
+    """
+
+    number: int
+    runs: tuple[Run, ...]
+    settings: StudySettings
+    recipe: Recipe
+    users: Users
+    replace_every: int
+    lora: bool
+    at_once: int
+    checkpoints: Path
+    attempt: int = 1
+
+    @property
+    def minutes(self) -> float | None:
+        """How long it may take; None: as long as it wants."""
+        return None if self.recipe.minutes is None else self.recipe.minutes * len(self.runs)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values."""
+        own = {"users": self.users.value, "checkpoints": str(self.checkpoints), "replace_every": self.replace_every}
+        return {
+            **own,
+            "number": self.number,
+            "attempt": self.attempt,
+            "lora": self.lora,
+            "at_once": self.at_once,
+            "settings": self.settings.model_dump(mode="json"),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "runs": [{**run._asdict(), "layout": _layout_record(run.layout)} for run in self.runs],
+        }
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Job:
+        runs = tuple(Run(_layout(run["layout"]), run["name"], run["seed"]) for run in record["runs"])
+        read = {
+            "settings": parse_study(record["settings"], source="a job"),
+            "recipe": Recipe.model_validate(record["recipe"]),
+            "users": Users(record["users"]),
+            "checkpoints": Path(record["checkpoints"]),
+        }
+        return cls(**{**record, **read, "runs": runs})
+
+
+class Kind(StrEnum):
+    """What an event says."""
+
+    SAYS = "says"
+    EPOCH = "epoch"
+    DONE = "done"
+    FAILED = "failed"  # one run: it diverged, or it broke
+    LOST = "lost"  # the worker, and with it what was not over
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a job says of one of its runs, or of itself.
+
+    Attributes:
+        job, attempt: as of `Job`.
+        place: of the run in its job; of no meaning where the event is of the whole job.
+        text: what is said, or the cause of a loss.
+        error: why a run failed: `TrainingError` where its loss was no finite number.
+    """
+
+    job: int
+    attempt: int
+    kind: Kind
+    place: int = 0
+    text: str = ""
+    epoch: Epoch | None = None
+    fit: Fit | None = None
+    error: Exception | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values, without a trained model: it is in its checkpoint."""
+        found: dict[str, Any] = {"job": self.job, "attempt": self.attempt, "kind": self.kind.value, "place": self.place}
+        found["text"] = self.text
+        if self.epoch is not None:
+            found["epoch"] = asdict(self.epoch)
+        if self.fit is not None:
+            kept = {key: getattr(self.fit, key) for key in ("parameters", "seconds", "peak_memory")}
+            found["fit"] = {**kept, "progress": self.fit.progress.record()}
+        if self.error is not None:
+            found["error"] = _error_record(self.error)
+        return found
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any], job: Job) -> Event:
+        found = {**record, "kind": Kind(record["kind"])}
+        if "epoch" in record:
+            found["epoch"] = Epoch(**record["epoch"])
+        if "fit" in record:
+            progress = Progress.from_record(record["fit"]["progress"])
+            found["fit"] = Fit(**{**record["fit"], "layout": job.runs[record["place"]].layout, "progress": progress})
+        if "error" in record:
+            found["error"] = _error(record["error"])
+        return cls(**found)
+
+
+class Executor(Protocol):
+    """Runs jobs.
+
+    Attributes:
+        slots: how many jobs run at once; more may be submitted and wait their turn.
+    """
+
+    slots: int
+
+    def width(self, at_once: int) -> int:
+        """How many trainings one job should have, where this process would train so many side by side."""
+
+    def submit(self, job: Job) -> None:
+        """Take a job."""
+
+    def advance(self, heard: Heard) -> None:
+        """Work, or wait, until at least one event is told; at once where there is no job."""
+
+    def cancel(self) -> None:
+        """Give up every job."""
+
+    def close(self) -> None:
+        """Leave nothing running."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a training asked for more memory than there is."""
+    return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or getattr(error, "memory", False)
+
+
+def _error_record(error: Exception) -> dict[str, Any]:
+    diverged = isinstance(error, TrainingError)
+    text = str(error) if diverged else f"{type(error).__name__}: {first_line(error)}"
+    return {"diverged": diverged, "memory": out_of_memory(error), "text": text}
+
+
+def _error(record: dict[str, Any]) -> Exception:
+    if record["diverged"]:
+        return TrainingError(record["text"])
+    return BrokenTraining(record["text"], memory=record["memory"])
+
+
+def _layout_record(layout: Layout) -> dict[str, Any]:
+    return {"text": str(layout), "choices": [choice.record() for choice in layout.own_choices]}
+
+
+def _layout(record: dict[str, Any]) -> Layout:
+    own = [ChoiceRecord(**choice).choice() for choice in record["choices"]]
+    return Layout.parse(record["text"], [*CHOICES.values(), *own])

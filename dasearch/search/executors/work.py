@@ -1,0 +1,85 @@
+"""What runs a job, wherever it runs: from the job and the prepared study to its events."""
+
+from __future__ import annotations
+
+import time
+
+from dasearch.config import StudySettings
+from dasearch.errors import BrokenTraining
+from dasearch.search.executors.base import Event, Heard, Job, Kind
+from dasearch.search.objective import Objective, Users, data_bo
+from dasearch.training.materials import Materials
+from dasearch.training.stack import Epoch
+
+
+class Workshop:
+    """A prepared study, as jobs want it.
+
+    Args:
+        materials: of all users.
+    """
+
+    def __init__(self, materials: Materials) -> None:
+        self._materials = {Users.EVERYONE: materials}
+
+    def objective(self, job: Job) -> Objective:
+        """What trains a job's runs."""
+        materials = self._of(job.users, job.settings).under(job.settings)
+        return Objective(
+            job.settings,
+            materials,
+            job.recipe,
+            job.replace_every,
+            job.checkpoints,
+            lora=job.lora,
+            users=job.users,
+            counted=job.at_once,
+        )
+
+    def _of(self, users: Users, settings: StudySettings) -> Materials:
+        if users not in self._materials:
+            everyone = self._materials[Users.EVERYONE]
+            self._materials[users] = everyone.on(data_bo(settings, everyone.development))
+        return self._materials[users]
+
+
+def work(job: Job, workshop: Workshop, tell: Heard) -> None:
+    """Train a job's runs and tell each epoch, then what became of each run; what telling raises ends the job."""
+    began = time.monotonic()
+
+    def event(kind: Kind, place: int = 0, **parts: object) -> Event:
+        return Event(job.number, job.attempt, kind, place, **parts)  # type: ignore[arg-type]
+
+    def on_epoch(place: int, epoch: Epoch) -> None:
+        try:
+            tell(event(Kind.EPOCH, place, epoch=epoch))
+        except Exception as error:
+            raise _Unheard(error) from error
+        if job.minutes is not None and time.monotonic() - began > 60 * job.minutes:
+            raise overtime(job)
+
+    def say(text: str) -> None:
+        tell(event(Kind.SAYS, text=text))
+
+    try:
+        outcomes = workshop.objective(job).train_together(job.runs, on_epoch=on_epoch, say=say)
+    except _Unheard as stopped:
+        raise stopped.error from None
+    for place, outcome in enumerate(outcomes):
+        if isinstance(outcome, Exception):
+            tell(event(Kind.FAILED, place, error=outcome))
+        else:
+            tell(event(Kind.DONE, place, fit=outcome))
+
+
+def overtime(job: Job) -> BrokenTraining:
+    """What ends a job that takes longer than it may."""
+    return BrokenTraining(f"it took longer than its {job.recipe.minutes:g} minutes")
+
+
+class _Unheard(BaseException):
+    """An error of whoever heard of an epoch, which is none of the training."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
