@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 import warnings
 from contextlib import closing
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -103,6 +105,28 @@ def run(
         ),
     ] = None,
     trackers: TrackOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Train in so many processes at once, on Ray. Default: in this one."),
+    ] = None,
+    cpus: Annotated[
+        int | None,
+        typer.Option(
+            "--cpus-per-worker", metavar="N", min=1, help="Threads of each worker. Default: its share of the cores."
+        ),
+    ] = None,
+    gpus: Annotated[
+        float,
+        typer.Option(
+            "--gpus-per-worker", metavar="SHARE", min=0, help="GPUs of each worker, as in 1, or 0.25 of a shared one."
+        ),
+    ] = 0.0,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="A Ray cluster that runs, for --workers; auto: the one of this machine."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -118,11 +142,14 @@ def run(
     """
     from dasearch.report.terminal import Terminal, show_estimate, summary
     from dasearch.search.estimate import estimate
+    from dasearch.search.executors import Workers
     from dasearch.search.prior import prior_trials
     from dasearch.search.study import Study
 
     if as_json and not dry_run:
         raise WrongUse("a run prints its progress, not JSON; add --dry-run, or ask `dasearch status --json`")
+    if workers is None and (cpus or gpus or ray):
+        raise WrongUse("a run without --workers trains in this process; add --workers N")
     loaded = Study.load(study, _overrides(changes, budget, seed), storage=storage)
     console = _console()
     if dry_run:
@@ -135,7 +162,8 @@ def run(
             show_estimate(console, loaded.settings.yaml(), found)
         return
     with closing(_tracked(loaded, Terminal(console), trackers)) as listener:
-        status = loaded.run(train=not no_train, listener=listener, warm_start=warm_start)
+        crew = None if workers is None else Workers(workers, cpus, gpus, ray)
+        status = loaded.run(train=not no_train, listener=listener, warm_start=warm_start, workers=crew)
     summary(console, status, command=shlex.join(["dasearch", *sys.argv[1:]]))
 
 
@@ -600,7 +628,21 @@ def samplers(
 
 def main() -> None:
     """Run the command line; errors are one sentence, never a traceback."""
+    _interrupt_by_signals()
     sys.exit(run_command(sys.argv[1:]))
+
+
+def _interrupt_by_signals() -> None:
+    """Ctrl-C and SIGTERM once: stop, with everything recorded. Twice: stop at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for heard in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(heard, lambda number, frame: os._exit(INTERRUPTED))
+        raise KeyboardInterrupt
+
+    for heard in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(heard) is not signal.SIG_IGN:  # as of a shell's background jobs
+            signal.signal(heard, stop)
 
 
 def run_command(arguments: list[str]) -> int:

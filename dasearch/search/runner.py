@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 from dasearch.config import StudySettings, resolve_output, with_found
@@ -19,6 +20,7 @@ from dasearch.search.confirm import confirm
 from dasearch.search.confirmation import WINNER, recommended
 from dasearch.search.domain import Domain, settings_text
 from dasearch.search.events import CONFIRMATION, FINAL, SEARCH, Listener
+from dasearch.search.executors import Executor, Inline, Workers
 from dasearch.search.final import Finalists, evaluate_finally, final_rows, train_encoders, train_rows
 from dasearch.search.front import Selection
 from dasearch.search.loop import Search
@@ -32,10 +34,20 @@ from dasearch.training.recommender import save_recommender, sha256
 
 
 class Runner:
-    """One process working on one study."""
+    """One process working on one study: the driver, wherever the trainings run.
+
+    Args:
+        workers: None: the trainings run in this process.
+    """
 
     def __init__(
-        self, settings: StudySettings, space: SearchSpace, dataset: Dataset, store: Store, listener: Listener
+        self,
+        settings: StudySettings,
+        space: SearchSpace,
+        dataset: Dataset,
+        store: Store,
+        listener: Listener,
+        workers: Workers | None = None,
     ) -> None:
         self.settings, self.space, self.store, self.listener = settings, space, store, listener
         self.dataset = dataset
@@ -47,10 +59,26 @@ class Runner:
             say=listener.says,
             language_model=listener.language_model,
         )
-        self.trainings = Trainings(settings, space, self.materials, store, listener)
+        self.executor = self._executor(workers)
+        self.trainings = self._trainings()
+
+    def _executor(self, workers: Workers | None) -> Executor:
+        if workers is None:
+            return Inline(self.materials)
+        from dasearch.search.executors.ray import RayExecutor
+
+        self.listener.says("starting the workers")
+        return RayExecutor(self.materials, self.settings, workers, resolve_output(self.settings))
+
+    def _trainings(self) -> Trainings:
+        return Trainings(self.settings, self.space, self.materials, self.store, self.listener, self.executor)
 
     def run(self, *, train: bool) -> None:
-        """Go through the phases; each goes on where it stopped."""
+        """Go through the phases; each goes on where it stopped. Leaves no worker behind."""
+        with closing(self.executor):
+            self._run(train=train)
+
+    def _run(self, *, train: bool) -> None:
         name = self.settings.name
         self.store.enter_phase(name, SEARCH)
         selection = Selection.of(self.settings.search, self._costs())
@@ -73,7 +101,7 @@ class Runner:
             self.listener.says(f"settings found: {settings_text(values)}")
             self.settings = with_found(self.settings, values)
             self.materials = self.materials.under(self.settings)
-            self.trainings = Trainings(self.settings, self.space, self.materials, self.store, self.listener)
+            self.trainings = self._trainings()
 
     def _costs(self) -> dict[Cost, SiteCosts]:
         """What layouts cost, counted once a study; nothing for a study without a cost."""

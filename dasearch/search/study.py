@@ -32,6 +32,7 @@ from dasearch.models.tiny_opt import TINY_OPT
 from dasearch.search.confirmation import OBJECTIVE, Standing, standings
 from dasearch.search.domain import Domain, Point
 from dasearch.search.events import DONE, SEARCH, Listener
+from dasearch.search.executors import Workers
 from dasearch.search.front import Selection
 from dasearch.search.prior import prior_trials
 from dasearch.search.runner import Runner
@@ -159,6 +160,7 @@ class Study:
         train: bool = True,
         listener: Listener | None = None,
         warm_start: str | Path | None = None,
+        workers: Workers | None = None,
     ) -> Status:
         """Search until ``budget`` evaluations are complete, confirm, and (``train``) train and test the winner.
 
@@ -184,7 +186,7 @@ class Study:
                 fresh = store.study(settings.name) is None
                 if _begin(store, settings, space, dataset, prior) != DONE:
                     with _withdrawn_if_refused(store, settings.name, fresh=fresh), using(settings.threads):
-                        Runner(settings, space, dataset, store, listener or Listener()).run(train=train)
+                        Runner(settings, space, dataset, store, listener or Listener(), workers).run(train=train)
                 return status(store, settings.name)
         finally:
             store.close()

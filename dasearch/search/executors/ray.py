@@ -1,0 +1,254 @@
+"""Jobs in workers on Ray: several on this machine, or on a cluster that runs.
+
+A worker is an actor that opens the prepared study by its hash and trains one job at a time. Ray tries nothing again: a
+stream of events that it begins anew would lose epochs. A cluster of this machine asks for a token that only this process and its
+workers know, reports no statistics, and ends with the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from dasearch.config import StudySettings, parse_study
+from dasearch.errors import BrokenTraining, StudyError, first_line
+from dasearch.search.executors.base import Event, Heard, Job, Kind, Workers
+from dasearch.search.executors.work import Workshop, overtime, work
+from dasearch.threads import cores
+from dasearch.training.bundle import load_bundle, save_bundle
+from dasearch.training.loop import MOST_AT_ONCE
+from dasearch.training.materials import Materials
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+TICK = 1.0  # seconds between two looks at the clocks of jobs
+GRACE = 30.0  # seconds over its minutes after which a job counts as hanging
+OBJECT_STORE = 100 * 2**20  # bytes; only events go through it
+
+
+class Worker:
+    """One worker.
+
+    Args:
+        bundles, sha256: where the prepared study lies, and what it is.
+        settings: of the study.
+    """
+
+    def __init__(self, bundles: str, sha256: str, settings: dict[str, Any], cpus: int) -> None:
+        self._bundles, self._sha256, self._cpus = Path(bundles), sha256, cpus
+        self._settings = self._own(parse_study(settings, source="a job"))
+        self._workshop: Workshop | None = None
+
+    def train(self, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The events of a job, as JSON values."""
+        job = Job.from_record(record)
+        job = Job(**{**vars(job), "settings": self._own(job.settings)})
+        told = SimpleQueue[Event | None]()
+        thread = threading.Thread(target=self._work, args=(job, told), daemon=True)
+        thread.start()
+        while (event := told.get()) is not None:
+            yield event.record()
+
+    def _work(self, job: Job, told: SimpleQueue[Event | None]) -> None:
+        try:
+            work(job, self._opened(), told.put)
+        except Exception as error:  # none of a training: of opening the study, say
+            for place in range(len(job.runs)):
+                told.put(Event(job.number, job.attempt, Kind.FAILED, place, error=error))
+        finally:
+            told.put(None)
+
+    def _opened(self) -> Workshop:
+        if self._workshop is None:
+            self._workshop = Workshop(load_bundle(self._bundles, self._sha256, self._settings))
+        return self._workshop
+
+    def _own(self, settings: StudySettings) -> StudySettings:
+        """With as many threads as the worker has cores."""
+        return settings.model_copy(update={"threads": self._cpus})
+
+
+@dataclass
+class _Busy:
+    """A worker and the job that it trains."""
+
+    actor: Any
+    job: Job
+    events: Any  # Ray's generator of references
+    began: float = field(default_factory=time.monotonic)
+    over: set[int] = field(default_factory=set)  # places whose outcome was told
+
+    @property
+    def hangs(self) -> bool:
+        return self.job.minutes is not None and time.monotonic() - self.began > 60 * self.job.minutes + GRACE
+
+
+class RayExecutor:
+    """The executor of ``--workers`` and ``--ray``.
+
+    Args:
+        materials: of all users; saved for the workers in ``folder``, which they must see under the same path.
+
+    Raises:
+        StudyError: where Ray is not installed, or the cluster is smaller than the workers.
+    """
+
+    def __init__(self, materials: Materials, settings: StudySettings, workers: Workers, folder: Path) -> None:
+        self.slots, self._workers, self._settings = workers.count, workers, settings
+        self._cpus = workers.cpus or max(1, cores() // workers.count)
+        bundles = folder.resolve() / "prepared"
+        self._begin = (str(bundles), save_bundle(materials, bundles), settings.model_dump(mode="json"), self._cpus)
+        self._ray = _imported()
+        self._own_cluster = Path(tempfile.mkdtemp(prefix="dasearch-")) if workers.address is None else None
+        self._jobs, self._idle, self._busy = deque[Job](), list[Any](), list[_Busy]()
+        try:
+            self._connect()
+            self._require_room()
+        except BaseException:
+            self.close()
+            raise
+
+    def width(self, at_once: int) -> int:
+        """As many as the study says; else as many as a worker has cores, or those that a whole GPU holds."""
+        if self._settings.search.batch != "auto":
+            return at_once
+        if self._workers.gpus:
+            return at_once if self._workers.gpus >= 1 else 1
+        return min(MOST_AT_ONCE, self._cpus)
+
+    def submit(self, job: Job) -> None:
+        self._jobs.append(job)
+
+    def advance(self, heard: Heard) -> None:
+        """Give idle workers something to do, and tell what comes within a tick."""
+        while self._jobs and len(self._busy) < self.slots:
+            self._start(self._jobs.popleft())
+        if not self._busy:
+            return
+        streams = [busy.events for busy in self._busy]
+        ready, _ = self._ray.wait(streams, num_returns=1, timeout=TICK)
+        for busy in [busy for busy in self._busy if busy.events in ready]:
+            self._hear(busy, heard)
+        for busy in [busy for busy in self._busy if busy.hangs]:
+            self._give_up(busy)
+            self._fail(busy, overtime(busy.job), heard)
+
+    def cancel(self) -> None:
+        self._jobs.clear()
+        for busy in list(self._busy):
+            self._give_up(busy)
+
+    def close(self) -> None:
+        """End the workers, and the cluster where it is this study's own."""
+        if self._ray.is_initialized():
+            self.cancel()
+            for actor in self._idle:
+                self._ray.kill(actor)
+            self._idle.clear()
+            self._ray.shutdown()
+        if self._own_cluster is not None:
+            shutil.rmtree(self._own_cluster, ignore_errors=True)
+
+    def _connect(self) -> None:
+        with _own_signals():
+            if self._own_cluster is None:
+                self._ray.init(address=self._workers.address, log_to_driver=False, logging_level=logging.ERROR)
+                return
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
+            self._ray.init(
+                address="local",
+                num_cpus=self.slots * self._cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=OBJECT_STORE,
+                _temp_dir=str(self._own_cluster),
+            )
+
+    def _require_room(self) -> None:
+        """Ray lets what fits nowhere wait for ever."""
+        there = self._ray.cluster_resources()
+        for name, each in (("CPU", float(self._cpus)), ("GPU", self._workers.gpus)):
+            most = int(there.get(name, 0) / each) if each else self.slots
+            if most < self.slots:
+                raise StudyError(
+                    f"{self.slots} workers of {each:g} {name} each do not fit: there are {there.get(name, 0):g}; "
+                    f"use at most --workers {most}"
+                    if most
+                    else f"there is no {each:g} {name} for a worker; ask for less"
+                )
+
+    def _start(self, job: Job) -> None:
+        actor = self._idle.pop() if self._idle else self._new_worker()
+        events = actor.train.options(num_returns="streaming").remote(job.record())
+        self._busy.append(_Busy(actor, job, events))
+
+    def _new_worker(self) -> Any:
+        asked = {"num_cpus": self._cpus, "num_gpus": self._workers.gpus, "max_restarts": 0, "max_task_retries": 0}
+        return self._ray.remote(Worker).options(**asked).remote(*self._begin)
+
+    def _hear(self, busy: _Busy, heard: Heard) -> None:
+        """Tell the next event of a worker, or its end."""
+        try:
+            record = self._ray.get(next(busy.events))
+        except StopIteration:
+            self._busy.remove(busy)
+            self._idle.append(busy.actor)
+            return
+        except self._ray.exceptions.RayError as error:
+            self._give_up(busy)
+            if _ran_out_of_memory(error):
+                self._fail(busy, BrokenTraining("its worker ran out of memory", memory=True), heard)
+            else:
+                cause = f"its worker was lost ({first_line(error).rstrip('.')})"
+                heard(Event(busy.job.number, busy.job.attempt, Kind.LOST, text=cause))
+            return
+        event = Event.from_record(record, busy.job)
+        if event.kind in (Kind.DONE, Kind.FAILED):
+            busy.over.add(event.place)
+        heard(event)
+
+    def _give_up(self, busy: _Busy) -> None:
+        self._busy.remove(busy)
+        self._ray.kill(busy.actor)
+
+    def _fail(self, busy: _Busy, error: Exception, heard: Heard) -> None:
+        for place in sorted(set(range(len(busy.job.runs))) - busy.over):
+            heard(Event(busy.job.number, busy.job.attempt, Kind.FAILED, place, error=error))
+
+
+def _imported() -> ModuleType:
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise StudyError('workers run on Ray, which is not installed; pip install "dasearch[ray]"') from None
+    return ray
+
+
+def _ran_out_of_memory(error: Exception) -> bool:
+    return "OutOfMemory" in type(error).__name__ or "OOM" in str(error) or "out of memory" in str(error).lower()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself; what was there before stays."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
