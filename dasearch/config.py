@@ -773,6 +773,15 @@ def _at(content: Mapping[str, Any], key: str) -> Any:
     return found
 
 
+def flattened(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in record.items():
+        name = f"{prefix}{key}"
+        found |= flattened(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found
+
+
 def extremes(distribution: BaseDistribution) -> tuple[Any, ...]:
     """The values that show whether all of a distribution can be had."""
     if isinstance(distribution, CategoricalDistribution):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from dasearch.errors import WrongUse
+
+READ = 2**20  # bytes of a file at once
 
 
 class Taken(StrEnum):
@@ -23,20 +26,44 @@ class Taken(StrEnum):
 @contextmanager
 def written_beside(folder: Path, taken: Taken = Taken.KEPT) -> Iterator[Path]:
     """A folder to fill, renamed to ``folder`` at the end, so that an interruption leaves none."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.unfinished-{uuid.uuid4().hex[:8]}")
+    with unfinished_in(folder.parent, folder.name) as unfinished:
+        yield unfinished
+        put(unfinished, folder, taken)
+
+
+@contextmanager
+def unfinished_in(parent: Path, name: str) -> Iterator[Path]:
+    """A folder to fill and to `put` at its place in ``parent``; gone at the end where it was not."""
+    parent.mkdir(parents=True, exist_ok=True)
+    unfinished = parent / f".{name}.unfinished-{uuid.uuid4().hex[:8]}"
     unfinished.mkdir()
     try:
         yield unfinished
-        if taken is Taken.REPLACED and folder.exists():
-            shutil.rmtree(folder)
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            if taken is not Taken.KEPT or not folder.is_dir():
-                raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def put(unfinished: Path, folder: Path, taken: Taken) -> None:
+    """Rename a filled folder to its place beside it."""
+    if taken is Taken.REPLACED and folder.exists():
+        shutil.rmtree(folder)
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if taken is not Taken.KEPT or not folder.is_dir():
+            raise
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file, or of a folder's files in order of name."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(file.relative_to(path).as_posix().encode() if path.is_dir() else b"")
+            with file.open("rb") as content:
+                while part := content.read(READ):
+                    digest.update(part)
+    return digest.hexdigest()
 
 
 def require_free(out: Path, error: type[WrongUse]) -> None:

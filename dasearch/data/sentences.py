@@ -43,6 +43,14 @@ class Sentences:
         self.starts: IntArray = np.concatenate([[0], np.cumsum(self.lengths)[:-1]]).astype(np.int64)
         self.flat: IntArray = np.array([token for sentence in tokens for token in sentence], dtype=np.int64)
 
+    @classmethod
+    def of_table(cls, flat: IntArray, lengths: IntArray) -> Sentences:
+        """From all tokens, one sentence after another, and how many each has."""
+        found = cls(())
+        found.flat, found.lengths = flat, lengths
+        found.starts = np.cumsum(lengths) - lengths
+        return found
+
     def __len__(self) -> int:
         return len(self.lengths)
 

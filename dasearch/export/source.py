@@ -6,8 +6,9 @@ from contextlib import closing
 from pathlib import Path
 
 from dasearch.errors import ExportError
+from dasearch.folders import sha256
 from dasearch.search.store import open_store
-from dasearch.training.recommender import Recommender, load, sha256
+from dasearch.training.recommender import Recommender, load
 
 MODEL = "model"  # the kind of artifact that is a trained model's folder
 

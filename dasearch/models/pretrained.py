@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -68,6 +69,26 @@ def pretrained_layers(name: str, *, layers: int | None = None, decoder: bool = F
     if decoder and config.model_type not in DECODERS:
         raise not_a_decoder(name, config.model_type)
     return int(config.num_hidden_layers)
+
+
+def opens_by_name(name: str) -> bool:
+    """Whether `load_pretrained` finds a model by this name, and not in a folder of this machine."""
+    if not name or Path(name).is_dir():
+        return False
+    try:
+        _config(name, None)
+    except BackboneError:
+        return False
+    return True
+
+
+def weights_sha256(model: PreTrainedModel) -> str:
+    """Hexadecimal digest of a model's tensors with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _config(name: str, layers: int | None) -> PretrainedConfig:

@@ -9,8 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from dasearch.config import flattened
 from dasearch.layout import Difference, Layout
-from dasearch.report.document import Table, flattened, shown
+from dasearch.report.document import Table, shown
 from dasearch.report.figures.layouts import difference_in_words
 from dasearch.report.terminal import finite_record, plain_table, spread, symmetric
 from dasearch.report.view import StudyView, Trial, TrialDifference

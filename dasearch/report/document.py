@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dasearch.config import flattened
 from dasearch.report.terminal import (
     against_baselines,
     clock,
@@ -376,15 +376,6 @@ def commands(view: StudyView) -> list[str]:
         f"dasearch run {file} --budget {view.settings.search.budget}",
         f"dasearch report {shlex.quote(view.name)} --output {shlex.quote(view.settings.output)}",
     ]
-
-
-def flattened(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in record.items():
-        name = f"{prefix}{key}"
-        found |= flattened(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return found
 
 
 def shown(value: Any) -> str:

@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
-from dasearch.config import StudySettings
+from dasearch.config import StudySettings, flattened
 from dasearch.errors import WrongUse, suggestion
 from dasearch.layout import as_record
-from dasearch.report.document import flattened
 from dasearch.search.events import SEARCH, SINGLE, Finished, Listener, Listeners, Training
 from dasearch.search.store import Result
 from dasearch.search.study import Study

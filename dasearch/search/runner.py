@@ -13,6 +13,7 @@ from typing import Any
 
 from dasearch.config import StudySettings, resolve_output, with_found
 from dasearch.data import Dataset, LeaveOneOut
+from dasearch.folders import sha256
 from dasearch.layout import Layout
 from dasearch.layout_file import Metric
 from dasearch.models.cost import Cost, SiteCosts, layout_costs
@@ -30,7 +31,7 @@ from dasearch.search.trainings import Trainings
 from dasearch.search_space import SearchSpace
 from dasearch.training.loop import Trained
 from dasearch.training.preparation import build_model, prepare_study
-from dasearch.training.recommender import save_recommender, sha256
+from dasearch.training.recommender import save_recommender
 
 
 class Runner:

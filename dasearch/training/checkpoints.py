@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dasearch.data import IntArray
 from dasearch.errors import first_line
 
 RECORD = "dasearch"
@@ -36,6 +38,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str,
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """As safetensors stores them: on the CPU, in one piece, none sharing memory with another."""
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor | IntArray] | None) -> dict[str, Tensor]:
+    """``prefix/name`` for each name; nothing of None."""
+    return {f"{prefix}/{name}": torch.as_tensor(tensor) for name, tensor in (tensors or {}).items()}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that `prefixed` named, by their own names."""
+    start = f"{prefix}/"
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,11 +40,12 @@ from dasearch.models.darec import (
     Variation,
     build_collaborative,
 )
-from dasearch.models.id_encoders import FactorEncoder
+from dasearch.models.id_encoders import FactorEncoder, IDEncoder
 from dasearch.models.stacking import take
+from dasearch.training.checkpoints import prefixed, under
 from dasearch.training.encoders import encoder_ranks, study_encoder
 from dasearch.training.losses import bpr_loss, contrastive_loss, item_cross_entropy, reduced
-from dasearch.training.method import SHARED_READS, Drawn, Method, kept, widened
+from dasearch.training.method import SHARED_READS, Drawn, Method, example_tensors, kept, restored_examples, widened
 from dasearch.training.seeds import generator_for
 from dasearch.training.shared import PurchaseIndex, Say, Shared
 
@@ -131,6 +132,26 @@ class DARecMethod(Method):
         if settings.reads_encoder:
             encoder = study_encoder(settings.encoder, materials, settings.seed, say)
         return cls(settings, encoder, negatives, cf_state, whitening, examples)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            **prefixed("negatives", None if self.negatives is None else vars(self.negatives)),
+            **prefixed("cf", self.cf_state),
+            **prefixed("whitening", None if self.whitening is None else self.whitening._asdict()),
+            **example_tensors(self.examples),
+        }
+
+    @classmethod
+    def restored(cls, settings: DARecStudy, encoder: IDEncoder | None, tensors: Mapping[str, Tensor]) -> DARecMethod:
+        negatives, whitening = under("negatives", tensors), under("whitening", tensors)
+        return cls(
+            settings,
+            encoder,
+            HardNegatives(**negatives) if negatives else None,
+            under("cf", tensors) or None,
+            Whitening(**whitening) if whitening else None,
+            restored_examples(tensors),
+        )
 
     def start(self, model: DARec, materials: Shared, generator: torch.Generator) -> None:
         settings = self.settings.model

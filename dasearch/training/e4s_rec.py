@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +12,10 @@ from dasearch.config import E4SRecStudy
 from dasearch.data import Examples, RowPlan, SequenceBatch, training_plan
 from dasearch.models.base import RecommenderModel, stacked
 from dasearch.models.e4s_rec import E4SRec
+from dasearch.models.id_encoders import IDEncoder
 from dasearch.training.encoders import study_encoder
 from dasearch.training.losses import item_cross_entropy
-from dasearch.training.method import SHARED_READS, Drawn, Method, kept
+from dasearch.training.method import SHARED_READS, Drawn, Method, example_tensors, kept, restored_examples
 from dasearch.training.shared import Say, Shared
 
 
@@ -37,6 +39,13 @@ class E4SRecMethod(Method):
     def prepare(cls, settings: E4SRecStudy, materials: Shared, examples: Examples | None, say: Say) -> E4SRecMethod:
         """Train or read the ID encoder."""
         return cls(settings, study_encoder(settings.encoder, materials, settings.seed, say), examples)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return example_tensors(self.examples)
+
+    @classmethod
+    def restored(cls, settings: E4SRecStudy, encoder: IDEncoder, tensors: Mapping[str, Tensor]) -> E4SRecMethod:
+        return cls(settings, encoder, restored_examples(tensors))
 
     def start(self, model: E4SRec, materials: Shared, generator: torch.Generator) -> None:
         model.start(materials.item_counts.to(materials.device), materials.text_vectors.to(materials.device))

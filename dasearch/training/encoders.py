@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -111,15 +111,24 @@ def read_encoder(path: Path, settings: EncoderSettings, materials: Shared) -> ID
                 f"the ID encoder {path} has {name} {stored[name]} and encoder.{name} is {getattr(settings, name)}; "
                 "set them alike"
             )
-    development = materials.development
-    texts = torch.zeros_like(materials.text_vectors, device="cpu")  # the file has its own
-    encoder = build_encoder(settings, development.n_users, development.n_items, texts, generator_for("loading"))
     try:
-        encoder.load_state_dict(tensors)
+        return filled_encoder(settings, materials, tensors)
     except RuntimeError:
         raise StudyError(
             f"the ID encoder {path} does not fit its own settings; leave encoder.file out to train one"
         ) from None
+
+
+def filled_encoder(settings: EncoderSettings, materials: Shared, tensors: Mapping[str, Tensor]) -> IDEncoder:
+    """An encoder whose weights were stored.
+
+    Raises:
+        RuntimeError: if they are of other settings.
+    """
+    development = materials.development
+    texts = torch.zeros_like(materials.text_vectors, device="cpu")  # the weights have their own
+    encoder = build_encoder(settings, development.n_users, development.n_items, texts, generator_for("loading"))
+    encoder.load_state_dict(dict(tensors))
     return encoder.to(materials.device).eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +13,11 @@ from dasearch.data import Examples, RowPlan, SequenceBatch
 from dasearch.errors import StudyError
 from dasearch.layout import READS
 from dasearch.models.base import RecommenderModel, stacked
+from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.idle import ALIGNMENT, IDLEAdapter
 from dasearch.training.encoders import study_encoder
 from dasearch.training.losses import item_cross_entropy, mmd
-from dasearch.training.method import Drawn
+from dasearch.training.method import Drawn, restored_examples
 from dasearch.training.shared import Say, Shared
 from dasearch.training.with_encoder import EncoderMethod, frozen_examples
 
@@ -42,6 +44,12 @@ class IDLEMethod(EncoderMethod):
             say("reading the examples with the frozen model")
             frozen = frozen_examples(materials, examples)
         return cls(settings, encoder, examples, frozen)
+
+    @classmethod
+    def restored(cls, settings: IDLEStudy, encoder: IDEncoder, tensors: Mapping[str, Tensor]) -> IDLEMethod:
+        examples = restored_examples(tensors)
+        assert examples is not None
+        return cls(settings, encoder, examples, tensors.get("frozen"))
 
     def start(self, model: IDLEAdapter, materials: Shared, generator: torch.Generator) -> None:
         model.start_head(materials.item_counts.to(materials.device), materials.text_vectors.to(materials.device))

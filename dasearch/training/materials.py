@@ -31,6 +31,15 @@ VECTOR_BATCH = 256  # item sentences of one frozen forward pass
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """The catalogue in a backbone's tokens: its sentences, how rows hold them, the prompt before an item's."""
+
+    sentences: Sentences
+    row_format: RowFormat
+    item_prompt: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Materials(Shared):
     """And what the study's own model adds."""
 
@@ -88,6 +97,12 @@ def build_catalogue(
     settings: StudySettings, dataset: Dataset, backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase
 ) -> Catalogue:
     """Tokenise the catalogue and lay out its rows."""
+    return lay_out(settings, dataset, backbone, tokenizer, _tokenised(settings, dataset, backbone, tokenizer))
+
+
+def _tokenised(
+    settings: StudySettings, dataset: Dataset, backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase
+) -> Tokens:
     spec = MODELS[settings.model.kind]
     opening, item_opening = (
         tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in spec.prompts
@@ -104,7 +119,18 @@ def build_catalogue(
     )
     sentences = Sentences(tokenise_items(dataset.items, tokenizer, max_tokens=settings.data.item_tokens))
     _require_room(backbone, max(len(row_format.opening), len([*row_format.start, *item_opening])), sentences)
-    item_rows = ItemRows(item_opening, sentences, row_format, prompt_group=settings.model.prompt_group)
+    return Tokens(sentences, row_format, tuple(item_opening))
+
+
+def lay_out(
+    settings: StudySettings,
+    dataset: Dataset,
+    backbone: FrozenBackbone,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Tokens,
+) -> Catalogue:
+    """The rows of a tokenised catalogue."""
+    sentences, row_format = tokens.sentences, tokens.row_format
     identifiers = "\n".join(item.identifier for item in dataset.items)
     return Catalogue(
         dataset.name,
@@ -112,9 +138,9 @@ def build_catalogue(
         backbone,
         tokenizer,
         sentences,
-        sentences if spec.reads_texts else sentences.emptied(),
+        sentences if MODELS[settings.model.kind].reads_texts else sentences.emptied(),
         row_format,
-        item_rows,
+        ItemRows(tokens.item_prompt, sentences, row_format, prompt_group=settings.model.prompt_group),
         dataset.items,
     )
 

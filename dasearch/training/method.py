@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dasearch.config import StudySettings
-from dasearch.data import IntArray, RowFormat, RowPlan, SequenceBatch
+from dasearch.data import Examples, IntArray, RowFormat, RowPlan, SequenceBatch
 from dasearch.data.rows import moved
 from dasearch.models.base import RecommenderModel
 from dasearch.models.id_encoders import ENCODERS, IDEncoder
 from dasearch.models.registry import MODELS
+from dasearch.training.checkpoints import prefixed, under
 from dasearch.training.encoders import encoder_ranks
 from dasearch.training.shared import Say, Shared
 
@@ -100,6 +101,15 @@ class Method(ABC):
     def prepared_by(cls, key: str) -> bool:
         """Whether preparation reads this dotted setting, so that another value needs another preparation."""
         return any(key == read or key.startswith(f"{read}.") for read in cls.reads)
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """What preparation found, by name, without the encoder; `restored` reads it."""
+
+    @classmethod
+    @abstractmethod
+    def restored(cls, settings: Any, encoder: Any, tensors: Mapping[str, Tensor]) -> Self:
+        """The method whose `tensors` these are."""
 
     def under(self, settings: StudySettings) -> Self:
         """The same preparation for a variation of the study's model."""
@@ -186,6 +196,17 @@ class Method(ABC):
             return {}
         title = ENCODERS[self.settings.encoder.name].title
         return {title: encoder_ranks(self.encoder, users, histories, targets)}
+
+
+def example_tensors(examples: Examples | None) -> dict[str, Tensor]:
+    """For `Method.tensors`; nothing of None."""
+    return prefixed("examples", None if examples is None else vars(examples))
+
+
+def restored_examples(tensors: Mapping[str, Tensor]) -> Examples | None:
+    """What `example_tensors` were made of."""
+    found = under("examples", tensors)
+    return Examples(**{name: tensor.numpy() for name, tensor in found.items()}) if found else None
 
 
 def weighted_total(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +13,12 @@ from dasearch.config import RARecStudy, Reduction
 from dasearch.data import Examples, Rows, SequenceBatch
 from dasearch.data.rows import PAD_SEGMENT
 from dasearch.models.base import RecommenderModel
+from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.prefix import Injection, frozen_layer_means
 from dasearch.models.ra_rec import ITEM_BATCH, RARec
 from dasearch.training.encoders import study_encoder
 from dasearch.training.losses import bpr_loss, info_nce, reduced
-from dasearch.training.method import Drawn
+from dasearch.training.method import Drawn, restored_examples
 from dasearch.training.shared import Say, Shared
 from dasearch.training.with_encoder import EncoderMethod, frozen_examples, kept_or_computed
 
@@ -63,6 +64,15 @@ class RARecMethod(EncoderMethod):
             say("reading examples and items with the frozen model")
             frozen, frozen_of_items = frozen_examples(materials, examples), frozen_items(materials)
         return cls(settings, encoder, examples, frozen, frozen_of_items)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return super().tensors() | ({} if self.frozen_items is None else {"frozen_items": self.frozen_items})
+
+    @classmethod
+    def restored(cls, settings: RARecStudy, encoder: IDEncoder, tensors: Mapping[str, Tensor]) -> RARecMethod:
+        examples = restored_examples(tensors)
+        assert examples is not None
+        return cls(settings, encoder, examples, tensors.get("frozen"), tensors.get("frozen_items"))
 
     def start(self, model: RARec, materials: Shared, generator: torch.Generator) -> None:
         model.start_bias(materials.item_counts.to(materials.device))

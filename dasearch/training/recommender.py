@@ -6,7 +6,6 @@ model and its tokenizer), ``catalogue.jsonl``, ``users.json`` and ``layout.json`
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,18 +18,24 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
 
 from dasearch.config import StudySettings, parse_study
 from dasearch.data import Dataset, IntArray, Item, evaluation_plan
 from dasearch.data.rows import NO_ITEM
 from dasearch.errors import DasearchError, ModelFolderError, suggestion
-from dasearch.folders import Taken, written_beside
+from dasearch.folders import Taken, sha256, written_beside
 from dasearch.layout import Layout
 from dasearch.layout_file import LAYOUT_NAME, LayoutFile, Metric, choice_records
-from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.base import RecommenderModel, Scorer
 from dasearch.models.registry import MODELS
+from dasearch.training.catalogue_files import (
+    CATALOGUE,
+    catalogue_dataset,
+    read_backbone,
+    read_items,
+    write_backbone,
+    write_items,
+)
 from dasearch.training.checkpoints import load_tensors, save_tensors
 from dasearch.training.evaluation import batch_rows, score_batch
 from dasearch.training.loop import Trained
@@ -40,7 +45,6 @@ from dasearch.training.seeds import generator_for
 from dasearch.training.shared import Catalogue
 
 FORMAT = 1
-CATALOGUE = "catalogue.jsonl"
 NOBODY = -1  # the user of a history from outside the training data
 
 
@@ -278,13 +282,8 @@ def _write(
     model.fit_newcomers(users, [torch.as_tensor(s, device=model.device) for s in development.train])
     record = {"format": FORMAT, "layout": str(trained.layout)}
     save_tensors(folder / "model.safetensors", model.active_tensors(trained.layout), record)
-    catalogue.backbone.model.save_pretrained(folder / "backbone")
-    catalogue.tokenizer.save_pretrained(folder / "backbone")
-    lines = [
-        json.dumps({"item_id": i.identifier, "attributes": dict(i.attributes)}, ensure_ascii=False)
-        for i in dataset.items
-    ]
-    (folder / CATALOGUE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_backbone(folder, catalogue.backbone, catalogue.tokenizer)
+    write_items(folder, dataset.items)
     (folder / "users.json").write_text(json.dumps(list(dataset.users)), encoding="utf-8")
     (folder / LAYOUT_NAME).write_text(layout_file(settings, trained, metric).text(), encoding="utf-8")
     config = {
@@ -327,13 +326,9 @@ def _open(folder: Path, config: Mapping[str, Any], device: str) -> Recommender:
     settings = parse_study(config["study"], source=str(folder / "config.json"))
     if config.get("catalogue") not in (None, sha256(folder / CATALOGUE)):  # None: saved before it was written down
         raise ModelFolderError(f"{folder / CATALOGUE} is not the catalogue that the model was trained on; put it back")
-    lines = (folder / CATALOGUE).read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    items = tuple(Item(record["item_id"], record["attributes"]) for record in records)
+    items = read_items(folder)
     users = {user: index for index, user in enumerate(json.loads((folder / "users.json").read_text(encoding="utf-8")))}
-    model = AutoModel.from_pretrained(folder / "backbone", use_safetensors=True)
-    backbone = FrozenBackbone(model, name=settings.backbone.name, scale=settings.model.attn_scale)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "backbone")
+    backbone, tokenizer = read_backbone(folder, settings.backbone.name, settings.model.attn_scale)
     catalogue = build_catalogue(settings, catalogue_dataset(config["dataset"]["name"], items), backbone, tokenizer)
     file = LayoutFile.read(folder)
     layout = file.parsed()
@@ -354,18 +349,3 @@ def _open(folder: Path, config: Mapping[str, Any], device: str) -> Recommender:
     recommender.load_active(tensors, layout)
     recommender.to(resolve_device(device)).eval()
     return Recommender(recommender, layout, catalogue, items, users, settings, file, config["results"])
-
-
-def catalogue_dataset(name: str, items: tuple[Item, ...]) -> Dataset:
-    """A data set of items alone."""
-    return Dataset(name=name, users=(), items=items, sequences=(), timestamps=())
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file, or of a folder's files in order of name."""
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            digest.update(file.relative_to(path).as_posix().encode() if path.is_dir() else b"")
-            digest.update(file.read_bytes())
-    return digest.hexdigest()

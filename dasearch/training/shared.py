@@ -58,6 +58,13 @@ class PurchaseIndex:
         ]
         self.keys = torch.from_numpy(np.sort(np.concatenate(keys)))
 
+    @classmethod
+    def of_keys(cls, keys: Tensor, n_items: int) -> PurchaseIndex:
+        """From the ``keys`` of another and its number of items."""
+        found = cls.__new__(cls)
+        found.keys, found.n_items = keys, n_items
+        return found
+
     def bought(self, users: Tensor, items: Tensor) -> Tensor:
         """Shapes: users, items ``(n,)`` -> ``(n,)`` bool."""
         wanted = users * self.n_items + items

@@ -11,7 +11,7 @@ from dasearch.config import EncoderStudy
 from dasearch.data import Examples, RowPlan, Rows, SequenceBatch, example_plan
 from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.prefix import frozen_layer_means
-from dasearch.training.method import SHARED_READS, Method
+from dasearch.training.method import SHARED_READS, Method, example_tensors
 from dasearch.training.shared import Shared
 
 FROZEN_BATCH = 128  # rows of one forward pass of the plain model
@@ -31,6 +31,9 @@ class EncoderMethod(Method):
     examples: Examples
     frozen: Tensor | None
     reads = (*SHARED_READS, "encoder")
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**example_tensors(self.examples), **({} if self.frozen is None else {"frozen": self.frozen})}
 
     def plan(self, materials: Shared, batch_size: int) -> RowPlan:
         return _examples_plan(materials, self.examples)

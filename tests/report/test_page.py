@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dasearch.config import parse_study
+from dasearch.config import flattened, parse_study
 from dasearch.layout import Layout
 from dasearch.report import Format
 from dasearch.report.document import (
@@ -18,7 +18,6 @@ from dasearch.report.document import (
     Table,
     commands,
     facts_table,
-    flattened,
     sections,
     shown,
     verdict_sentences,

@@ -1,0 +1,55 @@
+"""A catalogue as files: the frozen model with its tokenizer, and the items.
+
+A trained recommender's folder and a study's bundle hold the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+
+from dasearch.data import Dataset, Item
+from dasearch.models.backbone import AttentionScale, FrozenBackbone
+
+CATALOGUE = "catalogue.jsonl"
+BACKBONE = "backbone"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+FOUND_BY = ("is_local", "local_files_only")  # how a tokenizer was opened, which another process may do otherwise
+
+
+def write_backbone(folder: Path, backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase) -> None:
+    """As Hugging Face writes them, in ``backbone/``; the same model gives the same bytes."""
+    backbone.model.save_pretrained(folder / BACKBONE)
+    tokenizer.save_pretrained(folder / BACKBONE)
+    path = folder / BACKBONE / TOKENIZER_CONFIG
+    config = json.loads(path.read_text(encoding="utf-8"))
+    kept = {name: value for name, value in config.items() if name not in FOUND_BY}
+    path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_backbone(folder: Path, name: str, scale: AttentionScale) -> tuple[FrozenBackbone, PreTrainedTokenizerBase]:
+    """What `write_backbone` wrote."""
+    model = AutoModel.from_pretrained(folder / BACKBONE, use_safetensors=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder / BACKBONE)
+    return FrozenBackbone(model, name=name, scale=scale), tokenizer
+
+
+def write_items(folder: Path, items: Sequence[Item]) -> None:
+    """A line an item in ``catalogue.jsonl``."""
+    lines = [json.dumps({"item_id": i.identifier, "attributes": dict(i.attributes)}, ensure_ascii=False) for i in items]
+    (folder / CATALOGUE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_items(folder: Path) -> tuple[Item, ...]:
+    """What `write_items` wrote."""
+    lines = (folder / CATALOGUE).read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    return tuple(Item(record["item_id"], record["attributes"]) for record in records)
+
+
+def catalogue_dataset(name: str, items: tuple[Item, ...]) -> Dataset:
+    """A data set of items alone."""
+    return Dataset(name=name, users=(), items=items, sequences=(), timestamps=())
