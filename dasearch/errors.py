@@ -50,6 +50,10 @@ class ExportError(WrongUse):
     """A form that cannot express a trained model, or a place where it cannot be written."""
 
 
+class BundleError(DasearchError):
+    """What a study prepared cannot be opened: it is missing, damaged, or another study's."""
+
+
 class Interrupted(DasearchError):
     """The user stopped a command that cannot go on from where it stood; the message says what was done."""
 
