@@ -123,9 +123,7 @@ def run(
     ] = 0.0,
     ray: Annotated[
         str | None,
-        typer.Option(
-            metavar="ADDRESS", help="A Ray cluster that runs, for --workers; auto: the one of this machine."
-        ),
+        typer.Option(metavar="ADDRESS", help="A Ray cluster that runs, for --workers; auto: the one of this machine."),
     ] = None,
     dry_run: Annotated[
         bool,
@@ -481,10 +479,33 @@ def export_command(
 
 
 @app.command()
-def doctor(as_json: JsonOption = False) -> None:
-    """Show versions, device, cache, which language models are ready, and how to get the others; writes nothing."""
+def doctor(
+    study: Annotated[
+        str | None,
+        typer.Argument(metavar="[STUDY]", help="A study's name or file, to look at it rather than at the machine."),
+    ] = None,
+    fix: Annotated[
+        bool,
+        typer.Option(
+            "--fix",
+            help="Of STUDY: remove checkpoints that are damaged or of no unfinished training, give lost trials back.",
+        ),
+    ] = False,
+    output: OutputOption = "runs",
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show versions, device, cache, language models that are ready and how to get the others; or what a study lacks.
+
+    Without --fix nothing is written. Of a study the exit code is 1 where something is wrong.
+    """
     from dasearch.report.doctor import examine, show
 
+    if study is not None:
+        _doctor_study(_study_name(study), fix=fix, output=output, storage=storage, as_json=as_json)
+        return
+    if fix:
+        raise WrongUse("--fix is for a study; name one, as in: dasearch doctor quickstart --fix")
     found = examine()
     if as_json:
         _print_json(found.record())
@@ -746,6 +767,21 @@ def _views(names: list[str], output: str, storage: str | None) -> list[Any]:
         return [read_view(store, _study_name(name)) for name in names]
     finally:
         store.close()
+
+
+def _doctor_study(name: str, *, fix: bool, output: str, storage: str | None, as_json: bool) -> None:
+    """A study's checkup, after its repair where that is wanted; leaves with 1 where something is wrong."""
+    from dasearch.report.checkup import examine_study, mend_study, summary
+
+    done = mend_study(name, output=output, storage=storage) if fix else []
+    found = examine_study(name, output=output, storage=storage)
+    if as_json:
+        _print_json({"study": name, "done": done, "checks": [asdict(one) for one in found]})
+    else:
+        for line in (*done, *(f"{one.name}: {one.says}" for one in found), summary(found)):
+            _console().print(line, soft_wrap=True, markup=False)
+    if not all(one.good for one in found):
+        raise typer.Exit(FAILED)
 
 
 def _status_record(found: Any) -> dict[str, Any]:

@@ -460,6 +460,42 @@ def test_doctor_looks_and_leaves_nothing(
     assert files(here) == before
 
 
+def test_doctor_of_a_study(trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained)
+    capsys.readouterr()
+    before = files(trained)
+    assert run_command(["doctor", "toy"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:-1]] == [
+        *("database", "trials", "checkpoints", "saved model", "versions", "disk")
+    ]
+    assert lines[3] == f"saved model: {trained}/runs/toy/model, as saved"
+    assert lines[-1] == "nothing is wrong"
+    assert files(trained) == before
+
+    catalogue = trained / "runs" / "toy" / "model" / "catalogue.jsonl"
+    text = catalogue.read_text()
+    catalogue.write_text(text + "\n")
+    (trained / "runs" / "toy" / "checkpoints").mkdir()
+    damaged = trained / "runs" / "toy" / "checkpoints" / "x.safetensors"
+    damaged.write_text("no tensors")
+    assert run_command(["doctor", str(trained / "toy.yaml")]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "to see to: checkpoints, saved model"
+    assert run_command(["doctor", "toy", "--fix", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["done"] == ["removed runs/toy/checkpoints/x.safetensors: damaged; its training begins again"]
+    assert [one["name"] for one in found["checks"] if not one["good"]] == ["saved model"]
+    assert not damaged.exists()
+    damaged.parent.rmdir()
+    catalogue.write_text(text)
+    assert run_command(["doctor", "toy"]) == 0
+
+
+def test_doctor_is_told_which_study(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--fix is for a study; name one" in refused(capsys, "doctor", "--fix")
+    assert "there are no studies under runs yet" in refused(capsys, "doctor", "toy")
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -365,10 +365,7 @@ class Search:
         without a heartbeat is.
         """
         if self.storage.url.startswith("sqlite"):
-            for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
-                self.study.tell(trial.number, state=TrialState.FAIL)
-                if set(self.domain.distributions) <= set(trial.params):
-                    RETRY(self.study, trial)
+            give_back(self.study, self.study.get_trials(states=(TrialState.RUNNING,)), self.domain)
         else:
             optuna.storages.fail_stale_trials(self.study)
 
@@ -390,6 +387,14 @@ def _reason(error: Exception) -> str:
     """Why a trial has no score."""
     named = isinstance(error, TrainingError | BrokenTraining)
     return str(error) if named else f"{type(error).__name__}: {first_line(error)}"
+
+
+def give_back(study: optuna.Study, lost: Sequence[FrozenTrial], domain: Domain) -> None:
+    """Trials that run for nobody go back to the queue; one that was not asked to its end is only ended."""
+    for trial in lost:
+        study.tell(trial.number, state=TrialState.FAIL)
+        if set(domain.distributions) <= set(trial.params):
+            RETRY(study, trial)
 
 
 def flat_from(startup: int | None, free: int) -> int:

@@ -123,7 +123,7 @@ class Objective:
         )
 
     def checkpoint(self, run: str) -> Path:
-        return self.folder / f"{run.replace('/', '_')}.safetensors"
+        return self.folder / checkpoint_name(run)
 
     def forget(self, run: str) -> None:
         """Remove the checkpoint of a run whose result is kept."""
@@ -138,6 +138,11 @@ class Objective:
     def work(self) -> int:
         """Users times epochs of one training: what its seconds are proportional to."""
         return len(self.materials.development.users) * self.recipe.epochs
+
+
+def checkpoint_name(run: str) -> str:
+    """The file of a run's checkpoint."""
+    return f"{run.replace('/', '_')}.safetensors"
 
 
 def at_once(settings: StudySettings, materials: Materials, recipe: Recipe) -> int:

@@ -426,6 +426,34 @@ class Store:
     def close(self) -> None:
         self._engine.dispose()
 
+    def damage(self) -> str | None:
+        """What is wrong with an SQLite file by its own check, or with Optuna's tables by Optuna's; None for nothing."""
+        try:
+            if self._engine.dialect.name == "sqlite":
+                with self._engine.connect() as connection:
+                    found = str(connection.exec_driver_sql("PRAGMA quick_check(1)").scalar())
+                if found != "ok":
+                    return first_line(ValueError(found))
+            self.optuna_storage().engine.dispose()
+        except (DatabaseError, sqlite3.DatabaseError, RuntimeError) as error:  # the last: a schema it does not know
+            return _reason(error)
+        return None
+
+    def optuna_version(self) -> str:
+        """The Optuna that made its tables here."""
+        with Session(self._engine) as session:
+            return str(session.scalar(select(_VERSIONS.c.library_version)))
+
+    def running(self, name: str) -> dict[int, datetime]:
+        """The trials that say they run, by number: when each was last heard of, or began."""
+        heard = func.coalesce(_HEARTBEATS.c.heartbeat, _TRIALS.c.datetime_start)
+        joined = _TRIALS.join(_STUDIES, _STUDIES.c.study_id == _TRIALS.c.study_id).outerjoin(
+            _HEARTBEATS, _HEARTBEATS.c.trial_id == _TRIALS.c.trial_id
+        )
+        kept = select(_TRIALS.c.number, heard).select_from(joined).where(_STUDIES.c.study_name == name, *_BEGUN)
+        with Session(self._engine) as session:
+            return {number: at.replace(tzinfo=UTC) for number, at in session.execute(kept.order_by(_TRIALS.c.number))}
+
     def study_names(self) -> list[str]:
         with Session(self._engine) as session:
             return list(session.scalars(select(StudyRow.name).order_by(StudyRow.created)))
@@ -779,6 +807,8 @@ _TRIALS = table(
 )
 _VALUES = table("trial_values", column("trial_id"), column("objective"), column("value"))
 _HEARTBEATS = table("trial_heartbeats", column("trial_id"), column("heartbeat", DateTime))
+_VERSIONS = table("version_info", column("library_version"))
+_BEGUN = (_TRIALS.c.datetime_start.is_not(None), _TRIALS.c.datetime_complete.is_(None))  # of trials that run
 _PARAMS = table("trial_params", column("trial_id"))
 _INTERMEDIATES = table("trial_intermediate_values", column("trial_id"))
 _TRIAL_PARTS = {
@@ -809,8 +839,7 @@ def _states(name: str) -> Select[Any]:
 def _running(name: str) -> Select[Any]:
     """Of the trials that run: last heartbeat, number of parameters, number of intermediate values."""
     study = select(_STUDIES.c.study_id).where(_STUDIES.c.study_name == name).scalar_subquery()
-    begun = (_TRIALS.c.datetime_start.is_not(None), _TRIALS.c.datetime_complete.is_(None))
-    trials = select(_TRIALS.c.trial_id).where(_TRIALS.c.study_id == study, *begun)
+    trials = select(_TRIALS.c.trial_id).where(_TRIALS.c.study_id == study, *_BEGUN)
     heard = select(func.max(_HEARTBEATS.c.heartbeat)).where(_HEARTBEATS.c.trial_id.in_(trials))
     counts = (select(func.count()).where(of.c.trial_id.in_(trials)) for of in (_PARAMS, _INTERMEDIATES))
     return select(heard.scalar_subquery(), *(count.scalar_subquery() for count in counts))

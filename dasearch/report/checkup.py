@@ -1,0 +1,277 @@
+"""What may be wrong with a study: its database, trials, checkpoints, model, versions, disk.
+
+Looking changes nothing. `mend` takes away what no training can use and gives lost trials back, and nothing while the
+study runs.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import optuna
+
+from dasearch.config import StudySettings, parse_study, resolve_output
+from dasearch.errors import NoStudies, StoreError
+from dasearch.folders import sha256
+from dasearch.report.doctor import installed_version
+from dasearch.search.domain import Domain, trial_run
+from dasearch.search.events import CONFIRMATION, DONE
+from dasearch.search.loop import give_back
+from dasearch.search.objective import checkpoint_name
+from dasearch.search.store import GRACE_SECONDS, Artifact, Store, Stored, TrialRecord, open_store, require_writable
+from dasearch.search.study import only_runner, stored_space
+from dasearch.training.checkpoints import load_tensors
+
+LEAST_FREE = (
+    2**30
+)  # bytes: a saved model is as large as its backbone (SmolLM2 540 MB), checkpoints and database beside it
+OPEN = ("waiting", "running")  # states of trials that are still to be trained
+FOLDERS = ("checkpoints", "ablation-checkpoints", "models/checkpoints")  # of a study's; the first is its own run's
+UNFINISHED = ".*.safetensors-*"  # what a process was killed in the middle of writing
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at; where it is not good, ``says`` names the fix."""
+
+    name: str
+    good: bool
+    says: str
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """What a killed process may leave: trials that run for nobody, checkpoints that cannot be read or that nobody reads."""
+
+    lost: tuple[int, ...]
+    damaged: tuple[Path, ...]
+    orphaned: tuple[Path, ...]
+
+
+class StoredStudy:
+    """A study that was begun, and the folder of its checkpoints and models.
+
+    Args:
+        folder: None: the one that its settings name.
+
+    Raises:
+        StoreError: if there is no such study in the database.
+    """
+
+    def __init__(self, store: Store, name: str, folder: Path | None = None) -> None:
+        self.store = store
+        self.stored: Stored = store.begun(name)
+        self.settings: StudySettings = parse_study(self.stored.settings, source=f"study {name}")
+        self.folder = folder or resolve_output(self.settings)
+        self.domain = Domain.of(self.settings, stored_space(self.stored))
+
+    @property
+    def name(self) -> str:
+        return self.stored.name
+
+    def leftovers(self) -> Leftovers:
+        """What is there now."""
+        found = [path for folder in FOLDERS for path in sorted((self.folder / folder).glob("*.safetensors"))]
+        damaged = tuple(path for path in found if not _is_readable(path))
+        own = self.folder / FOLDERS[0]
+        needless = self._needless([path for path in found if path.parent == own and path not in damaged])
+        unused = [path for path in (*needless, *sorted(own.glob(UNFINISHED))) if _is_left(path)]
+        return Leftovers(self._lost(), damaged, tuple(unused))
+
+    def _lost(self) -> tuple[int, ...]:
+        oldest = datetime.now(UTC) - timedelta(seconds=GRACE_SECONDS)
+        return tuple(number for number, heard in self.store.running(self.name).items() if heard < oldest)
+
+    def _needless(self, checkpoints: Sequence[Path]) -> list[Path]:
+        """Those from which no training goes on; of the final phase all are read until the study is done."""
+        if self.stored.phase == DONE:
+            return list(checkpoints)
+        trials = [t for t in self.store.trials(self.name) if t.state in OPEN and self.domain.holds(t.params)]
+        needed = {self._checkpoint(trial) for trial in trials}
+        later = self.store.later_trainings(self.name)
+        ended = {checkpoint_name(t.run) for t in later if t.phase == CONFIRMATION and t.ended is not None}
+        return [
+            path
+            for path in checkpoints
+            if (path.name not in needed if path.name.startswith("trial_") else path.name in ended)
+        ]
+
+    def _checkpoint(self, trial: TrialRecord) -> str:
+        point = self.domain.point(trial.params)
+        return checkpoint_name(trial_run(point.layout, self.domain.named(point.values)))
+
+
+def examine_study(name: str, *, output: str, storage: str | None) -> list[Check]:
+    """Look at a study; only at its database where that is damaged.
+
+    Raises:
+        NoStudies: if there is no database.
+        StoreError: if the database has no such study.
+    """
+    damage = database_damage(output, storage)
+    if damage is not None:
+        return [Check("database", good=False, says=f"{damage}; put back a copy of it")]
+    with closing(open_store(storage, output, create=False)) as store:
+        return checks(StoredStudy(store, name, _folder(name, output, storage)))
+
+
+def mend_study(name: str, *, output: str, storage: str | None) -> list[str]:
+    """`mend` a study, unless its database is damaged; what was done, a line each."""
+    if database_damage(output, storage) is not None:
+        return []
+    with closing(open_store(storage, output, create=False)) as store:
+        return mend(StoredStudy(store, name, _folder(name, output, storage)))
+
+
+def database_damage(output: str, storage: str | None) -> str | None:
+    """Why a database that is there cannot be used; None where it can.
+
+    Raises:
+        NoStudies: if there is none.
+    """
+    try:
+        with closing(open_store(storage, output, create=False)) as store:
+            return store.damage()
+    except NoStudies:
+        raise
+    except StoreError as error:
+        return str(error)
+
+
+def _folder(name: str, output: str, storage: str | None) -> Path | None:
+    """Beside the database where it lies in the output folder, which may have been moved since."""
+    return Path(output).expanduser() / name if storage is None else None
+
+
+def checks(study: StoredStudy) -> list[Check]:
+    """Everything that is looked at, in the order in which it is shown."""
+    found = study.leftovers()
+    return [
+        Check("database", good=True, says=f"readable; its tables are those of optuna {study.store.optuna_version()}"),
+        check_trials(study, found.lost),
+        check_checkpoints(study, found),
+        check_artifacts(study.store.artifacts(study.name)),
+        check_versions(study.stored),
+        check_disk(study.folder),
+    ]
+
+
+def check_trials(study: StoredStudy, lost: Sequence[int]) -> Check:
+    """No trial runs for nobody."""
+    running = study.store.running(study.name)
+    if not lost:
+        return Check("trials", good=True, says=f"{len(running)} run, all with a heartbeat" if running else "none runs")
+    numbers = ", ".join(map(str, lost))
+    says = f"no heartbeat for over {GRACE_SECONDS} s of {numbers}; --fix gives back to the queue, as going on does"
+    return Check("trials", good=False, says=says)
+
+
+def check_checkpoints(study: StoredStudy, found: Leftovers) -> Check:
+    """Every checkpoint can be read, and some training goes on from it."""
+    wrong = [f"{path} is damaged" for path in found.damaged]
+    wrong += [f"{path} is of no unfinished training" for path in found.orphaned]
+    if wrong:
+        return Check("checkpoints", good=False, says=f"{', '.join(wrong)}; --fix removes")
+    count = sum(len(list((study.folder / folder).glob("*.safetensors"))) for folder in FOLDERS)
+    return Check("checkpoints", good=True, says=f"{count}, all readable" if count else "none")
+
+
+def check_artifacts(artifacts: Sequence[Artifact]) -> Check:
+    """What the study saved is as it was saved."""
+    wrong = []
+    for one in artifacts:
+        if not Path(one.path).exists():
+            wrong.append(f"{one.path} is not there any more; put it back")
+        elif sha256(Path(one.path)) != one.sha256:
+            wrong.append(f"{one.path} was changed since it was saved; put it back as it was")
+    paths = ", ".join(one.path for one in artifacts)
+    return Check(
+        "saved model", good=not wrong, says="; ".join(wrong) or (f"{paths}, as saved" if paths else "none yet")
+    )
+
+
+def check_versions(stored: Stored) -> Check:
+    """An unfinished study goes on under the versions it began with; of one that is done, others read the results alone."""
+    now = {name: installed_version(name) for name in stored.versions}
+    others = [
+        f"{name} {then}, here {now[name] or 'none'}" for name, then in stored.versions.items() if now[name] != then
+    ]
+    if not others:
+        return Check("versions", good=True, says="those it began with")
+    says = f"it began with {'; '.join(others)}"
+    if stored.phase == DONE:
+        return Check("versions", good=True, says=says)
+    return Check(
+        "versions", good=False, says=f"{says}: later trainings may differ from earlier ones; install the first"
+    )
+
+
+def check_disk(folder: Path) -> Check:
+    """There is room for what a study writes."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(nearest).free
+    says = f"{free / 1e9:,.1f} GB free in {nearest}"
+    if free < LEAST_FREE:
+        return Check("disk", good=False, says=f"{says}, and a study may need {LEAST_FREE / 1e9:.1f}; make room")
+    return Check("disk", good=True, says=says)
+
+
+def mend(study: StoredStudy) -> list[str]:
+    """Remove damaged and orphaned checkpoints and give lost trials back to the queue; what was done, a line each.
+
+    Raises:
+        StoreError: while another process runs the study.
+    """
+    require_writable(study.folder)
+    with only_runner(study.folder):
+        found = study.leftovers()
+        done = list(_removed(found.damaged, "damaged; its training begins again"))
+        done += _removed(found.orphaned, "of no unfinished training")
+        if found.lost:
+            _give_back(study, found.lost)
+        return done + [f"gave trial {number} back to the queue" for number in found.lost]
+
+
+def _removed(paths: Iterable[Path], reason: str) -> Iterable[str]:
+    for path in paths:
+        path.unlink(missing_ok=True)
+        yield f"removed {path}: {reason}"
+
+
+def _give_back(study: StoredStudy, lost: Sequence[int]) -> None:
+    storage = study.store.optuna_storage()
+    loaded = optuna.load_study(study_name=study.name, storage=storage)
+    running = loaded.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+    give_back(loaded, [trial for trial in running if trial.number in lost], study.domain)
+    storage.engine.dispose()
+
+
+def _is_readable(path: Path) -> bool:
+    """Also where a training that runs has just removed it."""
+    try:
+        load_tensors(path)
+    except FileNotFoundError:
+        return True
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def _is_left(path: Path) -> bool:
+    """Whether nobody has written it for so long that no training is about to remove it."""
+    try:
+        return time.time() - path.stat().st_mtime > GRACE_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def summary(found: Sequence[Check]) -> str:
+    """The last line of a checkup."""
+    wrong = [one.name for one in found if not one.good]
+    return f"to see to: {', '.join(wrong)}" if wrong else "nothing is wrong"
