@@ -31,6 +31,8 @@ EXTRAS = {  # distributions of pyproject's extras; a test compares the two
     "tensorboard": ("tensorboard",),
     "mlflow": ("mlflow-skinny",),
     "wandb": ("wandb",),
+    "ray": ("ray",),
+    "postgres": ("psycopg",),
     "export": ("onnx", "onnxscript"),
     "test": (
         "onnxruntime",
