@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,12 +38,12 @@ class Group:
     """Trainings of one recipe that are on their way together.
 
     Attributes:
-        began: when it was submitted.
+        began: when its first epoch did.
     """
 
     planned: Sequence[Planned]
     batch: Batch
-    began: float
+    began: float = math.inf
 
     @property
     def over(self) -> bool:
@@ -127,12 +128,13 @@ class Trainings:
             self.listener.started(training)
 
         def heard(place: int, epoch: Epoch) -> None:
+            group.began = min(group.began, time.perf_counter() - epoch.seconds)
             self._record(planned[place], epoch)
             report(place, epoch)
             self.listener.epoch(planned[place].training, epoch)
 
-        batch = self.dispatcher.submit(objective, [run for _, run in planned], heard)
-        return Group(planned, batch, time.perf_counter())
+        group = Group(planned, self.dispatcher.submit(objective, [run for _, run in planned], heard))
+        return group
 
     def wait(self) -> None:
         """Until something has happened to a group."""
@@ -203,7 +205,7 @@ class Trainings:
 
     def _keep_pace(self, group: Group, outcomes: Sequence[Outcome]) -> None:
         now, slots = time.perf_counter(), self.dispatcher.executor.slots
-        elapsed, self._last_over = now - max(group.began, self._last_over), now
+        elapsed, self._last_over = max(0.0, now - max(group.began, self._last_over)), now
         trained = [outcome for outcome in outcomes if isinstance(outcome, Fit)]
         if not trained:
             return

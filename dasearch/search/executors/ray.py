@@ -112,7 +112,7 @@ class RayExecutor:
         self._cpus = workers.cpus or max(1, cores() // workers.count)
         bundles = folder.resolve() / "prepared"
         self._begin = (str(bundles), save_bundle(materials, bundles), settings.model_dump(mode="json"), self._cpus)
-        self._ray = _imported()
+        self._ray = _imported(own_cluster=workers.address is None)
         self._own_cluster = Path(tempfile.mkdtemp(prefix="dasearch-")) if workers.address is None else None
         self._jobs, self._idle, self._busy = deque[Job](), list[Any](), list[_Busy]()
         try:
@@ -168,7 +168,6 @@ class RayExecutor:
             if self._own_cluster is None:
                 self._ray.init(address=self._workers.address, log_to_driver=False, logging_level=logging.ERROR)
                 return
-            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
             self._ray.init(
                 address="local",
                 num_cpus=self.slots * self._cpus,
@@ -231,7 +230,12 @@ class RayExecutor:
             heard(Event(busy.job.number, busy.job.attempt, Kind.FAILED, place, error=error))
 
 
-def _imported() -> ModuleType:
+def _imported(*, own_cluster: bool) -> ModuleType:
+    """Ray, which reads how to ask for a token when it is first imported."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if own_cluster:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         import ray
     except ModuleNotFoundError:
