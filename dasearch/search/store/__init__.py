@@ -1,0 +1,49 @@
+"""Everything a study remembers, in one database.
+
+Optuna's `RDBStorage` owns trials, parameters and intermediate values; the tables of `tables`, prefixed ``dasearch_``, keep what
+Optuna has no place for. All SQL of the project is in this package; typed rows come out; one state change is one transaction.
+"""
+
+from dasearch.search.store.engines import LOCK_SECONDS
+from dasearch.search.store.records import (
+    AblationTraining,
+    Artifact,
+    Confirmation,
+    FinalTraining,
+    LaterTraining,
+    PriorTrial,
+    Progress,
+    Result,
+    Stored,
+    TrialRecord,
+)
+from dasearch.search.store.store import (
+    DATABASE,
+    GRACE_SECONDS,
+    HEARTBEAT_SECONDS,
+    RETRY,
+    Store,
+    open_store,
+    require_writable,
+)
+
+__all__ = [
+    "DATABASE",
+    "GRACE_SECONDS",
+    "HEARTBEAT_SECONDS",
+    "LOCK_SECONDS",
+    "RETRY",
+    "AblationTraining",
+    "Artifact",
+    "Confirmation",
+    "FinalTraining",
+    "LaterTraining",
+    "PriorTrial",
+    "Progress",
+    "Result",
+    "Store",
+    "Stored",
+    "TrialRecord",
+    "open_store",
+    "require_writable",
+]

@@ -1,0 +1,511 @@
+"""The store itself: what is asked of a study's database, each state change one transaction."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+from pydantic import ValidationError
+from sqlalchemy import delete, func, inspect, select
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.orm import Session
+
+from dasearch.bayes import Proposal
+from dasearch.errors import NoStudies, StoreError
+from dasearch.layout import Layout
+from dasearch.models.cost import Cost, SiteCosts
+from dasearch.search.store.engines import LOCK_SECONDS, engine_of, engine_options, reason, remedy, shown
+from dasearch.search.store.records import (
+    AblationTraining,
+    Artifact,
+    Confirmation,
+    FinalTraining,
+    LaterTraining,
+    PriorTrial,
+    Progress,
+    Result,
+    Stored,
+    TrialRecord,
+)
+from dasearch.search.store.tables import (
+    AblationRow,
+    ArtifactRow,
+    Base,
+    ComparisonRow,
+    ConfirmationRow,
+    CostRow,
+    EpochRow,
+    FinalTrainingRow,
+    LaterTrainingRow,
+    PriorRow,
+    ProposalRow,
+    ResultRow,
+    StudyRow,
+)
+from dasearch.search.store.trials import running, states, trials_of, utc
+from dasearch.search_space import SearchSpace
+from dasearch.training.metrics import Interval
+from dasearch.training.stack import Epoch
+
+DATABASE = "dasearch.db"
+HEARTBEAT_SECONDS = 10  # a worker says that it lives so often
+GRACE_SECONDS = 60  # without a word for so long, a trial counts as lost
+RETRY = optuna.storages.RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)  # queues a lost trial again
+
+
+class Store:
+    """A study database at a SQLAlchemy URL; `open_store` makes one.
+
+    Args:
+        create: make the database and its tables where they are missing; else a missing one is an error.
+        lock_seconds: how long to wait for an SQLite file that another process has locked.
+    """
+
+    def __init__(self, url: str, *, create: bool = True, lock_seconds: float = LOCK_SECONDS) -> None:
+        self.url = url
+        self._engine = engine_of(url, lock_seconds)
+        try:
+            if create:
+                Base.metadata.create_all(self._engine)
+            elif not self._has(StudyRow):
+                raise NoStudies(
+                    f"{shown(url)} holds no dasearch studies; name the database of a study, or run one first"
+                )
+        except (DatabaseError, sqlite3.DatabaseError) as error:
+            raise StoreError(
+                f"{shown(url)} cannot be used as a study database ({reason(error)}); {remedy(error)}"
+            ) from None
+
+    def optuna_storage(self) -> optuna.storages.RDBStorage:
+        """Optuna's view of the same database, with heartbeats."""
+        return optuna.storages.RDBStorage(
+            self.url,
+            engine_kwargs=engine_options(self.url, LOCK_SECONDS),
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=GRACE_SECONDS,
+            heartbeat_stale_trial_callback=RETRY,
+        )
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def study_names(self) -> list[str]:
+        with Session(self._engine) as session:
+            return list(session.scalars(select(StudyRow.name).order_by(StudyRow.created)))
+
+    def progress(self, name: str) -> Progress:
+        """How far a study is.
+
+        Raises:
+            StoreError: if there is no such study.
+        """
+        with Session(self._engine) as session:
+            row = self._row(session, name)
+            by_state = {str(state).lower(): tuple(counted) for state, *counted in session.execute(states(name))}
+            now = session.execute(running(name)).one()
+            own = [
+                session.scalar(select(func.count()).where(kept.study_id == row.id))
+                for kept in (EpochRow, ProposalRow, ConfirmationRow, ResultRow, ArtifactRow)
+            ]
+            later = tuple((training.run, training.ended) for training in self._later_trainings(session, row))
+            recorded = (row.settings, row.phase, sorted(by_state.items()), tuple(now[1:]), own, later)
+            return Progress(
+                name=row.name,
+                settings=json.loads(row.settings),
+                phase=row.phase,
+                created=row.created,
+                states={state: counted[0] for state, counted in by_state.items()},
+                best=by_state.get("complete", (0, None))[1],
+                heard=utc(now[0]),
+                version=hashlib.sha256(repr(recorded).encode()).hexdigest()[:16],
+            )
+
+    def study(self, name: str) -> Stored | None:
+        """The study as it was begun, or None."""
+        with Session(self._engine) as session:
+            row = session.scalar(select(StudyRow).where(StudyRow.name == name))
+            return None if row is None else _stored(row)
+
+    def begun(self, name: str) -> Stored:
+        """The study as it was begun.
+
+        Raises:
+            StoreError: if there is no such study.
+        """
+        with Session(self._engine) as session:
+            return _stored(self._row(session, name))
+
+    def begin(
+        self,
+        name: str,
+        *,
+        settings: Mapping[str, Any],
+        space: Mapping[str, Any],
+        space_hash: str,
+        dataset: Mapping[str, Any],
+        versions: Mapping[str, str],
+        prior: Sequence[PriorTrial] = (),
+        costly: bool = False,
+    ) -> None:
+        """Record a new study: Optuna's part first, so that a study that can be seen here is whole.
+
+        Args:
+            costly: whether trials have a cost beside their score, which Optuna minimises.
+        """
+        directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: 1 + costly]
+        optuna.create_study(study_name=name, storage=self.optuna_storage(), directions=directions, load_if_exists=True)
+        row = StudyRow(
+            name=name,
+            settings=json.dumps(dict(settings)),
+            space=json.dumps(dict(space)),
+            space_hash=space_hash,
+            dataset=json.dumps(dict(dataset)),
+            versions=json.dumps(dict(versions)),
+            phase="search",
+            created=time.time(),
+        )
+        with Session(self._engine) as session, session.begin():
+            session.add(row)
+            session.flush()  # its id
+            session.add_all(
+                PriorRow(study_id=row.id, layout=str(t.layout), value=t.value, source=t.source) for t in prior
+            )
+
+    def prior(self, name: str) -> list[PriorTrial]:
+        """What the study was begun with; nothing, for most."""
+        if not inspect(self._engine).has_table(PriorRow.__tablename__):  # older databases lack it
+            return []
+        with Session(self._engine) as session:
+            study = self._row(session, name)
+            rows = session.scalars(select(PriorRow).filter_by(study_id=study.id).order_by(PriorRow.id))
+            return [PriorTrial(_layout(study, row.layout), row.value, row.source) for row in rows]
+
+    def add_costs(self, name: str, costs: Mapping[Cost, SiteCosts]) -> None:
+        """Record what the study's layouts cost."""
+        with Session(self._engine) as session, session.begin():
+            study = self._row(session, name).id
+            session.add_all(
+                CostRow(study_id=study, name=cost.value, costs=json.dumps(own.record())) for cost, own in costs.items()
+            )
+
+    def costs(self, name: str) -> dict[Cost, SiteCosts]:
+        """What the study's layouts cost; nothing, for a study without a cost."""
+        if not self._has(CostRow):
+            return {}
+        with Session(self._engine) as session:
+            study = self._row(session, name).id
+            rows = session.scalars(select(CostRow).filter_by(study_id=study).order_by(CostRow.id))
+            return {Cost(row.name): SiteCosts(**json.loads(row.costs)) for row in rows}
+
+    def withdraw(self, name: str) -> None:
+        """Take back a study that `begin` recorded, with all that is known of it."""
+        with Session(self._engine) as session, session.begin():
+            row = self._row(session, name)
+            for table in (EpochRow, ProposalRow, PriorRow, CostRow):
+                session.execute(delete(table).where(table.study_id == row.id))
+            session.delete(row)
+        optuna.delete_study(study_name=name, storage=self.optuna_storage())
+
+    def update_settings(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Record a change that a study may make after it began, such as a larger budget."""
+        with Session(self._engine) as session, session.begin():
+            self._row(session, name).settings = json.dumps(dict(settings))
+
+    def enter_phase(self, name: str, phase: str) -> None:
+        with Session(self._engine) as session, session.begin():
+            self._row(session, name).phase = phase
+
+    def add_epoch(self, name: str, run: str, epoch: Epoch) -> None:
+        """Record an epoch; one that is there already (its training was resumed) is replaced."""
+        with Session(self._engine) as session, session.begin():
+            study = self._row(session, name).id
+            row = session.scalar(select(EpochRow).filter_by(study_id=study, run=run, number=epoch.number))
+            row = row or EpochRow(study_id=study, run=run, number=epoch.number)
+            row.losses, row.metrics, row.seconds = json.dumps(epoch.losses), json.dumps(epoch.metrics), epoch.seconds
+            session.add(row)
+
+    def epochs(self, name: str, run: str) -> list[Epoch]:
+        with Session(self._engine) as session:
+            rows = session.scalars(
+                select(EpochRow).filter_by(study_id=self._row(session, name).id, run=run).order_by(EpochRow.number)
+            )
+            return [Epoch(row.number, json.loads(row.losses), json.loads(row.metrics), row.seconds) for row in rows]
+
+    def epochs_by_run(self, name: str) -> dict[str, list[Epoch]]:
+        """Every recorded epoch of a study."""
+        found: dict[str, list[Epoch]] = defaultdict(list)
+        with Session(self._engine) as session:
+            kept = (EpochRow.run, EpochRow.number, EpochRow.losses, EpochRow.metrics, EpochRow.seconds)
+            of_study = EpochRow.study_id == self._row(session, name).id
+            for run, number, losses, metrics, seconds in session.execute(
+                select(*kept).where(of_study).order_by(EpochRow.number)
+            ):
+                found[run].append(Epoch(number, json.loads(losses), json.loads(metrics), seconds))
+        return dict(found)
+
+    def trials(self, name: str) -> list[TrialRecord]:
+        """Every trial, by number."""
+        with Session(self._engine) as session:
+            return trials_of(session, name)
+
+    def add_proposal(self, name: str, proposal: Proposal) -> None:
+        with Session(self._engine) as session, session.begin():
+            session.add(
+                ProposalRow(
+                    study_id=self._row(session, name).id,
+                    trial_number=proposal.trial_number,
+                    source=proposal.source,
+                    layout=json.dumps(dict(proposal.layout)),
+                    theta=None if proposal.theta is None else json.dumps(dict(proposal.theta)),
+                    acquisition=proposal.acquisition,
+                    mean=proposal.mean,
+                    sd=proposal.sd,
+                    seconds=proposal.seconds,
+                )
+            )
+
+    def proposals(self, name: str) -> list[Proposal]:
+        """Every proposal, in the order of its trial."""
+        with Session(self._engine) as session:
+            rows = session.scalars(
+                select(ProposalRow).filter_by(study_id=self._row(session, name).id).order_by(ProposalRow.trial_number)
+            )
+            return [
+                Proposal(
+                    trial_number=row.trial_number,
+                    source=row.source,
+                    layout=json.loads(row.layout),
+                    theta=None if row.theta is None else json.loads(row.theta),
+                    acquisition=row.acquisition,
+                    mean=row.mean,
+                    sd=row.sd,
+                    seconds=row.seconds,
+                )
+                for row in rows
+            ]
+
+    def add_confirmation(self, name: str, confirmation: Confirmation) -> None:
+        with Session(self._engine) as session, session.begin():
+            session.add(
+                ConfirmationRow(
+                    study_id=self._row(session, name).id,
+                    layout=str(confirmation.layout),
+                    role=confirmation.role,
+                    seed=confirmation.seed,
+                    metrics=json.dumps(confirmation.metrics),
+                    seconds=confirmation.seconds,
+                )
+            )
+
+    def confirmations(self, name: str) -> list[Confirmation]:
+        with Session(self._engine) as session:
+            study = self._row(session, name)
+            rows = session.scalars(select(ConfirmationRow).filter_by(study_id=study.id).order_by(ConfirmationRow.id))
+            return [
+                Confirmation(_layout(study, row.layout), row.role, row.seed, json.loads(row.metrics), row.seconds)
+                for row in rows
+            ]
+
+    def begin_training(self, name: str, training: LaterTraining) -> None:
+        """Record that a training after the search begins; of one that ended before, its times stay."""
+        with Session(self._engine) as session, session.begin():
+            key = {"study_id": self._row(session, name).id, "run": training.run}
+            row = session.scalar(select(LaterTrainingRow).filter_by(**key)) or LaterTrainingRow(**key)
+            if row.ended is None:
+                row.phase, row.label, row.layout = training.phase, training.label, str(training.layout)
+                row.place, row.total, row.began = training.place, training.total, training.began.timestamp()
+            session.add(row)
+
+    def end_training(self, name: str, run: str, ended: datetime) -> None:
+        """Record that a training that `begin_training` recorded is over."""
+        with Session(self._engine) as session, session.begin():
+            study = self._row(session, name).id
+            row = session.scalars(select(LaterTrainingRow).filter_by(study_id=study, run=run)).one()
+            row.ended = ended.timestamp() if row.ended is None else row.ended
+
+    def later_trainings(self, name: str) -> list[LaterTraining]:
+        """Every training after the search, in the order in which they began."""
+        with Session(self._engine) as session:
+            return self._later_trainings(session, self._row(session, name))
+
+    def _later_trainings(self, session: Session, study: StudyRow) -> list[LaterTraining]:
+        if not self._has(LaterTrainingRow):
+            return []
+        rows = session.scalars(
+            select(LaterTrainingRow).filter_by(study_id=study.id).order_by(LaterTrainingRow.began, LaterTrainingRow.id)
+        )
+        return [
+            LaterTraining(
+                row.run,
+                row.phase,
+                row.label,
+                _layout(study, row.layout),
+                row.place,
+                row.total,
+                datetime.fromtimestamp(row.began, UTC),
+                None if row.ended is None else datetime.fromtimestamp(row.ended, UTC),
+            )
+            for row in rows
+        ]
+
+    def finish(
+        self, name: str, results: list[Result], artifacts: list[Artifact], trainings: Sequence[FinalTraining] = ()
+    ) -> None:
+        """Record the test results and artifacts and end the study, in one transaction."""
+        with Session(self._engine) as session, session.begin():
+            row = self._row(session, name)
+            for result in results:
+                session.add_all(_result_rows(row.id, result))
+            for training in trainings:
+                record = {**training._asdict(), "metrics": json.dumps(training.metrics)}
+                session.add(FinalTrainingRow(study_id=row.id, **record))
+            session.add_all(ArtifactRow(study_id=row.id, **artifact._asdict()) for artifact in artifacts)
+            row.phase = "done"
+
+    def results(self, name: str) -> list[Result]:
+        with Session(self._engine) as session:
+            study = self._row(session, name).id
+            compared: dict[tuple[str, str], ComparisonRow] = {}
+            if self._has(ComparisonRow):
+                rows = session.scalars(select(ComparisonRow).filter_by(study_id=study))
+                compared = {(row.name, row.metric): row for row in rows}
+            found = session.scalars(select(ResultRow).filter_by(study_id=study).order_by(ResultRow.id))
+            return [_result(row, compared.get((row.name, row.metric))) for row in found]
+
+    def final_trainings(self, name: str) -> list[FinalTraining]:
+        """Every training behind the closing table."""
+        with Session(self._engine) as session:
+            rows = session.scalars(
+                select(FinalTrainingRow).filter_by(study_id=self._row(session, name).id).order_by(FinalTrainingRow.id)
+            )
+            return [
+                FinalTraining(r.name, r.layout, r.seed, json.loads(r.metrics), r.parameters, r.seconds, r.peak_memory)
+                for r in rows
+            ]
+
+    def add_ablation(self, training: AblationTraining) -> None:
+        with Session(self._engine) as session, session.begin():
+            session.add(AblationRow(**{**training._asdict(), "metrics": json.dumps(training.metrics)}))
+
+    def ablations(self, run: str) -> list[AblationTraining]:
+        """The trainings of one ablation."""
+        with Session(self._engine) as session:
+            rows = session.scalars(select(AblationRow).filter_by(run=run).order_by(AblationRow.id))
+            return [
+                AblationTraining(r.run, r.variant, r.seed, json.loads(r.metrics), r.parameters, r.seconds) for r in rows
+            ]
+
+    def artifacts(self, name: str) -> list[Artifact]:
+        with Session(self._engine) as session:
+            rows = session.scalars(
+                select(ArtifactRow).filter_by(study_id=self._row(session, name).id).order_by(ArtifactRow.id)
+            )
+            return [Artifact(row.kind, row.path, row.sha256) for row in rows]
+
+    def _has(self, kept: type[Base]) -> bool:
+        """Whether the database has a table; those of 0.1's first weeks lack some."""
+        return inspect(self._engine).has_table(kept.__tablename__)
+
+    def _row(self, session: Session, name: str) -> StudyRow:
+        row = session.scalar(select(StudyRow).where(StudyRow.name == name))
+        if row is None:
+            known = ", ".join(self.study_names()) or "none"
+            raise StoreError(f"there is no study {name!r} in {shown(self.url)}; studies there: {known}")
+        return row
+
+
+def _stored(row: StudyRow) -> Stored:
+    return Stored(
+        row.name,
+        json.loads(row.settings),
+        json.loads(row.space),
+        row.space_hash,
+        json.loads(row.dataset),
+        row.phase,
+        json.loads(row.versions),
+        row.created,
+    )
+
+
+def _result_rows(study: int, result: Result) -> list[Base]:
+    lead = result.lead or (None, None, None)
+    key = {"study_id": study, "name": result.name, "metric": result.metric}
+    return [
+        ResultRow(**key, layout=result.layout, value=result.value, low=result.low, high=result.high),
+        ComparisonRow(
+            **key, seeds=result.seeds, sd=result.sd, lead=lead[0], lead_low=lead[1], lead_high=lead[2], p=result.p
+        ),
+    ]
+
+
+def _result(row: ResultRow, compared: ComparisonRow | None) -> Result:
+    found = Result(row.name, row.layout, row.metric, row.value, row.low, row.high)
+    if compared is None:
+        return found
+    lead = None
+    if compared.lead is not None and compared.lead_low is not None and compared.lead_high is not None:
+        lead = Interval(compared.lead, compared.lead_low, compared.lead_high)
+    return found._replace(seeds=compared.seeds, sd=compared.sd, lead=lead, p=compared.p)
+
+
+def open_store(url: str | None, output: str, *, create: bool, lock_seconds: float = LOCK_SECONDS) -> Store:
+    """The store at a URL, or by default the SQLite file in the output folder; arguments as of `Store`.
+
+    Raises:
+        NoStudies: where ``create`` is False, for a database or a file that is not there.
+        StoreError: for a file that is no database, a folder that cannot be written, an unknown kind of database.
+    """
+    if url is None:
+        folder = Path(output).expanduser()
+        path = folder / DATABASE
+        if create:
+            require_writable(folder)
+        elif not path.is_file():
+            raise NoStudies(
+                f"there are no studies under {folder} yet; start one with `dasearch run`, or give --storage"
+            )
+        url = f"sqlite:///{path}"
+    elif "://" not in url:
+        url = f"sqlite:///{url}"
+    if not create and url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
+        raise NoStudies(f"there is no database {url.removeprefix('sqlite:///')}; check --storage")
+    return Store(url, create=create, lock_seconds=lock_seconds)
+
+
+def require_writable(folder: Path) -> None:
+    """Make the folder, or say in one sentence why it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StoreError(
+            f"the output folder {folder} cannot be written ({error.strerror}); choose another with --set output=FOLDER"
+        ) from None
+
+
+def _layout(study: StudyRow, text: str) -> Layout:
+    """A layout as the study's own space writes it; of a space that cannot be read, by the shipped letters."""
+    space = _space(study.space)
+    return Layout.parse(text) if space is None else space.parse(text)
+
+
+@lru_cache(maxsize=8)
+def _space(record: str) -> SearchSpace | None:
+    """The search space of a study's row; None for one that this version cannot read."""
+    try:
+        return SearchSpace.from_record(json.loads(record))
+    except ValidationError:
+        return None

@@ -1,0 +1,185 @@
+"""The tables of our own, prefixed ``dasearch_``: what Optuna has no place for."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Float, ForeignKey, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    """Our own tables."""
+
+
+class StudyRow(Base):
+    """A study as resolved when it began."""
+
+    __tablename__ = "dasearch_study"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), unique=True)
+    settings: Mapped[str] = mapped_column(Text)
+    space: Mapped[str] = mapped_column(Text)
+    space_hash: Mapped[str] = mapped_column(String(64))
+    dataset: Mapped[str] = mapped_column(Text)
+    versions: Mapped[str] = mapped_column(Text)
+    phase: Mapped[str] = mapped_column(String(20))
+    created: Mapped[float] = mapped_column(Float)
+
+
+class PriorRow(Base):
+    """A layout of another study, as a layout of this one, with which a study was begun."""
+
+    __tablename__ = "dasearch_prior"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("dasearch_study.id"), index=True)
+    layout: Mapped[str] = mapped_column(Text)
+    value: Mapped[float] = mapped_column(Float)
+    source: Mapped[str] = mapped_column(Text)
+
+
+class CostRow(Base):
+    """What the layouts of a study with a cost cost: one of `Cost`, as of `SiteCosts.record`."""
+
+    __tablename__ = "dasearch_cost"
+    __table_args__ = (UniqueConstraint("study_id", "name"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("dasearch_study.id"), index=True)
+    name: Mapped[str] = mapped_column(String(40))
+    costs: Mapped[str] = mapped_column(Text)
+
+
+class EpochRow(Base):
+    """One epoch of one training; ``run`` is ``trial/LAYOUT``, ``confirm/SEED/LAYOUT`` or ``final/LAYOUT``.
+
+    The name of a trial goes on with the settings that are searched beside the layout, ``trial/LAYOUT/trial.lr=0.004``.
+    """
+
+    __tablename__ = "dasearch_epoch"
+    __table_args__ = (UniqueConstraint("study_id", "run", "number"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("dasearch_study.id"), index=True)
+    run: Mapped[str] = mapped_column(String(300))
+    number: Mapped[int]
+    losses: Mapped[str] = mapped_column(Text)
+    metrics: Mapped[str] = mapped_column(Text)
+    seconds: Mapped[float] = mapped_column(Float)
+
+
+class ProposalRow(Base):
+    """Why a trial was proposed."""
+
+    __tablename__ = "dasearch_proposal"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("dasearch_study.id"), index=True)
+    trial_number: Mapped[int]
+    source: Mapped[str] = mapped_column(String(40))
+    layout: Mapped[str] = mapped_column(Text)
+    theta: Mapped[str | None] = mapped_column(Text)
+    acquisition: Mapped[float | None] = mapped_column(Float)
+    mean: Mapped[float | None] = mapped_column(Float)
+    sd: Mapped[float | None] = mapped_column(Float)
+    seconds: Mapped[float] = mapped_column(Float)
+
+
+class ConfirmationRow(Base):
+    """One training of a candidate or control with a fresh seed."""
+
+    __tablename__ = "dasearch_confirmation"
+    __table_args__ = (UniqueConstraint("study_id", "layout", "seed"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("dasearch_study.id"), index=True)
+    layout: Mapped[str] = mapped_column(Text)
+    role: Mapped[str] = mapped_column(String(40))
+    seed: Mapped[int]
+    metrics: Mapped[str] = mapped_column(Text)
+    seconds: Mapped[float] = mapped_column(Float)
+
+
+class ResultRow(Base):
+    """One row of the closing table: a metric of a model or baseline on the test split."""
+
+    __tablename__ = "dasearch_result"
+    __table_args__ = (UniqueConstraint("study_id", "name", "metric"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("dasearch_study.id"), index=True)
+    name: Mapped[str] = mapped_column(String(40))
+    layout: Mapped[str | None] = mapped_column(Text)
+    metric: Mapped[str] = mapped_column(String(40))
+    value: Mapped[float] = mapped_column(Float)
+    low: Mapped[float | None] = mapped_column(Float)
+    high: Mapped[float | None] = mapped_column(Float)
+
+
+class ComparisonRow(Base):
+    """What `ResultRow` does not hold of the same row: its spread over seeds, and the winner's lead over it."""
+
+    __tablename__ = "dasearch_comparison"
+    __table_args__ = (UniqueConstraint("study_id", "name", "metric"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("dasearch_study.id"), index=True)
+    name: Mapped[str] = mapped_column(String(40))
+    metric: Mapped[str] = mapped_column(String(40))
+    seeds: Mapped[int]
+    sd: Mapped[float | None] = mapped_column(Float)
+    lead: Mapped[float | None] = mapped_column(Float)
+    lead_low: Mapped[float | None] = mapped_column(Float)
+    lead_high: Mapped[float | None] = mapped_column(Float)
+    p: Mapped[float | None] = mapped_column(Float)
+
+
+class FinalTrainingRow(Base):
+    """One training of the final phase with its own test metrics."""
+
+    __tablename__ = "dasearch_final"
+    __table_args__ = (UniqueConstraint("study_id", "name", "seed"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("dasearch_study.id"), index=True)
+    name: Mapped[str] = mapped_column(String(40))
+    layout: Mapped[str | None] = mapped_column(Text)
+    seed: Mapped[int]
+    metrics: Mapped[str] = mapped_column(Text)
+    parameters: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float] = mapped_column(Float)
+    peak_memory: Mapped[int] = mapped_column(BigInteger)
+
+
+class LaterTrainingRow(Base):
+    """A training after the search; ``run`` as of `EpochRow`, times in seconds since 1970."""
+
+    __tablename__ = "dasearch_training"
+    __table_args__ = (UniqueConstraint("study_id", "run"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("dasearch_study.id"), index=True)
+    run: Mapped[str] = mapped_column(String(300))
+    phase: Mapped[str] = mapped_column(String(20))
+    label: Mapped[str] = mapped_column(Text)
+    layout: Mapped[str] = mapped_column(Text)
+    place: Mapped[int]
+    total: Mapped[int]
+    began: Mapped[float] = mapped_column(Float)
+    ended: Mapped[float | None] = mapped_column(Float)
+
+
+class AblationRow(Base):
+    """One training of an ablation; ``run`` and ``variant`` are hashes of what decides its result beside the seed."""
+
+    __tablename__ = "dasearch_ablation"
+    __table_args__ = (UniqueConstraint("run", "variant", "seed"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run: Mapped[str] = mapped_column(String(16), index=True)
+    variant: Mapped[str] = mapped_column(String(16))
+    seed: Mapped[int]
+    metrics: Mapped[str] = mapped_column(Text)
+    parameters: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float] = mapped_column(Float)
+
+
+class ArtifactRow(Base):
+    """A file or folder that the study made."""
+
+    __tablename__ = "dasearch_artifact"
+    __table_args__ = (UniqueConstraint("study_id", "path"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("dasearch_study.id"), index=True)
+    kind: Mapped[str] = mapped_column(String(40))
+    path: Mapped[str] = mapped_column(String(500))
+    sha256: Mapped[str] = mapped_column(String(64))
