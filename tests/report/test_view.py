@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from datetime import timedelta
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from tests.report.stored import (
     proposal,
 )
 from tests.report.views import LAYOUTS, SCORES, complete, finished, later_trainings, space, view
+from tests.search.older import before_versions
 
 NAMES = [choice.name for choice in PLACEMENTS]
 
@@ -110,8 +110,7 @@ def test_times_of_trainings_after_the_search(tmp_path: Path) -> None:
     store.begin_training(NAME, final)
     assert read_view(store, NAME).later_trainings == later_trainings()
     store.close()
-    with sqlite3.connect(tmp_path / "dasearch.db") as connection:  # a database of before they were kept
-        connection.execute("drop table dasearch_training")
+    before_versions(tmp_path / "dasearch.db", without=("dasearch_training",))
     old = open_store(None, str(tmp_path), create=False)
     assert read_view(old, NAME).later_trainings == ()
     assert old.progress(NAME).phase == "search"

@@ -88,20 +88,3 @@ def test_seeds_differ_and_variations_are_smaller(finished: Study) -> None:
     assert trainings["llmrec", 0].parameters < trainings["darec-base", 0].parameters
     assert trainings["darec-base", 0].parameters < trainings["all-serial", 0].parameters
     assert trainings["llmrec", 0].layout is None
-
-
-def test_a_database_without_the_comparison_is_still_read(finished: Study) -> None:
-    from sqlalchemy import create_engine, text
-
-    store = open_store(None, finished.settings.output, create=False)
-    before = store.results("toy")
-    with create_engine(store.url).begin() as connection:
-        connection.execute(text("ALTER TABLE dasearch_comparison RENAME TO hidden"))
-    try:
-        found = store.results("toy")
-    finally:
-        with create_engine(store.url).begin() as connection:
-            connection.execute(text("ALTER TABLE hidden RENAME TO dasearch_comparison"))
-    store.close()
-    assert [result[:6] for result in found] == [result[:6] for result in before]
-    assert all(result.lead is None for result in found)

@@ -19,6 +19,7 @@ from dasearch.search.prior import TrialsFile, prior_trials, read_trials, write_t
 from dasearch.search.store import open_store
 from dasearch.search.study import Study
 from tests.report.stored import empty_study, evaluate
+from tests.search.older import before_versions
 from tests.search.test_study import Ears, outcome, run, space
 from tests.training.studies import small_study
 
@@ -241,8 +242,7 @@ def test_a_refused_file_leaves_no_study_behind(tmp_path: Path) -> None:
 def test_a_database_without_the_table_stays_readable(tmp_path: Path) -> None:
     with closing(empty_study(tmp_path)) as store:
         evaluate(store, "SPS-PPS", 0.4)
-    with sqlite3.connect(tmp_path / "dasearch.db") as connection:
-        connection.execute("drop table dasearch_prior")
+    before_versions(tmp_path / "dasearch.db", without=("dasearch_prior",))
     with closing(open_store(None, str(tmp_path), create=False)) as store:
         assert store.prior("toy") == []
         assert store.trials("toy")[0].score == 0.4

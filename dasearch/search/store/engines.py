@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.engine import make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from dasearch.errors import StoreError, first_line
@@ -31,10 +34,25 @@ def engine_of(url: str, lock_seconds: float) -> Engine:
     return engine
 
 
+def sqlite_file(url: URL) -> Path | None:
+    """The file of an SQLite database; None for one in memory and for any other database."""
+    inside = url.database or ":memory:"
+    return None if url.get_backend_name() != "sqlite" or inside.startswith((":memory:", "file:")) else Path(inside)
+
+
 def _write_ahead(connection: sqlite3.Connection, _: object) -> None:
     """Readers do not wait for a writer: `dasearch status` answers while a study runs."""
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA foreign_keys=ON")
+
+
+def executed(connection: DBAPIConnection, _: object, *, statements: Sequence[str]) -> None:
+    """Begin a connection with statements."""
+    cursor = connection.cursor()
+    for statement in statements:
+        cursor.execute(statement)
+    cursor.close()
+    connection.commit()
 
 
 def shown(url: str) -> str:

@@ -10,14 +10,14 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.study import StudyDirection
 from pydantic import ValidationError
-from sqlalchemy import delete, func, inspect, select
+from sqlalchemy import delete, event, func, select
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
@@ -25,7 +25,7 @@ from dasearch.bayes import Proposal
 from dasearch.errors import NoStudies, StoreError
 from dasearch.layout import Layout
 from dasearch.models.cost import Cost, SiteCosts
-from dasearch.search.store.engines import LOCK_SECONDS, engine_of, engine_options, reason, remedy, shown
+from dasearch.search.store.engines import LOCK_SECONDS, engine_of, engine_options, executed, reason, remedy, shown
 from dasearch.search.store.records import (
     AblationTraining,
     Artifact,
@@ -38,11 +38,10 @@ from dasearch.search.store.records import (
     Stored,
     TrialRecord,
 )
+from dasearch.search.store.schema import VERSION, make_or_migrate, readable, require_known
 from dasearch.search.store.tables import (
     AblationRow,
     ArtifactRow,
-    Base,
-    ComparisonRow,
     ConfirmationRow,
     CostRow,
     EpochRow,
@@ -77,15 +76,28 @@ class Store:
         self._engine = engine_of(url, lock_seconds)
         try:
             if create:
-                Base.metadata.create_all(self._engine)
-            elif not self._has(StudyRow):
-                raise NoStudies(
-                    f"{shown(url)} holds no dasearch studies; name the database of a study, or run one first"
-                )
+                make_or_migrate(self._engine, shown(url), others=self._make_optunas, seconds=lock_seconds)
+            else:
+                self._read_as_today()
         except (DatabaseError, sqlite3.DatabaseError) as error:
             raise StoreError(
                 f"{shown(url)} cannot be used as a study database ({reason(error)}); {remedy(error)}"
             ) from None
+
+    def _read_as_today(self) -> None:
+        """Let every connection of an older database see what one of today's holds."""
+        version = require_known(self._engine, shown(self.url))
+        if version is None:
+            raise NoStudies(
+                f"{shown(self.url)} holds no dasearch studies; name the database of a study, or run one first"
+            )
+        if version < VERSION:
+            statements = readable(self._engine)
+            self._engine.dispose()
+            event.listen(self._engine, "connect", partial(executed, statements=statements))
+
+    def _make_optunas(self) -> None:
+        self.optuna_storage().engine.dispose()
 
     def optuna_storage(self) -> optuna.storages.RDBStorage:
         """Optuna's view of the same database, with heartbeats."""
@@ -184,8 +196,6 @@ class Store:
 
     def prior(self, name: str) -> list[PriorTrial]:
         """What the study was begun with; nothing, for most."""
-        if not inspect(self._engine).has_table(PriorRow.__tablename__):  # older databases lack it
-            return []
         with Session(self._engine) as session:
             study = self._row(session, name)
             rows = session.scalars(select(PriorRow).filter_by(study_id=study.id).order_by(PriorRow.id))
@@ -201,8 +211,6 @@ class Store:
 
     def costs(self, name: str) -> dict[Cost, SiteCosts]:
         """What the study's layouts cost; nothing, for a study without a cost."""
-        if not self._has(CostRow):
-            return {}
         with Session(self._engine) as session:
             study = self._row(session, name).id
             rows = session.scalars(select(CostRow).filter_by(study_id=study).order_by(CostRow.id))
@@ -340,8 +348,6 @@ class Store:
             return self._later_trainings(session, self._row(session, name))
 
     def _later_trainings(self, session: Session, study: StudyRow) -> list[LaterTraining]:
-        if not self._has(LaterTrainingRow):
-            return []
         rows = session.scalars(
             select(LaterTrainingRow).filter_by(study_id=study.id).order_by(LaterTrainingRow.began, LaterTrainingRow.id)
         )
@@ -365,8 +371,7 @@ class Store:
         """Record the test results and artifacts and end the study, in one transaction."""
         with Session(self._engine) as session, session.begin():
             row = self._row(session, name)
-            for result in results:
-                session.add_all(_result_rows(row.id, result))
+            session.add_all(_result_row(row.id, result) for result in results)
             for training in trainings:
                 record = {**training._asdict(), "metrics": json.dumps(training.metrics)}
                 session.add(FinalTrainingRow(study_id=row.id, **record))
@@ -376,12 +381,8 @@ class Store:
     def results(self, name: str) -> list[Result]:
         with Session(self._engine) as session:
             study = self._row(session, name).id
-            compared: dict[tuple[str, str], ComparisonRow] = {}
-            if self._has(ComparisonRow):
-                rows = session.scalars(select(ComparisonRow).filter_by(study_id=study))
-                compared = {(row.name, row.metric): row for row in rows}
-            found = session.scalars(select(ResultRow).filter_by(study_id=study).order_by(ResultRow.id))
-            return [_result(row, compared.get((row.name, row.metric))) for row in found]
+            rows = session.scalars(select(ResultRow).filter_by(study_id=study).order_by(ResultRow.id))
+            return [_result(row) for row in rows]
 
     def final_trainings(self, name: str) -> list[FinalTraining]:
         """Every training behind the closing table."""
@@ -413,10 +414,6 @@ class Store:
             )
             return [Artifact(row.kind, row.path, row.sha256) for row in rows]
 
-    def _has(self, kept: type[Base]) -> bool:
-        """Whether the database has a table; those of 0.1's first weeks lack some."""
-        return inspect(self._engine).has_table(kept.__tablename__)
-
     def _row(self, session: Session, name: str) -> StudyRow:
         row = session.scalar(select(StudyRow).where(StudyRow.name == name))
         if row is None:
@@ -438,25 +435,17 @@ def _stored(row: StudyRow) -> Stored:
     )
 
 
-def _result_rows(study: int, result: Result) -> list[Base]:
+def _result_row(study: int, result: Result) -> ResultRow:
     lead = result.lead or (None, None, None)
-    key = {"study_id": study, "name": result.name, "metric": result.metric}
-    return [
-        ResultRow(**key, layout=result.layout, value=result.value, low=result.low, high=result.high),
-        ComparisonRow(
-            **key, seeds=result.seeds, sd=result.sd, lead=lead[0], lead_low=lead[1], lead_high=lead[2], p=result.p
-        ),
-    ]
+    spread = {"lead": lead[0], "lead_low": lead[1], "lead_high": lead[2]}
+    return ResultRow(study_id=study, **{**result._asdict(), **spread})
 
 
-def _result(row: ResultRow, compared: ComparisonRow | None) -> Result:
-    found = Result(row.name, row.layout, row.metric, row.value, row.low, row.high)
-    if compared is None:
-        return found
+def _result(row: ResultRow) -> Result:
     lead = None
-    if compared.lead is not None and compared.lead_low is not None and compared.lead_high is not None:
-        lead = Interval(compared.lead, compared.lead_low, compared.lead_high)
-    return found._replace(seeds=compared.seeds, sd=compared.sd, lead=lead, p=compared.p)
+    if row.lead is not None and row.lead_low is not None and row.lead_high is not None:
+        lead = Interval(row.lead, row.lead_low, row.lead_high)
+    return Result(row.name, row.layout, row.metric, row.value, row.low, row.high, row.seeds, row.sd, lead, row.p)
 
 
 def open_store(url: str | None, output: str, *, create: bool, lock_seconds: float = LOCK_SECONDS) -> Store:

@@ -1,4 +1,7 @@
-"""The tables of our own, prefixed ``dasearch_``: what Optuna has no place for."""
+"""The tables of our own, prefixed ``dasearch_``: what Optuna has no place for.
+
+Whoever changes one adds a migration to `schema`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,13 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 class Base(DeclarativeBase):
     """Our own tables."""
+
+
+class SchemaRow(Base):
+    """The version of these tables, as of `schema`: one row."""
+
+    __tablename__ = "dasearch_schema"
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
 
 
 class StudyRow(Base):
@@ -95,7 +105,7 @@ class ConfirmationRow(Base):
 
 
 class ResultRow(Base):
-    """One row of the closing table: a metric of a model or baseline on the test split."""
+    """One row of the closing table: a metric of a model or baseline on the test split, as of `records.Result`."""
 
     __tablename__ = "dasearch_result"
     __table_args__ = (UniqueConstraint("study_id", "name", "metric"),)
@@ -107,18 +117,7 @@ class ResultRow(Base):
     value: Mapped[float] = mapped_column(Float)
     low: Mapped[float | None] = mapped_column(Float)
     high: Mapped[float | None] = mapped_column(Float)
-
-
-class ComparisonRow(Base):
-    """What `ResultRow` does not hold of the same row: its spread over seeds, and the winner's lead over it."""
-
-    __tablename__ = "dasearch_comparison"
-    __table_args__ = (UniqueConstraint("study_id", "name", "metric"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    study_id: Mapped[int] = mapped_column(ForeignKey("dasearch_study.id"), index=True)
-    name: Mapped[str] = mapped_column(String(40))
-    metric: Mapped[str] = mapped_column(String(40))
-    seeds: Mapped[int]
+    seeds: Mapped[int] = mapped_column(server_default="1")
     sd: Mapped[float | None] = mapped_column(Float)
     lead: Mapped[float | None] = mapped_column(Float)
     lead_low: Mapped[float | None] = mapped_column(Float)

@@ -1,0 +1,168 @@
+"""Versions of our tables: which one a database holds, how it is made or brought up to date, how an older one is read.
+
+A change of `tables` adds a migration here, and to `readable` whatever else an older database needs to be read by. Version 0
+is what was written before versions were recorded; some of its tables came later than others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    DefaultClause,
+    Engine,
+    Inspector,
+    Select,
+    Table,
+    TableClause,
+    and_,
+    cast,
+    column,
+    delete,
+    exists,
+    false,
+    func,
+    insert,
+    inspect,
+    literal,
+    null,
+    select,
+    table,
+    text,
+    update,
+)
+from sqlalchemy.schema import CreateColumn
+
+from dasearch.errors import StoreError
+from dasearch.search.store.engines import sqlite_file
+from dasearch.search.store.locks import schema_lock
+from dasearch.search.store.tables import Base, ResultRow, SchemaRow, StudyRow
+
+RESULTS = Base.metadata.tables[ResultRow.__tablename__]
+KEY = ("study_id", "name", "metric")
+COMPARED = ("seeds", "sd", "lead", "lead_low", "lead_high", "p")
+COMPARISON = table("dasearch_comparison", *(column(name) for name in (*KEY, *COMPARED)))  # of version 0
+
+
+def make_or_migrate(engine: Engine, name: str, *, others: Callable[[], None], seconds: float) -> None:
+    """Bring a database to today's schema, once, whoever else opens it now.
+
+    Args:
+        name: of the database in messages.
+        others: makes the tables that are not ours.
+        seconds: how long to wait for another process that does the same.
+
+    Raises:
+        StoreError: for a schema of a newer dasearch.
+    """
+    if not _untouched(engine) and require_known(engine, name) == VERSION:
+        return
+    with schema_lock(engine, seconds=seconds):
+        version = require_known(engine, name)
+        if version != VERSION:
+            others()
+            with engine.begin() as connection:
+                if engine.dialect.name == "sqlite":
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")  # else each table would be a transaction of its own
+                for migrate in [] if version is None else MIGRATIONS[version:]:
+                    migrate(connection)
+                Base.metadata.create_all(connection)
+                connection.execute(delete(SchemaRow))
+                connection.execute(insert(SchemaRow).values(version=VERSION))
+
+
+def require_known(engine: Engine, name: str) -> int | None:
+    """The version that a database holds; None for one without tables of ours.
+
+    Raises:
+        StoreError: for one of a newer dasearch.
+    """
+    inspector = inspect(engine)
+    if not inspector.has_table(SchemaRow.__tablename__):
+        return 0 if inspector.has_table(StudyRow.__tablename__) else None
+    with engine.connect() as connection:
+        version = connection.scalar(select(func.max(SchemaRow.version))) or 0
+    if version > VERSION:
+        raise StoreError(
+            f"{name} was written by a newer dasearch (schema {version}, this one knows {VERSION}); upgrade dasearch to open it"
+        )
+    return version
+
+
+def readable(engine: Engine) -> list[str]:
+    """Statements by which a connection reads an older database as one of today's, without changing it.
+
+    Temporary views, which a connection finds before the tables of the same name: an empty one for a table that is not
+    there, one with the missing columns for a table that has fewer.
+    """
+    inspector = inspect(engine)
+    found = []
+    for own in Base.metadata.sorted_tables:
+        stand_in = _stand_in(own, inspector)
+        if stand_in is not None:
+            compiled = stand_in.compile(engine, compile_kwargs={"literal_binds": True})
+            found.append(f"CREATE TEMPORARY VIEW {own.name} AS {compiled}")
+    return found
+
+
+def _stand_in(own: Table, inspector: Inspector) -> Select[Any] | None:
+    """What reads like one of today's tables; None where the database has it."""
+    if not inspector.has_table(own.name):
+        return select(*(_blank(kept) for kept in own.columns)).where(false())
+    here = {found["name"] for found in inspector.get_columns(own.name)}
+    if here.issuperset(own.columns.keys()):
+        return None
+    before = table(own.name, *(column(name) for name in here), schema=inspector.default_schema_name)
+    if own is RESULTS and inspector.has_table(COMPARISON.name):
+        return _compared(before)
+    return select(*(before.c[kept.name] if kept.name in here else _blank(kept) for kept in own.columns))
+
+
+def _compared(before: TableClause) -> Select[Any]:
+    """The results of version 0 beside their comparisons."""
+    joined = before.outerjoin(COMPARISON, _same_row(before))
+    compared = {name: COMPARISON.c[name] for name in COMPARED} | {"seeds": func.coalesce(COMPARISON.c.seeds, 1)}
+    sides: dict[str, ColumnElement[Any]] = {**before.columns, **compared}
+    return select(*(sides[kept.name].label(kept.name) for kept in RESULTS.columns)).select_from(joined)
+
+
+def _same_row(results: TableClause | Table) -> ColumnElement[bool]:
+    return and_(*(results.c[key] == COMPARISON.c[key] for key in KEY))
+
+
+def _blank(kept: Column[Any]) -> ColumnElement[Any]:
+    """What a column holds where an older database lacks it."""
+    default = kept.server_default
+    value = literal(default.arg) if isinstance(default, DefaultClause) else null()
+    return cast(value, kept.type).label(kept.name)
+
+
+def _one_table_of_results(connection: Connection) -> None:
+    """From 0: comparisons join the results that they are of."""
+    inspector = inspect(connection)
+    if not inspector.has_table(RESULTS.name):
+        return
+    here = {found["name"] for found in inspector.get_columns(RESULTS.name)}
+    for name in COMPARED:
+        if name not in here:
+            added = CreateColumn(RESULTS.c[name]).compile(dialect=connection.dialect)
+            connection.execute(text(f"ALTER TABLE {RESULTS.name} ADD COLUMN {added}"))
+    if inspector.has_table(COMPARISON.name):
+        same = _same_row(RESULTS)
+        held = {name: select(COMPARISON.c[name]).where(same).scalar_subquery() for name in COMPARED}
+        connection.execute(update(RESULTS).values(held).where(exists().where(same)))
+        connection.execute(text(f"DROP TABLE {COMPARISON.name}"))
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_one_table_of_results,)  # each from the version of its place
+VERSION = len(MIGRATIONS)
+
+
+def _untouched(engine: Engine) -> bool:
+    """Whether an SQLite file is still to be made: the first connection writes to it, so that others should wait."""
+    file = sqlite_file(engine.url)
+    return file is not None and not (file.exists() and file.stat().st_size)

@@ -1,0 +1,32 @@
+"""Databases as earlier revisions wrote them, made from one of today."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+COMPARISON = """CREATE TABLE dasearch_comparison (
+    id INTEGER NOT NULL PRIMARY KEY, study_id INTEGER NOT NULL, name VARCHAR(40) NOT NULL, metric VARCHAR(40) NOT NULL,
+    seeds INTEGER NOT NULL, sd FLOAT, lead FLOAT, lead_low FLOAT, lead_high FLOAT, p FLOAT,
+    UNIQUE (study_id, name, metric), FOREIGN KEY(study_id) REFERENCES dasearch_study (id))"""
+COMPARED = ("seeds", "sd", "lead", "lead_low", "lead_high", "p")
+
+
+def before_versions(file: Path, *, without: tuple[str, ...] = ()) -> None:
+    """Take a database back to what was written before `dasearch_schema`, some tables not thought of yet."""
+    kept = ", ".join(("study_id", "name", "metric", *COMPARED))
+    with sqlite3.connect(file) as connection:
+        connection.execute(COMPARISON)
+        connection.execute(f"INSERT INTO dasearch_comparison ({kept}) SELECT {kept} FROM dasearch_result")
+        for column in COMPARED:
+            connection.execute(f"ALTER TABLE dasearch_result DROP COLUMN {column}")
+        for table in ("dasearch_schema", *without):
+            connection.execute(f"DROP TABLE {table}")
+    connection.close()
+
+
+def tables(file: Path) -> set[str]:
+    with sqlite3.connect(file) as connection:
+        found = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    connection.close()
+    return found
