@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,21 +16,66 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from dasearch.errors import StoreError, first_line
 
 LOCK_SECONDS = 60.0
+POSTGRESQL = "postgresql"
+PSYCOPG = f"{POSTGRESQL}+psycopg"  # of the extra dasearch[postgres]
+WITHOUT_DRIVER = (POSTGRESQL, "postgres")
+# libpq's: without them a server whose machine is gone is waited for for hours; UTC is what Optuna keeps heartbeats in elsewhere
+LIBPQ = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "options": "-c timezone=UTC"}
+PASSWORDS = {"password", "sslpassword"}  # that libpq takes in the query
+
+
+def parsed(url: str) -> URL:
+    """A database URL; one of PostgreSQL without a driver gets psycopg.
+
+    Raises:
+        StoreError: for what is none.
+    """
+    try:
+        found = make_url(url)
+    except (ArgumentError, ValueError):  # they may quote the password
+        raise StoreError(
+            f"{_masked(url)} is not a database URL; use sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+        ) from None
+    if "@" in (found.host or ""):
+        raise StoreError(f"the password of {_masked(url)} contains @; write it as %40")
+    return found.set(drivername=PSYCOPG) if found.drivername in WITHOUT_DRIVER else found
+
+
+def driven(url: str) -> str:
+    """The same URL as text, password included, with its driver; others as they are."""
+    return parsed(url).render_as_string(hide_password=False) if url.startswith(WITHOUT_DRIVER) else url
 
 
 def engine_options(url: str, lock_seconds: float) -> dict[str, Any]:
-    return {"connect_args": {"timeout": lock_seconds}} if url.startswith("sqlite") else {}
+    """Keywords of `sqlalchemy.create_engine`; what the URL itself says goes first."""
+    found = parsed(url)
+    if found.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": lock_seconds}}
+    if not found.get_driver_name().startswith("psycopg"):
+        return {}
+    wanted = {**LIBPQ, "connect_timeout": max(2, round(lock_seconds))}
+    return {"connect_args": {key: value for key, value in wanted.items() if key not in found.query}}
 
 
 def engine_of(url: str, lock_seconds: float) -> Engine:
+    """An engine, which connects when it is first used.
+
+    Raises:
+        StoreError: for a URL of an unknown kind, or whose driver is not installed.
+    """
+    found = parsed(url)
     try:
-        parsed = make_url(url)
-        engine = create_engine(parsed, **engine_options(url, lock_seconds))
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        engine = create_engine(found, **engine_options(url, lock_seconds))
+    except (ArgumentError, NoSuchModuleError) as error:
         raise StoreError(
-            f"{url} is not a database URL dasearch can open ({reason(error)}); use sqlite:///FILE or postgresql://..."
+            f"{shown(url)} is not a database URL dasearch can open ({reason(error)}); use sqlite:///FILE or postgresql://..."
         ) from None
-    if parsed.get_backend_name() == "sqlite":
+    except ImportError as error:
+        fix = (
+            'pip install "dasearch[postgres]"' if found.drivername == PSYCOPG else f"install {found.get_driver_name()}"
+        )
+        raise StoreError(f"{shown(url)} needs a driver that is not installed ({reason(error)}); {fix}") from None
+    if found.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _write_ahead)
     return engine
 
@@ -56,18 +102,32 @@ def executed(connection: DBAPIConnection, _: object, *, statements: Sequence[str
 
 
 def shown(url: str) -> str:
-    return (
-        url.removeprefix("sqlite:///")
-        if url.startswith("sqlite")
-        else make_url(url).render_as_string(hide_password=True)
-    )
+    """A URL as messages may show it: a file's path, or without its passwords."""
+    if url.startswith("sqlite"):
+        return url.removeprefix("sqlite:///")
+    found = parsed(url)
+    hidden = {key: "***" for key in found.query if key in PASSWORDS}
+    return found.update_query_dict(hidden).render_as_string(hide_password=True)
+
+
+def _masked(url: str) -> str:
+    """The same of a URL that cannot be parsed: nothing that stands before its last @ is shown."""
+    return re.sub(r"://.*@", "://***@", re.sub(r"(password=)[^&]*", r"\1***", url))
+
+
+def unusable(url: str, error: Exception) -> StoreError:
+    """What a database says that cannot be opened."""
+    return StoreError(f"{shown(url)} cannot be used as a study database ({reason(error)}); {_remedy(url, error)}")
 
 
 def reason(error: Exception) -> str:
+    """What another library says, in its first line."""
     return first_line(getattr(error, "orig", None) or error)
 
 
-def remedy(error: Exception) -> str:
+def _remedy(url: str, error: Exception) -> str:
+    if not url.startswith("sqlite"):
+        return "check that the server runs, and host, user, password and database of the URL"
     if "not a database" in reason(error):
         return "name another file, or move this one away"
     return "check that its folder exists and can be written"

@@ -46,8 +46,8 @@ def _beside_the_file(engine: Engine, seconds: float) -> Iterator[None]:
 @contextmanager
 def _in_the_server(engine: Engine, seconds: float) -> Iterator[None]:
     with engine.connect() as connection:
-        connection.detach()  # closed with the block, so that the wait below is nobody else's
         connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection.detach()  # closed with the block, so that its lock_timeout is nobody else's
         connection.execute(text(f"SET lock_timeout = {round(1000 * seconds)}"))
         key = advisory_key("schema")
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": key})

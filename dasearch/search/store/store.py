@@ -25,7 +25,7 @@ from dasearch.bayes import Proposal
 from dasearch.errors import NoStudies, StoreError
 from dasearch.layout import Layout
 from dasearch.models.cost import Cost, SiteCosts
-from dasearch.search.store.engines import LOCK_SECONDS, engine_of, engine_options, executed, reason, remedy, shown
+from dasearch.search.store.engines import LOCK_SECONDS, driven, engine_of, engine_options, executed, shown, unusable
 from dasearch.search.store.records import (
     AblationTraining,
     Artifact,
@@ -72,7 +72,7 @@ class Store:
     """
 
     def __init__(self, url: str, *, create: bool = True, lock_seconds: float = LOCK_SECONDS) -> None:
-        self.url = url
+        self.url = driven(url)
         self._engine = engine_of(url, lock_seconds)
         try:
             if create:
@@ -80,9 +80,7 @@ class Store:
             else:
                 self._read_as_today()
         except (DatabaseError, sqlite3.DatabaseError) as error:
-            raise StoreError(
-                f"{shown(url)} cannot be used as a study database ({reason(error)}); {remedy(error)}"
-            ) from None
+            raise unusable(url, error) from None
 
     def _read_as_today(self) -> None:
         """Let every connection of an older database see what one of today's holds."""
