@@ -64,11 +64,14 @@ class Server:
         self._run("pg_ctl", "-D", self._data, "-w", "-l", str(self.folder / "log"), "-o", options, "start")
 
     def stop(self) -> None:
-        """At once: connections are ended, what was not committed is lost."""
+        """Connections are ended, what was not committed is lost."""
         self._run("pg_ctl", "-D", self._data, "-w", "-m", "fast", "stop")
 
+    def running(self) -> bool:
+        return (self.folder / "data" / "postmaster.pid").exists()
+
     def remove(self) -> None:
-        if (self.folder / "data" / "postmaster.pid").exists():
+        if self.running():
             self.stop()
         shutil.rmtree(self.folder)
 

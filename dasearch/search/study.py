@@ -36,7 +36,17 @@ from dasearch.search.executors import Workers
 from dasearch.search.front import Selection
 from dasearch.search.prior import prior_trials
 from dasearch.search.runner import Runner
-from dasearch.search.store import Artifact, PriorTrial, Result, Store, Stored, TrialRecord, open_store, require_writable
+from dasearch.search.store import (
+    Artifact,
+    PriorTrial,
+    Result,
+    Store,
+    Stored,
+    TrialRecord,
+    another_runs,
+    open_store,
+    require_writable,
+)
 from dasearch.search_space import SearchSpace, find_shipped, load_search_space, space_differences
 from dasearch.threads import using
 from dasearch.training.materials import resolve_device
@@ -182,7 +192,7 @@ class Study:
         store = open_store(self.storage, settings.output, create=True)
         try:
             require_writable(resolve_output(settings))
-            with only_runner(resolve_output(settings)):
+            with only_runner(resolve_output(settings)), store.only_runner(settings.name):
                 fresh = store.study(settings.name) is None
                 if _begin(store, settings, space, dataset, prior) != DONE:
                     with _withdrawn_if_refused(store, settings.name, fresh=fresh), using(settings.threads):
@@ -337,9 +347,7 @@ def only_runner(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise StoreError(
-            f"another process runs this study; watch it with `dasearch status`, or wait until it ends ({folder})"
-        ) from None
+        raise another_runs(folder) from None
     try:
         yield
     finally:
@@ -351,6 +359,8 @@ def _withdrawn_if_refused(store: Store, name: str, *, fresh: bool) -> Iterator[N
     """Settings that only preparation can judge leave no study behind, so that the corrected ones may begin it."""
     try:
         yield
+    except StoreError:  # nothing was judged
+        raise
     except WrongUse:
         if fresh and not status(store, name).completed:
             store.withdraw(name)

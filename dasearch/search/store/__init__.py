@@ -4,7 +4,9 @@ Optuna's `RDBStorage` owns trials, parameters and intermediate values; the table
 Optuna has no place for. All SQL of the project is in this package; typed rows come out; one state change is one transaction.
 """
 
+from dasearch.search.store.connections import PATIENCE, Patience
 from dasearch.search.store.engines import LOCK_SECONDS
+from dasearch.search.store.locks import another_runs
 from dasearch.search.store.records import (
     AblationTraining,
     Artifact,
@@ -17,33 +19,29 @@ from dasearch.search.store.records import (
     Stored,
     TrialRecord,
 )
-from dasearch.search.store.store import (
-    DATABASE,
-    GRACE_SECONDS,
-    HEARTBEAT_SECONDS,
-    RETRY,
-    Store,
-    open_store,
-    require_writable,
-)
+from dasearch.search.store.storage import GRACE_SECONDS, HEARTBEAT_SECONDS, RETRY
+from dasearch.search.store.store import DATABASE, Store, open_store, require_writable
 
 __all__ = [
     "DATABASE",
     "GRACE_SECONDS",
     "HEARTBEAT_SECONDS",
     "LOCK_SECONDS",
+    "PATIENCE",
     "RETRY",
     "AblationTraining",
     "Artifact",
     "Confirmation",
     "FinalTraining",
     "LaterTraining",
+    "Patience",
     "PriorTrial",
     "Progress",
     "Result",
     "Store",
     "Stored",
     "TrialRecord",
+    "another_runs",
     "open_store",
     "require_writable",
 ]

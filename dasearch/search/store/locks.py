@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from filelock import FileLock, Timeout
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from dasearch.errors import StoreError
+from dasearch.search.store.connections import Lost
 from dasearch.search.store.engines import sqlite_file
 
 
@@ -55,6 +57,80 @@ def _in_the_server(engine: Engine, seconds: float) -> Iterator[None]:
             yield
         finally:
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": key})
+
+
+class StudyLock:
+    """The right to run one study of a PostgreSQL database, on whichever machine.
+
+    A connection of its own holds it, and the server takes it back when that ends; `renew` takes it again.
+
+    Args:
+        engine: one that tells lost connections.
+        name: of the study.
+        where: of the database in messages.
+    """
+
+    def __init__(self, engine: Engine, name: str, where: str) -> None:
+        self._engine, self._key, self._where = engine, advisory_key(f"study {name}"), where
+        self._connection: Connection | None = None
+        self._renewing, self._taking = threading.RLock(), False
+
+    def take(self) -> None:
+        """Hold the right.
+
+        Raises:
+            StoreError: if another process has it.
+        """
+        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        if not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key}):
+            connection.close()
+            raise another_runs(self._where)
+        self._connection = connection
+
+    def renew(self) -> None:
+        """Hold it still, though the connection that held it may be lost.
+
+        Raises:
+            Lost: if the server does not answer, or has not yet missed that one; or if another process took it.
+        """
+        with self._renewing:
+            if self._taking or self._alive():  # the connection that takes it is a new one as well
+                return
+            self._taking = True
+            try:
+                self.take()
+            except StoreError as error:
+                raise Lost(str(error)) from error
+            finally:
+                self._taking = False
+
+    @property
+    def held(self) -> bool:
+        """Whether it is, as far as is known."""
+        return self._connection is not None
+
+    def _alive(self) -> bool:
+        if self._connection is None:
+            return False
+        try:
+            self._connection.execute(text("SELECT 1"))
+        except Lost:
+            self._connection.close()
+            self._connection = None
+        return self._connection is not None
+
+    def drop(self) -> None:
+        """Let others run the study."""
+        if self._alive() and self._connection is not None:
+            self._connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": self._key})
+            self._connection.close()
+
+
+def another_runs(where: object) -> StoreError:
+    """A study that is run already, in its folder or database."""
+    return StoreError(
+        f"another process runs this study; watch it with `dasearch status`, or wait until it ends ({where})"
+    )
 
 
 def advisory_key(name: str) -> int:

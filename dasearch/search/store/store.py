@@ -8,24 +8,28 @@ import os
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.study import StudyDirection
 from pydantic import ValidationError
 from sqlalchemy import delete, event, func, select
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import Session
 
 from dasearch.bayes import Proposal
 from dasearch.errors import NoStudies, StoreError
 from dasearch.layout import Layout
 from dasearch.models.cost import Cost, SiteCosts
-from dasearch.search.store.engines import LOCK_SECONDS, driven, engine_of, engine_options, executed, shown, unusable
+from dasearch.search.store.connections import NO_PATIENCE, PATIENCE, Connections, Lost, Patience
+from dasearch.search.store.engines import LOCK_SECONDS, POSTGRESQL, driven, engine_of, executed, shown, unusable
+from dasearch.search.store.locks import StudyLock
 from dasearch.search.store.records import (
     AblationTraining,
     Artifact,
@@ -39,6 +43,7 @@ from dasearch.search.store.records import (
     TrialRecord,
 )
 from dasearch.search.store.schema import VERSION, make_or_migrate, readable, require_known
+from dasearch.search.store.storage import StudyStorage
 from dasearch.search.store.tables import (
     AblationRow,
     ArtifactRow,
@@ -58,9 +63,33 @@ from dasearch.training.metrics import Interval
 from dasearch.training.stack import Epoch
 
 DATABASE = "dasearch.db"
-HEARTBEAT_SECONDS = 10  # a worker says that it lives so often
-GRACE_SECONDS = 60  # without a word for so long, a trial counts as lost
-RETRY = optuna.storages.RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)  # queues a lost trial again
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def changing(method: Callable[Concatenate[Store, P], None]) -> Callable[Concatenate[Store, P], None]:
+    """A state change that outlives a lost connection and happens once."""
+
+    @wraps(method)
+    def again(self: Store, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        self._connections.again(lambda: method(self, *args, **kwargs), applied=lambda transaction: None)
+
+    return again
+
+
+def reading(method: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate[Store, P], T]:
+    """A question that outlives a lost connection, for it may be asked again."""
+
+    @wraps(method)
+    def again(self: Store, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        def ask() -> T:
+            return method(self, *args, **kwargs)
+
+        return self._connections.again(ask, applied=lambda transaction: ask())
+
+    return again
 
 
 class Store:
@@ -68,12 +97,16 @@ class Store:
 
     Args:
         create: make the database and its tables where they are missing; else a missing one is an error.
-        lock_seconds: how long to wait for an SQLite file that another process has locked.
+        lock_seconds: how long to wait for an SQLite file that another process has locked, and for a server to answer.
+        patience: with a server that stops answering, where the store may be written to.
     """
 
-    def __init__(self, url: str, *, create: bool = True, lock_seconds: float = LOCK_SECONDS) -> None:
+    def __init__(
+        self, url: str, *, create: bool = True, lock_seconds: float = LOCK_SECONDS, patience: Patience = PATIENCE
+    ) -> None:
         self.url = driven(url)
         self._engine = engine_of(url, lock_seconds)
+        self._connections = Connections(self._engine, shown(url), patience if create else NO_PATIENCE)
         try:
             if create:
                 make_or_migrate(self._engine, shown(url), others=self._make_optunas, seconds=lock_seconds)
@@ -81,6 +114,7 @@ class Store:
                 self._read_as_today()
         except (DatabaseError, sqlite3.DatabaseError) as error:
             raise unusable(url, error) from None
+        self._connections.watch(self._engine)
 
     def _read_as_today(self) -> None:
         """Let every connection of an older database see what one of today's holds."""
@@ -95,25 +129,47 @@ class Store:
             event.listen(self._engine, "connect", partial(executed, statements=statements))
 
     def _make_optunas(self) -> None:
-        self.optuna_storage().engine.dispose()
+        StudyStorage(self.url, self._connections).engine.dispose()
 
-    def optuna_storage(self) -> optuna.storages.RDBStorage:
+    @reading
+    def optuna_storage(self) -> StudyStorage:
         """Optuna's view of the same database, with heartbeats."""
-        return optuna.storages.RDBStorage(
-            self.url,
-            engine_kwargs=engine_options(self.url, LOCK_SECONDS),
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            grace_period=GRACE_SECONDS,
-            heartbeat_stale_trial_callback=RETRY,
-        )
+        try:
+            return StudyStorage(self.url, self._connections)
+        except (OperationalError, StorageInternalError) as error:
+            if self._engine.dialect.name != POSTGRESQL:
+                raise
+            raise self._connections.lost(error) from error
+
+    @contextmanager
+    def only_runner(self, name: str) -> Iterator[None]:
+        """Run a study alone among all processes that have its database in a server; one in a file has its folder's lock.
+
+        Raises:
+            StoreError: if another process runs it.
+        """
+        if self._engine.dialect.name != POSTGRESQL:
+            yield
+            return
+        lock = StudyLock(self._engine, name, shown(self.url))
+        self._connections.again(lock.take, applied=lambda transaction: None)
+        self._connections.right = lock
+        try:
+            yield
+        finally:
+            self._connections.right = None
+            with suppress(Lost):
+                lock.drop()
 
     def close(self) -> None:
         self._engine.dispose()
 
+    @reading
     def study_names(self) -> list[str]:
         with Session(self._engine) as session:
             return list(session.scalars(select(StudyRow.name).order_by(StudyRow.created)))
 
+    @reading
     def progress(self, name: str) -> Progress:
         """How far a study is.
 
@@ -141,12 +197,14 @@ class Store:
                 version=hashlib.sha256(repr(recorded).encode()).hexdigest()[:16],
             )
 
+    @reading
     def study(self, name: str) -> Stored | None:
         """The study as it was begun, or None."""
         with Session(self._engine) as session:
             row = session.scalar(select(StudyRow).where(StudyRow.name == name))
             return None if row is None else _stored(row)
 
+    @reading
     def begun(self, name: str) -> Stored:
         """The study as it was begun.
 
@@ -156,6 +214,7 @@ class Store:
         with Session(self._engine) as session:
             return _stored(self._row(session, name))
 
+    @changing
     def begin(
         self,
         name: str,
@@ -192,6 +251,7 @@ class Store:
                 PriorRow(study_id=row.id, layout=str(t.layout), value=t.value, source=t.source) for t in prior
             )
 
+    @reading
     def prior(self, name: str) -> list[PriorTrial]:
         """What the study was begun with; nothing, for most."""
         with Session(self._engine) as session:
@@ -199,6 +259,7 @@ class Store:
             rows = session.scalars(select(PriorRow).filter_by(study_id=study.id).order_by(PriorRow.id))
             return [PriorTrial(_layout(study, row.layout), row.value, row.source) for row in rows]
 
+    @changing
     def add_costs(self, name: str, costs: Mapping[Cost, SiteCosts]) -> None:
         """Record what the study's layouts cost."""
         with Session(self._engine) as session, session.begin():
@@ -207,6 +268,7 @@ class Store:
                 CostRow(study_id=study, name=cost.value, costs=json.dumps(own.record())) for cost, own in costs.items()
             )
 
+    @reading
     def costs(self, name: str) -> dict[Cost, SiteCosts]:
         """What the study's layouts cost; nothing, for a study without a cost."""
         with Session(self._engine) as session:
@@ -214,24 +276,29 @@ class Store:
             rows = session.scalars(select(CostRow).filter_by(study_id=study).order_by(CostRow.id))
             return {Cost(row.name): SiteCosts(**json.loads(row.costs)) for row in rows}
 
+    @changing
     def withdraw(self, name: str) -> None:
         """Take back a study that `begin` recorded, with all that is known of it."""
+        storage = self.optuna_storage()
         with Session(self._engine) as session, session.begin():
             row = self._row(session, name)
             for table in (EpochRow, ProposalRow, PriorRow, CostRow):
                 session.execute(delete(table).where(table.study_id == row.id))
             session.delete(row)
-        optuna.delete_study(study_name=name, storage=self.optuna_storage())
+        optuna.delete_study(study_name=name, storage=storage)
 
+    @changing
     def update_settings(self, name: str, settings: Mapping[str, Any]) -> None:
         """Record a change that a study may make after it began, such as a larger budget."""
         with Session(self._engine) as session, session.begin():
             self._row(session, name).settings = json.dumps(dict(settings))
 
+    @changing
     def enter_phase(self, name: str, phase: str) -> None:
         with Session(self._engine) as session, session.begin():
             self._row(session, name).phase = phase
 
+    @changing
     def add_epoch(self, name: str, run: str, epoch: Epoch) -> None:
         """Record an epoch; one that is there already (its training was resumed) is replaced."""
         with Session(self._engine) as session, session.begin():
@@ -241,6 +308,7 @@ class Store:
             row.losses, row.metrics, row.seconds = json.dumps(epoch.losses), json.dumps(epoch.metrics), epoch.seconds
             session.add(row)
 
+    @reading
     def epochs(self, name: str, run: str) -> list[Epoch]:
         with Session(self._engine) as session:
             rows = session.scalars(
@@ -248,6 +316,7 @@ class Store:
             )
             return [Epoch(row.number, json.loads(row.losses), json.loads(row.metrics), row.seconds) for row in rows]
 
+    @reading
     def epochs_by_run(self, name: str) -> dict[str, list[Epoch]]:
         """Every recorded epoch of a study."""
         found: dict[str, list[Epoch]] = defaultdict(list)
@@ -260,11 +329,13 @@ class Store:
                 found[run].append(Epoch(number, json.loads(losses), json.loads(metrics), seconds))
         return dict(found)
 
+    @reading
     def trials(self, name: str) -> list[TrialRecord]:
         """Every trial, by number."""
         with Session(self._engine) as session:
             return trials_of(session, name)
 
+    @changing
     def add_proposal(self, name: str, proposal: Proposal) -> None:
         with Session(self._engine) as session, session.begin():
             session.add(
@@ -281,6 +352,7 @@ class Store:
                 )
             )
 
+    @reading
     def proposals(self, name: str) -> list[Proposal]:
         """Every proposal, in the order of its trial."""
         with Session(self._engine) as session:
@@ -301,6 +373,7 @@ class Store:
                 for row in rows
             ]
 
+    @changing
     def add_confirmation(self, name: str, confirmation: Confirmation) -> None:
         with Session(self._engine) as session, session.begin():
             session.add(
@@ -314,6 +387,7 @@ class Store:
                 )
             )
 
+    @reading
     def confirmations(self, name: str) -> list[Confirmation]:
         with Session(self._engine) as session:
             study = self._row(session, name)
@@ -323,6 +397,7 @@ class Store:
                 for row in rows
             ]
 
+    @changing
     def begin_training(self, name: str, training: LaterTraining) -> None:
         """Record that a training after the search begins; of one that ended before, its times stay."""
         with Session(self._engine) as session, session.begin():
@@ -333,6 +408,7 @@ class Store:
                 row.place, row.total, row.began = training.place, training.total, training.began.timestamp()
             session.add(row)
 
+    @changing
     def end_training(self, name: str, run: str, ended: datetime) -> None:
         """Record that a training that `begin_training` recorded is over."""
         with Session(self._engine) as session, session.begin():
@@ -340,6 +416,7 @@ class Store:
             row = session.scalars(select(LaterTrainingRow).filter_by(study_id=study, run=run)).one()
             row.ended = ended.timestamp() if row.ended is None else row.ended
 
+    @reading
     def later_trainings(self, name: str) -> list[LaterTraining]:
         """Every training after the search, in the order in which they began."""
         with Session(self._engine) as session:
@@ -363,6 +440,7 @@ class Store:
             for row in rows
         ]
 
+    @changing
     def finish(
         self, name: str, results: list[Result], artifacts: list[Artifact], trainings: Sequence[FinalTraining] = ()
     ) -> None:
@@ -376,12 +454,14 @@ class Store:
             session.add_all(ArtifactRow(study_id=row.id, **artifact._asdict()) for artifact in artifacts)
             row.phase = "done"
 
+    @reading
     def results(self, name: str) -> list[Result]:
         with Session(self._engine) as session:
             study = self._row(session, name).id
             rows = session.scalars(select(ResultRow).filter_by(study_id=study).order_by(ResultRow.id))
             return [_result(row) for row in rows]
 
+    @reading
     def final_trainings(self, name: str) -> list[FinalTraining]:
         """Every training behind the closing table."""
         with Session(self._engine) as session:
@@ -393,10 +473,12 @@ class Store:
                 for r in rows
             ]
 
+    @changing
     def add_ablation(self, training: AblationTraining) -> None:
         with Session(self._engine) as session, session.begin():
             session.add(AblationRow(**{**training._asdict(), "metrics": json.dumps(training.metrics)}))
 
+    @reading
     def ablations(self, run: str) -> list[AblationTraining]:
         """The trainings of one ablation."""
         with Session(self._engine) as session:
@@ -405,6 +487,7 @@ class Store:
                 AblationTraining(r.run, r.variant, r.seed, json.loads(r.metrics), r.parameters, r.seconds) for r in rows
             ]
 
+    @reading
     def artifacts(self, name: str) -> list[Artifact]:
         with Session(self._engine) as session:
             rows = session.scalars(
@@ -446,7 +529,14 @@ def _result(row: ResultRow) -> Result:
     return Result(row.name, row.layout, row.metric, row.value, row.low, row.high, row.seeds, row.sd, lead, row.p)
 
 
-def open_store(url: str | None, output: str, *, create: bool, lock_seconds: float = LOCK_SECONDS) -> Store:
+def open_store(
+    url: str | None,
+    output: str,
+    *,
+    create: bool,
+    lock_seconds: float = LOCK_SECONDS,
+    patience: Patience = PATIENCE,
+) -> Store:
     """The store at a URL, or by default the SQLite file in the output folder; arguments as of `Store`.
 
     Raises:
@@ -467,7 +557,7 @@ def open_store(url: str | None, output: str, *, create: bool, lock_seconds: floa
         url = f"sqlite:///{url}"
     if not create and url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
         raise NoStudies(f"there is no database {url.removeprefix('sqlite:///')}; check --storage")
-    return Store(url, create=create, lock_seconds=lock_seconds)
+    return Store(url, create=create, lock_seconds=lock_seconds, patience=patience)
 
 
 def require_writable(folder: Path) -> None:

@@ -1,0 +1,114 @@
+"""Optuna's storage of a study, with heartbeats, whose calls outlive a lost connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import wraps
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import text
+
+from dasearch.search.store.connections import Connections, Lost
+from dasearch.search.store.engines import LOCK_SECONDS, engine_options
+
+HEARTBEAT_SECONDS = 10  # a worker says that it lives so often
+GRACE_SECONDS = 60  # without a word for so long, a trial counts as lost
+RETRY = optuna.storages.RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)  # queues a lost trial again
+# each a transaction of its own that gives nothing or may be asked again; `StudyStorage` writes out the others
+CALLS = (
+    "delete_study",
+    "set_study_user_attr",
+    "set_study_system_attr",
+    "get_study_id_from_name",
+    "get_study_name_from_id",
+    "get_study_directions",
+    "get_study_user_attrs",
+    "get_study_system_attrs",
+    "get_all_studies",
+    "_set_trial_param",
+    "set_trial_intermediate_value",
+    "set_trial_user_attr",
+    "set_trial_system_attr",
+    "get_trial_id_from_study_id_trial_number",
+    "get_trial_param",
+    "get_trial_user_attrs",
+    "get_trial_system_attrs",
+    "get_trial",
+    "_get_trials",
+    "_get_best_trial_id",
+    "_get_stale_trial_ids",
+)
+
+
+class StudyStorage(RDBStorage):
+    """Optuna's view of a study's database.
+
+    Args:
+        url: with a driver, as of `engines.driven`.
+        connections: of the store.
+    """
+
+    def __init__(self, url: str, connections: Connections) -> None:
+        self._connections = connections
+        super().__init__(
+            url.replace("{", "{{").replace("}", "}}"),  # Optuna takes it for a template
+            engine_kwargs=engine_options(url, LOCK_SECONDS),
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=GRACE_SECONDS,
+            heartbeat_stale_trial_callback=RETRY,
+        )
+        connections.watch(self.engine)
+
+    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
+        """Begin a study; its number."""
+        return self._connections.again(
+            lambda: super(StudyStorage, self).create_new_study(directions, study_name),
+            applied=lambda transaction: self.get_study_id_from_name(study_name or ""),
+        )
+
+    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
+        def applied(transaction: int) -> FrozenTrial:
+            trial_id = self._trial_of(transaction)
+            return self._create_new_trial(study_id, template_trial) if trial_id is None else self.get_trial(trial_id)
+
+        return self._connections.again(
+            lambda: super(StudyStorage, self)._create_new_trial(study_id, template_trial), applied
+        )
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """Give a trial a state; False if another process took it."""
+        return self._connections.again(
+            lambda: super(StudyStorage, self).set_trial_state_values(trial_id, state, values),
+            applied=lambda transaction: self._trial_of(transaction) == trial_id,
+        )
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Say that a trial is alive; where the connection is lost, the next time will do."""
+        with suppress(Lost):
+            super().record_heartbeat(trial_id)
+
+    def _trial_of(self, transaction: int) -> int | None:
+        """The trial that a transaction made or changed: PostgreSQL keeps with a row the last 32 bits of its writer's number."""
+        with self.engine.connect() as connection:
+            query = text("SELECT trial_id FROM trials WHERE CAST(CAST(xmin AS text) AS bigint) = :writer")
+            found: int | None = connection.scalar(query, {"writer": transaction % 2**32})
+            return found
+
+
+def _reconnecting(name: str) -> Callable[..., Any]:
+    call = getattr(RDBStorage, name)
+
+    @wraps(call)
+    def again(self: StudyStorage, *args: Any, **kwargs: Any) -> Any:
+        return self._connections.again(lambda: call(self, *args, **kwargs), applied=lambda transaction: None)
+
+    return again
+
+
+for _name in CALLS:
+    setattr(StudyStorage, _name, _reconnecting(_name))
