@@ -38,13 +38,7 @@ from dasearch.training.shared import Catalogue, PurchaseIndex, Shared
 
 FORMAT = 1
 MATERIALS = "materials.safetensors"
-PLACES = (
-    "device",
-    "data.source",
-    "data.items",
-    "encoder.file",
-    "backbone.name",
-)  # settings that another machine may have otherwise
+PLACES = {"device", "data.source", "data.items", "encoder.file"}  # settings that another machine may have otherwise
 
 
 def save_bundle(materials: Materials, folder: Path) -> str:
@@ -122,10 +116,11 @@ def _tensors(materials: Materials) -> dict[str, Tensor]:
 
 
 def _prepared(settings: StudySettings) -> dict[str, Any]:
-    """The settings that preparation reads, by dotted key."""
+    """The settings that preparation reads, by dotted key, but for places of a machine."""
     method = METHODS[settings.model.kind]
+    places = {*PLACES, "backbone.name"} if Path(settings.backbone.name).is_dir() else PLACES
     found = flattened(settings.model_dump(mode="json"))
-    return {key: value for key, value in found.items() if method.prepared_by(key) and key not in PLACES}
+    return {key: value for key, value in found.items() if method.prepared_by(key) and key not in places}
 
 
 def _require_fit(settings: StudySettings, record: Mapping[str, Any], place: Path) -> None:

@@ -247,6 +247,7 @@ def test_an_interruption_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"seed": 3}, "was prepared with seed 0 and the study has 3"),
         ({"data": {"item_tokens": 3}}, "was prepared with data.item_tokens 4 and the study has 3"),
         ({"model": {"kind": "idle"}}, "was prepared with .* and the study has"),
+        ({"backbone": {"name": "minilm-l6"}}, "was prepared with backbone.name tiny-opt and the study has minilm-l6"),
     ],
 )
 def test_another_study_is_refused(changes: dict[str, Any], said: str, stored: tuple[Path, str, StudySettings]) -> None:
