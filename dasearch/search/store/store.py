@@ -24,11 +24,11 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import Session
 
 from dasearch.bayes import Proposal
-from dasearch.errors import NoStudies, StoreError
+from dasearch.errors import NoStudies, StoreError, first_line
 from dasearch.layout import Layout
 from dasearch.models.cost import Cost, SiteCosts
 from dasearch.search.store.connections import NO_PATIENCE, PATIENCE, Connections, Lost, Patience
-from dasearch.search.store.engines import LOCK_SECONDS, POSTGRESQL, driven, engine_of, executed, shown, unusable
+from dasearch.search.store.engines import LOCK_SECONDS, POSTGRESQL, driven, engine_of, executed, reason, shown, unusable
 from dasearch.search.store.locks import StudyLock
 from dasearch.search.store.records import (
     AblationTraining,
@@ -57,7 +57,7 @@ from dasearch.search.store.tables import (
     ResultRow,
     StudyRow,
 )
-from dasearch.search.store.trials import running, states, trials_of, utc
+from dasearch.search.store.trials import last_heard, library_version, running, states, trials_of, utc
 from dasearch.search_space import SearchSpace
 from dasearch.training.metrics import Interval
 from dasearch.training.stack import Epoch
@@ -163,6 +163,31 @@ class Store:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def damage(self) -> str | None:
+        """What is wrong with an SQLite file by its own check, or with Optuna's tables by Optuna's; None for nothing."""
+        try:
+            if self._engine.dialect.name == "sqlite":
+                with self._engine.connect() as connection:
+                    found = str(connection.exec_driver_sql("PRAGMA quick_check(1)").scalar())
+                if found != "ok":
+                    return first_line(ValueError(found))
+            self.optuna_storage().engine.dispose()
+        except (DatabaseError, sqlite3.DatabaseError, RuntimeError) as error:  # the last: a schema it does not know
+            return reason(error)
+        return None
+
+    @reading
+    def optuna_version(self) -> str:
+        """The Optuna that made its tables here."""
+        with Session(self._engine) as session:
+            return str(session.scalar(library_version()))
+
+    @reading
+    def running(self, name: str) -> dict[int, datetime]:
+        """The trials that say they run, by number: when each was last heard of, or began."""
+        with Session(self._engine) as session:
+            return {number: at.replace(tzinfo=UTC) for number, at in session.execute(last_heard(name))}
 
     @reading
     def study_names(self) -> list[str]:

@@ -25,6 +25,8 @@ _TRIALS = table(
 )
 _VALUES = table("trial_values", column("trial_id"), column("objective"), column("value"))
 _HEARTBEATS = table("trial_heartbeats", column("trial_id"), column("heartbeat", DateTime))
+_VERSIONS = table("version_info", column("library_version"))
+_BEGUN = (_TRIALS.c.datetime_start.is_not(None), _TRIALS.c.datetime_complete.is_(None))  # of trials that run
 _PARAMS = table("trial_params", column("trial_id"))
 _INTERMEDIATES = table("trial_intermediate_values", column("trial_id"))
 _TRIAL_PARTS = {
@@ -55,11 +57,25 @@ def states(name: str) -> Select[Any]:
 def running(name: str) -> Select[Any]:
     """Of the trials that run: last heartbeat, number of parameters, number of intermediate values."""
     study = select(_STUDIES.c.study_id).where(_STUDIES.c.study_name == name).scalar_subquery()
-    begun = (_TRIALS.c.datetime_start.is_not(None), _TRIALS.c.datetime_complete.is_(None))
-    trials = select(_TRIALS.c.trial_id).where(_TRIALS.c.study_id == study, *begun)
+    trials = select(_TRIALS.c.trial_id).where(_TRIALS.c.study_id == study, *_BEGUN)
     heard = select(func.max(_HEARTBEATS.c.heartbeat)).where(_HEARTBEATS.c.trial_id.in_(trials))
     counts = (select(func.count()).where(of.c.trial_id.in_(trials)) for of in (_PARAMS, _INTERMEDIATES))
     return select(heard.scalar_subquery(), *(count.scalar_subquery() for count in counts))
+
+
+def last_heard(name: str) -> Select[Any]:
+    """The trials that say they run, by number: when each was last heard of, or began."""
+    heard = func.coalesce(_HEARTBEATS.c.heartbeat, _TRIALS.c.datetime_start)
+    joined = _TRIALS.join(_STUDIES, _STUDIES.c.study_id == _TRIALS.c.study_id).outerjoin(
+        _HEARTBEATS, _HEARTBEATS.c.trial_id == _TRIALS.c.trial_id
+    )
+    kept = select(_TRIALS.c.number, heard).select_from(joined).where(_STUDIES.c.study_name == name, *_BEGUN)
+    return kept.order_by(_TRIALS.c.number)
+
+
+def library_version() -> Select[Any]:
+    """The Optuna that made its tables."""
+    return select(_VERSIONS.c.library_version)
 
 
 def trials_of(session: Session, name: str) -> list[TrialRecord]:
