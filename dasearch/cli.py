@@ -24,6 +24,7 @@ from typer.exceptions import TyperException
 
 from dasearch.errors import DasearchError, Interrupted, WrongUse
 from dasearch.report import Format
+from dasearch.training.ranks import require_alone, started
 
 DEBUG = "DASEARCH_DEBUG"
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
@@ -144,6 +145,7 @@ def run(
     from dasearch.search.prior import prior_trials
     from dasearch.search.study import Study
 
+    require_alone("run")
     if as_json and not dry_run:
         raise WrongUse("a run prints its progress, not JSON; add --dry-run, or ask `dasearch status --json`")
     if workers is None and (cpus or gpus or ray):
@@ -284,14 +286,17 @@ def train(
     changes: SetOption = None,
     trackers: TrackOption = None,
 ) -> None:
-    """Train one layout on all users by the study's final recipe, without a search. The test split stays closed."""
+    """Train one layout on all users by the study's final recipe, without a search. The test split stays closed.
+
+    On several GPUs: torchrun --nproc-per-node N -m dasearch train STUDY --layout LAYOUT --set final.accumulate=N
+    """
     from dasearch.report.terminal import Terminal
     from dasearch.search.single import train_layout
     from dasearch.search.study import Study
 
     loaded = Study.load(study, changes or (), storage=storage)
     console = _console()
-    with closing(_tracked(loaded, Terminal(console), trackers)) as listener:
+    with closing(_tracked(loaded, Terminal(console), trackers if started().first else None)) as listener:
         folder, trained = train_layout(loaded, layout, out=out, listener=listener)
     console.print(f"validation: {_metrics_text(trained.metrics.record())}", soft_wrap=True)
     console.print(
@@ -331,6 +336,7 @@ def ablate(
     from dasearch.search.ablation import Ablation, load_variants
     from dasearch.search.study import Study
 
+    require_alone("ablate")
     loaded = Study.load(study, changes or (), storage=storage)
     variants = load_variants(loaded, file, layout=layout, only=only or (), short=short)
     console = _console()
@@ -686,21 +692,25 @@ def run_command(arguments: list[str]) -> int:
         if os.environ.get(DEBUG):
             raise
         reason = " ".join(str(error).split()) or "no further reason"
-        return _complain(f"{type(error).__name__}: {reason} (set {DEBUG}=1 to see where)", FAILED)
+        who = "" if started().first else f"rank {started().rank}: "
+        return _complain(f"{who}{type(error).__name__}: {reason} (set {DEBUG}=1 to see where)", FAILED, heard=True)
 
 
 def _interrupted() -> int:
     return _complain("interrupted; run the same command again to go on where it stopped", INTERRUPTED)
 
 
-def _complain(sentence: str, code: int) -> int:
-    Console(stderr=True).print(f"dasearch: {sentence}", style="red", soft_wrap=True, markup=False, highlight=False)
+def _complain(sentence: str, code: int, *, heard: bool = False) -> int:
+    """Of what befalls all ranks one speaks on each machine; ``heard``: another does as well."""
+    console = Console(stderr=True, quiet=not (heard or started().speaks))
+    console.print(f"dasearch: {sentence}", style="red", soft_wrap=True, markup=False, highlight=False)
     return code
 
 
 def _console() -> Console:
-    """Wide where there is no terminal, so that tables in files and pipes are whole."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    """Wide where there is no terminal, so that tables in files and pipes are whole; only the first rank is heard."""
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    return Console(highlight=False, width=width, quiet=not started().first)
 
 
 def _quiet() -> None:

@@ -19,6 +19,7 @@ from dasearch.errors import TrainingError, first_line
 from dasearch.layout import Layout
 from dasearch.training.loop import Fit, Trained, candidates_at_once, train_together
 from dasearch.training.materials import Materials
+from dasearch.training.ranks import ALONE, Peers
 from dasearch.training.seeds import generator_for
 from dasearch.training.shared import Say
 from dasearch.training.stack import Candidate, Epoch
@@ -52,6 +53,7 @@ class Objective:
         lora: whether the search space has LoRA.
         users: of the materials.
         counted: how many runs train side by side, where it was counted before; None: as `at_once` counts them.
+        peers: the processes that share each training.
     """
 
     settings: StudySettings
@@ -62,6 +64,7 @@ class Objective:
     lora: bool = False
     users: Users = Users.EVERYONE
     counted: int | None = None
+    peers: Peers = ALONE
 
     def train(self, layout: Layout, *, run: str, seed: int, on_epoch: Callable[[Epoch], None]) -> Trained:
         """Train a layout by itself, with every core, going on from this run's checkpoint if there is one.
@@ -118,6 +121,7 @@ class Objective:
                 replace_every=self.replace_every,
                 lora=self.lora,
                 at_once=at_once,
+                peers=self.peers,
                 on_epoch=on_epoch,
             )
         )

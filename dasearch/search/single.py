@@ -21,6 +21,7 @@ from dasearch.training.loop import Trained
 from dasearch.training.materials import resolve_device
 from dasearch.training.metrics import Metrics, summarise
 from dasearch.training.preparation import prepare_study
+from dasearch.training.ranks import Peers, joined
 from dasearch.training.recommender import Recommender, save_recommender
 
 BEST = "best"
@@ -56,14 +57,15 @@ def train_layout(
 
     ``best`` is trained under the settings that the search found beside it.
 
-    Goes on from its last epoch if it was interrupted.
+    Goes on from its last epoch if it was interrupted. The ranks of a torchrun share the training; the first of them
+    saves it.
     """
-    with using(study.settings.threads):
-        return _train_layout(study, name, out, listener or Listener())
+    with using(study.settings.threads), joined(resolve_device(study.settings.device)) as peers:
+        return _train_layout(study, name, out, listener or Listener(), peers)
 
 
-def _train_layout(study: Study, name: str, out: Path | None, heard: Listener) -> tuple[Path, Trained]:
-    resolve_device(study.settings.device)
+def _train_layout(study: Study, name: str, out: Path | None, heard: Listener, peers: Peers) -> tuple[Path, Trained]:
+    peers.require_shares("final.accumulate", study.settings.final.accumulate)
     space = study.space()
     layout = named_layout(name, study, space)
     settings = with_found(study.settings, study.status().settings_found) if name == BEST else study.settings
@@ -75,17 +77,17 @@ def _train_layout(study: Study, name: str, out: Path | None, heard: Listener) ->
     development = LeaveOneOut(dataset).development
     materials = prepare_study(settings, dataset, development, say=heard.says, language_model=heard.language_model)
     checkpoints = folder.parent / "checkpoints"
-    objective = Objective(
-        settings, materials, settings.final, space.file.replace_every, checkpoints, lora=space.file.has_lora
-    )
+    every, lora = space.file.replace_every, space.file.has_lora
+    objective = Objective(settings, materials, settings.final, every, checkpoints, lora=lora, peers=peers)
     chosen_by = settings.search.metric
     training = Training(SINGLE, 1, 1, layout, settings.model.label, settings.final.epochs, chosen_by)
     heard.started(training)
     run = f"train/{settings.model.label}/{layout}"
     trained = objective.train(layout, run=run, seed=TRIAL_SEED, on_epoch=lambda epoch: heard.epoch(training, epoch))
     metric = Metric(name=chosen_by, value=trained.metrics.record()[chosen_by])
-    save_recommender(folder, trained, settings, materials, dataset, metric=metric)
-    objective.forget(run)
+    if peers.first:
+        save_recommender(folder, trained, settings, materials, dataset, metric=metric)
+        objective.forget(run)
     heard.finished(Finished(training, metric.value, None, None, trained.seconds, 0.0))
     return folder, trained
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from dasearch.data import Development, IntArray, RowPlan, SequenceBatch, TestSplit, evaluation_plan
 from dasearch.models.base import RecommenderModel, Scorer, stacked
 from dasearch.training.metrics import target_ranks
+from dasearch.training.ranks import ALONE, Peers
 from dasearch.training.shared import Catalogue
 
 CPU_BATCH = 32  # larger tensors leave the cache and are paged in anew at each layer (benchmarks/serving.py)
@@ -36,19 +37,21 @@ def rank_batches(
     layout: Tensor,
     *,
     users: int,
+    peers: Peers = ALONE,
 ) -> list[Held]:
     """The held-out item of each of so many users, by every candidate; batches come with the places of their rows.
 
-    What is found is read from the device once, at the end.
+    What is found is read from the device once, at the end. Each of ``peers`` computes its own batches, and finds all.
     """
     k = stacked(layout) or 1
     ranks = torch.zeros(k, users, dtype=torch.long, device=layout.device)
     losses = torch.zeros(k, users, device=layout.device)
 
-    for of_rows, rows in batches:
+    for of_rows, rows in peers.own(batches):
         places, batch = torch.from_numpy(of_rows).to(layout.device), SequenceBatch.together([rows] * k)
         found, lost = _ranks_and_losses(model, batch, scorer, layout)
         ranks[:, places], losses[:, places] = found.view(k, -1), lost.view(k, -1)
+    peers.fill(ranks, losses)
     lines = zip(ranks.cpu().numpy(), losses.double().cpu().numpy(), strict=True)
     return [Held(*line) for line in lines]
 
@@ -98,12 +101,15 @@ def final_ranks(model: RecommenderModel, catalogue: Catalogue, split: TestSplit,
     return held.ranks
 
 
-def held_out(model: RecommenderModel, catalogue: Catalogue, plan: RowPlan, layout: Tensor) -> list[Held]:
-    """The one target of each of a plan's rows, by every candidate that the layout is of."""
+def held_out(
+    model: RecommenderModel, catalogue: Catalogue, plan: RowPlan, layout: Tensor, *, peers: Peers = ALONE
+) -> list[Held]:
+    """The one target of each of a plan's rows, by every candidate that the layout is of; ``peers`` share the rows."""
     model.eval()
     with torch.inference_mode():
         scorer = model.scorer(catalogue.item_rows, layout)
-    return rank_batches(model, plan.by_length(batch_rows(layout.device)), scorer, layout, users=len(plan))
+    batches = plan.by_length(batch_rows(layout.device))
+    return rank_batches(model, batches, scorer, layout, users=len(plan), peers=peers)
 
 
 def batch_rows(device: torch.device) -> int:

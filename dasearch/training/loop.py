@@ -28,6 +28,7 @@ from dasearch.models.stacking import StackedParameters
 from dasearch.threads import fitting, most_threads, using
 from dasearch.training.materials import Materials, compute_dtype
 from dasearch.training.metrics import Metrics
+from dasearch.training.ranks import ALONE, Peers
 from dasearch.training.seeds import generator_for
 from dasearch.training.stack import Candidate, Epoch, Ground, Progress, Run, Stack
 
@@ -119,6 +120,7 @@ def train_together(
     lora: bool = False,
     at_once: int = 1,
     stacked: bool | None = None,
+    peers: Peers = ALONE,
     on_epoch: OnEpoch = lambda place, epoch: None,
 ) -> list[Trained | TrainingError]:
     """Train candidates side by side; what became of each, in their order: its training, or why it diverged.
@@ -133,16 +135,19 @@ def train_together(
         at_once: how many candidates the caller trains side by side as a rule, who share the cores; fewer are left over
             at a search's end or when one is resumed, and come out the same.
         stacked: None: on a GPU, which few rows leave idle; a core they keep busy.
+        peers: the processes that share each training; all call this alike, and the first writes the checkpoints.
         on_epoch: told each new epoch, with the candidate's place among ``candidates``.
     """
     if materials.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(materials.device)
     lora = lora or any(candidate.layout.has_lora for candidate in candidates)
-    ground = Ground(settings, materials, recipe, replace_every, lora)
+    ground = Ground(settings, materials, recipe, replace_every, lora, peers)
     runs = [
         Run.begin(ground, candidate, place, _identity(settings, recipe, candidate))
         for place, candidate in enumerate(candidates)
     ]
+    for run in runs:
+        peers.require_same_epochs(len(run.progress.epochs), materials.device)
     with using(settings.threads):
         if materials.device.type == "cuda" if stacked is None else stacked:
             _train_stacked(ground, runs, on_epoch)
@@ -256,7 +261,7 @@ def _train_level(ground: Ground, level: list[Run], runs: Sequence[Run], on_epoch
     stack = Stack(ground, level)
     while True:
         for run, epoch in zip(level, stack.epoch(_rung(level[0])[0]), strict=True):
-            run.add(epoch, ground.flat)
+            run.add(epoch, ground.flat, peers=ground.peers)
             if run.error is None:  # what is saved is told: whoever breaks off here trains the others' epoch again
                 on_epoch(run.place, epoch)
         if [run.place for run in _lowest(runs, ground.recipe)] != [run.place for run in level]:

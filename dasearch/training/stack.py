@@ -33,6 +33,7 @@ from dasearch.training.materials import Materials
 from dasearch.training.method import Drawn, weighted_total
 from dasearch.training.metrics import TOP_K, summarise
 from dasearch.training.preparation import build_model
+from dasearch.training.ranks import ALONE, Peers
 from dasearch.training.seeds import generator_for
 
 T = TypeVar("T")
@@ -115,6 +116,7 @@ class Ground:
         factors: of the learning rate at each of them, ``(n,)``; None where all learn at one rate.
         share: of an epoch's seconds that count for its stack; less where several stacks train at once.
         stopped: set where the training is to be given up at its next step.
+        peers: the processes that share the trainings.
     """
 
     def __init__(
@@ -124,7 +126,9 @@ class Ground:
         recipe: Recipe,
         replace_every: int,
         lora: bool = False,
+        peers: Peers = ALONE,
     ) -> None:
+        self.peers = peers
         self.settings, self.recipe, self.replace_every, self.lora = settings.by(recipe), recipe, replace_every, lora
         self.materials = materials.under(self.settings).computing_in(recipe.precision)
         self.plan = self.materials.method.plan(self.materials, recipe.batch_size)
@@ -149,6 +153,7 @@ class Ground:
     def model(self, seed: int) -> RecommenderModel:
         """A new model at its start."""
         model = build_model(self.settings, self.materials, replace_every=self.replace_every, seed=seed, lora=self.lora)
+        self.peers.follow(model.own_tensors().values())
         model.recompute = self.settings.recompute
         on_gpu = self.materials.device.type == "cuda"
         if on_gpu if self.settings.compile is None else self.settings.compile:
@@ -221,8 +226,8 @@ class Run:
         done = len(self.progress.epochs) >= recipe.epochs or self.progress.stale(recipe.patience)
         return self.error is not None or done
 
-    def add(self, epoch: Epoch, flat: Flat) -> None:
-        """Take an epoch in, and save it; or note that the training diverged."""
+    def add(self, epoch: Epoch, flat: Flat, *, peers: Peers = ALONE) -> None:
+        """Take an epoch in, and save it in the first process; or note that the training diverged."""
         if not all(math.isfinite(value) for value in epoch.losses.values()):
             layout = self.candidate.layout
             self.error = TrainingError(
@@ -231,7 +236,7 @@ class Run:
             return
         if self.progress.add(epoch):
             self.best = self.validated.clone()
-        if self.candidate.checkpoint is not None:
+        if self.candidate.checkpoint is not None and peers.first:
             self._save(flat, self.candidate.checkpoint)
 
     def _save(self, flat: Flat, path: Path) -> None:
@@ -268,7 +273,7 @@ class Stack:
 
     def __init__(self, ground: Ground, runs: Sequence[Run]) -> None:
         self.ground, self.runs, self.recipe = ground, runs, ground.recipe
-        self.materials = ground.materials
+        self.materials, self.peers = ground.materials, ground.peers
         self.model = ground.model(runs[0].candidate.seed)
         self.parameters = StackedParameters(self.model, ground.flat, [run.line for run in runs])
         layouts = [run.candidate.layout for run in runs]
@@ -281,6 +286,7 @@ class Stack:
         averages = [run.average for run in runs if run.average is not None]
         self.average = torch.stack(averages) if averages else None  # (K, n)
         self.sums: dict[str, Tensor] = {}  # of every term over the epoch so far, (K,)
+        self._own_terms: list[dict[str, Tensor]] = []  # of this process's batches, where several share an epoch
         self._kept_sums: dict[str, Tensor] = {}  # of the epoch before: graphs add to the same tensors
         self.graphs = StepGraphs(self.materials.device) if self._repeats() else None
 
@@ -306,7 +312,8 @@ class Stack:
         with _attention(self.materials.device):
             losses = self._optimise(number)
             with self._averaged():
-                held = held_out(self.model, self.materials.catalogue, self.ground.validation, self.layout)
+                validation, catalogue = self.ground.validation, self.materials.catalogue
+                held = held_out(self.model, catalogue, validation, self.layout, peers=self.peers)
         self._unstack(number + 1)
         seconds = (time.perf_counter() - started) * self.ground.share / len(self.runs)
         return [
@@ -343,6 +350,8 @@ class Stack:
                 raise Stopped
         self._kept_sums = dict(self.sums)
         batches = self.ground.plan.n_batches(self.recipe.batch_size)
+        if self.peers.size > 1:
+            self._add_all_terms(batches)
         read = {name: (value / batches).tolist() for name, value in self.sums.items()}
         return [{name: values[k] for name, values in read.items()} for k in range(len(self.runs))]
 
@@ -351,14 +360,10 @@ class Stack:
         (self._run if self.graphs is None else self._run_graph)(group)
 
     def _run(self, group: list[tuple[SequenceBatch, Drawn]]) -> None:
-        """One step of the optimiser."""
-        device = self.materials.device
-        gradient: Tensor | None = None
-        for batch, drawn in group:
-            part = self._gradient(batch.to(device), drawn.to(device), share=1 / len(group))
-            gradient = part if gradient is None else gradient + part
-        assert gradient is not None
-        self._update(gradient)
+        """One step of the optimiser, from the gradients of this process's batches and of its peers'."""
+        device, share = self.materials.device, 1 / len(group)
+        own = (self._gradient(batch.to(device), drawn.to(device), share) for batch, drawn in self.peers.own(group))
+        self._update(self.peers.total(own, len(group), like=self.parameters.matrix))
 
     def _run_graph(self, group: list[tuple[SequenceBatch, Drawn]]) -> None:
         """The same, of a single batch that is padded to shapes that come again."""
@@ -380,14 +385,37 @@ class Stack:
             self.model.recompute = kept
 
     def _gradient(self, batch: SequenceBatch, drawn: Drawn, share: float = 1.0) -> Tensor:
-        """Of the loss times ``share``; every term is added to the epoch's sums."""
+        """Of the loss times ``share``; every term is added to the epoch's sums, or kept for them."""
         terms = self.terms(batch, drawn)
+        own = {name: value.detach() for name, value in terms.items()}
+        if self.peers.size == 1:
+            self._add(own)
+        else:
+            self._own_terms.append(own)
+        return self.parameters.gradient(terms["total"].sum() * share)
+
+    def _add(self, terms: dict[str, Tensor]) -> None:
+        """Add a batch's terms to the epoch's sums."""
         for name, value in terms.items():
             if name in self.sums:
-                self.sums[name].add_(value.detach())
+                self.sums[name].add_(value)
             else:
-                self.sums[name] = value.detach().clone()
-        return self.parameters.gradient(terms["total"].sum() * share)
+                self.sums[name] = value.clone()
+
+    def _add_all_terms(self, batches: int) -> None:
+        """Add the terms of all processes' batches, in the order of these; a batch need not have them all."""
+        names = [*self.materials.method.weights, "total"]
+        nothing = self.parameters.matrix.new_zeros(len(names), 2, len(self.runs))
+        own = []
+        for terms in self._own_terms:
+            own.append(nothing.clone())  # (names, its value and whether it is there, K)
+            for place, name in enumerate(names):
+                if name in terms:
+                    own[-1][place, 0], own[-1][place, 1] = terms[name], 1
+        found = self.peers.in_order(own, batches, like=nothing)
+        for part, there in zip(found, torch.stack(found)[:, :, 1, 0].tolist(), strict=True):
+            self._add({name: part[place, 0] for place, name in enumerate(names) if there[place]})
+        self._own_terms.clear()
 
     def batches(self) -> Iterator[tuple[SequenceBatch, Drawn]]:
         """An epoch's batches of all runs, on the CPU; each run's rows are those of its seed."""

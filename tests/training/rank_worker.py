@@ -1,0 +1,55 @@
+"""Trains one layout as `dasearch train` does and writes down what it was told: a process by itself, or a rank of torchrun.
+
+``python -m tests.training.rank_worker STUDY OUT HEARD [END]``; ``interrupted`` or ``lost`` ends it after the first epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from dasearch.errors import RankError
+from dasearch.search.events import Listener, Training
+from dasearch.search.single import train_layout
+from dasearch.search.study import Study
+from dasearch.training.ranks import started
+from dasearch.training.stack import Epoch
+
+LAYOUT = "SPS-PPS"
+
+
+class Hearing(Listener):
+    """Keeps every epoch's losses and metrics; may end its process."""
+
+    def __init__(self, end: str = "") -> None:
+        self.end = end
+        self.epochs: list[list[dict[str, float]]] = []
+
+    def epoch(self, training: Training, epoch: Epoch) -> None:
+        self.epochs.append([epoch.losses, epoch.metrics])
+        if self.end == "interrupted":
+            raise KeyboardInterrupt
+        if self.end == "lost" and not started().first:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hear(study: Path, out: Path, end: str = "") -> list[list[dict[str, float]]]:
+    """Train, and give the losses and metrics of every epoch."""
+    listener = Hearing(end)
+    try:
+        train_layout(Study.load(str(study)), LAYOUT, out=out, listener=listener)
+    except KeyboardInterrupt:
+        assert end == "interrupted"
+    return listener.epochs
+
+
+if __name__ == "__main__":
+    study, out, heard = map(Path, sys.argv[1:4])
+    try:
+        found = hear(study, out, *sys.argv[4:])
+    except RankError as error:
+        sys.exit(str(error))
+    heard.with_suffix(f".{started().rank}.json").write_text(json.dumps(found))
