@@ -74,6 +74,8 @@ class BrokenTraining(DasearchError):
     def __init__(self, cause: str, *, memory: bool = False) -> None:
         super().__init__(cause)
         self.memory = memory
+
+
 class RankError(DasearchError):
     """The processes of one training cannot go on together."""
 
