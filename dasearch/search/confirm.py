@@ -22,6 +22,8 @@ def confirm(
 ) -> list[Standing]:
     """Train the best layouts and the controls again with fresh seeds, the same for each; the best mean first.
 
+    A layout of which a training fails is left out; all-serial, which the others are compared with, is not.
+
     Args:
         trainings: under the values that the search found for settings beside the layout.
         signals: what the surrogate learned from every evaluated point.
@@ -41,9 +43,11 @@ def confirm(
         store.add_confirmation(settings.name, record)
         trainings.short.forget(name)
 
-    trainings.later([(trainings.short, missing)], keep)
-    kept = [c for c in store.confirmations(settings.name) if c.layout in roles]
-    return standings(kept, domain.space.all_serial, search.metric)
+    serial = domain.space.all_serial
+    confirmed = trainings.later([(trainings.short, missing)], keep, needed=lambda one: one.run.layout == serial)
+    failed = {one.run.layout for one in missing if one.run.name not in confirmed}
+    kept = [c for c in store.confirmations(settings.name) if c.layout in roles and c.layout not in failed]
+    return standings(kept, serial, search.metric)
 
 
 def _planned(trainings: Trainings, found: list[Contender]) -> list[Planned]:

@@ -23,6 +23,7 @@ class Batch:
     Attributes:
         on_epoch: told each epoch with the place of its run, some twice.
         outcomes: by place.
+        workers: where each run was trained, by place: ``machine:process``, the last attempt's last.
         recipes: of the runs whose memory did not suffice, by place: the same rows a step in smaller parts.
     """
 
@@ -30,6 +31,7 @@ class Batch:
     runs: Sequence[Run]
     on_epoch: Callable[[int, Epoch], None]
     outcomes: dict[int, Outcome] = field(default_factory=dict)
+    workers: dict[int, list[str]] = field(default_factory=dict)
     recipes: dict[int, Recipe] = field(default_factory=dict)
 
     @property
@@ -106,6 +108,9 @@ class Dispatcher:
             return
         if event.kind is Kind.LOST:
             self._lost(flight, event.text)
+        elif event.kind is Kind.BEGAN:
+            for place in flight.places:
+                flight.batch.workers.setdefault(place, []).append(event.text)
         elif event.kind is Kind.SAYS:
             self._say(event.text)
         elif event.kind is Kind.EPOCH and event.epoch is not None:

@@ -63,17 +63,23 @@ def final_rows(settings: StudySettings, space: SearchSpace, winner: Layout) -> d
 
 
 def train_rows(trainings: Trainings, rows: Mapping[str, Model]) -> dict[Model, list[Trained]]:
-    """Train every row on everyone, with every seed; one variation's trainings run side by side."""
+    """Train every row on everyone, with every seed; one variation's trainings run side by side.
+
+    A model of which a training fails is left out; the winner is not.
+    """
     planned = _planned(trainings.settings, rows)
     variations = dict.fromkeys(model.variation for model, _ in planned)
     parts = [
         (_objective(trainings, variation), [one for model, one in planned if model.variation == variation])
         for variation in variations
     ]
-    kept = trainings.later(parts)
+    winners = {one.run.name for model, one in planned if model == rows[WINNER]}
+    kept = trainings.later(parts, needed=lambda one: one.run.name in winners)
+    failed = {model for model, one in planned if one.run.name not in kept}
     found: dict[Model, list[Trained]] = {}
     for model, one in planned:
-        found.setdefault(model, []).append(kept[one.run.name].trained)
+        if model not in failed:
+            found.setdefault(model, []).append(kept[one.run.name].trained)
     return found
 
 

@@ -18,11 +18,12 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from dasearch.bayes import Observation, PRSampler, SpaceExhausted, curve_mean, startup_trials
-from dasearch.errors import BrokenTraining, DasearchError, TrainingError, first_line
+from dasearch.errors import DasearchError, TrainingError
 from dasearch.models.cost import SiteCosts, cost_of_choices
 from dasearch.search.domain import Domain, Point, briefly, suggested, trial_run
 from dasearch.search.events import SEARCH, TRIAL, Finished, Training
-from dasearch.search.objective import TRIAL_SEED, Outcome, Run
+from dasearch.search.executors.work import this_process
+from dasearch.search.objective import TRIAL_SEED, Outcome, Run, reason
 from dasearch.search.store import HEARTBEAT_SECONDS, RETRY
 from dasearch.search.trainings import Group, Planned, Trainings, confirmation_trainings, final_trainings
 from dasearch.search.worth import UNLIKELY, chance_of_gain
@@ -33,6 +34,8 @@ from dasearch.training.stack import Epoch
 BROKEN = "broken"  # its training raised an error
 BATCH = "batch"  # how many trials train side by side, itself among them; from when all of them are asked for
 GROUP = "group"  # which of them: the number of its first trial when they were asked for
+
+WORKERS = "workers"  # where it was trained, ``machine:process``, an attempt after the other
 
 PROPOSED_TRIALS = 4  # of the surrogate, before its landscape is called flat
 
@@ -295,6 +298,8 @@ class Search:
         outcomes: dict[int, Outcome] = {}
         for places, group, report in asking.groups:
             outcomes |= dict(zip(places, self.trainings.outcomes(group, report), strict=True))
+            for among, place in enumerate(places):
+                self._keep_workers(asking.members[place].trial, group.batch.workers.get(among, []))
         for place, (asked, one) in enumerate(zip(asking.members, asking.planned, strict=True)):
             self._tell_one(asked.trial, one, outcomes[place], untold=len(asking.members) - place - 1)
             self._alive.remove(asked)
@@ -313,7 +318,7 @@ class Search:
         else:
             if not isinstance(outcome, TrainingError):
                 self._require_a_success(trial, outcome)
-            trial.set_user_attr("reason", _reason(outcome))
+            trial.set_user_attr("reason", reason(outcome))
             self.study.tell(trial, state=TrialState.PRUNED)
             self._tell_finished(one.training, None, 0.0, untold)
 
@@ -326,6 +331,11 @@ class Search:
             trials + confirmation_trainings(self.settings), final_trainings(self.settings)
         )
         self.listener.finished(Finished(training, score, top, None if best is None else best.layout, seconds, left))
+
+    def _keep_workers(self, trial: Trial, workers: Sequence[str]) -> None:
+        """Where a trial was trained, the last attempt's last; nothing of one that this process trained."""
+        if workers and workers != [this_process()]:
+            trial.set_user_attr(WORKERS, [*trial.user_attrs.get(WORKERS, []), *workers])
 
     def _require_a_success(self, trial: Trial, error: Exception) -> None:
         """A training that breaks costs itself alone; but where none has come to its end, the error is the study's.
@@ -340,7 +350,7 @@ class Search:
             trial.set_user_attr(BROKEN, True)
             self._release(trial)
             raise error
-        self.listener.says(f"given up: {_reason(error)}")
+        self.listener.says(f"given up: {reason(error)}")
 
     def _release(self, trial: Trial) -> None:
         """Back to the queue, to go on from its last epoch."""
@@ -381,12 +391,6 @@ class Search:
         diverged = len(self._finished(TrialState.PRUNED))
         if diverged > self.settings.search.budget:
             raise DasearchError(f"{diverged} trainings diverged; lower trial.lr and begin again with --set name=NEW")
-
-
-def _reason(error: Exception) -> str:
-    """Why a trial has no score."""
-    named = isinstance(error, TrainingError | BrokenTraining)
-    return str(error) if named else f"{type(error).__name__}: {first_line(error)}"
 
 
 def give_back(study: optuna.Study, lost: Sequence[FrozenTrial], domain: Domain) -> None:

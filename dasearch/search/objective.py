@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from dasearch.config import Recipe, StudySettings
 from dasearch.data import Development
-from dasearch.errors import TrainingError, first_line
+from dasearch.errors import BrokenTraining, TrainingError, first_line
 from dasearch.layout import Layout
 from dasearch.training.loop import Fit, Trained, candidates_at_once, train_together
 from dasearch.training.materials import Materials
@@ -158,6 +158,12 @@ def at_once(settings: StudySettings, materials: Materials, recipe: Recipe) -> in
 def _at(place: int, on_epoch: Callable[[int, Epoch], None]) -> Callable[[int, Epoch], None]:
     """What is told of a run that trains alone, at its place among others."""
     return lambda _, epoch: on_epoch(place, epoch)
+
+
+def reason(error: Exception) -> str:
+    """Why a training failed."""
+    said = isinstance(error, TrainingError | BrokenTraining)
+    return str(error) if said else f"{type(error).__name__}: {first_line(error)}"
 
 
 def raise_failed(outcomes: Sequence[Outcome]) -> None:

@@ -121,6 +121,7 @@ class Runner:
         """Train every row of the final table on everyone, then read the test split, once, for all of them."""
         rows = final_rows(self.settings, self.space, winner)
         trained = train_rows(self.trainings, rows)
+        rows = {name: model for name, model in rows.items() if model in trained}
         encoders = train_encoders(self.settings, self.materials, self.listener.says)
         self.listener.says("reading the test split, once")
         finalists = Finalists(rows, trained, encoders)

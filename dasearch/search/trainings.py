@@ -16,7 +16,7 @@ from dasearch.search.confirmation import CONTROLS
 from dasearch.search.dispatch import Batch, Dispatcher
 from dasearch.search.events import FINAL, Finished, Listener, Training
 from dasearch.search.executors import Executor, Inline
-from dasearch.search.objective import Objective, Outcome, Run, Users, data_bo, raise_failed
+from dasearch.search.objective import Objective, Outcome, Run, Users, data_bo, reason
 from dasearch.search.store import LaterTraining, Store
 from dasearch.search_space import SearchSpace
 from dasearch.training.loop import Fit, Trained
@@ -158,20 +158,23 @@ class Trainings:
         self,
         parts: Iterable[tuple[Objective, Sequence[Planned]]],
         keep: Callable[[Planned, Fit], None] = lambda one, fit: None,
+        *,
+        needed: Callable[[Planned], bool],
     ) -> dict[str, Kept]:
         """Train after the search, as many batches at a time as there are workers; each is kept as it ends.
 
         Args:
             parts: trainings, and what trains them.
+            needed: whether the study cannot go on without a training; others that fail are left out, and it is said.
 
         Returns:
-            What came of each training, by the name of its run.
+            What came of each training that did not fail, by the name of its run.
 
         Raises:
-            TrainingError: for a training that diverged, after all others are kept.
+            Exception: what a needed training failed by, after all others are kept.
         """
         waiting = deque((by, batch) for by, planned in parts for batch in batches(planned, by.at_once))
-        running, failed = list[Group](), list[Outcome]()
+        running, failed = list[Group](), list[tuple[Planned, Exception]]()
         found: dict[str, Kept] = {}
         while waiting or running:
             while waiting and (self.dispatcher.idle > 0 or not running):
@@ -180,7 +183,10 @@ class Trainings:
             for group in [group for group in running if group.over]:
                 running.remove(group)
                 failed += self._keep(group, keep, found)
-        raise_failed(failed)
+        for one, error in failed:
+            if needed(one):
+                raise error
+            self.listener.says(f"{one.training.phase} without {one.training.label}: {reason(error)}")
         return found
 
     def _begin_later(self, objective: Objective, batch: Sequence[Planned]) -> Group:
@@ -191,8 +197,10 @@ class Trainings:
             self.store.begin_training(self.settings.name, record)
         return self.begin(objective, batch)
 
-    def _keep(self, group: Group, keep: Callable[[Planned, Fit], None], found: dict[str, Kept]) -> list[Outcome]:
-        """Keep what a group trained; the outcomes that are errors."""
+    def _keep(
+        self, group: Group, keep: Callable[[Planned, Fit], None], found: dict[str, Kept]
+    ) -> list[tuple[Planned, Exception]]:
+        """Keep what a group trained; what failed of it, and by what."""
         outcomes, ended = self.outcomes(group), datetime.now(UTC)
         left = self._left_after(group.planned[-1].training)
         for place, (one, outcome) in enumerate(zip(group.planned, outcomes, strict=True)):
@@ -201,7 +209,8 @@ class Trainings:
                 keep(one, outcome)
                 found[one.run.name] = Kept(one.run, outcome, group.batch.objective_of(place))
                 self.listener.finished(Finished(one.training, self.score(outcome), None, None, outcome.seconds, left))
-        return [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        pairs = zip(group.planned, outcomes, strict=True)
+        return [(one, outcome) for one, outcome in pairs if isinstance(outcome, Exception)]
 
     def _keep_pace(self, group: Group, outcomes: Sequence[Outcome]) -> None:
         now, slots = time.perf_counter(), self.dispatcher.executor.slots

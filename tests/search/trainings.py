@@ -54,6 +54,7 @@ class Stub:
         at_once: int,
         on_epoch: Callable[[int, Epoch], None],
         lora: bool = False,
+        peers: Any = None,
     ) -> list[Trained | TrainingError]:
         together = [str(candidate.layout) for candidate in candidates]
         self.batches.append(together)

@@ -97,6 +97,7 @@ class Job:
 class Kind(StrEnum):
     """What an event says."""
 
+    BEGAN = "began"  # the job, in a worker
     SAYS = "says"
     EPOCH = "epoch"
     DONE = "done"
@@ -111,7 +112,7 @@ class Event:
     Attributes:
         job, attempt: as of `Job`.
         place: of the run in its job; of no meaning where the event is of the whole job.
-        text: what is said, or the cause of a loss.
+        text: what is said, the cause of a loss, or the worker as ``machine:process``.
         error: why a run failed: `TrainingError` where its loss was no finite number.
     """
 

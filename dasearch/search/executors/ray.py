@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -89,12 +90,13 @@ class _Busy:
     actor: Any
     job: Job
     events: Any  # Ray's generator of references
-    began: float = field(default_factory=time.monotonic)
+    began: float | None = None  # when the worker, which has to start first, began with the job
     over: set[int] = field(default_factory=set)  # places whose outcome was told
 
     @property
     def hangs(self) -> bool:
-        return self.job.minutes is not None and time.monotonic() - self.began > 60 * self.job.minutes + GRACE
+        limit = self.job.minutes
+        return None not in (limit, self.began) and time.monotonic() - self.began > 60 * limit + GRACE  # type: ignore[operator]
 
 
 class RayExecutor:
@@ -110,8 +112,9 @@ class RayExecutor:
     def __init__(self, materials: Materials, settings: StudySettings, workers: Workers, folder: Path) -> None:
         self.slots, self._workers, self._settings = workers.count, workers, settings
         self._cpus = workers.cpus or max(1, cores() // workers.count)
-        bundles = folder.resolve() / "prepared"
-        self._begin = (str(bundles), save_bundle(materials, bundles), settings.model_dump(mode="json"), self._cpus)
+        self._bundles = folder.resolve() / "prepared"
+        bundle = save_bundle(materials, self._bundles)
+        self._begin = (str(self._bundles), bundle, settings.model_dump(mode="json"), self._cpus)
         self._ray = _imported(own_cluster=workers.address is None)
         self._own_cluster = Path(tempfile.mkdtemp(prefix="dasearch-")) if workers.address is None else None
         self._jobs, self._idle, self._busy = deque[Job](), list[Any](), list[_Busy]()
@@ -153,15 +156,16 @@ class RayExecutor:
             self._give_up(busy)
 
     def close(self) -> None:
-        """End the workers, and the cluster where it is this study's own."""
+        """End the workers, and the cluster where it is this study's own; remove what was saved for them."""
         if self._ray.is_initialized():
             self.cancel()
             for actor in self._idle:
                 self._ray.kill(actor)
             self._idle.clear()
             self._ray.shutdown()
-        if self._own_cluster is not None:
-            shutil.rmtree(self._own_cluster, ignore_errors=True)
+        for folder in (self._own_cluster, self._bundles):
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _connect(self) -> None:
         with _own_signals():
@@ -217,7 +221,9 @@ class RayExecutor:
                 heard(Event(busy.job.number, busy.job.attempt, Kind.LOST, text=cause))
             return
         event = Event.from_record(record, busy.job)
-        if event.kind in (Kind.DONE, Kind.FAILED):
+        if event.kind is Kind.BEGAN:
+            busy.began = time.monotonic()
+        elif event.kind in (Kind.DONE, Kind.FAILED):
             busy.over.add(event.place)
         heard(event)
 
@@ -231,9 +237,9 @@ class RayExecutor:
 
 
 def _imported(*, own_cluster: bool) -> ModuleType:
-    """Ray, which reads how to ask for a token when it is first imported."""
+    """Ray, which reads how to ask for a token when it is first imported; by itself it would leave one in the home folder."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if own_cluster:
+    if own_cluster and "ray" not in sys.modules:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
@@ -244,7 +250,8 @@ def _imported(*, own_cluster: bool) -> ModuleType:
 
 
 def _ran_out_of_memory(error: Exception) -> bool:
-    return "OutOfMemory" in type(error).__name__ or "OOM" in str(error) or "out of memory" in str(error).lower()
+    """Whether Ray ended the worker for it; what the system's own killer ends is lost like any other."""
+    return "OutOfMemory" in type(error).__name__ or "running low on memory" in str(error)
 
 
 @contextmanager

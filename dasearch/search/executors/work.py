@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 
 from dasearch.config import StudySettings
@@ -61,6 +63,7 @@ def work(job: Job, workshop: Workshop, tell: Heard) -> None:
     def say(text: str) -> None:
         tell(event(Kind.SAYS, text=text))
 
+    tell(event(Kind.BEGAN, text=this_process()))
     try:
         outcomes = workshop.objective(job).train_together(job.runs, on_epoch=on_epoch, say=say)
     except _Unheard as stopped:
@@ -70,6 +73,11 @@ def work(job: Job, workshop: Workshop, tell: Heard) -> None:
             tell(event(Kind.FAILED, place, error=outcome))
         else:
             tell(event(Kind.DONE, place, fit=outcome))
+
+
+def this_process() -> str:
+    """As ``machine:process``."""
+    return f"{platform.node()}:{os.getpid()}"
 
 
 def overtime(job: Job) -> BrokenTraining:

@@ -1,0 +1,159 @@
+"""Trainings in workers on Ray: the same as in one process, and what goes wrong in one of them costs it alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dasearch.config import StudySettings
+from dasearch.errors import StudyError
+from dasearch.layout import Layout
+from dasearch.search.events import Finished, Listener
+from dasearch.search.executors import Workers, ray
+from dasearch.search.store import open_store
+from dasearch.search.study import Status, Study
+from tests.search import faulty
+from tests.search.trainings import curve
+from tests.training.studies import small_study
+
+if find_spec("ray") is None:
+    pytest.skip("workers run on Ray, which is not installed", allow_module_level=True)
+TWO = Workers(2, cpus=1)
+FINAL = {"encoders": [], "variations": ["llmrec"], "seeds": 1}
+
+
+class Ears(Listener):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def says(self, text: str) -> None:
+        self.said.append(text)
+
+
+def study(folder: Path, budget: int, **changes: Any) -> StudySettings:
+    search = {"batch": 1, "pending": 2, "budget": budget, "confirm_seeds": 2, "stop_when_flat": False}
+    return small_study(folder, search={**search, **changes.pop("search", {})}, comparison=FINAL, **changes)
+
+
+def kept(status: Status) -> list[Any]:
+    trials = [(str(trial.layout), trial.state, trial.score) for trial in status.trials]
+    return [*trials, *status.standings, *status.results]
+
+
+def test_workers_find_what_one_process_finds(tmp_path: Path) -> None:
+    """Layouts, scores, confirmation and the final table, to the last digit."""
+    alone = Study(study(tmp_path / "alone", 4)).run()
+    ears = Ears()
+    together = Study(study(tmp_path / "together", 4)).run(workers=TWO, listener=ears)
+    assert kept(together) == kept(alone)
+    assert "starting the workers" in ears.said
+    assert not (tmp_path / "together/runs/toy/prepared").exists()
+
+
+Survived = tuple[Status, list[str], dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def survived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Survived]:
+    """A study in which every kind of fault happens: what it found, what it said, and why trials have no score."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ray, "Worker", faulty.Faulty)
+        patched.setattr(ray, "GRACE", 1.0)
+        settings = study(tmp_path_factory.mktemp("faults"), 12, search={"startup": 12}, trial={"minutes": 0.05})
+        ears = Ears()
+        status = Study(settings).run(train=False, workers=TWO, listener=ears)
+        store = open_store(None, settings.output, create=False)
+        trials = store.trials("toy")
+        store.close()
+        layouts = {trial.number: str(trial.layout) for trial in status.trials}
+        reasons = {layouts[t.number]: t.attributes["reason"] for t in trials if t.state == "pruned"}
+        yield status, ears.said, reasons
+
+
+def test_what_goes_wrong_in_a_worker_costs_it_alone(survived: Survived) -> None:
+    status, _, reasons = survived
+    lost = reasons.pop(faulty.DIES)
+    assert lost.startswith("its worker was lost (")
+    assert lost.endswith("), 3 times")
+    assert reasons == {
+        faulty.RAISES: "ValueError: no such thing",
+        faulty.DIVERGES: "diverged",
+        faulty.HANGS: "it took longer than its 0.05 minutes",
+        faulty.GREEDY: "MemoryError",
+    }
+    assert len(status.completed) == 12
+    assert len({trial.layout for trial in status.completed}) == 12
+
+
+def test_a_lost_worker_is_made_good(survived: Survived) -> None:
+    """The training goes on from its checkpoint, in another process, and comes out the same."""
+    status, said, _ = survived
+    score = next(trial.score for trial in status.completed if str(trial.layout) == faulty.DIES_ONCE)
+    assert score == curve(Layout.parse(faulty.DIES_ONCE), 0)[-1]
+    assert sum(faulty.DIES_ONCE in text and "goes on from its last epoch" in text for text in said) == 1
+    assert sum(faulty.DIES in text and "goes on from its last epoch" in text for text in said) == 2
+
+
+def test_too_little_memory_halves_the_rows_of_a_pass_once(survived: Survived) -> None:
+    _, said, _ = survived
+    halved = [text for text in said if "did not fit into memory" in text]
+    assert {text.split()[0] for text in halved} == {f"trial/{faulty.HUNGRY}", f"trial/{faulty.GREEDY}"}
+    assert all(text.endswith("batch_size=8 and accumulate=2") for text in halved)
+
+
+def test_a_control_that_fails_is_left_out_of_the_confirmation(survived: Survived) -> None:
+    status, said, _ = survived
+    assert "confirmation without all-parallel, seed 1: ValueError: no such thing" in said
+    assert faulty.RAISES not in {str(standing.layout) for standing in status.standings}
+    assert {str(standing.layout) for standing in status.standings} > {"SSS-SSS"}
+
+
+def test_more_workers_than_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="there is no 1 GPU for a worker; ask for less"):
+        Study(study(tmp_path, 4)).run(workers=Workers(2, cpus=1, gpus=1.0))
+
+
+CONNECT = """
+import ray
+try:
+    ray.init(address="{address}", log_to_driver=False, logging_level="ERROR")
+except Exception as error:
+    print(type(error).__name__)
+else:
+    print("connected")
+"""
+
+
+def test_a_connection_without_the_token_is_refused(tmp_path: Path) -> None:
+    """From this machine, while a study runs."""
+    answers: list[str] = []
+
+    class Stranger(Listener):
+        def finished(self, finished: Finished) -> None:
+            if not answers:
+                answers.append(connected(without_token()))
+                answers.append(connected(dict(os.environ)))
+
+    Study(study(tmp_path, 2)).run(train=False, workers=TWO, listener=Stranger())
+    assert answers[1] == "connected"
+    assert answers[0] in ("AuthenticationError", "ConnectionError")
+
+
+def without_token() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+
+def connected(environment: dict[str, str]) -> str:
+    import ray as engine
+
+    script = CONNECT.format(address=engine.get_runtime_context().gcs_address)
+    environment = {**environment, "HOME": os.devnull}
+    asked = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    return asked.stdout.strip() or asked.stderr
