@@ -18,6 +18,7 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
+from sqlalchemy import create_engine
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from dasearch.bayes import Proposal
@@ -38,6 +39,7 @@ from dasearch.search.store import (
     Store,
     open_store,
 )
+from dasearch.search.store.connections import Connections, Lost
 from dasearch.search.store.storage import StudyStorage
 from dasearch.search.study import Study
 from dasearch.training.stack import Epoch
@@ -69,6 +71,31 @@ def test_waits_double_and_end() -> None:
     assert waits[:4] == [0.5, 1.0, 2.0, 4.0]
     assert all(after <= 2 * before for before, after in pairwise(waits))
     assert list(Patience(whole=0.0).waits()) == []
+
+
+def test_attempts_within_attempts_wait_once() -> None:
+    waits = Patience(first=0.001, longest=0.001, whole=0.004)
+    connections = Connections(create_engine("sqlite://"), "the database", waits)
+    attempts = 0
+
+    def away() -> None:
+        nonlocal attempts
+        attempts += 1
+        raise Lost("away")
+
+    def nested() -> None:
+        connections.again(away, applied=lambda transaction: None)
+
+    for expected in (len(list(waits.waits())) + 1, 1):  # then nobody waits for one that stayed away
+        attempts = 0
+        with pytest.raises(Lost, match="away"):
+            connections.again(nested, applied=lambda transaction: None)
+        assert attempts == expected
+    assert connections.again(lambda: 5, applied=lambda transaction: 0) == 5
+    attempts = 0
+    with pytest.raises(Lost, match="away"):
+        nested()
+    assert attempts > 1
 
 
 def test_every_call_of_optunas_storage_outlives_a_lost_connection() -> None:
@@ -111,7 +138,7 @@ def live(store: Store, name: str) -> None:
     store.begin_training(name, LaterTraining("confirm/1", "confirmation", "c", LAYOUT, 1, 1, WHEN))
     store.end_training(name, "confirm/1", WHEN)
     store.add_confirmation(name, Confirmation(LAYOUT, "candidate", 1, {"MRR": 0.3}, 1.0))
-    store.add_ablation(AblationTraining(name[:16], "v", 1, {"MRR": 0.3}, 5, 1.0))
+    store.add_ablation(AblationTraining(name, "v", 1, {"MRR": 0.3}, 5, 1.0))
     store.finish(name, RESULTS, [Artifact("model", "m", "0")], [FinalTraining("w", "S", 0, {"MRR": 0.3}, 5, 1.0, 9)])
 
 
@@ -128,7 +155,7 @@ def kept(store: Store, name: str) -> list[Any]:
         store.epochs_by_run(name),
         store.confirmations(name),
         store.later_trainings(name),
-        [training._replace(run="") for training in store.ablations(name[:16])],
+        [training._replace(run="") for training in store.ablations(name)],
         store.results(name),
         store.final_trainings(name),
         store.artifacts(name),
@@ -194,10 +221,10 @@ def test_each_commit_without_an_answer_happens_once(
             assert kept(store, f"{at} of all") == expected, f"commit {at} of {whole.commits}"
 
 
-def test_a_backend_that_is_ended_before_each_statement(
+def test_connections_that_their_administrator_ends(
     database: str, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its administrator, not by us: the error is the server's own."""
+    """The error is the server's own."""
     with closing(open_store(database, "", create=True, patience=QUICK)) as store:
         live(store, "undisturbed")
         expected = kept(store, "undisturbed")

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from sqlalchemy import Connection, Engine, ExceptionContext, event, text
 from sqlalchemy.exc import DatabaseError, OperationalError
 
-from dasearch.errors import StoreError
+from dasearch.errors import StoreError, first_line
 from dasearch.search.store.engines import POSTGRESQL, reason
 
 T = TypeVar("T")
@@ -72,14 +72,14 @@ class Connections:
     """What the engines over one database have in common: how a lost connection is noticed and overcome.
 
     Args:
-        engine: asks what became of a transaction; it is watched from when `watch` is told of it.
+        engine: asks what became of a transaction.
         name: of the database in messages.
     """
 
     def __init__(self, engine: Engine, name: str, patience: Patience) -> None:
         self._engine, self._name, self._patience = engine, name, patience
         self.right: Right | None = None
-        self._given_up = False  # then the next attempts wait no more
+        self._given_up = False  # since the database stayed away, until it answers: one attempt each
 
     def watch(self, engine: Engine) -> None:
         """Let an engine's lost connections be told as `Lost`."""
@@ -106,7 +106,7 @@ class Connections:
                 return found
             except Lost as error:
                 lost = error
-                if wait is None:
+                if wait is None or self._given_up:  # by an attempt within this one
                     self._given_up = True
                     raise
                 time.sleep(wait)
@@ -149,7 +149,7 @@ class Connections:
         if context.is_disconnect or refused:
             there = connection is not None and not connection.invalidated
             transaction = connection.info.pop(TRANSACTION, None) if connection is not None and there else None
-            raise Lost(self._sentence(reason(Exception(*context.original_exception.args))), transaction)
+            raise Lost(self._sentence(first_line(context.original_exception)), transaction)
 
     def _renew(self, *_: object) -> None:
         """Before anything goes over a new connection: it may stand for one that was lost, and others with it."""

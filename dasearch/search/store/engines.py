@@ -19,8 +19,12 @@ LOCK_SECONDS = 60.0
 POSTGRESQL = "postgresql"
 PSYCOPG = f"{POSTGRESQL}+psycopg"  # of the extra dasearch[postgres]
 WITHOUT_DRIVER = (POSTGRESQL, "postgres")
-# libpq's: without them a server whose machine is gone is waited for for hours; UTC is what Optuna keeps heartbeats in elsewhere
-LIBPQ = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "options": "-c timezone=UTC"}
+# for libpq: without them, each side waits for hours for one whose machine is gone; a runner's lock would stay as long
+KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}  # seconds, seconds, attempts
+SESSION = {
+    **{f"tcp_{key}": value for key, value in KEEPALIVES.items()},
+    "timezone": "UTC",
+}  # as heartbeats are kept elsewhere
 PASSWORDS = {"password", "sslpassword"}  # that libpq takes in the query
 
 
@@ -53,7 +57,8 @@ def engine_options(url: str, lock_seconds: float) -> dict[str, Any]:
         return {"connect_args": {"timeout": lock_seconds}}
     if not found.get_driver_name().startswith("psycopg"):
         return {}
-    wanted = {**LIBPQ, "connect_timeout": max(2, round(lock_seconds))}
+    session = " ".join(f"-c {key}={value}" for key, value in SESSION.items())
+    wanted = {**KEEPALIVES, "options": session, "connect_timeout": max(2, round(lock_seconds))}
     return {"connect_args": {key: value for key, value in wanted.items() if key not in found.query}}
 
 

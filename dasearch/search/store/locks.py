@@ -82,9 +82,12 @@ class StudyLock:
             StoreError: if another process has it.
         """
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        if not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key}):
+        try:
+            if not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key}):
+                raise another_runs(self._where)
+        except StoreError:
             connection.close()
-            raise another_runs(self._where)
+            raise
         self._connection = connection
 
     def renew(self) -> None:

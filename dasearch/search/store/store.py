@@ -63,8 +63,6 @@ from dasearch.training.metrics import Interval
 from dasearch.training.stack import Epoch
 
 DATABASE = "dasearch.db"
-
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
