@@ -371,10 +371,10 @@ class Search:
     def _retry_lost_trials(self) -> None:
         """Trials of a killed process go back to the queue and on from their last epoch.
 
-        The study's lock is ours, so on a database of this machine any running trial is lost; elsewhere only one
-        without a heartbeat is.
+        The study's lock is ours, so any running trial is lost; in a database that knows no such lock, only one without a
+        heartbeat is.
         """
-        if self.storage.url.startswith("sqlite"):
+        if self.storage.url.startswith(("sqlite", "postgresql")):
             give_back(self.study, self.study.get_trials(states=(TrialState.RUNNING,)), self.domain)
         else:
             optuna.storages.fail_stale_trials(self.study)

@@ -287,6 +287,7 @@ def test_a_server_that_is_gone(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    expected = outcome(Study(small_study(tmp_path, output=str(tmp_path / "file"))).run())
     with_patience(monkeypatch, BRIEF)
     settings = small_study(tmp_path)
     study = Study(settings, storage=database)
@@ -305,6 +306,7 @@ def test_a_server_that_is_gone(
     assert run_command(command) == 0
     status = study.status()
     assert [trial.state for trial in status.trials].count("complete") == settings.search.budget
+    assert outcome(status) == expected
 
 
 def test_a_study_has_one_runner_on_all_machines(tmp_path: Path, database: str) -> None:
