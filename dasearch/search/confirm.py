@@ -12,6 +12,7 @@ from dasearch.search.domain import Domain, Point
 from dasearch.search.events import CONFIRMATION, Training
 from dasearch.search.front import by_front
 from dasearch.search.objective import Run
+from dasearch.search.runs import RunId, RunPhase
 from dasearch.search.store import Confirmation
 from dasearch.search.trainings import Planned, Trainings
 from dasearch.training.loop import Fit
@@ -66,4 +67,4 @@ def _planned(trainings: Trainings, found: list[Contender]) -> list[Planned]:
 
 
 def _run_name(layout: Layout, seed: int) -> str:
-    return f"confirm/{seed}/{layout}"
+    return str(RunId(RunPhase.CONFIRM, str(layout), seed))

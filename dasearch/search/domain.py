@@ -15,6 +15,7 @@ from torch import Tensor
 from dasearch.bayes import Choices, Parameter, Surrogate, choices_of, parameter_of
 from dasearch.config import StudySettings
 from dasearch.layout import Layout
+from dasearch.search.runs import RunId
 from dasearch.search_space import SearchSpace
 
 Values = tuple[Any, ...]  # of a domain's settings, in their order
@@ -126,8 +127,8 @@ def number(value: Any) -> str:
 
 
 def trial_run(layout: Layout, values: Mapping[str, Any]) -> str:
-    """The name of a trial's training, as of `store.EpochRow`."""
-    return "/".join([f"trial/{layout}", *(f"{key}={value!r}" for key, value in values.items())])
+    """The name of a trial's training."""
+    return str(RunId.trial(layout, values))
 
 
 def suggested(trial: Trial, name: str, distribution: BaseDistribution) -> Any:

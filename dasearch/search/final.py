@@ -14,7 +14,8 @@ from dasearch.layout import Layout
 from dasearch.models.id_encoders import ENCODERS, IDEncoder
 from dasearch.search.confirmation import RANDOM, WINNER, controls
 from dasearch.search.events import FINAL, Training
-from dasearch.search.objective import TRIAL_SEED, Objective, Run
+from dasearch.search.objective import Objective, Run
+from dasearch.search.runs import RunId, RunPhase
 from dasearch.search.store import FinalTraining, Result
 from dasearch.search.trainings import Planned, Trainings
 from dasearch.search_space import SearchSpace
@@ -98,8 +99,7 @@ def _planned(settings: StudySettings, rows: Mapping[str, Model]) -> list[tuple[M
 
 
 def _run_name(model: Model, seed: int) -> str:
-    name = f"final/{model.variation or model.layout}"
-    return name if seed == TRIAL_SEED else f"{name}/{seed}"
+    return str(RunId(RunPhase.FINAL, str(model.variation or model.layout), seed))
 
 
 def _objective(trainings: Trainings, variation: str | None) -> Objective:

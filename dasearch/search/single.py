@@ -12,6 +12,7 @@ from dasearch.layout_file import Metric
 from dasearch.search.confirmation import ALL_PARALLEL, ALL_SERIAL, winner_of
 from dasearch.search.events import SINGLE, Finished, Listener, Training
 from dasearch.search.objective import TRIAL_SEED, Objective
+from dasearch.search.runs import RunId, RunPhase
 from dasearch.search.store import require_writable
 from dasearch.search.study import Study
 from dasearch.search_space import SearchSpace
@@ -82,7 +83,7 @@ def _train_layout(study: Study, name: str, out: Path | None, heard: Listener, pe
     chosen_by = settings.search.metric
     training = Training(SINGLE, 1, 1, layout, settings.model.label, settings.final.epochs, chosen_by)
     heard.started(training)
-    run = f"train/{settings.model.label}/{layout}"
+    run = str(RunId(RunPhase.SINGLE, str(layout), model=settings.model.label))
     trained = objective.train(layout, run=run, seed=TRIAL_SEED, on_epoch=lambda epoch: heard.epoch(training, epoch))
     metric = Metric(name=chosen_by, value=trained.metrics.record()[chosen_by])
     if peers.first:

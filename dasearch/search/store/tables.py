@@ -58,10 +58,7 @@ class CostRow(Base):
 
 
 class EpochRow(Base):
-    """One epoch of one training; ``run`` is ``trial/LAYOUT``, ``confirm/SEED/LAYOUT`` or ``final/LAYOUT``.
-
-    The name of a trial goes on with the settings that are searched beside the layout, ``trial/LAYOUT/trial.lr=0.004``.
-    """
+    """One epoch of one training; ``run`` is its name, as of `runs.RunId`."""
 
     __tablename__ = "dasearch_epoch"
     __table_args__ = (UniqueConstraint("study_id", "run", "number"),)

@@ -1,0 +1,84 @@
+"""Names of trainings: what their epochs and checkpoints are kept under."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from dasearch.errors import StoreError
+
+FIRST_SEED = 0  # of a final training; it is not written
+FORMS = "trial/LAYOUT/SETTING=VALUE, confirm/SEED/LAYOUT, final/LAYOUT/SEED and train/MODEL/LAYOUT"
+BETWEEN_SETTINGS = re.compile(r"/(?=[\w.]+=)")  # a value may hold a slash itself
+
+
+class RunPhase(StrEnum):
+    """When a study trains; the first part of a name."""
+
+    TRIAL = "trial"
+    CONFIRM = "confirm"
+    FINAL = "final"
+    SINGLE = "train"  # without a search
+
+
+@dataclass(frozen=True)
+class RunId:
+    """One training of a study; ``str`` gives its name.
+
+    Attributes:
+        layout: in letters; for a variation of the final table, which has but one, the variation's own name.
+        seed: of a confirmation or a final training.
+        settings: of a trial beside its layout, each ``key=value`` as Python writes the value.
+        model: of a single training, what a report calls its model.
+    """
+
+    phase: RunPhase
+    layout: str
+    seed: int = FIRST_SEED
+    settings: tuple[str, ...] = ()
+    model: str = ""
+
+    @classmethod
+    def trial(cls, layout: object, values: Mapping[str, Any]) -> RunId:
+        """A trial's, with the values of settings that are searched beside the layout."""
+        return cls(RunPhase.TRIAL, str(layout), settings=tuple(f"{key}={value!r}" for key, value in values.items()))
+
+    def __str__(self) -> str:
+        parts = {
+            RunPhase.TRIAL: (self.layout, *self.settings),
+            RunPhase.CONFIRM: (str(self.seed), self.layout),
+            RunPhase.FINAL: (self.layout,) if self.seed == FIRST_SEED else (self.layout, str(self.seed)),
+            RunPhase.SINGLE: (self.model, self.layout),
+        }
+        return "/".join((self.phase.value, *parts[self.phase]))
+
+    @classmethod
+    def parse(cls, name: str) -> RunId:
+        """The training of a name.
+
+        Raises:
+            StoreError: for a name of none.
+        """
+        phase, _, rest = name.partition("/")
+        first, _, second = rest.partition("/")
+        try:
+            found = _parsed(RunPhase(phase), first, second)
+        except ValueError:
+            found = None
+        if found is None or not found.layout or str(found) != name:
+            raise StoreError(f"{name!r} names no training of a study; names are {FORMS}")
+        return found
+
+
+def _parsed(phase: RunPhase, first: str, second: str) -> RunId:
+    """Of the parts after the phase."""
+    if phase is RunPhase.TRIAL:
+        return RunId(phase, first, settings=tuple(BETWEEN_SETTINGS.split(second)) if second else ())
+    if phase is RunPhase.CONFIRM:
+        return RunId(phase, second, int(first))
+    if phase is RunPhase.FINAL:
+        return RunId(phase, first, int(second) if second else FIRST_SEED)
+    return RunId(phase, second, model=first)
