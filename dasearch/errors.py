@@ -86,6 +86,14 @@ def suggestion(name: str, known: list[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def described(error: BaseException) -> str:
+    """What kind of error it is and what it says, as a part of a sentence; one of ours says enough."""
+    if isinstance(error, DasearchError):
+        return str(error)
+    kind, said = type(error).__name__, first_line(error)
+    return kind if said == kind else f"{kind}: {said}"
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, as a part of a sentence; its kind where it says nothing."""
     said = error.args[0] if isinstance(error, KeyError) and error.args else error  # which puts what it says in quotes

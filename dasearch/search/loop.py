@@ -18,12 +18,12 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from dasearch.bayes import Observation, PRSampler, SpaceExhausted, curve_mean, startup_trials
-from dasearch.errors import DasearchError, TrainingError
+from dasearch.errors import DasearchError, TrainingError, described
 from dasearch.models.cost import SiteCosts, cost_of_choices
 from dasearch.search.domain import Domain, Point, briefly, suggested, trial_run
 from dasearch.search.events import SEARCH, TRIAL, Finished, Training
 from dasearch.search.executors.work import this_process
-from dasearch.search.objective import TRIAL_SEED, Outcome, Run, reason
+from dasearch.search.objective import TRIAL_SEED, Outcome, Run
 from dasearch.search.store import HEARTBEAT_SECONDS, RETRY
 from dasearch.search.trainings import Group, Planned, Trainings, confirmation_trainings, final_trainings
 from dasearch.search.worth import UNLIKELY, chance_of_gain
@@ -318,7 +318,7 @@ class Search:
         else:
             if not isinstance(outcome, TrainingError):
                 self._require_a_success(trial, outcome)
-            trial.set_user_attr("reason", reason(outcome))
+            trial.set_user_attr("reason", described(outcome))
             self.study.tell(trial, state=TrialState.PRUNED)
             self._tell_finished(one.training, None, 0.0, untold)
 
@@ -350,7 +350,7 @@ class Search:
             trial.set_user_attr(BROKEN, True)
             self._release(trial)
             raise error
-        self.listener.says(f"given up: {reason(error)}")
+        self.listener.says(f"given up: {described(error)}")
 
     def _release(self, trial: Trial) -> None:
         """Back to the queue, to go on from its last epoch."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from dasearch.config import Recipe, StudySettings
 from dasearch.data import Development
-from dasearch.errors import BrokenTraining, TrainingError, first_line
+from dasearch.errors import TrainingError, described
 from dasearch.layout import Layout
 from dasearch.training.loop import Fit, Trained, candidates_at_once, train_together
 from dasearch.training.materials import Materials
@@ -93,9 +93,7 @@ class Objective:
         except Exception as error:
             if len(runs) == 1:
                 return [error]
-            say(
-                f"{len(runs)} trainings side by side broke ({type(error).__name__}: {first_line(error)}); they go on one by one"
-            )
+            say(f"{len(runs)} trainings side by side broke ({described(error)}); they go on one by one")
         found: list[Trained | Exception] = []  # out of the handler, whose traceback holds on to the batch's memory
         for place, run in enumerate(runs):
             found += self.train_together([run], on_epoch=_at(place, on_epoch))
@@ -158,12 +156,6 @@ def at_once(settings: StudySettings, materials: Materials, recipe: Recipe) -> in
 def _at(place: int, on_epoch: Callable[[int, Epoch], None]) -> Callable[[int, Epoch], None]:
     """What is told of a run that trains alone, at its place among others."""
     return lambda _, epoch: on_epoch(place, epoch)
-
-
-def reason(error: Exception) -> str:
-    """Why a training failed."""
-    said = isinstance(error, TrainingError | BrokenTraining)
-    return str(error) if said else f"{type(error).__name__}: {first_line(error)}"
 
 
 def raise_failed(outcomes: Sequence[Outcome]) -> None:

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from dasearch.config import Recipe, StudySettings, resolve_output, with_found
 from dasearch.data import Development
+from dasearch.errors import described
 from dasearch.search.confirmation import CONTROLS
 from dasearch.search.dispatch import Batch, Dispatcher
 from dasearch.search.events import FINAL, Finished, Listener, Training
 from dasearch.search.executors import Executor, Inline
-from dasearch.search.objective import Objective, Outcome, Run, Users, data_bo, reason
+from dasearch.search.objective import Objective, Outcome, Run, Users, data_bo
 from dasearch.search.store import LaterTraining, Store
 from dasearch.search_space import SearchSpace
 from dasearch.training.loop import Fit, Trained
@@ -186,7 +187,7 @@ class Trainings:
         for one, error in failed:
             if needed(one):
                 raise error
-            self.listener.says(f"{one.training.phase} without {one.training.label}: {reason(error)}")
+            self.listener.says(f"{one.training.phase} without {one.training.label}: {described(error)}")
         return found
 
     def _begin_later(self, objective: Objective, batch: Sequence[Planned]) -> Group:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dasearch.config import Recipe, StudySettings, parse_study
-from dasearch.errors import BrokenTraining, TrainingError, first_line
+from dasearch.errors import BrokenTraining, TrainingError, described
 from dasearch.layout import CHOICES, Layout
 from dasearch.layout_file import ChoiceRecord
 from dasearch.search.objective import Run, Users
@@ -182,9 +182,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _error_record(error: Exception) -> dict[str, Any]:
-    diverged = isinstance(error, TrainingError)
-    text = str(error) if diverged else f"{type(error).__name__}: {first_line(error)}"
-    return {"diverged": diverged, "memory": out_of_memory(error), "text": text}
+    return {"diverged": isinstance(error, TrainingError), "memory": out_of_memory(error), "text": described(error)}
 
 
 def _error(record: dict[str, Any]) -> Exception:

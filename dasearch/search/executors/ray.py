@@ -120,6 +120,7 @@ class RayExecutor:
         self._jobs, self._idle, self._busy = deque[Job](), list[Any](), list[_Busy]()
         try:
             self._connect()
+            self._say_nothing()
             self._require_room()
         except BaseException:
             self.close()
@@ -181,6 +182,10 @@ class RayExecutor:
                 object_store_memory=OBJECT_STORE,
                 _temp_dir=str(self._own_cluster),
             )
+
+    def _say_nothing(self) -> None:
+        """What Ray prints of lost workers is told as an event; it has no public switch for it."""
+        self._ray._private.worker._worker_logs_enabled = False
 
     def _require_room(self) -> None:
         """Ray lets what fits nowhere wait for ever."""
