@@ -138,9 +138,7 @@ class Search:
     def _small_chance(self) -> float | None:
         """The chance that a layout is worth having, where it is so small that the search may stop; else None."""
         search = self.settings.search
-        if (
-            self.costs is not None or self.domain.also
-        ):  # where no layout is better, one may be cheaper, or a setting better
+        if self.costs is not None or self.domain.also:  # one may be cheaper, or a setting better
             return None
         if not search.stop_when_flat or self._waiting():  # what was asked for is trained, interrupted or not
             return None
@@ -388,9 +386,12 @@ class Search:
         return self.settings.search.budget - len(self._finished(TrialState.COMPLETE))
 
     def _require_progress(self) -> None:
-        diverged = len(self._finished(TrialState.PRUNED))
-        if diverged > self.settings.search.budget:
-            raise DasearchError(f"{diverged} trainings diverged; lower trial.lr and begin again with --set name=NEW")
+        failed = len(self._finished(TrialState.PRUNED))
+        if failed > self.settings.search.budget:
+            raise DasearchError(
+                f"{failed} trainings diverged or broke, more than the budget; `dasearch status` says why; lower trial.lr, or "
+                "mend what broke, and begin again with --set name=NEW"
+            )
 
 
 def give_back(study: optuna.Study, lost: Sequence[FrozenTrial], domain: Domain) -> None:
