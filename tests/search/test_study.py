@@ -321,7 +321,7 @@ def test_a_space_smaller_than_the_budget_ends(tmp_path: Path) -> None:
 
 def test_diverging_trials_are_pruned_and_end_in_one_sentence(tmp_path: Path) -> None:
     settings = small_study(tmp_path, trial={"lr": 1e30, "clip": 1e30, "epochs": 5}, search={"budget": 1})
-    with pytest.raises(Exception, match=r"trainings diverged; lower trial\.lr"):
+    with pytest.raises(Exception, match=r"trainings diverged or broke"):
         run(settings)
 
 
