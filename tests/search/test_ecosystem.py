@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from plotly.graph_objects import Figure
 
 from dasearch.config import StudySettings
+from dasearch.search import objective
 from dasearch.search.events import SEARCH, Listener, Training
 from dasearch.search.store import open_store
 from dasearch.search.study import Status, Study
@@ -24,13 +26,25 @@ from dasearch.training.stack import Epoch
 from tests.training.studies import small_study
 
 SITES = [f"layer0{layer}.{site}" for layer in (1, 2) for site in ("causal", "context", "recommendation")]
-BROKEN, BUDGET = 2, 4  # the second layout breaks twice: one failed trial, one pruned
+BROKEN, BUDGET = 2, 4  # the second layout is interrupted after an epoch and then breaks: one failed trial, one pruned
 
 
-class Breaks(Listener):
+class Interrupts(Listener):
     def epoch(self, training: Training, epoch: Epoch) -> None:
         if training.phase == SEARCH and training.index == BROKEN:
-            raise MemoryError
+            raise KeyboardInterrupt
+
+
+def breaks_first() -> Callable[..., Any]:
+    """Training whose first call raises an error."""
+    calls, train = count(1), objective.train_together
+
+    def broken(*args: Any, **keywords: Any) -> Any:
+        if next(calls) == 1:
+            raise ValueError("no such thing")
+        return train(*args, **keywords)
+
+    return broken
 
 
 class Quiet(WSGIRequestHandler):
@@ -65,10 +79,11 @@ def url(settings: StudySettings) -> str:
 def settings(tmp_path_factory: pytest.TempPathFactory) -> StudySettings:
     """A study with four complete trials, a failed and a pruned one."""
     settings = small_study(tmp_path_factory.mktemp("ecosystem"), search={"batch": 1})
-    for _ in range(2):
-        with pytest.raises(MemoryError):
-            Study(settings).run(listener=Breaks())
-    Study(settings).run(train=False)
+    with pytest.raises(KeyboardInterrupt):
+        Study(settings).run(listener=Interrupts())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(objective, "train_together", breaks_first())
+        Study(settings).run(train=False)
     return settings
 
 
@@ -139,8 +154,8 @@ def test_history_curves_and_timeline_have_a_point_a_trial(study: optuna.Study, s
     assert list(history.data[0].y) == scores
     assert history.data[1].y[-1] == status.best.score == max(scores)
     curves = optuna.visualization.plot_intermediate_values(study)
-    trained = [trial.number for trial in status.trials if trial.state != "fail"]
-    assert {line.name: len(line.y) for line in curves.data} == {f"Trial{number}": 2 for number in trained}
+    epochs = {trial.number: 1 if trial.state == "pruned" else 2 for trial in status.trials if trial.state != "fail"}
+    assert {line.name: len(line.y) for line in curves.data} == {f"Trial{number}": n for number, n in epochs.items()}
     timeline = optuna.visualization.plot_timeline(study)
     assert {bars.name.lower(): len(bars.y) for bars in timeline.data if bars.y is not None and len(bars.y)} == {
         "complete": BUDGET,
