@@ -13,7 +13,6 @@ import secrets
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from dasearch.config import StudySettings, parse_study
 from dasearch.errors import BrokenTraining, StudyError, first_line
 from dasearch.search.executors.base import Event, Heard, Job, Kind, Workers
+from dasearch.search.executors.own_folder import OwnFolder
 from dasearch.search.executors.work import Workshop, overtime, work
 from dasearch.threads import cores
 from dasearch.training.bundle import load_bundle, save_bundle
@@ -116,7 +116,7 @@ class RayExecutor:
         bundle = save_bundle(materials, self._bundles)
         self._begin = (str(self._bundles), bundle, settings.model_dump(mode="json"), self._cpus)
         self._ray = _imported(own_cluster=workers.address is None)
-        self._own_cluster = Path(tempfile.mkdtemp(prefix="dasearch-")) if workers.address is None else None
+        self._own_cluster = OwnFolder() if workers.address is None else None
         self._jobs, self._idle, self._busy = deque[Job](), list[Any](), list[_Busy]()
         try:
             self._connect()
@@ -164,9 +164,9 @@ class RayExecutor:
                 self._ray.kill(actor)
             self._idle.clear()
             self._ray.shutdown()
-        for folder in (self._own_cluster, self._bundles):
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+        if self._own_cluster is not None:
+            self._own_cluster.remove()
+        shutil.rmtree(self._bundles, ignore_errors=True)
 
     def _connect(self) -> None:
         with _own_signals():
@@ -180,7 +180,7 @@ class RayExecutor:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 object_store_memory=OBJECT_STORE,
-                _temp_dir=str(self._own_cluster),
+                _temp_dir=str(self._own_cluster.path),
             )
 
     def _say_nothing(self) -> None:
