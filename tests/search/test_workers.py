@@ -16,7 +16,7 @@ from dasearch.config import StudySettings
 from dasearch.errors import StudyError
 from dasearch.layout import Layout
 from dasearch.search.events import Finished, Listener
-from dasearch.search.executors import Workers, ray
+from dasearch.search.executors import Workers, ray, watch
 from dasearch.search.store import open_store
 from dasearch.search.study import Status, Study
 from tests.search import faulty
@@ -65,7 +65,7 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Survived]:
     """A study in which every kind of fault happens: what it found, what it said, and why trials have no score."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ray, "Worker", faulty.Faulty)
-        patched.setattr(ray, "GRACE", 1.0)
+        patched.setattr(watch, "GRACE", 1.0)
         settings = study(tmp_path_factory.mktemp("faults"), 12, search={"startup": 12}, trial={"minutes": 0.05})
         ears = Ears()
         status = Study(settings).run(train=False, workers=TWO, listener=ears)

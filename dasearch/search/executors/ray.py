@@ -14,30 +14,28 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from dasearch.config import StudySettings, parse_study
 from dasearch.errors import BrokenTraining, StudyError, first_line
-from dasearch.search.executors.base import Event, Heard, Job, Kind, Workers
+from dasearch.search.executors.base import Event, Heard, Job, Workers
 from dasearch.search.executors.own_folder import OwnFolder
-from dasearch.search.executors.work import Workshop, overtime, work
+from dasearch.search.executors.watch import Watched, width_of_worker
+from dasearch.search.executors.work import Workshop, overtime, read_job, with_threads, work_or_fail
 from dasearch.threads import cores
 from dasearch.training.bundle import load_bundle, save_bundle
-from dasearch.training.loop import MOST_AT_ONCE
 from dasearch.training.materials import Materials
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 TICK = 1.0  # seconds between two looks at the clocks of jobs
-GRACE = 30.0  # seconds over its minutes after which a job counts as hanging
 OBJECT_STORE = 100 * 2**20  # bytes; only events go through it
 
 
@@ -51,13 +49,12 @@ class Worker:
 
     def __init__(self, bundles: str, sha256: str, settings: dict[str, Any], cpus: int) -> None:
         self._bundles, self._sha256, self._cpus = Path(bundles), sha256, cpus
-        self._settings = self._own(parse_study(settings, source="a job"))
+        self._settings = with_threads(parse_study(settings, source="a job"), cpus)
         self._workshop: Workshop | None = None
 
     def train(self, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The events of a job, as JSON values."""
-        job = Job.from_record(record)
-        job = Job(**{**vars(job), "settings": self._own(job.settings)})
+        job = read_job(record, cpus=self._cpus)
         told = SimpleQueue[Event | None]()
         thread = threading.Thread(target=self._work, args=(job, told), daemon=True)
         thread.start()
@@ -66,10 +63,7 @@ class Worker:
 
     def _work(self, job: Job, told: SimpleQueue[Event | None]) -> None:
         try:
-            work(job, self._opened(), told.put)
-        except Exception as error:  # none of a training: of opening the study, say
-            for place in range(len(job.runs)):
-                told.put(Event(job.number, job.attempt, Kind.FAILED, place, error=error))
+            work_or_fail(job, self._opened, told.put)
         finally:
             told.put(None)
 
@@ -78,25 +72,13 @@ class Worker:
             self._workshop = Workshop(load_bundle(self._bundles, self._sha256, self._settings))
         return self._workshop
 
-    def _own(self, settings: StudySettings) -> StudySettings:
-        """With as many threads as the worker has cores."""
-        return settings.model_copy(update={"threads": self._cpus})
 
-
-@dataclass
-class _Busy:
+@dataclass(kw_only=True, eq=False)
+class _Busy(Watched):
     """A worker and the job that it trains."""
 
     actor: Any
-    job: Job
     events: Any  # Ray's generator of references
-    began: float | None = None  # when the worker, which has to start first, began with the job
-    over: set[int] = field(default_factory=set)  # places whose outcome was told
-
-    @property
-    def hangs(self) -> bool:
-        limit = self.job.minutes
-        return None not in (limit, self.began) and time.monotonic() - self.began > 60 * limit + GRACE  # type: ignore[operator]
 
 
 class RayExecutor:
@@ -127,12 +109,7 @@ class RayExecutor:
             raise
 
     def width(self, at_once: int) -> int:
-        """As many as the study says; else as many as a worker has cores, or those that a whole GPU holds."""
-        if self._settings.search.batch != "auto":
-            return at_once
-        if self._workers.gpus:
-            return at_once if self._workers.gpus >= 1 else 1
-        return min(MOST_AT_ONCE, self._cpus)
+        return width_of_worker(self._settings, at_once, cpus=self._cpus, gpus=self._workers.gpus)
 
     def submit(self, job: Job) -> None:
         self._jobs.append(job)
@@ -149,7 +126,7 @@ class RayExecutor:
             self._hear(busy, heard)
         for busy in [busy for busy in self._busy if busy.hangs]:
             self._give_up(busy)
-            self._fail(busy, overtime(busy.job), heard)
+            busy.fail(overtime(busy.job), heard)
 
     def cancel(self) -> None:
         self._jobs.clear()
@@ -203,7 +180,7 @@ class RayExecutor:
     def _start(self, job: Job) -> None:
         actor = self._idle.pop() if self._idle else self._new_worker()
         events = actor.train.options(num_returns="streaming").remote(job.record())
-        self._busy.append(_Busy(actor, job, events))
+        self._busy.append(_Busy(job=job, actor=actor, events=events))
 
     def _new_worker(self) -> Any:
         asked = {"num_cpus": self._cpus, "num_gpus": self._workers.gpus, "max_restarts": 0, "max_task_retries": 0}
@@ -220,25 +197,15 @@ class RayExecutor:
         except self._ray.exceptions.RayError as error:
             self._give_up(busy)
             if _ran_out_of_memory(error):
-                self._fail(busy, BrokenTraining("its worker ran out of memory", memory=True), heard)
+                busy.fail(BrokenTraining("its worker ran out of memory", memory=True), heard)
             else:
-                cause = f"its worker was lost ({first_line(error).rstrip('.')})"
-                heard(Event(busy.job.number, busy.job.attempt, Kind.LOST, text=cause))
+                busy.lose(f"its worker was lost ({first_line(error).rstrip('.')})", heard)
             return
-        event = Event.from_record(record, busy.job)
-        if event.kind is Kind.BEGAN:
-            busy.began = time.monotonic()
-        elif event.kind in (Kind.DONE, Kind.FAILED):
-            busy.over.add(event.place)
-        heard(event)
+        busy.tell(record, heard)
 
     def _give_up(self, busy: _Busy) -> None:
         self._busy.remove(busy)
         self._ray.kill(busy.actor)
-
-    def _fail(self, busy: _Busy, error: Exception, heard: Heard) -> None:
-        for place in sorted(set(range(len(busy.job.runs))) - busy.over):
-            heard(Event(busy.job.number, busy.job.attempt, Kind.FAILED, place, error=error))
 
 
 def _imported(*, own_cluster: bool) -> ModuleType:

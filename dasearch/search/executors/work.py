@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from dasearch.config import StudySettings
 from dasearch.errors import BrokenTraining
@@ -73,6 +76,26 @@ def work(job: Job, workshop: Workshop, tell: Heard) -> None:
             tell(event(Kind.FAILED, place, error=outcome))
         else:
             tell(event(Kind.DONE, place, fit=outcome))
+
+
+def work_or_fail(job: Job, opened: Callable[[], Workshop], tell: Heard) -> None:
+    """Train a job in a worker, which has to open the prepared study first; an error outside the trainings fails its runs."""
+    try:
+        work(job, opened(), tell)
+    except Exception as error:
+        for place in range(len(job.runs)):
+            tell(Event(job.number, job.attempt, Kind.FAILED, place, error=error))
+
+
+def read_job(record: dict[str, Any], *, cpus: int) -> Job:
+    """A job from its JSON values, in a worker of so many cores."""
+    job = Job.from_record(record)
+    return replace(job, settings=with_threads(job.settings, cpus))
+
+
+def with_threads(settings: StudySettings, cpus: int) -> StudySettings:
+    """With as many threads as a worker has cores."""
+    return settings.model_copy(update={"threads": cpus})
 
 
 def this_process() -> str:
