@@ -16,7 +16,7 @@ from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,6 +25,9 @@ from typer.exceptions import TyperException
 from dasearch.errors import DasearchError, Interrupted, WrongUse
 from dasearch.report import Format
 from dasearch.training.ranks import require_alone, started
+
+if TYPE_CHECKING:
+    from dasearch.search.executors import Workers
 
 DEBUG = "DASEARCH_DEBUG"
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
@@ -108,7 +111,9 @@ def run(
     trackers: TrackOption = None,
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Train in so many processes at once, on Ray. Default: in this one."),
+        typer.Option(
+            metavar="N", min=1, help="Train in so many processes at once, on Ray or SLURM. Default: in this one."
+        ),
     ] = None,
     cpus: Annotated[
         int | None,
@@ -125,6 +130,14 @@ def run(
     ray: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="A Ray cluster that runs, for --workers; auto: the one of this machine."),
+    ] = None,
+    slurm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY=VALUE,...",
+            help="Queue each of the --workers as a job of SLURM that asks for this, as in "
+            "partition=gpu,time=120,gpus_per_node=1; local: jobs are processes of this machine.",
+        ),
     ] = None,
     dry_run: Annotated[
         bool,
@@ -148,8 +161,7 @@ def run(
     require_alone("run")
     if as_json and not dry_run:
         raise WrongUse("a run prints its progress, not JSON; add --dry-run, or ask `dasearch status --json`")
-    if workers is None and (cpus or gpus or ray):
-        raise WrongUse("a run without --workers trains in this process; add --workers N")
+    crew = _crew(workers, Workers(workers or 1, cpus, gpus, ray, slurm))
     loaded = Study.load(study, _overrides(changes, budget, seed), storage=storage)
     console = _console()
     if dry_run:
@@ -162,9 +174,24 @@ def run(
             show_estimate(console, loaded.settings.yaml(), found)
         return
     with closing(_tracked(loaded, Terminal(console), trackers)) as listener:
-        crew = None if workers is None else Workers(workers, cpus, gpus, ray)
         status = loaded.run(train=not no_train, listener=listener, warm_start=warm_start, workers=crew)
     summary(console, status, command=shlex.join(["dasearch", *sys.argv[1:]]))
+
+
+def _crew(count: int | None, asked: Workers) -> Workers | None:
+    """What was asked of workers, where there are any; refused before the study is prepared for them."""
+    from dasearch.search.executors import Workers
+    from dasearch.search.executors.slurm import asked_of_slurm
+
+    if count is None:
+        if asked != Workers():
+            raise WrongUse("a run without --workers trains in this process; add --workers N")
+        return None
+    if asked.slurm is not None:
+        if asked.address is not None:
+            raise WrongUse("workers run on Ray or as jobs of SLURM; leave out --ray or --slurm")
+        asked_of_slurm(asked)
+    return asked
 
 
 @app.command()

@@ -32,6 +32,7 @@ EXTRAS = {  # distributions of pyproject's extras; a test compares the two
     "mlflow": ("mlflow-skinny",),
     "wandb": ("wandb",),
     "ray": ("ray",),
+    "slurm": ("submitit",),
     "postgres": ("psycopg",),
     "export": ("onnx", "onnxscript"),
     "test": (

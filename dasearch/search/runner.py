@@ -22,6 +22,8 @@ from dasearch.search.confirmation import WINNER, recommended
 from dasearch.search.domain import Domain, settings_text
 from dasearch.search.events import CONFIRMATION, FINAL, SEARCH, Listener
 from dasearch.search.executors import Executor, Inline, Workers
+from dasearch.search.executors.ray import RayExecutor
+from dasearch.search.executors.slurm import SlurmExecutor, end_left_over
 from dasearch.search.final import Finalists, evaluate_finally, final_rows, train_encoders, train_rows
 from dasearch.search.front import Selection
 from dasearch.search.loop import Search
@@ -64,12 +66,13 @@ class Runner:
         self.trainings = self._trainings()
 
     def _executor(self, workers: Workers | None) -> Executor:
+        output = resolve_output(self.settings)
+        end_left_over(output)
         if workers is None:
             return Inline(self.materials)
-        from dasearch.search.executors.ray import RayExecutor
-
         self.listener.says("starting the workers")
-        return RayExecutor(self.materials, self.settings, workers, resolve_output(self.settings))
+        kind = RayExecutor if workers.slurm is None else SlurmExecutor
+        return kind(self.materials, self.settings, workers, output)
 
     def _trainings(self) -> Trainings:
         return Trainings(self.settings, self.space, self.materials, self.store, self.listener, self.executor)

@@ -1,4 +1,4 @@
-"""Where the trainings of a study run: in its own process, or in workers on Ray. Jobs go in, events come out."""
+"""Where the trainings of a study run: in its own process, in workers on Ray, or in jobs of SLURM. Jobs go in, events come out."""
 
 from dasearch.search.executors.base import Event, Executor, Job, Kind, Workers
 from dasearch.search.executors.inline import Inline

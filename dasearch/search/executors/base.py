@@ -31,12 +31,14 @@ class Workers:
         cpus: threads of each; None: its share of the machine's cores.
         gpus: of each, such as a quarter of one.
         address: of a Ray cluster that runs; None: a cluster on this machine, for as long as the study runs.
+        slurm: None: on Ray; else what each job asks of SLURM, as in ``partition=gpu,time=120``, or ``local``.
     """
 
     count: int = 1
     cpus: int | None = None
     gpus: float = 0.0
     address: str | None = None
+    slurm: str | None = None
 
 
 @dataclass(frozen=True)
