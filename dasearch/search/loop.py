@@ -22,7 +22,7 @@ from dasearch.errors import DasearchError, TrainingError, described
 from dasearch.models.cost import SiteCosts, cost_of_choices
 from dasearch.search.domain import Domain, Point, briefly, suggested, trial_run
 from dasearch.search.events import SEARCH, TRIAL, Finished, Training
-from dasearch.search.executors.work import this_process
+from dasearch.search.executors.work import elsewhere
 from dasearch.search.objective import TRIAL_SEED, Outcome, Run
 from dasearch.search.store import HEARTBEAT_SECONDS, RETRY
 from dasearch.search.trainings import Group, Planned, Trainings, confirmation_trainings, final_trainings
@@ -35,6 +35,7 @@ BROKEN = "broken"  # its training raised an error
 BATCH = "batch"  # how many trials train side by side, itself among them; from when all of them are asked for
 GROUP = "group"  # which of them: the number of its first trial when they were asked for
 
+REASON = "reason"  # why its training failed
 WORKERS = "workers"  # where it was trained, ``machine:process``, an attempt after the other
 
 PROPOSED_TRIALS = 4  # of the surrogate, before its landscape is called flat
@@ -316,7 +317,7 @@ class Search:
         else:
             if not isinstance(outcome, TrainingError):
                 self._require_a_success(trial, outcome)
-            trial.set_user_attr("reason", described(outcome))
+            trial.set_user_attr(REASON, described(outcome))
             self.study.tell(trial, state=TrialState.PRUNED)
             self._tell_finished(one.training, None, 0.0, untold)
 
@@ -332,8 +333,8 @@ class Search:
 
     def _keep_workers(self, trial: Trial, workers: Sequence[str]) -> None:
         """Where a trial was trained, the last attempt's last; nothing of one that this process trained."""
-        if workers and workers != [this_process()]:
-            trial.set_user_attr(WORKERS, [*trial.user_attrs.get(WORKERS, []), *workers])
+        if others := elsewhere(workers):
+            trial.set_user_attr(WORKERS, [*trial.user_attrs.get(WORKERS, []), *others])
 
     def _require_a_success(self, trial: Trial, error: Exception) -> None:
         """A training that breaks costs itself alone; but where none has come to its end, the error is the study's.
@@ -346,6 +347,7 @@ class Search:
         again = self.storage.get_trial(trial._trial_id).user_attrs.get(BROKEN)
         if not again and not self._finished(TrialState.COMPLETE):
             trial.set_user_attr(BROKEN, True)
+            trial.set_user_attr(REASON, described(error))
             self._release(trial)
             raise error
         self.listener.says(f"given up: {described(error)}")

@@ -17,6 +17,7 @@ from dasearch.search.confirmation import CONTROLS
 from dasearch.search.dispatch import Batch, Dispatcher
 from dasearch.search.events import FINAL, Finished, Listener, Training
 from dasearch.search.executors import Executor, Inline
+from dasearch.search.executors.work import elsewhere
 from dasearch.search.objective import Objective, Outcome, Run, Users, data_bo
 from dasearch.search.store import LaterTraining, Store
 from dasearch.search_space import SearchSpace
@@ -205,8 +206,10 @@ class Trainings:
         outcomes, ended = self.outcomes(group), datetime.now(UTC)
         left = self._left_after(group.planned[-1].training)
         for place, (one, outcome) in enumerate(zip(group.planned, outcomes, strict=True)):
+            workers = elsewhere(group.batch.workers.get(place, []))
+            reason = None if isinstance(outcome, Fit) else described(outcome)
+            self.store.end_training(self.settings.name, one.run.name, ended, workers=workers, reason=reason)
             if isinstance(outcome, Fit):
-                self.store.end_training(self.settings.name, one.run.name, ended)
                 keep(one, outcome)
                 found[one.run.name] = Kept(one.run, outcome, group.batch.objective_of(place))
                 self.listener.finished(Finished(one.training, self.score(outcome), None, None, outcome.seconds, left))

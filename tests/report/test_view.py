@@ -121,6 +121,22 @@ def test_times_of_trainings_after_the_search(tmp_path: Path) -> None:
     again.close()
 
 
+def test_a_training_that_failed_may_begin_again(tmp_path: Path) -> None:
+    """It runs again then; the workers of both attempts are known."""
+    store = empty_study(tmp_path)
+    first, _, _ = later_trainings()
+    again = first.began + timedelta(minutes=1)
+    store.begin_training(NAME, first)
+    store.end_training(NAME, first.run, first.began, workers=["a:1", "b:2"], reason="its worker was lost")
+    failed = first._replace(ended=first.began, workers=("a:1", "b:2"), reason="its worker was lost")
+    assert store.later_trainings(NAME) == [failed]
+    store.begin_training(NAME, first._replace(began=again))
+    assert store.later_trainings(NAME) == [failed._replace(began=again, ended=None, reason=None)]
+    store.end_training(NAME, first.run, again, workers=["b:3"])
+    assert store.later_trainings(NAME) == [first._replace(began=again, ended=again, workers=("a:1", "b:2", "b:3"))]
+    store.close()
+
+
 def test_the_signal_is_the_searchs(tmp_path: Path) -> None:
     store = empty_study(tmp_path)
     evaluate(store, "SPS-PPS", 0.3)

@@ -20,8 +20,20 @@ def before_versions(file: Path, *, without: tuple[str, ...] = ()) -> None:
         connection.execute(f"INSERT INTO dasearch_comparison ({kept}) SELECT {kept} FROM dasearch_result")
         for column in COMPARED:
             connection.execute(f"ALTER TABLE dasearch_result DROP COLUMN {column}")
+    connection.close()
+    before_workers(file)
+    with sqlite3.connect(file) as connection:
         for table in ("dasearch_schema", *without):
             connection.execute(f"DROP TABLE {table}")
+    connection.close()
+
+
+def before_workers(file: Path) -> None:
+    """Take a database back to version 1, in which no training says where it ran."""
+    with sqlite3.connect(file) as connection:
+        for column in ("workers", "reason"):
+            connection.execute(f"ALTER TABLE dasearch_training DROP COLUMN {column}")
+        connection.execute("UPDATE dasearch_schema SET version = 1")
     connection.close()
 
 

@@ -14,7 +14,8 @@ from dasearch.errors import StoreError
 from dasearch.search.store import Artifact, Result, open_store
 from dasearch.training.metrics import Interval
 from tests.report.stored import NAME, empty_study, evaluate
-from tests.search.older import before_versions, tables
+from tests.report.views import later_trainings
+from tests.search.older import before_versions, before_workers, tables
 
 RESULTS = [
     Result("winner", "SPS-PPS", "MRR", 0.3, 0.2, 0.4, seeds=5, sd=0.01),
@@ -65,6 +66,28 @@ def test_tables_that_came_later(tmp_path: Path) -> None:
             assert store.ablations("any") == []
             assert store.trials(NAME)[0].score == 0.4
         assert tables(file).isdisjoint(later) is not create
+
+
+def test_trainings_of_before_workers_are_read_and_migrated(tmp_path: Path) -> None:
+    first, second, final = later_trainings()
+    with closing(empty_study(tmp_path)) as store:
+        for training in (first, second, final):
+            store.begin_training(NAME, training)
+        store.end_training(NAME, first.run, first.began)
+        store.end_training(NAME, second.run, second.began, workers=["here:1"], reason="diverged")
+    file = tmp_path / "dasearch.db"
+    before_workers(file)
+    written = file.read_bytes()
+    ended = [first._replace(ended=first.began), second._replace(ended=second.began), final]
+    with closing(open_store(str(file), "", create=False)) as store:
+        assert store.later_trainings(NAME) == ended
+    assert file.read_bytes() == written
+    with closing(open_store(str(file), "", create=True)) as store:
+        assert store.later_trainings(NAME) == ended
+        store.end_training(NAME, final.run, final.began, workers=["here:1"], reason="diverged")
+        assert store.later_trainings(NAME)[2] == final._replace(
+            ended=final.began, workers=("here:1",), reason="diverged"
+        )
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:

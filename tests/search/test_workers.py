@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from dasearch.errors import StudyError
 from dasearch.layout import Layout
 from dasearch.search.events import Finished, Listener
 from dasearch.search.executors import Workers, ray, watch
-from dasearch.search.store import open_store
+from dasearch.search.store import LaterTraining, open_store
 from dasearch.search.study import Status, Study
 from tests.search import faulty
 from tests.search.trainings import curve
@@ -57,12 +58,12 @@ def test_workers_find_what_one_process_finds(tmp_path: Path) -> None:
     assert not (tmp_path / "together/runs/toy/prepared").exists()
 
 
-Survived = tuple[Status, list[str], dict[str, str]]
+Survived = tuple[Status, list[str], dict[str, str], list[LaterTraining]]
 
 
 @pytest.fixture(scope="module")
 def survived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Survived]:
-    """A study in which every kind of fault happens: what it found, what it said, and why trials have no score."""
+    """A study in which every kind of fault happens: what it found, what it said, why trials have no score, what came later."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ray, "Worker", faulty.Faulty)
         patched.setattr(watch, "GRACE", 1.0)
@@ -70,15 +71,15 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Survived]:
         ears = Ears()
         status = Study(settings).run(train=False, workers=TWO, listener=ears)
         store = open_store(None, settings.output, create=False)
-        trials = store.trials("toy")
+        trials, later = store.trials("toy"), store.later_trainings("toy")
         store.close()
         layouts = {trial.number: str(trial.layout) for trial in status.trials}
         reasons = {layouts[t.number]: t.attributes["reason"] for t in trials if t.state == "pruned"}
-        yield status, ears.said, reasons
+        yield status, ears.said, reasons, later
 
 
 def test_what_goes_wrong_in_a_worker_costs_it_alone(survived: Survived) -> None:
-    status, _, reasons = survived
+    status, _, reasons, _ = survived
     lost = reasons.pop(faulty.DIES)
     assert lost.startswith("its worker was lost (")
     assert lost.endswith("), 3 times")
@@ -94,7 +95,7 @@ def test_what_goes_wrong_in_a_worker_costs_it_alone(survived: Survived) -> None:
 
 def test_a_lost_worker_is_made_good(survived: Survived) -> None:
     """The training goes on from its checkpoint, in another process, and comes out the same."""
-    status, said, _ = survived
+    status, said, _, _ = survived
     score = next(trial.score for trial in status.completed if str(trial.layout) == faulty.DIES_ONCE)
     assert score == curve(Layout.parse(faulty.DIES_ONCE), 0)[-1]
     assert sum(faulty.DIES_ONCE in text and "goes on from its last epoch" in text for text in said) == 1
@@ -102,17 +103,28 @@ def test_a_lost_worker_is_made_good(survived: Survived) -> None:
 
 
 def test_too_little_memory_halves_the_rows_of_a_pass_once(survived: Survived) -> None:
-    _, said, _ = survived
+    _, said, _, _ = survived
     halved = [text for text in said if "did not fit into memory" in text]
     assert {text.split()[0] for text in halved} == {f"trial/{faulty.HUNGRY}", f"trial/{faulty.GREEDY}"}
     assert all(text.endswith("batch_size=4 and accumulate=2") for text in halved)
 
 
 def test_a_control_that_fails_is_left_out_of_the_confirmation(survived: Survived) -> None:
-    status, said, _ = survived
+    status, said, _, _ = survived
     assert "confirmation without all-parallel, seed 1: ValueError: no such thing" in said
     assert faulty.RAISES not in {str(standing.layout) for standing in status.standings}
     assert {str(standing.layout) for standing in status.standings} > {"SSS-SSS"}
+
+
+def test_trainings_after_the_search_say_where_they_ran_and_why_they_failed(survived: Survived) -> None:
+    _, _, _, later = survived
+    failed = [training for training in later if training.reason is not None]
+    assert {(str(one.layout), one.reason) for one in failed} == {(faulty.RAISES, "ValueError: no such thing")}
+    assert all(one.ended is not None for one in later)
+    assert all(len(one.workers) == 1 for one in later)
+    machine, process = later[0].workers[0].split(":")
+    assert machine == platform.node()
+    assert int(process) != os.getpid()
 
 
 def test_more_workers_than_fit_are_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -101,6 +101,11 @@ def with_threads(settings: StudySettings, cpus: int) -> StudySettings:
 def this_process() -> str:
     """As ``machine:process``."""
     return f"{platform.node()}:{os.getpid()}"
+
+
+def elsewhere(workers: Sequence[str]) -> list[str]:
+    """The workers of a training; none of one that this process trained at its first attempt."""
+    return [] if list(workers) == [this_process()] else list(workers)
 
 
 def overtime(job: Job) -> BrokenTraining:

@@ -132,6 +132,8 @@ class LaterTraining(NamedTuple):
         run: as of `EpochRow`.
         began: of one that was interrupted, when it last went on.
         ended: None while it runs.
+        workers: where it was trained, ``machine:process``, an attempt after the other; nothing of one in the study's process.
+        reason: why it failed; None unless it did.
     """
 
     run: str
@@ -142,6 +144,8 @@ class LaterTraining(NamedTuple):
     total: int
     began: datetime
     ended: datetime | None = None
+    workers: tuple[str, ...] = ()
+    reason: str | None = None
 
 
 class AblationTraining(NamedTuple):

@@ -6,7 +6,7 @@ is what was written before versions were recorded; some of its tables came later
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -40,9 +40,10 @@ from sqlalchemy.schema import CreateColumn
 from dasearch.errors import StoreError
 from dasearch.search.store.engines import sqlite_file
 from dasearch.search.store.locks import schema_lock
-from dasearch.search.store.tables import Base, ResultRow, SchemaRow, StudyRow
+from dasearch.search.store.tables import Base, LaterTrainingRow, ResultRow, SchemaRow, StudyRow
 
 RESULTS = Base.metadata.tables[ResultRow.__tablename__]
+TRAININGS = Base.metadata.tables[LaterTrainingRow.__tablename__]
 KEY = ("study_id", "name", "metric")
 COMPARED = ("seeds", "sd", "lead", "lead_low", "lead_high", "p")
 COMPARISON = table("dasearch_comparison", *(column(name) for name in (*KEY, *COMPARED)))  # of version 0
@@ -146,11 +147,7 @@ def _one_table_of_results(connection: Connection) -> None:
     inspector = inspect(connection)
     if not inspector.has_table(RESULTS.name):
         return
-    here = {found["name"] for found in inspector.get_columns(RESULTS.name)}
-    for name in COMPARED:
-        if name not in here:
-            added = CreateColumn(RESULTS.c[name]).compile(dialect=connection.dialect)
-            connection.execute(text(f"ALTER TABLE {RESULTS.name} ADD COLUMN {added}"))
+    _add_columns(connection, RESULTS, COMPARED)
     if inspector.has_table(COMPARISON.name):
         same = _same_row(RESULTS)
         held = {name: select(COMPARISON.c[name]).where(same).scalar_subquery() for name in COMPARED}
@@ -158,7 +155,23 @@ def _one_table_of_results(connection: Connection) -> None:
         connection.execute(text(f"DROP TABLE {COMPARISON.name}"))
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_one_table_of_results,)  # each from the version of its place
+def _workers_of_trainings(connection: Connection) -> None:
+    """From 1: trainings after the search say where they ran and why they failed."""
+    if inspect(connection).has_table(TRAININGS.name):
+        _add_columns(connection, TRAININGS, ("workers", "reason"))
+
+
+def _add_columns(connection: Connection, own: Table, names: Sequence[str]) -> None:
+    """Those of today's table that the database lacks."""
+    here = {found["name"] for found in inspect(connection).get_columns(own.name)}
+    for name in names:
+        if name not in here:
+            added = CreateColumn(own.c[name]).compile(dialect=connection.dialect)
+            connection.execute(text(f"ALTER TABLE {own.name} ADD COLUMN {added}"))
+
+
+# each from the version of its place
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_one_table_of_results, _workers_of_trainings)
 VERSION = len(MIGRATIONS)
 
 

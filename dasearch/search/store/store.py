@@ -422,22 +422,31 @@ class Store:
 
     @changing
     def begin_training(self, name: str, training: LaterTraining) -> None:
-        """Record that a training after the search begins; of one that ended before, its times stay."""
+        """Record that a training after the search begins; of one that ended before, its times stay unless it failed."""
         with Session(self._engine) as session, session.begin():
             key = {"study_id": self._row(session, name).id, "run": training.run}
             row = session.scalar(select(LaterTrainingRow).filter_by(**key)) or LaterTrainingRow(**key)
-            if row.ended is None:
+            if row.ended is None or row.reason is not None:
+                row.ended, row.reason = None, None
                 row.phase, row.label, row.layout = training.phase, training.label, str(training.layout)
                 row.place, row.total, row.began = training.place, training.total, training.began.timestamp()
             session.add(row)
 
     @changing
-    def end_training(self, name: str, run: str, ended: datetime) -> None:
-        """Record that a training that `begin_training` recorded is over."""
+    def end_training(
+        self, name: str, run: str, ended: datetime, *, workers: Sequence[str] = (), reason: str | None = None
+    ) -> None:
+        """Record that a training that `begin_training` recorded is over.
+
+        Args:
+            workers: where it was trained since; they join those of before.
+            reason: why it failed.
+        """
         with Session(self._engine) as session, session.begin():
             study = self._row(session, name).id
             row = session.scalars(select(LaterTrainingRow).filter_by(study_id=study, run=run)).one()
             row.ended = ended.timestamp() if row.ended is None else row.ended
+            row.workers, row.reason = json.dumps([*json.loads(row.workers), *workers]), reason
 
     @reading
     def later_trainings(self, name: str) -> list[LaterTraining]:
@@ -459,6 +468,8 @@ class Store:
                 row.total,
                 datetime.fromtimestamp(row.began, UTC),
                 None if row.ended is None else datetime.fromtimestamp(row.ended, UTC),
+                tuple(json.loads(row.workers)),
+                row.reason,
             )
             for row in rows
         ]

@@ -139,7 +139,7 @@ class FinalTrainingRow(Base):
 
 
 class LaterTrainingRow(Base):
-    """A training after the search; ``run`` as of `EpochRow`, times in seconds since 1970."""
+    """A training after the search; ``run`` as of `EpochRow`, times in seconds since 1970, ``workers`` a JSON list."""
 
     __tablename__ = "dasearch_training"
     __table_args__ = (UniqueConstraint("study_id", "run"),)
@@ -153,6 +153,8 @@ class LaterTrainingRow(Base):
     total: Mapped[int]
     began: Mapped[float] = mapped_column(Float)
     ended: Mapped[float | None] = mapped_column(Float)
+    workers: Mapped[str] = mapped_column(Text, server_default="[]")
+    reason: Mapped[str | None] = mapped_column(Text)
 
 
 class AblationRow(Base):
