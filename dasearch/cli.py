@@ -822,7 +822,7 @@ def _doctor_study(name: str, *, fix: bool, output: str, storage: str | None, as_
 
 
 def _status_record(found: Any) -> dict[str, Any]:
-    from dasearch.report.terminal import prior_record, standings_record
+    from dasearch.report.terminal import later_record, prior_record, standings_record
 
     return {
         "name": found.name,
@@ -831,6 +831,7 @@ def _status_record(found: Any) -> dict[str, Any]:
         "trials": [{**asdict(trial), "layout": str(trial.layout or "")} for trial in found.trials],
         "settings_found": dict(found.settings_found),
         "confirmation": standings_record(found.standings, found.selection),
+        "later_trainings": [later_record(training) for training in found.later_trainings],
         "results": [result._asdict() for result in found.results],
         "artifacts": [artifact._asdict() for artifact in found.artifacts],
         "warm_start": [prior_record(trial) for trial in found.prior],

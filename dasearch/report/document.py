@@ -12,6 +12,7 @@ from dasearch.report.terminal import (
     clock,
     conclusions,
     counted,
+    failures,
     lead_text,
     p_text,
     spread,
@@ -19,6 +20,7 @@ from dasearch.report.terminal import (
     warm_start,
 )
 from dasearch.report.view import State, StudyView
+from dasearch.search.causes import note
 from dasearch.search.confirmation import WINNER
 from dasearch.search.domain import number, settings_text
 from dasearch.search.events import DONE, SEARCH
@@ -80,7 +82,7 @@ def sections(view: StudyView) -> list[Section]:
             tables=(effects_table(view), settings_table(view)),
         ),
         Section("search", "The search", figures=("curves", "theta", "calibration", "cost", "timeline")),
-        Section("trials", "Trials", tables=(trials_table(view), later_table(view))),
+        Section("trials", "Trials", tuple(failures(view)), tables=(trials_table(view), later_table(view))),
         Section("data", "Data", tuple(_data_sentences(view)), tables=(data_table(view),)),
         Section(
             "configuration",
@@ -277,10 +279,11 @@ def later_table(view: StudyView) -> Table:
             str(t.layout),
             t.began.strftime(WHEN),
             "runs" if t.ended is None else f"{(t.ended - t.began).total_seconds():.1f}",
+            note(t.reason, t.workers),
         )
         for t in view.later_trainings
     ]
-    headings = ("phase", "place", "training", "layout", "began", "seconds")
+    headings = ("phase", "place", "training", "layout", "began", "seconds", "note")
     return Table("Trainings after the search", headings, tuple(rows))
 
 
@@ -324,7 +327,7 @@ def trials_table(view: StudyView) -> Table:
             "" if t.seconds is None else f"{t.seconds:.1f}",
             "" if t.parameters is None else f"{t.parameters:,}",
             "" if t.peak_memory is None else f"{t.peak_memory / MIB:,.0f}",
-            "; ".join(part for part in (_repeats(t.retry_of), t.reason) if part),
+            "; ".join(part for part in (_repeats(t.retry_of), note(t.reason, t.workers)) if part),
         )
         for t in view.trials
     ]

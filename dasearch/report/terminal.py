@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,7 +32,7 @@ from dasearch.search.events import (
     Training,
 )
 from dasearch.search.front import Selection
-from dasearch.search.store import PriorTrial, Result
+from dasearch.search.store import LaterTraining, PriorTrial, Result
 from dasearch.search.study import Status
 from dasearch.training.metrics import Interval
 from dasearch.training.request_files import Answered, Progress
@@ -396,10 +397,39 @@ def show_status(console: Console, status: Status) -> None:
     for row in zip(*(cells[heading] for heading in kept), strict=True):
         table.add_row(*row)
     console.print(table)
+    for line in failures(status):
+        console.print(Text(line))
     if status.standings:
         console.print(standings_table(status))
     if status.phase == DONE:
         console.print(results_table(status.results, console.width))
+
+
+class Failing(Protocol):
+    """A trial that may have failed."""
+
+    @property
+    def failed(self) -> bool: ...
+
+    @property
+    def reason(self) -> str | None: ...
+
+
+class Trained(Protocol):
+    """A study, or where it stands."""
+
+    @property
+    def trials(self) -> Sequence[Failing]: ...
+
+    @property
+    def later_trainings(self) -> Sequence[LaterTraining]: ...
+
+
+def failures(study: Trained) -> list[str]:
+    """A sentence a cause: how many trials, or trainings of a later phase, failed by it; the most frequent first."""
+    found = [("trial", trial.reason) for trial in study.trials if trial.failed]
+    found += [(f"{one.phase} training", one.reason) for one in study.later_trainings if one.reason is not None]
+    return [f"{counted(number, noun)} failed: {reason}" for (noun, reason), number in Counter(found).most_common()]
 
 
 def _trial_cells(status: Status) -> dict[str, list[str]]:
@@ -471,6 +501,12 @@ def warm_start(prior: Sequence[PriorTrial]) -> str:
 def prior_record(trial: PriorTrial) -> dict[str, Any]:
     """A layout of another study, with which a study was begun."""
     return {**trial._asdict(), "layout": str(trial.layout)}
+
+
+def later_record(training: LaterTraining) -> dict[str, Any]:
+    """A training after the search."""
+    times = {"began": training.began.isoformat(), "ended": training.ended and training.ended.isoformat()}
+    return {**training._asdict(), "layout": str(training.layout), **times}
 
 
 def standings_record(found: Sequence[Standing], selection: Selection | None) -> list[dict[str, Any]]:

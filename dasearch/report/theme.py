@@ -147,7 +147,11 @@ def escaped(text: object) -> str:
 
 def brief(layout: Layout | None) -> str:
     """A layout as a label: a long one without its middle."""
-    text = str(layout or "")
+    return shortened(str(layout or ""))
+
+
+def shortened(text: str) -> str:
+    """A long label without its middle."""
     if len(text) <= BRIEF:
         return text
     half = BRIEF // 2

@@ -19,10 +19,10 @@ from dasearch.errors import WrongUse
 from dasearch.layout import Difference, Layout
 from dasearch.models.cost import Cost, SiteCosts
 from dasearch.report.learned import Learned, learn
+from dasearch.search.causes import cause_of, failed, workers_of
 from dasearch.search.confirmation import OBJECTIVE, Standing, standings, t_interval, winner_of
 from dasearch.search.domain import Domain, Point, trial_run
 from dasearch.search.front import Selection
-from dasearch.search.loop import BROKEN
 from dasearch.search.store import (
     Artifact,
     Confirmation,
@@ -67,6 +67,7 @@ class Trial:
         peak_memory: in bytes.
         retry_of: the failed trial that this one repeats.
         reason: why it was pruned or failed, or can have no layout.
+        workers: where it was trained, ``machine:process``, an attempt after the other; nothing of one in the study's process.
     """
 
     number: int
@@ -83,6 +84,12 @@ class Trial:
     retry_of: int | None = None
     reason: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    workers: tuple[str, ...] = ()
+
+    @property
+    def failed(self) -> bool:
+        """Whether its training failed, or it was lost."""
+        return failed(self.state, self.reason)
 
     @property
     def signal(self) -> float | None:
@@ -289,22 +296,6 @@ def _trial(record: TrialRecord, domain: Domain, epochs: Mapping[str, Sequence[Ep
         ended=record.ended,
         retry_of=record.retry_of,
         settings=named,
-        reason=_foreign(record.params, domain.space) or _reason(state, layout, kept),
+        reason=cause_of(record, domain),
+        workers=workers_of(record),
     )
-
-
-def _foreign(params: Mapping[str, Any], space: SearchSpace) -> str | None:
-    """Trials may have been added to the study by something else, with choices of its own."""
-    name = space.foreign(params)
-    return None if name is None else f"{name} is {params[name]!r}, which is no choice of this search space"
-
-
-def _reason(state: State, layout: Layout | None, attributes: Mapping[str, Any]) -> str | None:
-    """In words; the runner says why only where training itself failed."""
-    if state is State.PRUNED:
-        return str(attributes.get("reason", "its layout was evaluated before"))
-    if state is not State.FAIL:
-        return None
-    if layout is None:
-        return "no layout was left to propose, or its process ended before one was"
-    return "its training raised an error" if attributes.get(BROKEN) else "it was interrupted, or its process was lost"

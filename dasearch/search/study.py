@@ -29,6 +29,7 @@ from dasearch.models.adapters import AdapterSettings
 from dasearch.models.pretrained import pretrained_layers
 from dasearch.models.registry import MODELS
 from dasearch.models.tiny_opt import TINY_OPT
+from dasearch.search.causes import cause_of, failed, workers_of
 from dasearch.search.confirmation import OBJECTIVE, Standing, standings
 from dasearch.search.domain import Domain, Point
 from dasearch.search.events import DONE, SEARCH, Listener
@@ -38,6 +39,7 @@ from dasearch.search.prior import prior_trials
 from dasearch.search.runner import Runner
 from dasearch.search.store import (
     Artifact,
+    LaterTraining,
     PriorTrial,
     Result,
     Store,
@@ -76,7 +78,13 @@ MAY_CHANGE = {
 
 @dataclass(frozen=True)
 class TrialView:
-    """A trial as people read it; ``settings`` are those that are searched beside the layout, by key."""
+    """A trial as people read it.
+
+    Attributes:
+        settings: those that are searched beside the layout, by key.
+        workers: as of `causes.workers_of`.
+        reason: as of `causes.cause_of`.
+    """
 
     number: int
     layout: Layout | None
@@ -85,6 +93,12 @@ class TrialView:
     seconds: float | None
     parameters: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    workers: tuple[str, ...] = ()
+    reason: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        return failed(self.state, self.reason)
 
 
 @dataclass(frozen=True)
@@ -104,6 +118,7 @@ class Status:
     metric: str = OBJECTIVE
     selection: Selection | None = None  # of a study with a cost, once costs are counted
     settings_found: Mapping[str, Any] = field(default_factory=dict)  # of `search.also`: the best so far, by key
+    later_trainings: Sequence[LaterTraining] = ()
 
     @property
     def completed(self) -> list[TrialView]:
@@ -305,6 +320,7 @@ def status(store: Store, name: str) -> Status:
         metric=settings.search.metric,
         selection=Selection.of(settings.search, store.costs(name)),
         settings_found=domain.named(domain.best_values(signals_of(records, domain))),
+        later_trainings=store.later_trainings(name),
     )
 
 
@@ -337,7 +353,8 @@ def _view(trial: TrialRecord, domain: Domain) -> TrialView:
     layout, settings = (None, {}) if point is None else (point.layout, domain.named(point.values))
     score = trial.score if trial.state == "complete" else None
     parameters = trial.attributes.get("parameters")
-    return TrialView(trial.number, layout, trial.state, score, trial.seconds, parameters, settings)
+    told = (workers_of(trial), cause_of(trial, domain))
+    return TrialView(trial.number, layout, trial.state, score, trial.seconds, parameters, settings, *told)
 
 
 @contextmanager

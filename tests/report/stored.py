@@ -41,7 +41,7 @@ def optuna_study(store: Store, name: str = NAME) -> optuna.Study:
     return optuna.load_study(study_name=name, storage=store.optuna_storage())
 
 
-def evaluate(store: Store, layout: str, score: float, name: str = NAME) -> int:
+def evaluate(store: Store, layout: str, score: float, name: str = NAME, workers: Sequence[str] = ()) -> int:
     """A trial of two epochs as the runner leaves it; its number."""
     study = optuna_study(store, name)
     trial = study.ask(dict.fromkeys(space().free, optuna.distributions.CategoricalDistribution(NAMES)))
@@ -53,7 +53,21 @@ def evaluate(store: Store, layout: str, score: float, name: str = NAME) -> int:
         store.add_epoch(name, f"trial/{layout}", Epoch(epoch, {"total": 3.0 - epoch}, {"MRR": value}, 4.0))
     trial.set_user_attr("parameters", 1234)
     trial.set_user_attr("peak_memory", 2**20)
+    if workers:
+        trial.set_user_attr("workers", list(workers))
     study.tell(trial, score)
+    return trial.number
+
+
+def give_up(store: Store, layout: str, reason: str, workers: Sequence[str] = ()) -> int:
+    """A trial whose training failed, as the runner leaves it; its number."""
+    study = optuna_study(store)
+    trial = study.ask(dict.fromkeys(space().free, optuna.distributions.CategoricalDistribution(NAMES)))
+    for key, value in space().encode(Layout.parse(layout)).items():
+        _set_param(store, trial._trial_id, key, value)
+    trial.set_user_attr("workers", list(workers))
+    trial.set_user_attr("reason", reason)
+    study.tell(trial, state=optuna.trial.TrialState.PRUNED)
     return trial.number
 
 

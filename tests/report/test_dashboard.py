@@ -42,6 +42,7 @@ from tests.report.stored import (
     empty_study,
     evaluate,
     evaluate_elsewhere,
+    give_up,
     large_study,
     later_space,
     optuna_study,
@@ -282,6 +283,25 @@ def test_a_search_space_of_a_later_version_is_a_sentence(tmp_path: Path) -> None
         assert "cannot be read (there is no choice" in answer.text
 
 
+def test_workers_and_causes_are_shown(tmp_path: Path) -> None:
+    store = empty_study(tmp_path)
+    evaluate(store, "SPS-PPS", 0.2, workers=["a:1"])
+    give_up(store, "PPP-PPP", "its worker was <lost>, 3 times", ["a:1", "b:2", "b:3"])
+    store.close()
+    site, study = client(tmp_path), f"/studies/{NAME}"
+    attempts = "attempt 1 in a:1, attempt 2 in b:2, attempt 3 in b:3"
+    trial, row = (site.get(f"/api{study}{rest}").json() for rest in ("/trials/1", ""))
+    assert trial["workers"] == row["trials"][1]["workers"] == ["a:1", "b:2", "b:3"]
+    assert trial["reason"] == row["trials"][1]["reason"] == "its worker was <lost>, 3 times"
+    page = site.get(f"{study}/trials/1").text
+    assert attempts in page
+    assert "its worker was &lt;lost&gt;, 3 times" in page
+    assert "in a:1" in site.get(f"{study}/trials/0").text
+    whole = site.get(study).text
+    assert "1 trial failed: its worker was &lt;lost&gt;, 3 times" in whole
+    assert f"its worker was &lt;lost&gt;, 3 times; {attempts}" in whole
+
+
 def test_names_are_text(tmp_path: Path) -> None:
     """dasearch itself accepts plainer names; a database may have been written by anything."""
     empty_study(tmp_path, source="<img src=x onerror=alert(2)>").close()
@@ -411,6 +431,14 @@ def test_progress_after_the_search() -> None:
     training = views.finished(phase="final", later_trainings=(first, second, final))
     assert (
         "0 of 4 final trainings are complete; winner <b>, seed 0 runs since" in progress_sentences(training, silent)[1]
+    )
+    lost = first._replace(ended=first.began, reason="its worker was lost")
+    assert progress_sentences(views.finished(phase="confirmation", later_trainings=(lost, *later[1:])), silent)[1] == (
+        "0 of 6 trainings with fresh seeds are complete, 1 failed; all-serial, seed 2 runs since 00:01 UTC: SSS-SSS."
+    )
+    apart = (first, second._replace(ended=None), second._replace(place=3, began=final.began, ended=None))
+    assert progress_sentences(views.finished(phase="confirmation", later_trainings=apart), silent)[1].startswith(
+        "1 of 6 trainings with fresh seeds are complete; 2 run side by side since 00:01 UTC: "
     )
     over = final._replace(place=4, ended=final.began)
     done = views.finished(phase="final", later_trainings=(first, second, over))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from datetime import timedelta
 
 import numpy as np
 import plotly.graph_objects as go
@@ -32,6 +33,7 @@ from dasearch.report.theme import (
     words,
 )
 from dasearch.report.view import State, StudyView, Trial
+from dasearch.search.causes import EVALUATED
 from dasearch.search.confirmation import t_interval
 from tests.report.views import BEGUN, LAYOUTS, SCORES, complete, finished, later_trainings, space, view
 
@@ -221,13 +223,16 @@ def test_timeline_has_a_bar_a_trial(study: StudyView) -> None:
     assert list(traces["complete"].x) == [8000.0] * 5
     assert traces["complete"].base[1] == "2026-01-01T00:00:10+00:00"
     assert found.layout.xaxis.type == "date"
-    assert traces["failed"].marker.color == STATE_COLOURS[State.FAIL]
-    assert list(traces["pruned"].text) == ["↻"]
-    assert "repeats trial 5" in traces["pruned"].hovertext[0]
-    assert "loss &lt;b&gt;nan&lt;/b&gt;" in traces["pruned"].hovertext[0]
+    failed = traces["failed"]
+    assert failed.marker.color == STATE_COLOURS[State.FAIL]
+    assert list(failed.text) == ["", "↻"]
+    assert "it was interrupted" in failed.hovertext[0]
+    assert "repeats trial 5" in failed.hovertext[1]
+    assert "loss &lt;b&gt;nan&lt;/b&gt;" in failed.hovertext[1]
+    assert found.layout.yaxis.title.text == "lane"
     assert list(traces["running"].y) == [2]  # it began while trial 6 ran
     assert list(traces["running"].x) == [3540_000.0]  # until the study was read
-    assert "8 trials: 5 complete, 1 running, 1 pruned, 1 failed; 1 of them repeat" in words(found)
+    assert "8 trials: 5 complete, 1 running, 2 failed; 1 of them repeat" in words(found)
 
 
 def test_timeline_goes_on_after_the_search() -> None:
@@ -244,6 +249,49 @@ def test_timeline_goes_on_after_the_search() -> None:
     assert hatches[0] == ""
     assert final.hovertext[0].startswith("winner &lt;b&gt;, seed 0: SSS-SSS<br>running, 3480.0 s")
     assert words(found).endswith("After them 2 confirmation trainings and 1 final training.")
+
+
+def test_timeline_tells_an_evaluated_layout_from_a_failure() -> None:
+    layout = Layout.parse(LAYOUTS[0])
+    again = complete(1, layout, 0.1, state=State.PRUNED, reason=EVALUATED)
+    found = figures.timeline(view([complete(0, layout, 0.1), again]), LIGHT)
+    assert named(found)["pruned"].marker.color == STATE_COLOURS[State.PRUNED]
+
+
+def test_timeline_has_lanes_of_each_worker() -> None:
+    """Trial 2 was begun in b, which trains trial 1 beside it, and ended in a; of trial 3 nothing is known."""
+    a, b, c = "node:1", "node:2", "a-machine-with-a-long-name:3"
+    layouts = [Layout.parse(text) for text in LAYOUTS]
+    trials = [
+        complete(0, layouts[0], 0.1, workers=(a,)),
+        complete(1, layouts[1], 0.1, workers=(b,), started=BEGUN, ended=BEGUN + timedelta(seconds=5)),
+        complete(2, layouts[2], 0.1, workers=(b, a), started=BEGUN + timedelta(seconds=4)),
+        complete(3, layouts[3], 0.1),
+    ]
+    first, second, _ = later_trainings()
+    failed = second._replace(workers=(c,), reason="its worker was <lost>")
+    found = figures.timeline(view(trials, later_trainings=(first._replace(workers=(c, c)), failed)), LIGHT)
+    traces, axis = named(found), found.layout.yaxis
+    assert list(traces["complete"].y) == [1, 3, 2, 5]
+    assert list(traces["confirmation"].y) == list(traces["confirmation, failed"].y) == [4]
+    assert list(axis.tickvals) == [1, 3, 4, 5]
+    assert list(axis.ticktext) == [a, b, "a-machine-w…long-name:3", "not known"]
+    assert axis.title.text == "worker"
+    stories = traces["complete"].hovertext
+    assert stories[0].endswith("in node:1")
+    assert stories[2].endswith("attempt 1 in node:2, attempt 2 in node:1")
+    assert list(traces["complete"].text) == ["", "", "↻", ""]
+    assert traces["confirmation, failed"].marker.color == STATE_COLOURS[State.FAIL]
+    assert traces["confirmation, failed"].hovertext[0].endswith(f"in {c}<br>its worker was &lt;lost&gt;")
+    assert words(found).endswith("They ran in 3 workers.")
+
+
+def test_one_worker_has_the_lanes_of_one_process() -> None:
+    trials = [complete(n, Layout.parse(LAYOUTS[n]), 0.1, workers=("node:1",)) for n in range(2)]
+    found = figures.timeline(view(trials), LIGHT)
+    assert list(found.data[0].y) == [1, 1]
+    assert found.layout.yaxis.title.text == "lane"
+    assert found.data[0].hovertext[0].endswith("in node:1")
 
 
 def test_lanes_are_reused() -> None:

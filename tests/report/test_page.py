@@ -271,10 +271,33 @@ def test_trainings_after_the_search_have_their_times() -> None:
     )
     began = "2026-01-01 00:01 UTC"
     assert trials.tables[1].rows == (
-        ("confirmation", "1 of 6", "all-serial, seed 1", "SSS-SSS", began, "8.0"),
-        ("confirmation", "2 of 6", "all-serial, seed 2", "SSS-SSS", began, "8.0"),
-        ("final", "1 of 4", "winner <b>, seed 0", "SSS-SSS", "2026-01-01 00:02 UTC", "runs"),
+        ("confirmation", "1 of 6", "all-serial, seed 1", "SSS-SSS", began, "8.0", ""),
+        ("confirmation", "2 of 6", "all-serial, seed 2", "SSS-SSS", began, "8.0", ""),
+        ("final", "1 of 4", "winner <b>, seed 0", "SSS-SSS", "2026-01-01 00:02 UTC", "runs", ""),
     )
+
+
+def test_what_failed_is_said_by_its_cause_and_where_it_was_tried() -> None:
+    first, second, _ = later_trainings()
+    lost = second._replace(workers=("a:1", "b:2"), reason="its worker was lost")
+    again = complete(0, Layout.parse(LAYOUTS[0]), 0.1, workers=("a:1", "a:3"))
+    slow = [complete(n, Layout.parse(LAYOUTS[n]), 0.1, state=State.PRUNED, reason="it took too long") for n in (1, 2)]
+    found = view([again, *slow], later_trainings=(first._replace(workers=("a:1",)), lost))
+    trials = next(section for section in sections(found) if section.key == "trials")
+    assert trials.sentences == (
+        "2 trials failed: it took too long",
+        "1 confirmation training failed: its worker was lost",
+    )
+    assert [row[-1] for row in trials.tables[0].rows] == [
+        "attempt 1 in a:1, attempt 2 in a:3",
+        "it took too long",
+        "it took too long",
+    ]
+    notes = [row[-1] for row in trials.tables[1].rows]
+    assert notes == ["", "its worker was lost; attempt 1 in a:1, attempt 2 in b:2"]
+    markdown = as_markdown(found)
+    assert "2 trials failed: it took too long" in markdown
+    assert "attempt 1 in a:1, attempt 2 in a:3" in markdown
 
 
 def test_a_table_without_rows_is_left_out() -> None:

@@ -2,19 +2,64 @@
 
 from __future__ import annotations
 
+import json
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from dasearch.cli import run_command
 from dasearch.layout import Layout
-from dasearch.report.terminal import Terminal, against_baselines, results_table
+from dasearch.report.terminal import Terminal, against_baselines, results_table, show_status
 from dasearch.search.events import SEARCH, Finished, Training
 from dasearch.search.store import Result
+from dasearch.search.study import status
 from dasearch.training.metrics import Interval
 from dasearch.training.stack import Epoch
+from tests.report.stored import NAME, empty_study, evaluate, give_up
+from tests.report.views import later_trainings
 
 METRICS = ("MRR", "Recall@10", "NDCG@10")
+
+
+def test_status_names_why_trials_failed(tmp_path: Path) -> None:
+    store = empty_study(tmp_path)
+    evaluate(store, "SPS-PPS", 0.2, workers=["a:1", "b:2"])
+    give_up(store, "SPP-SSS", "it took longer than its 5 minutes")
+    for layout in ("PPP-PPP", "PPP-SSS"):
+        give_up(store, layout, "its worker was lost (gone), 3 times", ["a:1", "b:2", "b:3"])
+    first, _, _ = later_trainings()
+    store.begin_training(NAME, first)
+    store.end_training(NAME, first.run, first.began, workers=["a:1"], reason="diverged")
+    found, shown = status(store, NAME), StringIO()
+    store.close()
+    show_status(Console(file=shown, width=80), found)
+    lines = shown.getvalue().splitlines()
+    assert [line for line in lines if "failed" in line] == [
+        "2 trials failed: its worker was lost (gone), 3 times",
+        "1 trial failed: it took longer than its 5 minutes",
+        "1 confirmation training failed: diverged",
+    ]
+    assert [(trial.workers, trial.reason) for trial in found.trials[:2]] == [
+        (("a:1", "b:2"), None),
+        ((), "it took longer than its 5 minutes"),
+    ]
+
+
+def test_status_as_json_has_workers_and_causes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = empty_study(tmp_path)
+    give_up(store, "PPP-PPP", "diverged", ["a:1", "b:2"])
+    first, _, _ = later_trainings()
+    store.begin_training(NAME, first)
+    store.end_training(NAME, first.run, first.began, workers=["a:1"], reason="diverged")
+    store.close()
+    assert run_command(["status", NAME, "--json", "--output", str(tmp_path)]) == 0
+    record = json.loads(capsys.readouterr().out)
+    (trial,), (later,) = record["trials"], record["later_trainings"]
+    assert (trial["workers"], trial["reason"]) == (["a:1", "b:2"], "diverged")
+    assert (later["workers"], later["reason"], later["layout"]) == (["a:1"], "diverged", "SSS-SSS")
+    assert later["ended"] == first.began.isoformat()
 
 
 def rows(name: str, lead: Interval | None, p: float | None, layout: str | None = None) -> list[Result]:

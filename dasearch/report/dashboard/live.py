@@ -57,32 +57,37 @@ def progress_sentences(view: StudyView, progress: Progress) -> list[str]:
 
 def share(view: StudyView) -> Share:
     """Of the evaluations, or after the search of its phase's trainings."""
-    latest = _latest(view)
-    if not latest:
+    own = _of_phase(view)
+    if not own:
         return Share("evaluations", len(view.completed), view.settings.search.budget)
-    return Share(AFTER[view.phase], latest[-1].place - len(_running(latest)), latest[-1].total)
+    begun = max(one.place for one in own)
+    return Share(AFTER[view.phase], begun - len(_running(own)) - len(_failed(own)), own[-1].total)
 
 
-def _latest(view: StudyView) -> list[LaterTraining]:
-    """The trainings that began last, side by side, of the phase that the study is in; none before the first."""
-    own = [one for one in view.later_trainings if one.phase == view.phase]
-    return [one for one in own if one.began == own[-1].began]
+def _of_phase(view: StudyView) -> list[LaterTraining]:
+    """The trainings of the phase that the study is in, if that is after the search."""
+    return [one for one in view.later_trainings if one.phase == view.phase]
 
 
 def _running(trainings: Sequence[LaterTraining]) -> list[LaterTraining]:
     return [one for one in trainings if one.ended is None]
 
 
+def _failed(trainings: Sequence[LaterTraining]) -> list[LaterTraining]:
+    return [one for one in trainings if one.reason is not None]
+
+
 def _later_sentence(view: StudyView) -> str:
     """Which trainings after the search are done, of how many, and what runs; of an older study what is known."""
-    latest = _latest(view)
-    if not latest:
+    own = _of_phase(view)
+    if not own:
         return f"{len(view.confirmations)} trainings with fresh seeds are complete."
-    what, done, total = share(view)
-    if running := _running(latest):
-        return f"{done} of {total} {what} are complete; {_named(running)}."
-    rest = ", what is left are ID models and the test split" if view.phase == FINAL and done == total else ""
-    return f"{done} of {total} {what} are complete{rest}."
+    (what, done, total), failed = share(view), len(_failed(own))
+    said = f"{done} of {total} {what} are complete" + (f", {failed} failed" if failed else "")
+    if running := _running(own):
+        return f"{said}; {_named(running)}."
+    rest = ", what is left are ID models and the test split" if view.phase == FINAL and done + failed == total else ""
+    return f"{said}{rest}."
 
 
 def _named(running: Sequence[LaterTraining]) -> str:

@@ -29,9 +29,10 @@ from dasearch.report.document import (
     trials_table,
     versions_table,
 )
-from dasearch.report.terminal import symmetric
+from dasearch.report.terminal import failures, symmetric
 from dasearch.report.theme import CHOICE_COLOURS, OWN_COLOURS, choice_colours, ink_on
 from dasearch.report.view import StudyView, Trial
+from dasearch.search.causes import attempts
 from dasearch.search.domain import settings_text
 from dasearch.search.store import Progress
 from dasearch.search_space import SearchSpace
@@ -77,7 +78,7 @@ def study_sections(view: StudyView) -> list[Section]:
         ),
         Section("structure", "What was learned", figures=learned_figures(view)),
         Section("search", "The search", figures=("curves", "theta", "calibration", "cost", "timeline")),
-        Section("trials", "Trials", () if view.trials else ("No trial has begun yet.",), tables=(trials_table(view),)),
+        Section("trials", "Trials", tuple(_trial_sentences(view)), tables=(trials_table(view),)),
         Section(
             "configuration",
             "Configuration and data",
@@ -85,6 +86,10 @@ def study_sections(view: StudyView) -> list[Section]:
             listings=(Listing(f"The study as resolved, {view.name}.yaml", view.settings.yaml()),),
         ),
     ]
+
+
+def _trial_sentences(view: StudyView) -> list[str]:
+    return failures(view) if view.trials else ["No trial has begun yet."]
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,7 @@ def trial_facts(view: StudyView, trials: Mapping[str, Trial]) -> Table:
         "began": lambda trial: "" if trial.started is None else trial.started.strftime(WHEN),
         "ended": lambda trial: "" if trial.ended is None else trial.ended.strftime(WHEN),
         "repeats trial": lambda trial: "" if trial.retry_of is None else str(trial.retry_of),
+        "trained": lambda trial: attempts(trial.workers),
         "note": lambda trial: trial.reason or "",
         "confirmed": lambda trial: confirmed(view, trial),
     }

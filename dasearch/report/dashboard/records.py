@@ -11,9 +11,9 @@ from typing import Any
 from dasearch.report.dashboard.live import live_version, progress_sentences
 from dasearch.report.dashboard.reading import Snapshot
 from dasearch.report.document import verdict_sentences
-from dasearch.report.terminal import prior_record, standing_record, standings_record
+from dasearch.report.terminal import later_record, prior_record, standing_record, standings_record
 from dasearch.report.view import StudyView, Trial
-from dasearch.search.store import LaterTraining, Progress
+from dasearch.search.store import Progress
 
 
 def progress_record(found: Progress) -> dict[str, Any]:
@@ -71,6 +71,7 @@ def trial_row(trial: Trial) -> dict[str, Any]:
         "started": _time(trial.started),
         "ended": _time(trial.ended),
         "retry_of": trial.retry_of,
+        "workers": list(trial.workers),
         "reason": trial.reason,
     }
 
@@ -85,16 +86,6 @@ def trial_record(view: StudyView, trial: Trial) -> dict[str, Any]:
         "epochs": [{**asdict(epoch), "number": epoch.number + 1} for epoch in trial.epochs],
         "proposal": asdict(proposals[0]) if proposals else None,
         "confirmation": [standing_record(s) for s in view.standings if s.layout == trial.layout],
-    }
-
-
-def later_record(training: LaterTraining) -> dict[str, Any]:
-    """A training after the search."""
-    return {
-        **training._asdict(),
-        "layout": str(training.layout),
-        "began": _time(training.began),
-        "ended": _time(training.ended),
     }
 
 

@@ -98,8 +98,8 @@ FIGURES: dict[str, Drawing] = {
     ),
     "timeline": Drawing(
         "Timeline",
-        "When each training ran, hatched those after the search; a lane holds what ran one after another, so lanes are "
-        "workers at work.",
+        "When each training ran, hatched those after the search; a lane holds what ran one after another. Where several "
+        "workers trained, each has its own lanes, and what was tried more than once (↻) lies in those of its last attempt.",
         timeline,
     ),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
@@ -22,9 +22,12 @@ from dasearch.report.theme import (
     drawn,
     escaped,
     nothing,
+    shortened,
 )
 from dasearch.report.view import State, StudyView, Trial
+from dasearch.search.causes import attempts
 from dasearch.search.events import CONFIRMATION, FINAL
+from dasearch.search.store import LaterTraining
 from dasearch.search_space import SearchSpace
 
 WIDE = 1.96  # standard deviations of a normal 95% interval
@@ -33,6 +36,7 @@ LANE = 44
 LEGEND = 22  # a row of two on a phone
 MILLISECONDS = 1000.0
 LATER = {CONFIRMATION: "confirmation", FINAL: "final"}  # phases after the search, as the timeline calls them
+NO_WORKER = "not known"  # of what runs, was interrupted, or was trained in the study's own process
 HATCHES = {CONFIRMATION: "/", FINAL: "x"}
 
 
@@ -131,32 +135,41 @@ def coverage(inside: int, found: Sequence[Foreseen], noise: float) -> str:
 
 
 class Bar(NamedTuple):
-    """A training from start to end; ``hatch`` is a pattern of plotly, ``mark`` stands inside the bar."""
+    """A training from start to end.
+
+    Attributes:
+        worker: that of its last attempt; empty where none is known.
+        hatch: a pattern of plotly.
+        mark: stands inside the bar.
+    """
 
     series: str
     colour: str
     start: datetime
     end: datetime
     story: str
+    worker: str = ""
     hatch: str = ""
     mark: str = ""
 
 
 def timeline(view: StudyView, theme: Theme) -> go.Figure:
-    """A bar a training from start to end, a trace a state; what ran at one time lies in different lanes."""
+    """A bar a training from start to end, a trace a state; what ran at one time lies in different lanes, of its worker if
+    there are several.
+    """
     started = [trial for trial in view.trials if trial.started]
     bars = [*_trial_bars(view), *_later_bars(view)]
     if not bars:
         return nothing(theme, "No trial has started yet.")
-    lanes = free_lanes([(bar.start, bar.end) for bar in bars])
+    lanes, labels = lanes_of(bars)
     series = dict.fromkeys(bar.series for bar in bars)
     traces = [_bars([(b, lane) for b, lane in zip(bars, lanes, strict=True) if b.series == name]) for name in series]
-    count = {state: sum(trial.state is state for trial in started) for state in State}
+    count = {state: sum(_outcome(trial) is state for trial in started) for state in State}
     retries = sum(trial.retry_of is not None for trial in started)
     shares = ", ".join(f"{number} {state.word}" for state, number in count.items() if number)
     again = f"; {retries} of them repeat a failed one" if retries else ""
-    says = f"{counted(len(started), 'trial')}: {shares}{again}.{_later_words(view)}"
-    lanes_axis = {**counting("lane", max(lanes)), "autorange": "reversed"}
+    says = f"{counted(len(started), 'trial')}: {shares}{again}.{_later_words(view)}{_workers_words(labels)}"
+    lanes_axis = {**_lanes_axis(labels), "autorange": "reversed"}
     height = FRAME + LANE * (max(lanes) + 1) + LEGEND * (len(series) // 2)
     x = {"type": "date"}
     return drawn(theme, *traces, says=says, barmode="overlay", height=height, xaxis=x, yaxis=lanes_axis)
@@ -165,25 +178,50 @@ def timeline(view: StudyView, theme: Theme) -> go.Figure:
 def _trial_bars(view: StudyView) -> list[Bar]:
     """State by state."""
     bars = []
-    for trial in sorted(view.trials, key=lambda trial: list(State).index(trial.state)):
+    for trial in sorted(view.trials, key=lambda trial: list(State).index(_outcome(trial))):
         if trial.started:
-            end, mark = trial.ended or view.read, "" if trial.retry_of is None else "↻"
-            colour, story = STATE_COLOURS[trial.state], _story(trial, end - trial.started, view.metric)
-            bars.append(Bar(trial.state.word, colour, trial.started, end, story, mark=mark))
+            end, state = trial.ended or view.read, _outcome(trial)
+            story, worker = _story(trial, end - trial.started, view.metric), _last(trial.workers)
+            mark = _mark(trial.workers, again=trial.retry_of is not None)
+            bars.append(Bar(state.word, STATE_COLOURS[state], trial.started, end, story, worker, mark=mark))
     return bars
+
+
+def _outcome(trial: Trial) -> State:
+    """Its state; of a training that failed, which Optuna calls pruned, that it did."""
+    return State.FAIL if trial.failed else trial.state
+
+
+def _last(workers: Sequence[str]) -> str:
+    return workers[-1] if workers else ""
+
+
+def _mark(workers: Sequence[str], *, again: bool = False) -> str:
+    return "↻" if again or len(workers) > 1 else ""
 
 
 def _later_bars(view: StudyView) -> list[Bar]:
     """Of the confirmation and the final phase."""
     bars = []
     for training in view.later_trainings:
-        state = State.RUNNING if training.ended is None else State.COMPLETE
-        end = training.ended or view.read
-        series = LATER[training.phase] + ("" if training.ended else f", {state.word}")
+        state, end = _later_state(training), training.ended or view.read
+        series = LATER[training.phase] + ("" if state is State.COMPLETE else f", {state.word}")
         took = f"{state.word}, {(end - training.began).total_seconds():.1f} s"
-        story = f"{escaped(training.label)}: {brief(training.layout)}<br>{took}"
-        bars.append(Bar(series, STATE_COLOURS[state], training.began, end, story, hatch=HATCHES[training.phase]))
+        lines = [f"{escaped(training.label)}: {brief(training.layout)}", took, *_causes(training)]
+        worker, mark, hatch = _last(training.workers), _mark(training.workers), HATCHES[training.phase]
+        bars.append(Bar(series, STATE_COLOURS[state], training.began, end, "<br>".join(lines), worker, hatch, mark))
     return bars
+
+
+def _later_state(training: LaterTraining) -> State:
+    if training.ended is None:
+        return State.RUNNING
+    return State.COMPLETE if training.reason is None else State.FAIL
+
+
+def _causes(training: Trial | LaterTraining) -> list[str]:
+    """Where it ran and why it failed, in lines."""
+    return [escaped(line) for line in (attempts(training.workers), training.reason) if line]
 
 
 def _later_words(view: StudyView) -> str:
@@ -221,9 +259,44 @@ def _story(trial: Trial, took: timedelta, metric: str) -> str:
         lines.append(f"{metric} {trial.score:.4f}")
     if trial.retry_of is not None:
         lines.append(f"repeats trial {trial.retry_of}")
-    if trial.reason is not None:
-        lines.append(escaped(trial.reason))
-    return "<br>".join(lines)
+    return "<br>".join([*lines, *_causes(trial)])
+
+
+def lanes_of(bars: Sequence[Bar]) -> tuple[list[int], list[str]]:
+    """A lane for each bar, counted from 0, and a label for each lane.
+
+    Lanes of one worker lie together, the first with its name, if there are several workers; else no lane has a label.
+    """
+    first = sorted(bars, key=lambda bar: (not bar.worker, bar.start))  # last those of which no worker is known
+    workers = list(dict.fromkeys(bar.worker for bar in first))
+    if sum(map(bool, workers)) < 2:
+        lanes = free_lanes([(bar.start, bar.end) for bar in bars])
+        return lanes, [""] * (max(lanes) + 1)
+    lanes, labels = [0] * len(bars), list[str]()
+    for worker in workers:
+        own = [index for index, bar in enumerate(bars) if bar.worker == worker]
+        within = free_lanes([(bars[index].start, bars[index].end) for index in own])
+        for index, lane in zip(own, within, strict=True):
+            lanes[index] = len(labels) + lane
+        labels += [escaped(shortened(worker)) or NO_WORKER, *[""] * max(within)]
+    return lanes, labels
+
+
+def _lanes_axis(labels: Sequence[str]) -> dict[str, Any]:
+    """Of lanes that are counted from 1."""
+    if not any(labels):
+        return counting("lane", len(labels) - 1)
+    named = [lane for lane, label in enumerate(labels) if label]
+    return {
+        "title": {"text": "worker"},
+        "tickvals": [lane + 1 for lane in named],
+        "ticktext": [labels[lane] for lane in named],
+    }
+
+
+def _workers_words(labels: Sequence[str]) -> str:
+    workers = sum(bool(label) and label != NO_WORKER for label in labels)
+    return f" They ran in {counted(workers, 'worker')}." if workers else ""
 
 
 def free_lanes(spans: Sequence[tuple[datetime, datetime]]) -> list[int]:
