@@ -19,6 +19,8 @@ from dasearch.config import parse_study
 from dasearch.errors import LayoutError
 from dasearch.layout import SITES, Depth, Layout, ModelKind, carried
 from dasearch.layout_file import LAYOUT_NAME, ChoiceRecord, LayoutFile, choice_records
+from dasearch.search.causes import workers_of
+from dasearch.search.loop import REASON
 from dasearch.search.store import PriorTrial, Store, TrialRecord, open_store
 from dasearch.search_space import SearchSpace
 from dasearch.versioned import VersionedFile
@@ -37,12 +39,26 @@ class ScoredLayout(BaseModel):
     signal: FiniteFloat | None = Field(
         None, description="what the search learned from, the mean of the validation curve; null: the score"
     )
+    workers: list[str] = Field(
+        default_factory=list,
+        description="since 1.3: where it was trained, an attempt after the other; [] in the study's process",
+    )
+
+
+class FailedLayout(BaseModel):
+    """A layout whose training failed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layout: str
+    reason: str
+    workers: list[str] = Field(default_factory=list, description="as of a scored layout")
 
 
 class TrialsFile(VersionedFile):
-    """The contents of ``trials.json``: the complete trials of a study, for another one to begin with."""
+    """The contents of ``trials.json``: the complete trials of a study, for another one to begin with, and those that failed."""
 
-    VERSION = "1.2"
+    VERSION = "1.3"
     WHAT = "trials file (trials.json)"
 
     schema_version: str = Field(VERSION, description="MAJOR.MINOR; a minor version only adds fields")
@@ -58,6 +74,9 @@ class TrialsFile(VersionedFile):
         default_factory=choice_records, min_length=1, description="since 1.1: what the letters stand for"
     )
     trials: list[ScoredLayout] = Field(min_length=1)
+    failed: list[FailedLayout] = Field(
+        default_factory=list, description="since 1.3: layouts that the study gave up; no other study learns from them"
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> TrialsFile:
@@ -91,11 +110,12 @@ def trials_of(store: Store, name: str) -> TrialsFile:
     """
     stored = store.begun(name)
     settings, space = parse_study(stored.settings, source=f"study {name}"), SearchSpace.from_record(stored.space)
+    records = store.trials(name)
     if settings.search.also:
         raise LayoutError(
             f"study {name!r} searched settings beside the layout, so its trials do not compare layouts alone"
         )
-    found = [scored for trial in store.trials(name) if (scored := _scored(trial, space)) is not None]
+    found = [scored for trial in records if (scored := _scored(trial, space)) is not None]
     if not found:
         raise LayoutError(f"study {name!r} has no complete trial yet; run it first")
     return TrialsFile(
@@ -109,13 +129,23 @@ def trials_of(store: Store, name: str) -> TrialsFile:
         seed=stored.settings["seed"],
         choices=choice_records(*space.file.alphabet),
         trials=found,
+        failed=[failed for trial in records if (failed := _failed(trial, space)) is not None],
     )
 
 
 def _scored(trial: TrialRecord, space: SearchSpace) -> ScoredLayout | None:
     if trial.state != "complete" or trial.score is None or not space.holds(trial.params):
         return None
-    return ScoredLayout(layout=str(space.decode(trial.params)), score=trial.score, signal=trial.signal)
+    layout, workers = str(space.decode(trial.params)), list(workers_of(trial))
+    return ScoredLayout(layout=layout, score=trial.score, signal=trial.signal, workers=workers)
+
+
+def _failed(trial: TrialRecord, space: SearchSpace) -> FailedLayout | None:
+    """Of a trial that was given up; what was only interrupted is trained again."""
+    if trial.state != "pruned" or REASON not in trial.attributes or not space.holds(trial.params):
+        return None
+    layout, reason = str(space.decode(trial.params)), str(trial.attributes[REASON])
+    return FailedLayout(layout=layout, reason=reason, workers=list(workers_of(trial)))
 
 
 def write_trials(store: Store, name: str, path: Path) -> Path:

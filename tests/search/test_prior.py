@@ -18,12 +18,14 @@ from dasearch.layout_file import LayoutFile, Metric
 from dasearch.search.prior import TrialsFile, prior_trials, read_trials, write_trials
 from dasearch.search.store import open_store
 from dasearch.search.study import Study
-from tests.report.stored import empty_study, evaluate
+from tests.report.stored import empty_study, evaluate, give_up
 from tests.search.older import before_versions
 from tests.search.test_study import Ears, outcome, run, space
 from tests.training.studies import small_study
 
 DEEP = {"SSS-SSS-SPS-SPS": 0.30, "PPS-PPS-SSS-SSS": 0.10, "SSP-SSP-PSS-PSS": 0.20, "SSS-SSS-PPP-PPP": 0.25}
+
+SCORED = {"layout": "SSS-SSS-SPS-SPS", "score": 0.3}
 
 
 def record(scores: dict[str, float] = DEEP, **changes: Any) -> dict[str, Any]:
@@ -60,9 +62,10 @@ def test_a_study_writes_what_another_reads(tmp_path: Path) -> None:
             evaluate(store, layout, score)
         path = write_trials(store, "toy", tmp_path / "new" / "trials.json")
     content = json.loads(path.read_text())
-    assert content["trials"][0] == {"layout": "SPS-PPS", "score": 0.4, "signal": pytest.approx(0.39)}  # of .38 and .40
+    mean = pytest.approx(0.39)  # of .38 and .40
+    assert content["trials"][0] == {"layout": "SPS-PPS", "score": 0.4, "signal": mean, "workers": []}
     assert {k: content[k] for k in ("schema_version", "model", "layers", "replaced", "dataset", "seed")} == {
-        "schema_version": "1.2",
+        "schema_version": "1.3",
         "model": "darec",
         "layers": 2,
         "replaced": [1, 2],
@@ -156,9 +159,22 @@ def test_what_is_refused(tmp_path: Path, changes: dict[str, Any], sentence: str)
         prior_trials(written(tmp_path, record(**changes)), space(2))
 
 
+def test_a_study_writes_what_failed_and_which_workers_trained_it(tmp_path: Path) -> None:
+    with closing(empty_study(tmp_path)) as store:
+        evaluate(store, "SPS-PPS", 0.4, workers=["a:1", "b:2"])
+        give_up(store, "PPP-PPP", "its worker was lost, 3 times", ["a:1", "b:2", "b:3"])
+        path = write_trials(store, "toy", tmp_path / "trials.json")
+    content = json.loads(path.read_text())
+    assert content["trials"][0]["workers"] == ["a:1", "b:2"]
+    lost = {"layout": "PPP-PPP", "reason": "its worker was lost, 3 times", "workers": ["a:1", "b:2", "b:3"]}
+    assert content["failed"] == [lost]
+    jsonschema.validate(content, TrialsFile.json_schema())
+    assert pairs(prior_trials(str(path), space(2))) == [("SPS-PPS", pytest.approx(0.39))]
+
+
 def test_a_newer_minor_version_is_read(tmp_path: Path) -> None:
-    source = written(tmp_path, record(schema_version="1.7", colour="red"))
-    assert len(read_trials(source).trials) == 4
+    source = written(tmp_path, record(schema_version="1.7", colour="red", trials=[{**SCORED, "colour": "red"}]))
+    assert len(read_trials(source).trials) == 1
 
 
 def test_what_is_no_file_of_trials_is_refused(tmp_path: Path) -> None:
