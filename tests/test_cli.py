@@ -440,6 +440,10 @@ def test_data_stats(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["train_interactions"] / 60 + 2 == pytest.approx(found["mean_length"])
     assert run_command(["data", "stats", "toy.yaml"]) == 0
     assert "tied last" in capsys.readouterr().out
+    with (here / "toy" / "interactions.tsv").open("a") as file:
+        file.write("u1\tnowhere\t1\n")
+    assert run_command(["data", "stats", "toy.yaml"]) == 0
+    assert "items that items.jsonl lacks, such as 'nowhere'; they are left out" in capsys.readouterr().out
 
 
 def test_doctor_looks_and_leaves_nothing(

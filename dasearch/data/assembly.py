@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 
@@ -11,6 +13,9 @@ from dasearch.data.raw import Raw
 from dasearch.data.rules import Rules
 from dasearch.errors import DataError
 
+MOST_UNKNOWN = 0.5  # share of interactions; with more, the two files do not belong together
+LEAST_SHOWN = 0.01
+
 
 def assemble(raw: Raw, rules: Rules) -> Dataset:
     """Apply the rules and number users and items anew.
@@ -18,11 +23,13 @@ def assemble(raw: Raw, rules: Rules) -> Dataset:
     Untitled items go before ties are settled, so that a visit's one kept event is never an unusable one.
 
     Raises:
-        DataError: if nothing is left, or ratings are asked of data that have none.
+        DataError: if nothing is left, ratings are asked of data that have none, or most interactions are with items that
+            the catalogue lacks.
     """
     usable = np.array([not rules.require_title or bool(item.attributes.get(TITLE)) for item in raw.items], dtype=bool)
     if not usable.any():
         raise DataError(f"no item in {raw.catalogue} has a title; give each an attribute {TITLE!r}")
+    remarks = (*raw.remarks, *_unknown(raw, rules), *_untitled(raw, rules))
     events = _rated(raw, rules.min_rating)
     events = events.where(usable[events.items])
     if rules.duplicates is Duplicates.FIRST:
@@ -34,7 +41,48 @@ def assemble(raw: Raw, rules: Rules) -> Dataset:
         min_user=rules.min_user_interactions,
         core=rules.core,
     )
-    return _numbered(raw, events, usable & frequent)
+    return _numbered(raw, events, usable & frequent, remarks)
+
+
+def _unknown(raw: Raw, rules: Rules) -> list[str]:
+    """How many interactions are with items that the catalogue lacks; more than half are not left out, but refused."""
+    known = len(raw.items) if raw.known is None else raw.known
+    unknown = raw.events.items[raw.events.items >= known]
+    if not len(unknown):
+        return []
+    example = repr(raw.items[int(unknown[0])].identifier)
+    found = f"{_share(unknown, raw)} are with items that {Path(raw.catalogue).name} lacks, such as {example}"
+    if not rules.require_title:
+        return [f"{found}; these items have no attributes"]
+    if len(unknown) > MOST_UNKNOWN * len(raw.events.items):
+        has = f"where it has {raw.items[0].identifier!r}" if known else "which has none"
+        raise DataError(
+            f"{found}, {has}; write items in both files alike, or set data.require_title=false to do without texts"
+        )
+    return [f"{found}; they are left out"]
+
+
+def _untitled(raw: Raw, rules: Rules) -> list[str]:
+    """How many interactions are with items of the catalogue that have no title."""
+    known = raw.items[: raw.known]
+    without = np.array([not item.attributes.get(TITLE) for item in known] + [False] * (len(raw.items) - len(known)))
+    dropped = raw.events.items[without[raw.events.items]] if rules.require_title else raw.events.items[:0]
+    if not len(dropped):
+        return []
+    example = repr(raw.items[int(dropped[0])].identifier)
+    return [
+        f"{_share(dropped, raw)} are with items without a title, such as {example}; they are left out "
+        "(data.require_title=false keeps them)"
+    ]
+
+
+def _share(part: IntArray, raw: Raw) -> str:
+    total = len(raw.events.items)
+    return f"{len(part):,} of {total:,} interactions ({_percent(len(part) / total)})"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}%" if share >= LEAST_SHOWN else "less than 1%"
 
 
 def _rated(raw: Raw, minimum: float | None) -> Events:
@@ -52,7 +100,7 @@ def _in_order(raw: Raw, events: Events, rules: Rules) -> Events:
     return ordered(events, rules.ties, seed=rules.seed, user_keys=user_keys, item_keys=item_keys)
 
 
-def _numbered(raw: Raw, events: Events, kept: npt.NDArray[np.bool_]) -> Dataset:
+def _numbered(raw: Raw, events: Events, kept: npt.NDArray[np.bool_], remarks: tuple[str, ...]) -> Dataset:
     """Of events by user and time, and the items that make the catalogue."""
     catalogue = np.flatnonzero(kept)
     number = np.full(len(raw.items), -1)
@@ -65,6 +113,7 @@ def _numbered(raw: Raw, events: Events, kept: npt.NDArray[np.bool_]) -> Dataset:
         items=tuple(raw.items[item] for item in catalogue.tolist()),
         sequences=_pieces(number[events.items], starts, ends),
         timestamps=_pieces(events.timestamps, starts, ends),
+        remarks=remarks,
     )
 
 

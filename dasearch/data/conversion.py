@@ -31,7 +31,8 @@ class Converted(NamedTuple):
 def convert(source: str | Path, rules: Rules, *, out: Path) -> Converted:
     """Write ``interactions.tsv.gz`` and ``items.jsonl.gz``; read by the same rules they give the same data set.
 
-    Everything the source holds is written: ties and filters are for reading.
+    Everything the source holds is written: ties and filters are for reading. Items that its catalogue lacks are in the
+    interactions alone.
 
     Raises:
         DataError: if the source cannot be read or ``out`` cannot be written; ``out`` is then as it was.
@@ -41,7 +42,7 @@ def convert(source: str | Path, rules: Rules, *, out: Path) -> Converted:
     with whole_folder(out, DataError) as unfinished:
         _write_interactions(raw, unfinished / f"{INTERACTIONS}.gz")
         _write_items(raw, unfinished / f"{ITEMS}.gz")
-    return Converted(len(raw.users), len(raw.items), len(raw.events.users))
+    return Converted(len(raw.users), len(raw.items[: raw.known]), len(raw.events.users))
 
 
 def _write_interactions(raw: Raw, path: Path) -> None:
@@ -67,7 +68,7 @@ def _shown(rating: float) -> str:
 
 def _write_items(raw: Raw, path: Path) -> None:
     with packed(path) as file:
-        for item in raw.items:
+        for item in raw.items[: raw.known]:
             record = {"item_id": item.identifier, "attributes": dict(item.attributes)}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 

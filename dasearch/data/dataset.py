@@ -27,7 +27,7 @@ class Dataset:
     """Interactions and item texts.
 
     Shapes: ``sequences[u]`` and ``timestamps[u]`` are int64, one entry an interaction of user u, oldest first; a sequence
-    holds positions in ``items``.
+    holds positions in ``items``. ``remarks`` are sentences on what of the source is not in it.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Dataset:
     items: tuple[Item, ...]
     sequences: tuple[IntArray, ...]
     timestamps: tuple[IntArray, ...]
+    remarks: tuple[str, ...] = ()
 
     def item_index(self) -> dict[str, int]:
         """Each item's position in ``items`` by its identifier."""

@@ -16,7 +16,8 @@ Ratings = npt.NDArray[np.float32]
 class Raw(NamedTuple):
     """What a reader finds before ties and filters; ``catalogue`` says in messages where the items stand.
 
-    Shapes: ratings ``(events,)``, nan where an event has none; None if no event has one.
+    Shapes: ratings ``(events,)``, nan where an event has none; None if no event has one. The first ``known`` items stand
+    in the catalogue (None: all), the others in interactions alone; ``remarks`` are sentences on what was not read.
     """
 
     name: str
@@ -25,3 +26,5 @@ class Raw(NamedTuple):
     items: list[Item]
     events: Events
     ratings: Ratings | None = None
+    known: int | None = None
+    remarks: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ class Statistics:
 
     ``train_interactions`` is its "#Inter.", which leaves out each user's last two; ``mean_length`` its "Avg. Items".
     ``identity`` says whether #Inter. / #Users + 2 = Avg. Items, as in all five rows: it fails where a split loses or
-    repeats an interaction.
+    repeats an interaction. ``remarks`` say what of the source is not counted.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Statistics:
     items_with_interactions: int
     items_with_title: int
     median_words: float  # of an item sentence
+    remarks: tuple[str, ...] = ()
 
 
 def statistics(dataset: Dataset) -> Statistics:
@@ -62,6 +63,7 @@ def statistics(dataset: Dataset) -> Statistics:
         items_with_interactions=len(np.unique(np.concatenate(dataset.sequences))),
         items_with_title=sum(bool(item.attributes.get(TITLE)) for item in dataset.items),
         median_words=float(np.median(words)),
+        remarks=dataset.remarks,
     )
 
 

@@ -10,10 +10,12 @@ from rich.console import Console
 from dasearch.data import Statistics
 from dasearch.data.readers import Reader
 
+NO_NUMBERS = ("identity", "remarks")
+
 
 def show_statistics(console: Console, found: Statistics) -> None:
-    """A number a line, and whether those of table 1 agree."""
-    numbers = {name.replace("_", " "): value for name, value in asdict(found).items() if name != "identity"}
+    """A number a line, whether those of table 1 agree, and what of the source is not counted."""
+    numbers = {name.replace("_", " "): value for name, value in asdict(found).items() if name not in NO_NUMBERS}
     width = max(map(len, numbers))
     for name, value in numbers.items():
         shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if isinstance(value, float) else str(value)
@@ -26,6 +28,8 @@ def show_statistics(console: Console, found: Statistics) -> None:
         soft_wrap=True,
         markup=False,
     )
+    for remark in found.remarks:
+        console.print(f"{'note':<{width}}  {remark}", soft_wrap=True, markup=False, highlight=False)
 
 
 def show_formats(console: Console, readers: Mapping[str, Reader], names: Mapping[str, object]) -> None:

@@ -190,6 +190,8 @@ class Prepared:
         self.listener = listener
         self.variation = study.settings.model.variation.value
         self.dataset = study.dataset()
+        for remark in self.dataset.remarks:
+            listener.remarks(remark)
         self.development: Development = LeaveOneOut(self.dataset).development
         self._ready: list[tuple[StudySettings, Materials]] = []
 

@@ -46,6 +46,9 @@ class Listener:
     def says(self, text: str) -> None:
         """A step of preparation begins."""
 
+    def remarks(self, text: str) -> None:
+        """Something to know, as what of the data was left out; a line that stays."""
+
     def language_model(self, step: int, steps: int, loss: float) -> None:
         """A step of tiny-opt's own training."""
 
@@ -74,6 +77,10 @@ class Listeners(Listener):
     def says(self, text: str) -> None:
         for listener in self.listeners:
             listener.says(text)
+
+    def remarks(self, text: str) -> None:
+        for listener in self.listeners:
+            listener.remarks(text)
 
     def language_model(self, step: int, steps: int, loss: float) -> None:
         for listener in self.listeners:

@@ -74,6 +74,8 @@ def _train_layout(study: Study, name: str, out: Path | None, heard: Listener, pe
     if folder.exists() and not (folder / "layout.json").is_file():
         raise ModelFolderError(f"{folder} exists and is no model folder; choose another with --out")
     dataset = study.dataset()
+    for remark in dataset.remarks:
+        heard.remarks(remark)
     require_writable(folder.parent)
     development = LeaveOneOut(dataset).development
     materials = prepare_study(settings, dataset, development, say=heard.says, language_model=heard.language_model)

@@ -211,7 +211,10 @@ class Study:
                 fresh = store.study(settings.name) is None
                 if _begin(store, settings, space, dataset, prior) != DONE:
                     with _withdrawn_if_refused(store, settings.name, fresh=fresh), using(settings.threads):
-                        Runner(settings, space, dataset, store, listener or Listener(), workers).run(train=train)
+                        heard = listener or Listener()
+                        for remark in dataset.remarks:
+                            heard.remarks(remark)
+                        Runner(settings, space, dataset, store, heard, workers).run(train=train)
                 return status(store, settings.name)
         finally:
             store.close()

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, TypeVar
 import polars as pl
 
 from dasearch.data.conversion import packed
-from dasearch.data.readers.base import lines, writable
+from dasearch.data.readers.base import lines
+from dasearch.data.readers.values import writable
 from dasearch.errors import DataError, Interrupted, first_line
 from dasearch.training.recommender import Ranking, Recommender, Request
 

@@ -34,7 +34,7 @@ def test_a_folder_gives_back_what_was_written(folder: Path) -> None:
     assert len(read_folder(folder).events.users) == sum(map(len, expected.sequences))
 
 
-@pytest.mark.parametrize("timestamp", ["1.5", "nan", "inf", "1e30", str(2**63), "", "2011-12-09"])
+@pytest.mark.parametrize("timestamp", ["nan", "inf", "1e30", str(2**63), "", "2011-12-09"])
 def test_timestamps_that_are_no_int64(folder: Path, timestamp: str) -> None:
     line = append(folder / "interactions.tsv", f"u0\titem0\t{timestamp}")
     with pytest.raises(DataError, match=rf"interactions\.tsv, line {line}: timestamp '{timestamp}' is not a number"):

@@ -71,7 +71,6 @@ def test_rare_items_go_in_one_pass(tmp_path: Path) -> None:
         ([*GOOD, "a\ti0"], ITEMS, r"interactions\.tsv, line 9: 2 columns where the first line has 3"),
         (GOOD, [*ITEMS, "{broken"], r"items\.jsonl, line 6: not an item"),
         (GOOD, [*ITEMS, {"attributes": {}}], r"items\.jsonl, line 6: not an item"),
-        (GOOD, [*ITEMS, ITEMS[0]], r"items\.jsonl, line 6: item 'i0' is there twice"),
     ],
 )
 def test_what_cannot_be_read(tmp_path: Path, rows: list[str], items: list[object], message: str) -> None:

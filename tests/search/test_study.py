@@ -25,7 +25,7 @@ from dasearch.layout import Layout
 from dasearch.search import study as study_module
 from dasearch.search.confirmation import contenders, controls, recommended, standings, t_interval
 from dasearch.search.domain import Domain, Point
-from dasearch.search.events import Finished, Listener, Training
+from dasearch.search.events import Finished, Listener, Listeners, Training
 from dasearch.search.store import Confirmation, Store, open_store
 from dasearch.search.study import Status, Study
 from dasearch.search_space import SearchSpace, SearchSpaceFile
@@ -50,6 +50,26 @@ class Ears(Listener):
 def run(settings: StudySettings, **options: Any) -> tuple[Status, Ears]:
     ears = Ears()
     return Study(settings).run(listener=ears, **options), ears
+
+
+def test_what_of_the_data_is_left_out_is_heard_first(tmp_path: Path) -> None:
+    class Stops(Listener):
+        heard: tuple[str, ...] = ()
+
+        def remarks(self, text: str) -> None:
+            self.heard = (*self.heard, text)
+
+        def says(self, text: str) -> None:
+            raise StudyError("far enough")
+
+    settings = small_study(tmp_path)
+    with (tmp_path / "toy" / "interactions.tsv").open("a") as file:
+        file.write("u1\tnowhere\t1\n")
+    ears = Stops()
+    with pytest.raises(StudyError, match="far enough"):
+        Study(settings).run(listener=Listeners(ears))
+    assert ears.heard == Study(settings).dataset().remarks
+    assert "such as 'nowhere'; they are left out" in ears.heard[0]
 
 
 def outcome(status: Status) -> list[Any]:

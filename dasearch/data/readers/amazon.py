@@ -9,23 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from dasearch.data.readers.base import bare_name, find, lacking, records
-from dasearch.errors import DataError
+from dasearch.data.readers.values import identifier_of, text_of
+from dasearch.errors import DataError, first_line
 
 METADATA = "meta_"
 LONGEST = 2000  # characters; public preprocessing (UniSRec) takes longer texts for scraped pages
 SCRAPED = re.compile(r"getTime|</?(?:span|div|script|style|img|table|br|a)\b", re.IGNORECASE)  # a page's code
 
 
-def text(value: object) -> str:
-    """A title, brand or category in one line; nothing where it is a piece of a web page."""
-    found = " ".join(html.unescape(str(value)).split()) if value is not None else ""
+def clean(text: str) -> str:
+    """A title, brand or level of a category in one line; nothing where it is a piece of a web page."""
+    found = " ".join(html.unescape(text).split())
     return "" if len(found) >= LONGEST or SCRAPED.search(found) else found
 
 
-def path_of(categories: Sequence[Any] | None) -> str:
-    """All levels of a category, or of the lists of them that older files hold, with spaces between (as RecFormer)."""
-    levels = [level for entry in categories or () for level in (entry if isinstance(entry, list) else [entry])]
-    return " ".join(filter(None, map(text, levels)))
+def first_filled(*values: object) -> object:
+    """The first of several fields that says something; one that is no text does, and is refused where it is read."""
+    return next(filter(_says, values), None)
+
+
+def _says(value: object) -> bool:
+    if isinstance(value, list):
+        return any(map(_says, value))
+    return bool(text_of(value, clean)) if isinstance(value, str | int | float | None) else True
 
 
 def category_of(path: Path) -> str:
@@ -80,4 +86,10 @@ def fields(path: Path, names: Sequence[str]) -> Iterator[tuple[int, list[str], d
             raise DataError(
                 f"{path}, line {number}: no field {names[found.index(None)]!r}; a record here has {', '.join(names)}"
             )
-        yield number, [str(value) for value in found], record
+        try:
+            texts = [identifier_of(value) for value in found]
+        except TypeError as error:
+            raise DataError(
+                f"{path}, line {number}: {', '.join(names)} hold {first_line(error)}; each is a text or a number"
+            ) from None
+        yield number, texts, record

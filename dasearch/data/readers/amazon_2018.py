@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from dasearch.data.dataset import TITLE, Item
+from dasearch.data.dataset import TITLE
 from dasearch.data.raw import Raw
-from dasearch.data.readers.amazon import detects_release, fields, files_of, path_of, text
+from dasearch.data.readers.amazon import clean, detects_release, fields, files_of, first_filled
 from dasearch.data.readers.base import (
+    Entry,
     Row,
     bare_name,
     by_comma,
+    catalogued,
     cells,
     collect,
-    first_of_each,
-    make_item,
     names_in,
 )
 from dasearch.data.rules import Rules
@@ -33,7 +33,7 @@ def read(source: Path, rules: Rules) -> Raw:
     """Items are known by asin; timestamps are days, in seconds. Metadata repeat items: the first line counts."""
     reviews, metadata = files_of(source, SUFFIX, (FILES, ORIGIN))
     rows = _ratings(reviews) if bare_name(reviews).endswith(".csv") else _reviews(reviews)
-    return collect(bare_name(reviews).partition(".")[0], metadata, first_of_each(_items(metadata)), reviews, rows)
+    return collect(bare_name(reviews).partition(".")[0], catalogued(metadata, _items(metadata), clean), reviews, rows)
 
 
 def _reviews(path: Path) -> Iterator[Row]:
@@ -46,9 +46,7 @@ def _ratings(path: Path) -> Iterator[Row]:
         yield number, user, item, timestamp, rating
 
 
-def _items(path: Path) -> Iterator[Item]:
-    for _, (asin,), record in fields(path, ("asin",)):
-        category = path_of(record.get("category") or record.get("categories"))
-        yield make_item(
-            asin, {TITLE: text(record.get("title")), "brand": text(record.get("brand")), "category": category}
-        )
+def _items(path: Path) -> Iterator[Entry]:
+    for number, (asin,), record in fields(path, ("asin",)):
+        category = first_filled(record.get("category"), record.get("categories"))
+        yield number, asin, {TITLE: record.get("title"), "brand": record.get("brand"), "category": category}

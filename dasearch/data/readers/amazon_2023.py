@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
-from dasearch.data.dataset import TITLE, Item
+from dasearch.data.dataset import TITLE
 from dasearch.data.raw import Raw
-from dasearch.data.readers.amazon import detects_release, fields, files_of, path_of, text
-from dasearch.data.readers.base import Row, bare_name, by_comma, collect, first_of_each, make_item, named_cells
+from dasearch.data.readers.amazon import clean, detects_release, fields, files_of, first_filled
+from dasearch.data.readers.base import Entry, Row, bare_name, by_comma, catalogued, collect, named_cells
 from dasearch.data.rules import Rules
 
 SUFFIX = ".jsonl"
@@ -26,7 +26,7 @@ def read(source: Path, rules: Rules) -> Raw:
     """Timestamps are milliseconds, kept so: whole seconds would tie what is not tied."""
     reviews, metadata = files_of(source, SUFFIX, (FILES, ORIGIN))
     rows = _ratings(reviews) if bare_name(reviews).endswith(".csv") else _reviews(reviews)
-    return collect(bare_name(reviews).partition(".")[0], metadata, first_of_each(_items(metadata)), reviews, rows)
+    return collect(bare_name(reviews).partition(".")[0], catalogued(metadata, _items(metadata), clean), reviews, rows)
 
 
 def _reviews(path: Path) -> Iterator[Row]:
@@ -40,9 +40,7 @@ def _ratings(path: Path) -> Iterator[Row]:
         yield number, user, item, timestamp, rating
 
 
-def _items(path: Path) -> Iterator[Item]:
-    for _, (parent,), record in fields(path, (ITEM,)):
-        category = path_of(record.get("categories")) or text(record.get("main_category"))
-        yield make_item(
-            parent, {TITLE: text(record.get("title")), "brand": text(record.get("store")), "category": category}
-        )
+def _items(path: Path) -> Iterator[Entry]:
+    for number, (parent,), record in fields(path, (ITEM,)):
+        category = first_filled(record.get("categories"), record.get("main_category"))
+        yield number, parent, {TITLE: record.get("title"), "brand": record.get("store"), "category": category}

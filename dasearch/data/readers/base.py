@@ -11,13 +11,14 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn, Protocol
+from typing import IO, Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 
-from dasearch.data.dataset import TITLE, Item
+from dasearch.data.dataset import TITLE, IntArray, Item
 from dasearch.data.events import Events
 from dasearch.data.raw import Raw
+from dasearch.data.readers.values import Times, text_of, whole_identifiers
 from dasearch.data.rules import Rules
 from dasearch.errors import DataError, first_line
 
@@ -87,7 +88,10 @@ def only_name(source: Path, names: Sequence[str]) -> str:
 
 
 def open_text(path: Path, encoding: str = UTF8) -> IO[str]:
-    return gzip.open(path, "rt", encoding=encoding) if path.suffix == ".gz" else path.open(encoding=encoding)
+    """Text whose lines end in a line feed alone: a carriage return inside a cell ends none."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding=encoding, newline="\n")
+    return path.open(encoding=encoding, newline="\n")
 
 
 def lines(path: Path, encoding: str = UTF8) -> Iterator[tuple[int, str]]:
@@ -97,7 +101,7 @@ def lines(path: Path, encoding: str = UTF8) -> Iterator[tuple[int, str]]:
         with open_text(path, encoding) as file:
             for number, line in enumerate(file, start=1):
                 if not line.isspace():
-                    yield number, line.rstrip("\n")
+                    yield number, line.removesuffix("\n").removesuffix("\r")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}, after line {number}: cannot be read ({first_line(error)}); save it as UTF-8, plain or gzip"
@@ -114,14 +118,28 @@ def by_tab(line: str) -> list[str]:
 
 
 def by_comma(line: str) -> list[str]:
-    """Cells of a CSV line, quoted ones among them."""
-    return next(csv.reader([line])) if '"' in line else line.split(",")
+    """Cells of a CSV line, quoted ones among them.
+
+    Raises:
+        csv.Error: for a quoted cell that does not end, or goes on after its quote.
+    """
+    return next(csv.reader([line], strict=True)) if '"' in line else line.split(",")
+
+
+def _cells_of(path: Path, number: int, line: str, split: Split) -> list[str]:
+    try:
+        return split(line)
+    except csv.Error as error:
+        raise DataError(
+            f"{path}, line {number}: a quoted cell cannot be read ({first_line(error)}); double the quotes inside it, and "
+            "end it in its line"
+        ) from None
 
 
 def cells(path: Path, split: Split, width: int, encoding: str = UTF8) -> Iterator[tuple[int, list[str]]]:
     """Numbered lines of a file without a header, each of ``width`` cells."""
     for number, line in lines(path, encoding):
-        found = split(line)
+        found = _cells_of(path, number, line, split)
         if len(found) != width:
             raise DataError(
                 f"{path}, line {number}: {len(found)} columns where this form has {width}; restore the line"
@@ -131,8 +149,8 @@ def cells(path: Path, split: Split, width: int, encoding: str = UTF8) -> Iterato
 
 def header_of(path: Path, split: Split) -> list[str]:
     """Column names of the first line; RecBole writes a type after each, with a colon."""
-    first = next(lines(path), (1, ""))[1]
-    return [name.partition(":")[0] for name in split(first)]
+    number, first = next(lines(path), (1, ""))
+    return [name.partition(":")[0] for name in _cells_of(path, number, first, split)]
 
 
 def named_cells(
@@ -147,7 +165,7 @@ def named_cells(
     body = lines(path)
     next(body)
     for number, line in body:
-        found = split(line)
+        found = _cells_of(path, number, line, split)
         if len(found) != len(header):
             raise DataError(
                 f"{path}, line {number}: {len(found)} columns where the first line has {len(header)}; restore the line"
@@ -174,80 +192,125 @@ def _record(line: str) -> Any:
         return ast.literal_eval(line)
 
 
-def whole(text: str) -> int:
-    """An integer, ``1.5e9`` and ``978300760.0`` among them.
-
-    Raises:
-        ValueError, OverflowError: for anything else.
-    """
-    try:
-        return int(text)
-    except ValueError:
-        number = int(float(text))
-        if number != float(text):
-            raise
-        return number
-
-
 # --- items and events ---------------------------------------------------------------------------------------------
 
 
-def make_item(identifier: str, attributes: Mapping[str, object]) -> Item:
-    """An item with its filled attributes, the title first."""
-    texts = {sys.intern(str(key)): _text(value) for key, value in attributes.items() if value is not None}
-    filled = {key: text for key, text in texts.items() if text}
-    return Item(identifier, {key: filled[key] for key in sorted(filled, key=lambda key: key != TITLE)})
+Entry = tuple[int, str, Mapping[str, object]]  # line (0: the file has none), identifier, attributes as they are read
 
 
-def _text(value: object) -> str:
-    return writable(str(value).strip())
+class Catalogue(NamedTuple):
+    """Items by their first record, and whose records came again.
+
+    ``again`` holds the identifiers of all further records.
+    """
+
+    path: Path
+    items: list[Item]
+    again: Sequence[str] = ()
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What became of further records, in a sentence."""
+        if not self.again:
+            return ()
+        count = f"{len(self.again):,} item{'s' if len(self.again) > 1 else ''}"
+        return (f"{self.path.name} holds {count} again, such as {self.again[0]!r}; of each the first counts",)
 
 
-def writable(text: str) -> str:
-    """Text that UTF-8 has bytes for; JSON may hold half a surrogate pair."""
-    return text if text.isascii() else text.encode(errors="replace").decode()
-
-
-def first_of_each(items: Iterable[Item]) -> list[Item]:
-    """Items whose identifier was not there before."""
-    found: dict[str, Item] = {}
-    for item in items:
-        found.setdefault(item.identifier, item)
-    return list(found.values())
-
-
-def collect(name: str, catalogue: Path, items: list[Item], path: Path, rows: Iterable[Row]) -> Raw:
-    """Number users and items as the rows of ``path`` come by; machine integers are all that is kept of a row.
-
-    Items that ``items`` lacks follow it, without attributes.
+def catalogued(path: Path, entries: Iterable[Entry], clean: Callable[[str], str] = str.strip) -> Catalogue:
+    """The items of a file, of each the first record; ``clean`` makes one line of a text.
 
     Raises:
-        DataError: for a timestamp that is no int64, or a rating that is no number.
+        DataError: for an item without an identifier, or an attribute that is no text.
+    """
+    named, attributes = [], []
+    for line, identifier, values in entries:
+        place = f"{path}, line {line}" if line else f"{path}, item {identifier!r}"
+        if not identifier.strip():
+            raise empty(place, "item")
+        named.append(identifier)
+        attributes.append(_filled(place, values, clean))
+    found: dict[str, Item] = {}
+    again = []
+    for identifier, filled in zip(whole_identifiers(named), attributes, strict=True):
+        if found.setdefault(identifier, item := Item(identifier, filled)) is not item:
+            again.append(identifier)
+    return Catalogue(path, list(found.values()), again)
+
+
+def _filled(place: str, values: Mapping[str, object], clean: Callable[[str], str]) -> dict[str, str]:
+    """The attributes that say something, the title first."""
+    found = {}
+    for key, value in values.items():
+        try:
+            text = text_of(value, clean)
+        except (TypeError, RecursionError) as error:
+            raise DataError(
+                f"{place}: {key} holds {first_line(error)}, which is no text; write text or a list of texts, or leave it out"
+            ) from None
+        if text:
+            found[sys.intern(str(key))] = text
+    return {key: found[key] for key in sorted(found, key=lambda key: key != TITLE)}
+
+
+def empty(place: str, role: str) -> DataError:
+    """What to say of a row or record without a user or an item."""
+    return DataError(f"{place}: {role} is empty; correct the row or drop it")
+
+
+def collect(name: str, catalogue: Catalogue, path: Path, rows: Iterable[Row]) -> Raw:
+    """Number users and items as the rows of ``path`` come by; machine integers are all that is kept of a row.
+
+    Items that the catalogue lacks follow it, without attributes.
+
+    Raises:
+        DataError: for a timestamp that fits in no int64, a rating that is no number, or an identifier that is blank.
     """
     users: dict[str, int] = {}
-    numbers = {item.identifier: number for number, item in enumerate(items)}
-    user_column, item_column, times, ratings = array("q"), array("q"), array("q"), array("f")
+    met: dict[str, int] = {}
+    user_column, item_column, times, ratings = array("q"), array("q"), Times(), array("f")
     for line, user, item, timestamp, rating in rows:
         try:
-            times.append(whole(timestamp))
+            times.append(timestamp)
             ratings.append(UNRATED if rating is None else float(rating))
         except (TypeError, ValueError, OverflowError):
             _refuse(path, line, timestamp, rating)
+        if not (user.strip() and item.strip()):
+            raise empty(f"{path}, line {line}", "item" if user.strip() else "user")
         user_column.append(users.setdefault(user, len(users)))
-        item_column.append(numbers.setdefault(item, len(numbers)))
-    unknown = [Item(identifier, NO_ATTRIBUTES) for identifier in list(numbers)[len(items) :]]
-    columns = (np.frombuffer(column, dtype=np.int64) for column in (user_column, item_column, times))
+        item_column.append(met.setdefault(item, len(met)))
+    people: dict[str, int] = {}
+    goods = {item.identifier: number for number, item in enumerate(catalogue.items)}
+    events = Events(
+        _numbered(user_column, users, people), _numbered(item_column, met, goods), np.frombuffer(times.found, np.int64)
+    )
+    unknown = [Item(identifier, NO_ATTRIBUTES) for identifier in list(goods)[len(catalogue.items) :]]
     stars = np.frombuffer(ratings, dtype=np.float32)
     return Raw(
-        name, str(catalogue), list(users), items + unknown, Events(*columns), None if np.isnan(stars).all() else stars
+        name,
+        str(catalogue.path),
+        list(people),
+        catalogue.items + unknown,
+        events,
+        None if np.isnan(stars).all() else stars,
+        known=len(catalogue.items),
+        remarks=catalogue.remarks,
     )
+
+
+def _numbered(column: array[int], met: Mapping[str, int], numbers: dict[str, int]) -> IntArray:
+    """The column with numbers of ``numbers``, to which identifiers that are not there yet are added."""
+    found = [numbers.setdefault(identifier, len(numbers)) for identifier in whole_identifiers(list(met))]
+    return np.array(found, dtype=np.int64)[np.frombuffer(column, dtype=np.int64)]
 
 
 def _refuse(path: Path, line: int, timestamp: str, rating: object) -> NoReturn:
     try:
-        array("q", [whole(timestamp)])
+        Times().append(timestamp)
     except (ValueError, OverflowError):
-        problem = f"timestamp {timestamp!r} is not a number of whole seconds or a position; write an integer"
+        problem = (
+            f"timestamp {timestamp!r} is not a number of seconds or a position that fits in 64 bits; write an integer"
+        )
     else:
         problem = f"rating {rating!r} is not a number; write one, or leave the column out"
     raise DataError(f"{path}, line {line}: {problem}") from None

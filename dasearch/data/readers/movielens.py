@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from dasearch.data.dataset import TITLE, Item
+from dasearch.data.dataset import TITLE
 from dasearch.data.raw import Raw
 from dasearch.data.readers.base import (
     UTF8,
+    Entry,
     Row,
     by_comma,
     by_tab,
+    catalogued,
     cells,
     collect,
     find,
-    make_item,
     named_cells,
     open_text,
     require,
@@ -37,7 +38,7 @@ class Layout(NamedTuple):
     ratings: str
     movies: str
     rows: Callable[[Path], Iterator[Row]]
-    items: Callable[[Path], Iterator[Item]]
+    items: Callable[[Path], Iterator[Entry]]
 
 
 def detects(source: Path) -> bool:
@@ -49,7 +50,7 @@ def read(source: Path, rules: Rules) -> Raw:
     layout = next((layout for layout in LAYOUTS if find(source, layout.ratings)), LAYOUTS[-1])
     ratings = require(source, layout.ratings, (FILES, ORIGIN))
     movies = require(source, layout.movies, (FILES, ORIGIN))
-    return collect(source.resolve().name, movies, list(layout.items(movies)), ratings, layout.rows(ratings))
+    return collect(source.resolve().name, catalogued(movies, layout.items(movies)), ratings, layout.rows(ratings))
 
 
 def _tab_rows(path: Path) -> Iterator[Row]:
@@ -68,30 +69,30 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         yield number, user, item, timestamp, rating
 
 
-def _pipe_items(path: Path) -> Iterator[Item]:
+def _pipe_items(path: Path) -> Iterator[Entry]:
     genre_file = require(path.parent, "u.genre", (FILES, ORIGIN))
     numbered = {number: name for _, (name, number) in cells(genre_file, _by_pipe, 2)}
     width = GENRES_FROM + len(numbered)
-    for _, (identifier, title, *rest) in cells(path, _by_pipe, width, _encoding(path)):
+    for line, (identifier, title, *rest) in cells(path, _by_pipe, width, _encoding(path)):
         flags = rest[GENRES_FROM - 2 :]
         genres = [numbered.get(str(k), "") for k, flag in enumerate(flags) if flag == "1"]
-        yield _movie(identifier, title, genres)
+        yield _movie(line, identifier, title, genres)
 
 
-def _colon_items(path: Path) -> Iterator[Item]:
-    for _, (identifier, title, genres) in cells(path, _by_colons, 3, _encoding(path)):
-        yield _movie(identifier, title, genres.split("|"))
+def _colon_items(path: Path) -> Iterator[Entry]:
+    for line, (identifier, title, genres) in cells(path, _by_colons, 3, _encoding(path)):
+        yield _movie(line, identifier, title, genres.split("|"))
 
 
-def _csv_items(path: Path) -> Iterator[Item]:
-    for _, found in named_cells(path, by_comma, ("movieId", "title", "genres")):
+def _csv_items(path: Path) -> Iterator[Entry]:
+    for line, found in named_cells(path, by_comma, ("movieId", "title", "genres")):
         identifier, title, genres = cast("list[str]", found)
-        yield _movie(identifier, title, genres.split("|"))
+        yield _movie(line, identifier, title, genres.split("|"))
 
 
-def _movie(identifier: str, title: str, genres: list[str]) -> Item:
+def _movie(line: int, identifier: str, title: str, genres: list[str]) -> Entry:
     known = [genre for genre in genres if genre not in (NO_GENRES, "unknown")]
-    return make_item(identifier, {TITLE: title, "category": " ".join(known)})
+    return line, identifier, {TITLE: title, "category": " ".join(known)}
 
 
 def _by_colons(line: str) -> list[str]:

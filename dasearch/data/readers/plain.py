@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
-from dasearch.data.dataset import Item
 from dasearch.data.raw import Raw
-from dasearch.data.readers.base import Row, by_tab, collect, find, lines, make_item, named_cells, require
+from dasearch.data.readers.base import Entry, Row, by_tab, catalogued, collect, find, lines, named_cells, require
+from dasearch.data.readers.values import identifier_of
 from dasearch.data.rules import Rules
 from dasearch.errors import DataError
 
@@ -28,7 +28,7 @@ def read(source: Path, rules: Rules) -> Raw:
     """Interactions with items that the item file does not know count as items without a title."""
     catalogue = require(source, ITEMS, (FILES, ORIGIN))
     path = require(source, INTERACTIONS, (FILES, ORIGIN))
-    return collect(source.resolve().name, catalogue, list(_items(catalogue)), path, _rows(path))
+    return collect(source.resolve().name, catalogued(catalogue, _items(catalogue)), path, _rows(path))
 
 
 def read_folder(folder: Path) -> Raw:
@@ -42,17 +42,15 @@ def _rows(path: Path) -> Iterator[Row]:
         yield number, user, item, timestamp, rating or None
 
 
-def _items(path: Path) -> Iterator[Item]:
-    seen: set[str] = set()
+def _items(path: Path) -> Iterator[Entry]:
     for number, line in lines(path):
         try:
             record = json.loads(line)
-            item = make_item(str(record["item_id"]), record["attributes"])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            identifier, attributes = identifier_of(record["item_id"]), record["attributes"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            identifier, attributes = "", None
+        if not isinstance(attributes, dict):
             raise DataError(
                 f'{path}, line {number}: not an item; write {{"item_id": "...", "attributes": {{"title": "..."}}}}'
-            ) from None
-        if item.identifier in seen:
-            raise DataError(f"{path}, line {number}: item {item.identifier!r} is there twice; keep one")
-        seen.add(item.identifier)
-        yield item
+            )
+        yield number, identifier, attributes

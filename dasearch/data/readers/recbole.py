@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
-from dasearch.data.dataset import TITLE, Item
+from dasearch.data.dataset import TITLE
 from dasearch.data.raw import Raw
 from dasearch.data.readers.base import (
+    Entry,
     Row,
     by_tab,
+    catalogued,
     collect,
-    first_of_each,
     lines,
-    make_item,
     named_cells,
     names_in,
     only_name,
@@ -45,7 +45,7 @@ def read(source: Path, rules: Rules) -> Raw:
     name = only_name(source, _names(source))
     path = require(source, name + EVENTS, (FILES, ORIGIN))
     catalogue = require(source, name + ITEMS, (FILES, ORIGIN))
-    return collect(name, catalogue, first_of_each(_items(catalogue)), path, _rows(path))
+    return collect(name, catalogued(catalogue, _items(catalogue)), path, _rows(path))
 
 
 def _rows(path: Path) -> Iterator[Row]:
@@ -54,10 +54,10 @@ def _rows(path: Path) -> Iterator[Row]:
         yield number, user, item, timestamp, rating or None
 
 
-def _items(path: Path) -> Iterator[Item]:
+def _items(path: Path) -> Iterator[Entry]:
     header = next(lines(path), (1, ""))[1]
     typed = [cell.partition(":")[::2] for cell in header.split("\t")]
     kept = [name for name, kind in typed if kind in TEXT_TYPES and name != ITEM]
-    for _, found in named_cells(path, by_tab, (ITEM, *kept)):
+    for number, found in named_cells(path, by_tab, (ITEM, *kept)):
         identifier, *values = cast("list[str]", found)
-        yield make_item(identifier, {KNOWN_AS.get(key, key): value for key, value in zip(kept, values, strict=True)})
+        yield number, identifier, {KNOWN_AS.get(key, key): value for key, value in zip(kept, values, strict=True)}

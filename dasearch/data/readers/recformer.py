@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dasearch.data.raw import Raw
-from dasearch.data.readers.base import Row, collect, find, make_item, open_text, require
+from dasearch.data.readers.base import Entry, Row, catalogued, collect, find, open_text, require
 from dasearch.data.rules import Rules
 from dasearch.errors import DataError, first_line
 
@@ -26,9 +26,15 @@ def detects(source: Path) -> bool:
 def read(source: Path, rules: Rules) -> Raw:
     """Timestamps are positions. The files are single JSON values, so each is held whole while it is read."""
     paths = {name: require(source, name, (FILES, ORIGIN)) for name in (*SPLITS, METADATA, ITEM_NUMBERS, USER_NUMBERS)}
-    items = [make_item(identifier, attributes) for identifier, attributes in _object(paths[METADATA]).items()]
-    rows = _rows(paths)
-    return collect(source.resolve().name, paths[METADATA], items, paths["train.json"], rows)
+    items = catalogued(paths[METADATA], _items(paths[METADATA]))
+    return collect(source.resolve().name, items, paths["train.json"], _rows(paths))
+
+
+def _items(path: Path) -> Iterator[Entry]:
+    for identifier, attributes in _object(path).items():
+        if not isinstance(attributes, dict):
+            raise DataError(f"{path}, item {identifier!r}: no object of attributes; fetch the file again")
+        yield 0, identifier, attributes
 
 
 def _rows(paths: dict[str, Path]) -> Iterator[Row]:
@@ -48,11 +54,27 @@ def _rows(paths: dict[str, Path]) -> Iterator[Row]:
 def _object(path: Path) -> dict[str, Any]:
     try:
         with open_text(path) as file:
-            found = json.load(file)
+            found = json.load(file, object_pairs_hook=_of_pairs)
+    except KeyError as error:
+        raise DataError(f"{path}: the key {error.args[0]!r} is there twice; keep one") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg}); fetch the file again") from None
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({first_line(error)}); fetch the file again") from None
     if not isinstance(found, dict):
         raise DataError(f"{path}, line 1: not a JSON object; fetch the file again")
+    return found
+
+
+def _of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object with each key once.
+
+    Raises:
+        KeyError: naming a key that is there twice.
+    """
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise KeyError(key)
+        found[key] = value
     return found

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import polars as pl
 
-from dasearch.data.dataset import TITLE, Item
+from dasearch.data.dataset import TITLE
 from dasearch.data.raw import Raw
-from dasearch.data.readers.base import Row, bare_name, collect, first_of_each, make_item, open_text
+from dasearch.data.readers.base import Catalogue, Row, bare_name, catalogued, collect, empty, lines, open_text
+from dasearch.data.readers.values import MICROSECONDS
 from dasearch.data.rules import Rules
 from dasearch.errors import DataError, first_line, suggestion
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
+TSV = ".tsv"
+SEPARATORS = {".csv": ",", TSV: "\t"}
 PARQUET = ".parquet"
 SUFFIXES = (*SEPARATORS, PARQUET)
 RATING = "rating"  # the one column that need not be there
@@ -28,8 +30,8 @@ FILES = (
 )
 ORIGIN = "your own"
 ISO_DATE = r"^\d{4}-\d{2}-\d{2}([T ]|$)"
-MICROSECONDS = 1_000_000
-KEY = "\0"  # a column's name that no attribute has
+KEY, ROW, COUNT = "\0", "\1", "\2"  # names of columns that no attribute has
+TEXTS = (pl.String, pl.Categorical, pl.Enum, pl.Null)
 
 
 def detects(source: Path) -> bool:
@@ -51,14 +53,14 @@ def read(source: Path, rules: Rules) -> Raw:
     path = _interactions(source)
     names = {**EVENT_COLUMNS, RATING: RATING, **rules.columns}
     with _readable(path):
-        table = _scan(path)
+        table = _whole_rows(path)
         _require_columns(path, table, [names[role] for role in (*EVENT_COLUMNS, *{RATING} & rules.columns.keys())])
         events = _events(path, table, names)
     catalogue = path if rules.items is None else _item_table(path, rules.items)
     with _readable(catalogue):
-        items = first_of_each(_items(catalogue, names, own_table=rules.items is not None))
+        items = _catalogue(catalogue, names, own_table=rules.items is not None)
     name = bare_name(source).rpartition(".")[0] if source.is_file() else source.resolve().name
-    return collect(name, catalogue, items, path, _rows(events))
+    return collect(name, items, path, _rows(events))
 
 
 def _interactions(source: Path) -> Path:
@@ -84,7 +86,48 @@ def _scan(path: Path) -> pl.LazyFrame:
         return pl.scan_parquet(path)
     if suffix not in SEPARATORS:
         raise DataError(f"{path} is none of {', '.join(SUFFIXES)}; rename it by what it is")
-    return pl.scan_csv(path, separator=SEPARATORS[suffix], infer_schema=False)
+    quote = None if suffix == TSV else '"'
+    return pl.scan_csv(path, separator=SEPARATORS[suffix], quote_char=quote, infer_schema=False)
+
+
+def _whole_rows(path: Path) -> pl.LazyFrame:
+    """The table, once it is sure that no row was cut and none stands inside a cell.
+
+    Raises:
+        DataError: with the line of the first such row.
+    """
+    table, suffix = _scan(path), Path(bare_name(path)).suffix
+    if suffix == TSV:
+        _require_width(path)
+    elif suffix != PARQUET:
+        _require_no_row_inside(path, table)
+    return table
+
+
+def _require_width(path: Path) -> None:
+    """Cells of a TSV stand as they are, so that a line is a row."""
+    width = None
+    for number, line in lines(path):
+        found = line.count("\t") + 1
+        width = width or found
+        if found != width:
+            raise DataError(
+                f"{path}, line {number}: {found} columns where the first line has {width}; a cell here holds no tab and no "
+                "line break, quoted or not"
+            )
+
+
+def _require_no_row_inside(path: Path, table: pl.LazyFrame) -> None:
+    """A quote that nobody meant swallows the rows up to the next one."""
+    width = len(table.collect_schema())
+    broken = pl.any_horizontal(pl.all().exclude(ROW).str.contains("\n", literal=True))
+    for row, *cells in table.with_row_index(ROW).filter(broken).pipe(_collect).iter_rows():
+        inside = [line for cell in cells if cell for line in cell.split("\n")[1:]]
+        if width > 1 and any(len(found) == width for found in csv.reader(inside)):
+            raise DataError(
+                f"{path}, {_place(path, row)}: a quoted cell holds what reads as rows; double the quote that opens it, and "
+                "quote the whole cell, or take its line breaks out"
+            )
 
 
 def _collect(frame: pl.LazyFrame) -> pl.DataFrame:
@@ -109,7 +152,7 @@ def _events(path: Path, table: pl.LazyFrame, names: Mapping[str, str]) -> pl.Dat
     """Columns row (from 0), user, item (text), timestamp (Int64), rating (Float64); blank rows left out."""
     known = table.collect_schema().names()
     rated = names[RATING] in known
-    text = [pl.col(names[role]).cast(pl.String).replace("", None).alias(role) for role in ("user", "item")]
+    text = [_identifiers(path, table, names[role]).alias(role) for role in ("user", "item")]
     time = pl.col(names["timestamp"]).alias("timestamp")
     rating = (pl.col(names[RATING]) if rated else pl.lit(None, pl.Float64)).alias(RATING)
     filled = ~pl.all_horizontal(pl.col("user", "item", "timestamp").is_null())
@@ -168,18 +211,62 @@ def _rows(events: pl.DataFrame) -> Iterator[Row]:
 # --- items --------------------------------------------------------------------------------------------------------
 
 
-def _items(path: Path, names: Mapping[str, str], *, own_table: bool) -> Iterator[Item]:
+def _catalogue(path: Path, names: Mapping[str, str], *, own_table: bool) -> Catalogue:
     """Items in the order of their first row, with the first value that each attribute has."""
-    table = _scan(path)
-    key = names["item"]
-    _require_columns(path, table, [key])
+    table = _whole_rows(path) if own_table else _scan(path)
+    _require_columns(path, table, [names["item"]])
     attributes = _attributes(path, table, names, own_table=own_table)
-    columns = [pl.col(column).cast(pl.String).alias(role) for role, column in attributes.items()]
-    wanted = table.select(pl.col(key).cast(pl.String).alias(KEY), *columns).drop_nulls(KEY)
-    first = pl.all().drop_nulls().first()
-    frame = wanted.group_by(KEY, maintain_order=True).agg(first).pipe(_collect)
-    for identifier, *values in frame.iter_rows():
-        yield make_item(identifier, dict(zip(attributes, values, strict=True)))
+    columns = [_text(path, table, column).alias(role) for role, column in attributes.items()]
+    filled = ~pl.all_horizontal(pl.all().exclude(ROW).is_null())
+    rows = (
+        table.with_row_index(ROW)
+        .filter(filled)
+        .select(ROW, _identifiers(path, table, names["item"]).alias(KEY), *columns)
+    )
+    first = (pl.col(ROW).first(), pl.len().alias(COUNT), pl.all().exclude(ROW).drop_nulls().first())
+    frame = rows.group_by(KEY, maintain_order=True).agg(*first).pipe(_collect)
+    nameless = frame.filter(pl.col(KEY).is_null())
+    if len(nameless):
+        raise empty(f"{path}, {_place(path, nameless[ROW][0])}", "item")
+    again = frame.filter(pl.col(COUNT) > 1)[KEY].to_list() if own_table else []
+    values = frame.drop(ROW, COUNT).iter_rows()
+    found = catalogued(path, ((0, key, dict(zip(attributes, texts, strict=True))) for key, *texts in values))
+    return found._replace(again=[*again, *found.again])
+
+
+def _identifiers(path: Path, table: pl.LazyFrame, column: str) -> pl.Expr:
+    """A column as text, whole floats as integers; null where it is blank."""
+    kind = table.collect_schema()[column]
+    if kind.is_nested() or kind == pl.Binary:
+        raise DataError(f"{path}: column {column!r} holds {kind}, which is no identifier; write text or integers")
+    found = pl.col(column)
+    text = found.cast(pl.String)
+    if kind.is_float():
+        integers = found.cast(pl.Int64, strict=False).cast(pl.String)
+        text = pl.when(found == found.round()).then(integers).when(found.is_not_nan()).then(text)
+    return pl.when(text.str.strip_chars() != "").then(text)
+
+
+def _text(path: Path, table: pl.LazyFrame, column: str) -> pl.Expr:
+    """A column as text, lists joined by spaces; null where there is none."""
+    kind = leaf = table.collect_schema()[column]
+    while isinstance(leaf, pl.List | pl.Array):
+        leaf = leaf.inner  # type: ignore[assignment]  # declared as a type or its class; a schema holds types
+    if leaf in (pl.Struct, pl.Binary, pl.Object) or (leaf is not kind and leaf not in TEXTS):
+        raise DataError(
+            f"{path}: column {column!r} holds {kind}, which is no text; leave it out by naming the columns that you want in "
+            "data.columns"
+        )
+    return _joined(pl.col(column), kind)
+
+
+def _joined(found: pl.Expr, kind: pl.DataType) -> pl.Expr:
+    if isinstance(kind, pl.List | pl.Array):
+        lists = found.arr.to_list() if isinstance(kind, pl.Array) else found
+        parts = lists.list.eval(_joined(pl.element(), kind.inner)).list.drop_nulls()  # type: ignore[arg-type]
+        return parts.list.join(" ").replace("", None)
+    present = found.fill_nan(None) if kind.is_float() else found
+    return present.cast(pl.String).str.strip_chars().replace("", None)
 
 
 def _attributes(path: Path, table: pl.LazyFrame, names: Mapping[str, str], *, own_table: bool) -> dict[str, str]:
@@ -212,7 +299,10 @@ def _readable(path: Path) -> Iterator[None]:
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Rows with the number of their last line; a quoted cell may hold several."""
     with open_text(path) as file:
-        reader = csv.reader(file, delimiter=SEPARATORS[Path(bare_name(path)).suffix])
+        suffix = Path(bare_name(path)).suffix
+        reader = csv.reader(
+            file, delimiter=SEPARATORS[suffix], quoting=csv.QUOTE_NONE if suffix == TSV else csv.QUOTE_MINIMAL
+        )
         for row in reader:
             yield reader.line_num, row
 
@@ -231,4 +321,7 @@ def _uneven_line(path: Path) -> int | None:
 def _place(path: Path, row: int) -> str:
     if bare_name(path).endswith(PARQUET):
         return f"row {row + 1}"
-    return f"line {next(itertools.islice(_csv_rows(path), row + 1, None))[0]}"
+    try:
+        return f"line {next(itertools.islice(_csv_rows(path), row + 1, None))[0]}"
+    except (StopIteration, csv.Error):
+        return f"row {row + 1}"

@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
-from dasearch.data.dataset import TITLE, Item
+from dasearch.data.dataset import TITLE
 from dasearch.data.raw import Raw
 from dasearch.data.readers.base import (
+    Entry,
     Row,
     by_tab,
+    catalogued,
     cells,
     collect,
     find,
-    first_of_each,
     lines,
-    make_item,
     named_cells,
     names_in,
     only_name,
@@ -50,7 +50,7 @@ def read(source: Path, rules: Rules) -> Raw:
     test, *_ = (require(source, name + suffix, (FILES, ORIGIN)) for suffix in (TEST, *OTHERS))
     texts = require(source, name + TEXT, (FILES, ORIGIN))
     users, items = (_identifiers(source, name + suffix) for suffix in (USER_NUMBERS, ITEM_NUMBERS))
-    return collect(name, texts, first_of_each(_items(texts)), test, _rows(test, users, items))
+    return collect(name, catalogued(texts, _items(texts)), test, _rows(test, users, items))
 
 
 def _identifiers(source: Path, name: str) -> dict[str, str]:
@@ -71,9 +71,9 @@ def _rows(path: Path, users: dict[str, str], items: dict[str, str]) -> Iterator[
             yield line, users.get(user, user), items.get(item, item), str(position), None
 
 
-def _items(path: Path) -> Iterator[Item]:
+def _items(path: Path) -> Iterator[Entry]:
     body = lines(path)
     next(body, None)
-    for _, line in body:
+    for number, line in body:
         identifier, _, text = line.partition("\t")
-        yield make_item(identifier, {TITLE: "" if text.strip() == NO_TEXT else text})
+        yield number, identifier, {TITLE: "" if text.strip() == NO_TEXT else text}
