@@ -251,7 +251,7 @@ class FrozenBackbone(nn.Module):
     """A Hugging Face decoder or encoder whose parameters never change, as a list of `Block`.
 
     Raises:
-        BackboneError: for a family without an entry in ``FAMILIES``, or one that norms after its sublayers.
+        BackboneError: for a family without an entry in ``FAMILIES``, or a configuration whose forward pass is another.
     """
 
     def __init__(self, model: PreTrainedModel, *, name: str = "", scale: AttentionScale = AttentionScale.HEAD) -> None:
@@ -265,7 +265,8 @@ class FrozenBackbone(nn.Module):
         self.config = model.config
         self.width = int(model.config.hidden_size)
         self.vocabulary = int(model.config.vocab_size)
-        self.max_tokens = int(model.config.max_position_embeddings)
+        self.window = _window(model.config)
+        self.max_tokens = min(filter(None, (int(model.config.max_position_embeddings), self.window)))
         self.causal = model.config.model_type in DECODERS
         self._parts = family(model)
         self.blocks = nn.ModuleList(self._parts.block(layer, model.config, scale) for layer in self._parts.layers)
@@ -330,7 +331,16 @@ class FrozenBackbone(nn.Module):
         return torch.where(special[..., None], linear(chosen, extra_rows.transpose(-1, -2), None), frozen)
 
     def start(self, embedded: Tensor) -> tuple[Tensor, Positions]:
-        """Hidden states below the first block, and the positions every block reads."""
+        """Hidden states below the first block, and the positions every block reads.
+
+        Raises:
+            BackboneError: for rows longer than the sliding window of the model's attention.
+        """
+        if self.window is not None and embedded.shape[1] > self.window:
+            raise BackboneError(
+                f"{self.name or 'the backbone'} attends to {self.window} tokens at most (sliding_window) and a row has "
+                f"{embedded.shape[1]}; cut rows to {self.window} tokens"
+            )
         places = torch.arange(embedded.shape[1], device=embedded.device)[None]  # the same for every row
         return self._parts.start(embedded, places)
 
@@ -356,6 +366,25 @@ class FrozenBackbone(nn.Module):
         yield hidden
 
 
+FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as configurations name them
+
+
+def _window(config: PretrainedConfig) -> int | None:
+    """Tokens that a layer's attention looks back over, itself among them; None: all. No row may be longer.
+
+    Raises:
+        BackboneError: for layers that attend in another way.
+    """
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or [FULL if window is None else SLIDING])
+    others = sorted(kinds - {FULL, SLIDING})
+    if others:
+        raise BackboneError(
+            f"a layer of this model has {others[0]}, which dasearch cannot wrap; choose another backbone"
+        )
+    return int(window) if window is not None and SLIDING in kinds else None
+
+
 class _Parts(NamedTuple):
     """Where a family keeps what lies outside its layers."""
 
@@ -368,7 +397,11 @@ class _Parts(NamedTuple):
 
 def _opt(model: PreTrainedModel) -> _Parts:
     decoder = model.decoder
-    if not model.config.do_layer_norm_before or decoder.project_in is not None:
+    if decoder.project_in is not None:
+        raise BackboneError(
+            "this OPT model's embeddings are narrower than its layers (as opt-350m's are); choose one such as facebook/opt-125m"
+        )
+    if not model.config.do_layer_norm_before:
         raise BackboneError(
             "this OPT model norms after its sublayers (as opt-350m does); choose a pre-norm one such as facebook/opt-125m"
         )
@@ -389,6 +422,11 @@ def _llama(model: PreTrainedModel) -> _Parts:
 
 def _bert(model: PreTrainedModel) -> _Parts:
     embeddings = model.embeddings
+    if model.config.is_decoder:
+        raise BackboneError(
+            "this BERT model is a decoder (is_decoder in its configuration) and dasearch reads encoders; choose an encoder, or a "
+            f"decoder of family {', '.join(DECODERS)}"
+        )
 
     def start(embedded: Tensor, places: Tensor) -> tuple[Tensor, Positions]:
         first_kind = embeddings.token_type_embeddings.weight[0]
