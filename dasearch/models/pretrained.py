@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -46,15 +48,26 @@ def load_pretrained(
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(**place)
-            model, read = AutoModel.from_pretrained(
-                **place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
-            )
+            model, lacking = _read(AutoModel, place, config, dtype)
+            if lacking and config.tie_word_embeddings:  # some keep the embeddings as the head's weights alone
+                head = AutoModelForCausalLM if config.model_type in DECODERS else AutoModelForMaskedLM
+                whole, lacking_too = _read(head, place, config, dtype)
+                model, lacking = (model, lacking) if lacking_too else (whole.base_model, [])
     except UNREADABLE as error:
         raise _unreadable(name, error) from None
-    lacking = sorted(key for key in read["missing_keys"] if not key.startswith(UNUSED))
     if lacking:
         raise _unreadable(name, ValueError(f"it lacks {lacking[0]}"))
     return model, tokenizer
+
+
+def _read(
+    opener: Any, place: dict[str, Any], config: PretrainedConfig, dtype: torch.dtype
+) -> tuple[PreTrainedModel, list[str]]:
+    """A model, and the names of weights that its checkpoint lacks."""
+    model, read = opener.from_pretrained(
+        **place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+    )
+    return model, sorted(key for key in read["missing_keys"] if not key.startswith(UNUSED))
 
 
 def pretrained_layers(name: str, *, layers: int | None = None, decoder: bool = False) -> int:

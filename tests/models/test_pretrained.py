@@ -5,12 +5,23 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    BertForMaskedLM,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    OPTForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from dasearch.errors import BackboneError
 from dasearch.models import pretrained
@@ -20,6 +31,7 @@ from dasearch.models.pretrained import load_pretrained, pretrained_layers
 from dasearch.search.study import Study
 from dasearch.training.materials import build_catalogue, open_backbone
 from tests.conftest import LAYERS, VOCABULARY, seeded, tiny_backbone, tiny_model, toy_dataset, word_tokenizer
+from tests.models.test_configurations import CONFIGS, OWN, SIZES
 from tests.training.studies import small_settings
 
 DEEP = 3
@@ -96,6 +108,62 @@ def test_lacking_weights_are_not_made_up(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(BackboneError, match=r"\(it lacks decoder.layers.0.fc1.weight\); save it again"):
         load_pretrained(folder)
+
+
+HEADS = {  # the class with a head, the embeddings' name in a checkpoint, and the head's
+    "opt": (OPTForCausalLM, "model.decoder.embed_tokens.weight", "lm_head.weight"),
+    "llama": (LlamaForCausalLM, "model.embed_tokens.weight", "lm_head.weight"),
+    "mistral": (MistralForCausalLM, "model.embed_tokens.weight", "lm_head.weight"),
+    "qwen2": (Qwen2ForCausalLM, "model.embed_tokens.weight", "lm_head.weight"),
+    "bert": (BertForMaskedLM, "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
+}
+
+
+def tied(folder: Path, family: str, *, tie: bool = True) -> PreTrainedModel:
+    """A model of which the folder keeps the head's weights in place of the embeddings."""
+    kind, embeddings, head = HEADS[family]
+    small = small_config(family, tie_word_embeddings=tie)
+    with torch.random.fork_rng():
+        model = kind(small).eval()
+    model.save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors[head] = tensors.pop(embeddings)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return model
+
+
+def small_config(family: str, **changes: Any) -> PretrainedConfig:
+    return CONFIGS[family](**{**SIZES, **OWN[family], "vocab_size": VOCABULARY, **changes})
+
+
+@pytest.mark.parametrize("layers", [None, 1])
+@pytest.mark.parametrize("family", HEADS)
+def test_tied_weights_that_stand_under_the_heads_name_alone(family: str, layers: int | None, tmp_path: Path) -> None:
+    model, tokens = tied(tmp_path, family), some_tokens()
+    loaded, _ = load_pretrained(str(tmp_path), layers=layers)
+    torch.testing.assert_close(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    with torch.no_grad():
+        whole = model.base_model(input_ids=tokens, output_hidden_states=True)
+    *below, _ = FrozenBackbone(loaded).layer_states(tokens, tokens > 0)
+    for found, expected in zip(below, whole.hidden_states, strict=False):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_weights_that_are_not_tied_are_not_taken_from_the_head(family: str, tmp_path: Path) -> None:
+    tied(tmp_path, family, tie=False)
+    with pytest.raises(BackboneError, match=r"it lacks embed_tokens.weight"):
+        load_pretrained(str(tmp_path))
+
+
+def test_tied_weights_that_stand_nowhere(tmp_path: Path) -> None:
+    tied(tmp_path, "llama")
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match=r"it lacks "):
+        load_pretrained(str(tmp_path))
 
 
 def test_damaged_weights(tmp_path: Path) -> None:
