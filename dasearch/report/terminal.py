@@ -126,7 +126,7 @@ class Terminal(Listener):
         parts = [f"{training.index:>{width}}/{training.total}", str(training.layout)]
         if _label(training):
             parts.append(f"{training.label:<22}")
-        parts.append("diverged   " if finished.score is None else f"{training.metric} {finished.score:.4f}")
+        parts.append("failed     " if finished.score is None else f"{training.metric} {finished.score:.4f}")
         if finished.best is not None:
             parts.append(f"best {finished.best:.4f}")
         parts.append(f"{finished.seconds:5.1f} s")

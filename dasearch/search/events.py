@@ -33,7 +33,7 @@ class Finished:
     """A training that ended: its validation score, the best of its phase so far, and the seconds the study still needs."""
 
     training: Training
-    score: float | None  # None where the training diverged
+    score: float | None  # None where the training failed
     best: float | None
     best_layout: Layout | None
     seconds: float

@@ -40,7 +40,7 @@ class TensorBoard:
     def end(self, run: str, *, failed: bool) -> None:
         writer = self._writers.pop(run)
         if failed:
-            writer.add_text("failed", "The training diverged.")
+            writer.add_text("failed", "The training failed.")
         writer.close()
 
     def close(self) -> None:
