@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
-from dasearch.errors import DasearchError, Interrupted, WrongUse
+from dasearch.errors import DasearchError, Interrupted, WrongUse, without_passwords
 from dasearch.report import Format
 from dasearch.training.ranks import require_alone, started
 
@@ -730,7 +730,9 @@ def _interrupted() -> int:
 def _complain(sentence: str, code: int, *, heard: bool = False) -> int:
     """Of what befalls all ranks one speaks on each machine; ``heard``: another does as well."""
     console = Console(stderr=True, quiet=not (heard or started().speaks))
-    console.print(f"dasearch: {sentence}", style="red", soft_wrap=True, markup=False, highlight=False)
+    console.print(
+        f"dasearch: {without_passwords(sentence)}", style="red", soft_wrap=True, markup=False, highlight=False
+    )
     return code
 
 

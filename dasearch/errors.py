@@ -4,6 +4,10 @@ The command line exits with 2 on `WrongUse`, with 130 on `Interrupted` and with 
 """
 
 import difflib
+import re
+
+URL_WITH_PASSWORD = re.compile(r"(:/{1,2})\S*:\S*@")  # one slash: of a path that was made of a URL
+QUERIED_PASSWORD = re.compile(r"(password=)[^&\s]*")
 
 
 class DasearchError(Exception):
@@ -84,6 +88,11 @@ def suggestion(name: str, known: list[str]) -> str:
     """``; did you mean X?`` where something known is near, else nothing."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def without_passwords(text: str) -> str:
+    """A sentence whose URLs show none: of one that has a user's, nothing before its last @ is left."""
+    return QUERIED_PASSWORD.sub(r"\1***", URL_WITH_PASSWORD.sub(r"\1***@", text))
 
 
 def described(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from dasearch.bayes import Proposal
 from dasearch.config import parse_study
 from dasearch.layout import PLACEMENTS, Layout
 from dasearch.search.store import Store, open_store
+from dasearch.search.store.engines import shown
 from dasearch.training.stack import Epoch
 from tests.report.views import space
 
@@ -73,7 +74,7 @@ def give_up(store: Store, layout: str, reason: str, workers: Sequence[str] = ())
 
 def _set_param(store: Store, trial: int, key: str, value: str) -> None:
     """Over the random one that was asked."""
-    with sqlite3.connect(store.url.removeprefix("sqlite:///")) as connection:
+    with sqlite3.connect(shown(store.url)) as connection:
         connection.execute(
             "update trial_params set param_value = ? where trial_id = ? and param_name = ?",
             (NAMES.index(value), trial, key),
@@ -86,7 +87,7 @@ def large_study(folder: Path, *, trials: int, layers: int) -> Store:
     rng = random.Random(0)
     bits = [[rng.randrange(2) for _ in space(layers).free] for _ in range(trials)]
     scores = [0.1 + 0.01 * sum(own[:4]) + rng.gauss(0, 0.01) for own in bits]
-    with sqlite3.connect(store.url.removeprefix("sqlite:///")) as connection:
+    with sqlite3.connect(shown(store.url)) as connection:
         _write_trials(connection, space(layers).free, bits, scores)
         _write_epochs(connection, bits)
         _write_proposals(connection, space(layers).free, bits, scores)

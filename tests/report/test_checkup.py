@@ -24,6 +24,7 @@ from dasearch.layout import Layout
 from dasearch.report import checkup
 from dasearch.report.checkup import Check, StoredStudy, checks, examine_study, mend, mend_study
 from dasearch.search.store import Artifact, LaterTraining, Store, open_store
+from dasearch.search.store.engines import shown
 from dasearch.search.study import Study, only_runner
 from dasearch.training.checkpoints import save_tensors
 from tests.report.stored import NAME, empty_study, evaluate, optuna_study
@@ -47,7 +48,7 @@ def ask(store: Store, layout: str, *, silent: bool) -> int:
     trial = study.ask(dict.fromkeys(space().free, names))
     study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
     if silent:
-        with sqlite3.connect(store.url.removeprefix("sqlite:///")) as connection:
+        with sqlite3.connect(shown(store.url)) as connection:
             connection.execute(
                 "update trial_heartbeats set heartbeat = datetime(heartbeat, '-1 hour') where trial_id = ?",
                 (trial._trial_id,),
@@ -98,7 +99,7 @@ def test_lost_trials_go_back_to_the_queue(store: Store, tmp_path: Path) -> None:
 def test_a_lost_trial_that_was_not_asked_to_its_end_is_only_ended(store: Store, tmp_path: Path) -> None:
     study = optuna_study(store)
     trial = study.ask()
-    with sqlite3.connect(store.url.removeprefix("sqlite:///")) as connection:
+    with sqlite3.connect(shown(store.url)) as connection:
         connection.execute("update trials set datetime_start = datetime(datetime_start, '-1 hour')")
     mend(StoredStudy(store, NAME, tmp_path / NAME))
     assert [(t.number, t.state) for t in store.trials(NAME)] == [(trial.number, "fail")]
@@ -232,7 +233,7 @@ def test_damaged_databases(tmp_path: Path) -> None:
 
 
 def test_tables_of_another_optuna(store: Store) -> None:
-    with sqlite3.connect(store.url.removeprefix("sqlite:///")) as connection:
+    with sqlite3.connect(shown(store.url)) as connection:
         connection.execute("update version_info set schema_version = 99")
         connection.execute("update alembic_version set version_num = 'v99.0.0.a'")
     assert "optuna" in (store.damage() or "")

@@ -361,3 +361,14 @@ def test_train_and_ablate_track(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "layer02.context" not in kept.facts[sparse]
     means = [variant["metrics"]["MRR"]["mean"] for variant in scored]
     assert kept.points(STUDY, "ablation/MRR") == ([1, 2], pytest.approx(means, rel=FLOAT32))
+
+
+def test_mlflow_in_a_folder_whose_name_has_signs_of_urls(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    from dasearch.report.trackers.mlflow import MLflow
+
+    settings = small_settings(output=str(tmp_path / "what? a%20b"))
+    (tmp_path / "what? a%20b" / settings.name).mkdir(parents=True)
+    with closing(MLflow(settings)) as tracker:
+        tracker.begin(STUDY, {"budget": "3"})
+    assert (tmp_path / "what? a%20b" / settings.name / "mlflow.db").stat().st_size

@@ -22,6 +22,7 @@ from mlflow.utils.time import get_current_time_millis
 
 from dasearch.config import StudySettings, resolve_output
 from dasearch.report.tracking import STUDY, markdown
+from dasearch.search.store import database_url
 
 URI = "MLFLOW_TRACKING_URI"
 BATCH = 100  # parameters that MLflow takes at a time
@@ -38,7 +39,7 @@ class MLflow:
     def _client(self) -> MlflowClient:
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)  # they would write into the live terminal
-        return MlflowClient(os.environ.get(URI) or f"sqlite:///{self.folder / 'mlflow.db'}")
+        return MlflowClient(os.environ.get(URI) or database_url(self.folder / "mlflow.db"))
 
     @cached_property
     def _experiment(self) -> str:

@@ -13,10 +13,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
-from dasearch.errors import StoreError, first_line
+from dasearch.errors import StoreError, first_line, without_passwords
 
 LOCK_SECONDS = 60.0
-POSTGRESQL = "postgresql"
+SQLITE, POSTGRESQL = "sqlite", "postgresql"
 PSYCOPG = f"{POSTGRESQL}+psycopg"  # of the extra dasearch[postgres]
 WITHOUT_DRIVER = (POSTGRESQL, "postgres")
 # for libpq: without them, each side waits for hours for one whose machine is gone; a runner's lock would stay as long
@@ -26,6 +26,25 @@ SESSION = {
     "timezone": "UTC",
 }  # as heartbeats are kept elsewhere
 PASSWORDS = {"password", "sslpassword"}  # that libpq takes in the query
+
+
+def database_url(place: str | Path) -> str:
+    """The URL of a database that a user names by a URL or as an SQLite file; ``~`` is the user's folder.
+
+    Raises:
+        StoreError: for a URL that is none.
+    """
+    if "://" not in str(place):
+        return _of_file(Path(place).expanduser())
+    found = parsed(str(place))
+    file = sqlite_file(found)
+    if file is None:
+        return driven(str(place))
+    return found.set(database=str(file.expanduser())).render_as_string(hide_password=False)
+
+
+def _of_file(path: Path) -> str:
+    return URL.create(SQLITE, database=str(path)).render_as_string()
 
 
 def parsed(url: str) -> URL:
@@ -53,7 +72,7 @@ def driven(url: str) -> str:
 def engine_options(url: str, lock_seconds: float) -> dict[str, Any]:
     """Keywords of `sqlalchemy.create_engine`; what the URL itself says goes first."""
     found = parsed(url)
-    if found.get_backend_name() == "sqlite":
+    if found.get_backend_name() == SQLITE:
         return {"connect_args": {"timeout": lock_seconds}}
     if not found.get_driver_name().startswith("psycopg"):
         return {}
@@ -80,7 +99,7 @@ def engine_of(url: str, lock_seconds: float) -> Engine:
             'pip install "dasearch[postgres]"' if found.drivername == PSYCOPG else f"install {found.get_driver_name()}"
         )
         raise StoreError(f"{shown(url)} needs a driver that is not installed ({reason(error)}); {fix}") from None
-    if found.get_backend_name() == "sqlite":
+    if found.get_backend_name() == SQLITE:
         event.listen(engine, "connect", _write_ahead)
     return engine
 
@@ -88,7 +107,7 @@ def engine_of(url: str, lock_seconds: float) -> Engine:
 def sqlite_file(url: URL) -> Path | None:
     """The file of an SQLite database; None for one in memory and for any other database."""
     inside = url.database or ":memory:"
-    return None if url.get_backend_name() != "sqlite" or inside.startswith((":memory:", "file:")) else Path(inside)
+    return None if url.get_backend_name() != SQLITE or inside.startswith((":memory:", "file:")) else Path(inside)
 
 
 def _write_ahead(connection: sqlite3.Connection, _: object) -> None:
@@ -108,16 +127,17 @@ def executed(connection: DBAPIConnection, _: object, *, statements: Sequence[str
 
 def shown(url: str) -> str:
     """A URL as messages may show it: a file's path, or without its passwords."""
-    if url.startswith("sqlite"):
-        return url.removeprefix("sqlite:///")
     found = parsed(url)
+    file = sqlite_file(found)
+    if file is not None:
+        return str(file)
     hidden = {key: "***" for key in found.query if key in PASSWORDS}
     return found.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def _masked(url: str) -> str:
-    """The same of a URL that cannot be parsed: nothing that stands before its last @ is shown."""
-    return re.sub(r"://.*@", "://***@", re.sub(r"(password=)[^&]*", r"\1***", url))
+    """The same of a URL that cannot be parsed, which may hold spaces."""
+    return without_passwords(re.sub(r"://.*@", "://***@", url))
 
 
 def unusable(url: str, error: Exception) -> StoreError:
@@ -131,7 +151,7 @@ def reason(error: Exception) -> str:
 
 
 def _remedy(url: str, error: Exception) -> str:
-    if not url.startswith("sqlite"):
+    if parsed(url).get_backend_name() != SQLITE:
         return "check that the server runs, and host, user, password and database of the URL"
     if "not a database" in reason(error):
         return "name another file, or move this one away"

@@ -28,7 +28,19 @@ from dasearch.errors import NoStudies, StoreError, first_line
 from dasearch.layout import Layout
 from dasearch.models.cost import Cost, SiteCosts
 from dasearch.search.store.connections import NO_PATIENCE, PATIENCE, Connections, Lost, Patience
-from dasearch.search.store.engines import LOCK_SECONDS, POSTGRESQL, driven, engine_of, executed, reason, shown, unusable
+from dasearch.search.store.engines import (
+    LOCK_SECONDS,
+    POSTGRESQL,
+    database_url,
+    driven,
+    engine_of,
+    executed,
+    parsed,
+    reason,
+    shown,
+    sqlite_file,
+    unusable,
+)
 from dasearch.search.store.locks import StudyLock
 from dasearch.search.store.records import (
     AblationTraining,
@@ -586,11 +598,11 @@ def open_store(
             raise NoStudies(
                 f"there are no studies under {folder} yet; start one with `dasearch run`, or give --storage"
             )
-        url = f"sqlite:///{path}"
-    elif "://" not in url:
-        url = f"sqlite:///{url}"
-    if not create and url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
-        raise NoStudies(f"there is no database {url.removeprefix('sqlite:///')}; check --storage")
+        url = str(path)
+    url = database_url(url)
+    file = sqlite_file(parsed(url))
+    if not create and file is not None and not file.is_file():
+        raise NoStudies(f"there is no database {file}; check --storage")
     return Store(url, create=create, lock_seconds=lock_seconds, patience=patience)
 
 
