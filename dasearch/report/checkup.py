@@ -229,7 +229,7 @@ def mend(study: StoredStudy) -> list[str]:
         StoreError: while another process runs the study.
     """
     require_writable(study.folder)
-    with only_runner(study.folder):
+    with only_runner(study.folder), study.store.only_runner(study.name):
         found = study.leftovers()
         done = list(_removed(found.damaged, "damaged; its training begins again"))
         done += _removed(found.orphaned, "of no unfinished training")

@@ -112,7 +112,7 @@ class Ablation:
         resolve_device(settings.device)
         store = open_store(self.study.storage, settings.output, create=True)
         try:
-            with only_runner(resolve_output(settings)), using(settings.threads):
+            with only_runner(self.study.folder), store.only_runner(settings.name), using(settings.threads):
                 self._train_missing(store)
             trainings = store.ablations(self._run_key())
             return scores(self.variants, [training for training in trainings if training.seed <= self.seeds])

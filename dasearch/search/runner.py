@@ -147,4 +147,4 @@ class Runner:
             metric=Metric(name=metric, value=score.value, low=score.low, high=score.high, split="test"),
             results={"test": own.metrics},
         )
-        return Artifact("model", str(folder), sha256(folder))
+        return Artifact("model", folder.relative_to(folder.parents[1]).as_posix(), sha256(folder))

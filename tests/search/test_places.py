@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 from contextlib import closing
 from pathlib import Path
 
@@ -9,9 +11,13 @@ import pytest
 
 from dasearch.cli import run_command
 from dasearch.errors import NoStudies, StoreError
-from dasearch.search.store import open_store
+from dasearch.folders import sha256
+from dasearch.search.events import Finished, Listener
+from dasearch.search.store import Artifact, open_store
 from dasearch.search.store.engines import shown
+from dasearch.search.study import Study
 from tests.report.stored import NAME, empty_study, evaluate
+from tests.training.studies import small_study
 
 SIGNS = ("a b", "50%", "a%20b", "what?", "x#y", "a@b:c", "{x}", "[y]", "ü", "a&b=c", "'quoted'", "q?timeout=3")
 
@@ -105,3 +111,104 @@ def test_no_refusal_shows_a_password(
     found = capsys.readouterr()
     assert found.err.startswith("dasearch: ")
     assert "sesame" not in found.out + found.err
+
+
+def saved_model(output: Path, text: str = "weights", *, path: str | None = None) -> Path:
+    """A study that is done, and its model; ``path``: as the database keeps it."""
+    model = output / NAME / "model"
+    with closing(empty_study(output)) as store:
+        model.mkdir(parents=True)
+        (model / "model.safetensors").write_text(text)
+        store.finish(NAME, [], [Artifact("model", path or f"{NAME}/model", sha256(model))])
+    return model
+
+
+def found(output: Path, storage: Path | None = None) -> Path:
+    with closing(open_store(storage and str(storage), str(output), create=False)) as store:
+        (artifact,) = store.artifacts(NAME)
+    return Path(artifact.path)
+
+
+@pytest.mark.parametrize("written", [None, "old/toy/model", "absolute"])
+def test_a_model_is_found_from_anywhere_and_after_a_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str | None
+) -> None:
+    path = str(tmp_path / "old" / NAME / "model") if written == "absolute" else written
+    model = saved_model(tmp_path / "old", path=path)
+    monkeypatch.chdir(tmp_path)
+    assert found(Path("old")).samefile(model)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert found(Path("../old")).samefile(model)
+    assert found(Path("runs"), tmp_path / "old" / "dasearch.db").samefile(model)
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    assert found(tmp_path / "new") == tmp_path / "new" / NAME / "model"
+    assert found(Path("runs"), tmp_path / "new" / "dasearch.db").samefile(tmp_path / "new" / NAME / "model")
+
+
+def test_a_model_is_that_of_its_own_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved_model(tmp_path / "runs", "another study's of the same name")
+    own = saved_model(tmp_path / "mine")
+    assert found(Path("runs"), tmp_path / "mine" / "dasearch.db").samefile(own)
+
+
+def test_a_database_apart_from_its_output(tmp_path: Path) -> None:
+    saved_model(tmp_path / "old")
+    with closing(sqlite3.connect(tmp_path / "old" / "dasearch.db")) as connection:
+        connection.execute("vacuum into ?", (str(tmp_path / "kept.db"),))
+    assert found(Path("runs"), tmp_path / "kept.db") == tmp_path / "old" / NAME / "model"
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    assert found(tmp_path / "new", tmp_path / "kept.db") == tmp_path / "new" / NAME / "model"
+
+
+def test_a_model_that_is_gone_is_looked_for_in_the_output_folder(tmp_path: Path) -> None:
+    shutil.rmtree(saved_model(tmp_path))
+    assert found(tmp_path) == tmp_path / NAME / "model"
+
+
+def test_the_database_keeps_no_place_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole study, moved: what export, doctor and status say of its model."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy.yaml").write_text(small_study(tmp_path, output="runs").yaml())
+    assert run_command(["run", "toy.yaml", "--budget", "2"]) == 0
+    with closing(sqlite3.connect(tmp_path / "runs" / "dasearch.db")) as connection:
+        assert connection.execute("select path from dasearch_artifact").fetchall() == [("toy/model",)]
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(tmp_path / "runs", tmp_path / "elsewhere" / "old runs")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for command in ("export toy --format layout", "doctor toy", "status toy", "report toy"):
+        assert run_command([*command.split(), "--output", "old runs"]) == 0
+
+
+def test_one_runner_a_study_of_a_file_whatever_its_output(tmp_path: Path) -> None:
+    path = tmp_path / "shared.db"
+    (tmp_path / "link.db").symlink_to(path)
+    with closing(open_store(str(path), "one", create=True)) as first:
+        with first.only_runner(NAME):
+            for place in (str(path), f"sqlite:///{path}?timeout=5", str(tmp_path / "link.db")):
+                with closing(open_store(place, "two", create=True)) as second:
+                    with pytest.raises(StoreError, match="another process runs this study"), second.only_runner(NAME):
+                        pass
+                    with second.only_runner("other"):
+                        pass
+        with closing(open_store(str(path), "two", create=True)) as second, second.only_runner(NAME):
+            pass
+
+
+def test_two_runs_of_a_shared_database_meet_in_one_sentence(tmp_path: Path) -> None:
+    """The second leaves the first's running trial alone."""
+    storage, hit = str(tmp_path / "shared.db"), []
+
+    class Second(Listener):
+        def finished(self, finished: Finished) -> None:
+            if not hit:
+                other = small_study(tmp_path, output=str(tmp_path / "two"))
+                with pytest.raises(StoreError, match="another process runs this study"):
+                    Study(other, storage=storage).run(train=False)
+                hit.append(finished)
+
+    settings = small_study(tmp_path, output=str(tmp_path / "one"))
+    status = Study(settings, storage=storage).run(2, train=False, listener=Second())
+    assert len(status.completed) == 2
+    assert hit

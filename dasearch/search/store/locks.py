@@ -6,9 +6,10 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 from filelock import FileLock, Timeout
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import URL, Connection, Engine, text
 
 from dasearch.errors import StoreError
 from dasearch.search.store.connections import Lost
@@ -34,11 +35,39 @@ def _beside_the_file(engine: Engine, seconds: float) -> Iterator[None]:
     if file is None or not file.parent.is_dir():  # in memory, or a place that cannot be opened
         yield
         return
-    lock = FileLock(file.parent / f".{file.name}.lock", timeout=seconds)
+    refusal = StoreError(f"another process changes the tables of {file}; wait until it ends, and try again")
+    with _held(_lock_file(file), seconds, refusal):
+        yield
+
+
+@contextmanager
+def locked_beside(url: URL, study: str) -> Iterator[None]:
+    """The right to run one study of an SQLite file; it ends with the process. One in memory is nobody else's.
+
+    Raises:
+        StoreError: if another process has it.
+    """
+    file = sqlite_file(url)
+    if file is None:
+        yield
+        return
+    with _held(_lock_file(file, study), 0, another_runs(file)):
+        yield
+
+
+def _lock_file(file: Path, *of: str) -> Path:
+    """Beside the database itself, by whichever link it was reached."""
+    real = file.resolve()
+    return real.parent / ".".join(("", real.name, *of, "lock"))
+
+
+@contextmanager
+def _held(path: Path, seconds: float, refusal: StoreError) -> Iterator[None]:
+    lock = FileLock(path, timeout=seconds)
     try:
         lock.acquire()
     except Timeout:
-        raise StoreError(f"another process changes the tables of {file}; wait until it ends, and try again") from None
+        raise refusal from None
     try:
         yield
     finally:

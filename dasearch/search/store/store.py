@@ -41,7 +41,8 @@ from dasearch.search.store.engines import (
     sqlite_file,
     unusable,
 )
-from dasearch.search.store.locks import StudyLock
+from dasearch.search.store.locks import StudyLock, locked_beside
+from dasearch.search.store.places import whereabouts
 from dasearch.search.store.records import (
     AblationTraining,
     Artifact,
@@ -109,12 +110,20 @@ class Store:
         create: make the database and its tables where they are missing; else a missing one is an error.
         lock_seconds: how long to wait for an SQLite file that another process has locked, and for a server to answer.
         patience: with a server that stops answering, where the store may be written to.
+        output: the studies' output folder, as far as is known.
     """
 
     def __init__(
-        self, url: str, *, create: bool = True, lock_seconds: float = LOCK_SECONDS, patience: Patience = PATIENCE
+        self,
+        url: str,
+        *,
+        create: bool = True,
+        lock_seconds: float = LOCK_SECONDS,
+        patience: Patience = PATIENCE,
+        output: Path | None = None,
     ) -> None:
         self.url = driven(url)
+        self._output = output
         self._engine = engine_of(url, lock_seconds)
         self._connections = Connections(self._engine, shown(url), patience if create else NO_PATIENCE)
         try:
@@ -153,13 +162,14 @@ class Store:
 
     @contextmanager
     def only_runner(self, name: str) -> Iterator[None]:
-        """Run a study alone among all processes that have its database in a server; one in a file has its folder's lock.
+        """Run a study alone among all processes that have its database, whatever their output folders.
 
         Raises:
             StoreError: if another process runs it.
         """
         if self._engine.dialect.name != POSTGRESQL:
-            yield
+            with locked_beside(self._engine.url, name):
+                yield
             return
         lock = StudyLock(self._engine, name, shown(self.url))
         self._connections.again(lock.take, applied=lambda transaction: None)
@@ -535,11 +545,19 @@ class Store:
 
     @reading
     def artifacts(self, name: str) -> list[Artifact]:
+        """What a study saved, each with the path where it lies now."""
         with Session(self._engine) as session:
-            rows = session.scalars(
-                select(ArtifactRow).filter_by(study_id=self._row(session, name).id).order_by(ArtifactRow.id)
-            )
-            return [Artifact(row.kind, row.path, row.sha256) for row in rows]
+            study = self._row(session, name)
+            outputs = self._outputs(study)
+            rows = session.scalars(select(ArtifactRow).filter_by(study_id=study.id).order_by(ArtifactRow.id))
+            saved = [Artifact(row.kind, row.path, row.sha256) for row in rows]
+        return [one._replace(path=str(whereabouts(one, name, outputs))) for one in saved]
+
+    def _outputs(self, study: StudyRow) -> list[Path]:
+        """What may be a study's output folder now: the one that is named, its settings', its database's."""
+        file, recorded = sqlite_file(self._engine.url), Path(json.loads(study.settings)["output"]).expanduser()
+        beside = None if file is None else file.parent
+        return [folder for folder in (self._output, recorded, beside) if folder is not None]
 
     def _row(self, session: Session, name: str) -> StudyRow:
         row = session.scalar(select(StudyRow).where(StudyRow.name == name))
@@ -589,8 +607,8 @@ def open_store(
         NoStudies: where ``create`` is False, for a database or a file that is not there.
         StoreError: for a file that is no database, a folder that cannot be written, an unknown kind of database.
     """
+    folder = Path(output).expanduser()
     if url is None:
-        folder = Path(output).expanduser()
         path = folder / DATABASE
         if create:
             require_writable(folder)
@@ -603,7 +621,7 @@ def open_store(
     file = sqlite_file(parsed(url))
     if not create and file is not None and not file.is_file():
         raise NoStudies(f"there is no database {file}; check --storage")
-    return Store(url, create=create, lock_seconds=lock_seconds, patience=patience)
+    return Store(url, create=create, lock_seconds=lock_seconds, patience=patience, output=folder)
 
 
 def require_writable(folder: Path) -> None:
