@@ -555,9 +555,9 @@ class Store:
 
     def _outputs(self, study: StudyRow) -> list[Path]:
         """What may be a study's output folder now: the one that is named, its settings', its database's."""
-        file, recorded = sqlite_file(self._engine.url), Path(json.loads(study.settings)["output"]).expanduser()
-        beside = None if file is None else file.parent
-        return [folder for folder in (self._output, recorded, beside) if folder is not None]
+        file, recorded = sqlite_file(self._engine.url), json.loads(study.settings).get("output")
+        folders = (self._output, recorded and Path(recorded).expanduser(), file and file.parent)
+        return [folder for folder in folders if folder is not None]
 
     def _row(self, session: Session, name: str) -> StudyRow:
         row = session.scalar(select(StudyRow).where(StudyRow.name == name))
