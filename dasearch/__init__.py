@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from dasearch import threads  # says how they wait, before anything here imports torch
+from dasearch.version import __version__
 
 if TYPE_CHECKING:
     from dasearch.layout import CHOICES, Choice, Join, Layout
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from dasearch.search.study import Study
     from dasearch.training.recommender import load
 
-__version__ = version("dasearch")
 __all__ = [
     "CHOICES",
     "Choice",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import sys
 import warnings
@@ -22,8 +21,10 @@ import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
+from dasearch.commands import Place, resumed
 from dasearch.errors import DasearchError, Interrupted, WrongUse, without_passwords
 from dasearch.report import Format
+from dasearch.report.encoding import write_any, writes_all
 from dasearch.training.ranks import require_alone, started
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class SplitName(StrEnum):
 
 @app.command()
 def run(
+    context: typer.Context,
     study: StudyArgument = "quickstart",
     budget: Annotated[
         int | None, typer.Option(metavar="N", help="Completed evaluations, over the study's own.")
@@ -175,7 +177,7 @@ def run(
         return
     with closing(_tracked(loaded, Terminal(console), trackers)) as listener:
         status = loaded.run(train=not no_train, listener=listener, warm_start=warm_start, workers=crew)
-    summary(console, status, command=shlex.join(["dasearch", *sys.argv[1:]]))
+    summary(console, status, Place(loaded.settings.output, storage), resume=resumed(context.obj))
 
 
 def _crew(count: int | None, asked: Workers) -> Workers | None:
@@ -409,7 +411,11 @@ def recommend(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a trained model.")],
     history: Annotated[
         str | None,
-        typer.Option(metavar="ITEM,ITEM,...", help="Item ids, oldest first; catalogue.jsonl in the folder lists them."),
+        typer.Option(
+            metavar="ITEM,ITEM,...",
+            help="Item ids, oldest first; catalogue.jsonl in the folder lists them. Of ids with commas a JSON list: "
+            '["a,b", "c"].',
+        ),
     ] = None,
     source: Annotated[
         Path | None,
@@ -441,6 +447,7 @@ def recommend(
 ) -> None:
     """Print the items most likely to come next after a history, or answer a file of histories into another file."""
     from dasearch.training.recommender import load
+    from dasearch.training.request_files import history_of
 
     if (history is None) == (source is None) or (source is None) != (out is None):
         raise WrongUse("give a history as in --history ITEM,ITEM, or a file of them as in --from FILE --out FILE")
@@ -450,7 +457,9 @@ def recommend(
         options = {"exclude_seen": exclude_seen, "skip_bad": skip_bad, "overwrite": overwrite, "batch_size": batch_size}
         _answer_file(load(model, device=device), source, out, as_json, k=k, **options)
         return
-    found = load(model, device=device).recommend(_listed(str(history)), k, user=user, exclude_seen=exclude_seen)
+    opened = load(model, device=device)
+    items = history_of(str(history), {item.identifier for item in opened.items})
+    found = opened.recommend(items, k, user=user, exclude_seen=exclude_seen)
     if as_json:
         _print_json([one._asdict() for one in found])
         return
@@ -683,6 +692,8 @@ def samplers(
 def main() -> None:
     """Run the command line; errors are one sentence, never a traceback."""
     _interrupt_by_signals()
+    for stream in (sys.stdout, sys.stderr):
+        write_any(stream)
     sys.exit(run_command(sys.argv[1:]))
 
 
@@ -703,7 +714,7 @@ def run_command(arguments: list[str]) -> int:
     """Run one command and give its exit code."""
     _quiet()
     try:
-        code = app(args=arguments, prog_name="dasearch", standalone_mode=False)
+        code = app(args=arguments, prog_name="dasearch", standalone_mode=False, obj=arguments)
         return _interrupted() if code == INTERRUPTED else int(code or 0)
     except typer.Exit as done:
         return _interrupted() if done.exit_code == INTERRUPTED else done.exit_code
@@ -857,7 +868,7 @@ def _metrics_text(record: dict[str, float]) -> str:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    print(json.dumps(value, ensure_ascii=not writes_all(sys.stdout), indent=2))
 
 
 if __name__ == "__main__":

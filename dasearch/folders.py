@@ -1,9 +1,14 @@
-"""Folders that are there whole or not at all: filled beside their place, then renamed."""
+"""Folders and files that are there whole or not at all: filled beside their place, then renamed.
+
+A symbolic link stays and what it points to is written; a device or pipe is written into.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +18,7 @@ from pathlib import Path
 from dasearch.errors import WrongUse
 
 READ = 2**20  # bytes of a file at once
+DESCRIPTORS = ("/dev/fd/", "/dev/std", "/proc/")
 
 
 class Taken(StrEnum):
@@ -26,6 +32,7 @@ class Taken(StrEnum):
 @contextmanager
 def written_beside(folder: Path, taken: Taken = Taken.KEPT) -> Iterator[Path]:
     """A folder to fill, renamed to ``folder`` at the end, so that an interruption leaves none."""
+    folder = _behind_links(folder)
     with unfinished_in(folder.parent, folder.name) as unfinished:
         yield unfinished
         put(unfinished, folder, taken)
@@ -52,6 +59,37 @@ def put(unfinished: Path, folder: Path, taken: Taken) -> None:
     except OSError:
         if taken is not Taken.KEPT or not folder.is_dir():
             raise
+
+
+def _behind_links(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to fill, of the same name, that takes the place of ``path`` at the end.
+
+    Raises:
+        OSError: if the place cannot be written; it is then as it was, unless it is a device or pipe.
+    """
+    if _is_stream(path):
+        with tempfile.TemporaryDirectory() as folder:
+            unfinished = Path(folder) / path.name
+            yield unfinished
+            with unfinished.open("rb") as content, path.open("wb") as stream:
+                shutil.copyfileobj(content, stream)
+        return
+    real = _behind_links(path)
+    real.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{real.name}.unfinished-", dir=real.parent) as folder:
+        unfinished = Path(folder) / path.name
+        yield unfinished
+        unfinished.replace(real)
+
+
+def _is_stream(path: Path) -> bool:
+    """A device or pipe, or a descriptor's name, whose file another program holds open."""
+    return (path.exists() and not path.is_file()) or str(path.absolute()).startswith(DESCRIPTORS)
 
 
 def sha256(path: Path) -> str:

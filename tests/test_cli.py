@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 import torch
 
 from dasearch.cli import run_command
+from dasearch.commands import Place, resumed
 from dasearch.layout_file import read_layout
 from dasearch.threads import WAITING, cores
 from tests.conftest import toy_dataset, write_folder
@@ -75,7 +79,44 @@ def test_no_train_stops_before_the_test_split(here: Path, capsys: pytest.Capture
     assert run_command(["run", "toy.yaml", "--budget", "2", "--no-train"]) == 0
     out = capsys.readouterr().out
     assert "Test split" not in out
-    assert "next: dasearch " in out
+    assert "next: dasearch run toy.yaml --budget 2   (goes on with this study)" in out
+
+
+def pasted(out: str) -> list[str]:
+    """The command lines that were printed as the next ones, without what explains them."""
+    lines = out[out.index("next: ") :].removeprefix("next: ").splitlines()
+    return [line.partition("   (")[0].strip() for line in lines if line.strip()]
+
+
+def test_what_is_printed_can_be_pasted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a shell, for settings with spaces, braces and another output folder and database."""
+    settings = ["--set", "output=my runs", "--set", "trial.rates={adapters: 1.5}", "--storage", "the trials.db"]
+    assert run_command(["run", "toy.yaml", "--budget", "2", "--no-train", *settings]) == 0
+    again, status = pasted(capsys.readouterr().out)
+    assert "--no-train" not in again
+    assert run_command(shlex.split(status)[1:]) == 0
+    assert "toy: " in capsys.readouterr().out
+    assert run_command(shlex.split(again)[1:]) == 0
+    printed = pasted(capsys.readouterr().out)
+    assert len(printed) == 3
+    for line in printed:
+        done = subprocess.run(
+            line.replace("ITEM,ITEM,...", "item1,item2").replace("dasearch", f"{sys.executable} -m dasearch", 1),
+            shell=True,
+            cwd=here,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, (line, done.stderr)
+
+
+def test_a_printed_command_shows_no_password() -> None:
+    storage = "postgresql://me:sesame@here/db"
+    assert resumed(["run", "--storage", storage, "--no-train"]) == "dasearch run --storage 'postgresql://***@here/db'"
+    assert "sesame" not in resumed(["run", f"--storage={storage}"])
+    assert Place("a b", storage).options == ["--output", "a b", "--storage", "postgresql://***@here/db"]
+    assert Place().options == []
 
 
 def test_a_study_begins_with_what_another_found(trained: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

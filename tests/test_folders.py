@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from dasearch.errors import ExportError
-from dasearch.folders import Taken, whole_folder, written_beside
+from dasearch.folders import Taken, whole_file, whole_folder, written_beside
 
 
 def test_a_finished_folder_takes_its_place(tmp_path: Path) -> None:
@@ -67,3 +69,70 @@ def test_a_place_that_fills_meanwhile_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="cannot be written"):
         overtaken(tmp_path / "out")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "file"]
+
+
+def write(path: Path, text: str) -> None:
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text)
+
+
+def test_a_file_is_written_through_links(tmp_path: Path) -> None:
+    real, link, second = tmp_path / "there" / "real.txt", tmp_path / "link.txt", tmp_path / "second.txt"
+    link.symlink_to(real)
+    second.symlink_to("link.txt")
+    for text in ("the target is not there yet", "replaced"):
+        write(second, text)
+        assert real.read_text() == text
+        assert [path.name for path in real.parent.iterdir()] == ["real.txt"]
+    assert link.is_symlink()
+    assert second.is_symlink()
+
+
+def interrupted_file(path: Path) -> None:
+    with whole_file(path) as unfinished:
+        unfinished.write_text("half")
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_file_leaves_the_old_one(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "old")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_file(tmp_path / "a.txt")
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_pipe_and_a_device_stay_what_they_are(tmp_path: Path) -> None:
+    pipe, link, heard = tmp_path / "pipe", tmp_path / "null.html", list[str]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: heard.append(pipe.read_text()))
+    reader.start()
+    write(pipe, "through the pipe")
+    reader.join(10)
+    assert heard == ["through the pipe"]
+    assert pipe.is_fifo()
+    link.symlink_to(os.devnull)
+    write(link, "gone")
+    assert link.is_symlink()
+    assert Path(os.devnull).is_char_device()
+
+
+def test_a_descriptor_is_written_where_it_is_open(tmp_path: Path) -> None:
+    with (tmp_path / "redirected").open("w+") as file:
+        write(Path(f"/dev/fd/{file.fileno()}"), "as of a shell")
+        file.seek(0)
+        assert file.read() == "as of a shell"
+
+
+@pytest.mark.parametrize("taken", list(Taken))
+def test_a_folder_is_written_through_a_link(tmp_path: Path, taken: Taken) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    with written_beside(link, taken) as unfinished:
+        (unfinished / "file").touch()
+    assert link.is_symlink()
+    assert [path.name for path in real.iterdir()] == ["file"]
+    with whole_folder(tmp_path / "link" / "new", ExportError) as unfinished:
+        (unfinished / "file").touch()
+    assert (real / "new" / "file").is_file()

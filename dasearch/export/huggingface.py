@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def _card(recommender: Recommender) -> dict[str, Any]:
         "items_hash": recommender.catalogue.items_hash,
         "n_items": len(recommender.items),
         "n_users": len(recommender.users),
-        "example": [item.identifier for item in recommender.items[:EXAMPLE_ITEMS]],
+        "example": json.dumps([item.identifier for item in recommender.items[:EXAMPLE_ITEMS]], ensure_ascii=False),
         "metrics": _metrics(recommender),
     }
 

@@ -19,7 +19,6 @@ import optuna
 from dasearch.config import StudySettings, parse_study, resolve_output
 from dasearch.errors import NoStudies, StoreError
 from dasearch.folders import sha256
-from dasearch.report.doctor import installed_version
 from dasearch.search.domain import Domain, trial_run
 from dasearch.search.events import CONFIRMATION, DONE
 from dasearch.search.loop import give_back
@@ -27,6 +26,7 @@ from dasearch.search.objective import checkpoint_name
 from dasearch.search.store import GRACE_SECONDS, Artifact, Store, Stored, TrialRecord, open_store, require_writable
 from dasearch.search.study import only_runner, stored_space
 from dasearch.training.checkpoints import load_tensors
+from dasearch.version import installed_version
 
 LEAST_FREE = (
     2**30

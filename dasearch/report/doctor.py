@@ -6,7 +6,6 @@ import os
 import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from dasearch.models.named import NAMED, available
 from dasearch.models.registry import MODELS
 from dasearch.threads import WAITING, Waiting, cores, most_threads
 from dasearch.training.materials import resolve_device
+from dasearch.version import installed_version
 
 LIBRARIES = ("dasearch", "torch", "transformers", "optuna")
 EXTRAS = {  # distributions of pyproject's extras; a test compares the two
@@ -126,13 +126,6 @@ def examine() -> Findings:
         tuple(_backbone(name) for name in NAMED),
         {extra: missing(names) for extra, names in EXTRAS.items()},
     )
-
-
-def installed_version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
 
 
 def missing(distributions: Iterable[str]) -> tuple[str, ...]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from dasearch.errors import WrongUse
+from dasearch.folders import whole_file
 from dasearch.report import Format
 from dasearch.report.document import Section, Table, sections
 from dasearch.report.figures import FIGURES
@@ -111,16 +111,17 @@ def _plain(text: str) -> str:
 
 
 def write_report(view: StudyView, path: Path, form: Format) -> Path:
-    """Write a report beside its place and rename it, so that who looks finds the old one or the new one, whole."""
+    """Write a report so that who looks finds the old one or the new one, whole.
+
+    Raises:
+        WrongUse: if it cannot be written there.
+    """
     text = report(view, form)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, unfinished = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    if path.is_dir():
+        raise WrongUse(f"{path} is a folder; name a file for the report")
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(unfinished, 0o644)
-        os.replace(unfinished, path)
-    except BaseException:
-        os.unlink(unfinished)
-        raise
+        with whole_file(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise WrongUse(f"{path} cannot be written ({error.strerror}); choose another place") from None
     return path

@@ -14,6 +14,7 @@ from rich.status import Status as Spinner
 from rich.table import Table
 from rich.text import Text
 
+from dasearch.commands import Place, command
 from dasearch.config import Pick
 from dasearch.layout import Layout
 from dasearch.search.confirmation import OBJECTIVE, WINNER, Standing, cheapest, recommended, winner_of
@@ -166,8 +167,13 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def summary(console: Console, status: Status, *, command: str) -> None:
-    """The closing tables of a study, what they mean, and what to type next."""
+def summary(console: Console, status: Status, place: Place, *, resume: str) -> None:
+    """The closing tables of a study, what they mean, and what to type next.
+
+    Args:
+        place: where other commands find the study.
+        resume: the command line that goes on with it.
+    """
     console.print()
     if status.standings:
         console.print(standings_table(status))
@@ -180,7 +186,7 @@ def summary(console: Console, status: Status, *, command: str) -> None:
         console.print()
     for artifact in status.artifacts:
         console.print(Text(f"saved {artifact.kind}: {artifact.path}"), soft_wrap=True)
-    for line in next_steps(status, command):
+    for line in next_steps(status, place, resume):
         console.print(Text(line), soft_wrap=True)
 
 
@@ -362,18 +368,20 @@ def against_baselines(results: Sequence[Result], metric: str = "NDCG@10") -> str
     return f"In {metric} the winner stands {'; '.join(parts)}."
 
 
-def next_steps(status: Status, command: str) -> list[str]:
+def next_steps(status: Status, place: Place, resume: str) -> list[str]:
+    """What to type next, as a shell takes it."""
     model = next((artifact.path for artifact in status.artifacts if artifact.kind == "model"), None)
     if model is None:
-        return [f"next: {command}   (goes on with this study)", "      dasearch status " + status.name]
-    picks = (
-        [f"      dasearch export {status.name} --pick best   (another layout of the front)"] if status.selection else []
-    )
+        return [
+            f"next: {resume}   (goes on with this study)",
+            f"      {command('status', status.name, *place.options)}",
+        ]
+    pick = command("export", status.name, "--pick", "best", *place.options)
     return [
-        f"next: dasearch recommend {model} --history ITEM,ITEM,...",
-        f"      dasearch report {status.name}",
-        *picks,
-        f"      dasearch export {model} --format hf   (dasearch export --list shows the others)",
+        f"next: {command('recommend', model, '--history', 'ITEM,ITEM,...')}",
+        f"      {command('report', status.name, *place.options)}",
+        *([f"      {pick}   (another layout of the front)"] if status.selection else []),
+        f"      {command('export', model, '--format', 'hf')}   ({command('export', '--list')} shows the others)",
     ]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +53,7 @@ from dasearch.threads import using
 from dasearch.training.materials import resolve_device
 from dasearch.training.preparation import METHODS
 from dasearch.training.seeds import derive_seed
+from dasearch.version import installed_versions
 
 # what may change of a study that has begun; a space is known by its hash, not its name
 MAY_CHANGE = {
@@ -404,9 +404,7 @@ def _begin(
                 "fingerprint": dataset.fingerprint,
                 "statistics": asdict(statistics(dataset)),
             },
-            versions={
-                name: version(name) for name in ("dasearch", "torch", "transformers", "botorch", "gpytorch", "optuna")
-            },
+            versions=installed_versions(("dasearch", "torch", "transformers", "botorch", "gpytorch", "optuna")),
             prior=prior or (),
             costly=settings.search.cost is not None,
         )

@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +42,7 @@ from dasearch.training.materials import Materials, build_catalogue, resolve_devi
 from dasearch.training.preparation import untrained_model
 from dasearch.training.seeds import generator_for
 from dasearch.training.shared import Catalogue
+from dasearch.version import installed_versions
 
 FORMAT = 1
 NOBODY = -1  # the user of a history from outside the training data
@@ -247,7 +247,7 @@ def layout_file_of(
         metric=metric,
         study=settings.name,
         seed=settings.seed,
-        versions={name: version(name) for name in ("dasearch", "torch", "transformers", "botorch", "optuna")},
+        versions=installed_versions(("dasearch", "torch", "transformers", "botorch", "optuna")),
     )
 
 

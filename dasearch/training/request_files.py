@@ -7,9 +7,8 @@ A row in has a ``history`` (item ids, oldest first) and may have a ``user`` and 
 from __future__ import annotations
 
 import json
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import count, islice
@@ -22,6 +21,7 @@ from dasearch.data.conversion import packed
 from dasearch.data.readers.base import lines
 from dasearch.data.readers.values import writable
 from dasearch.errors import DataError, Interrupted, first_line
+from dasearch.folders import whole_file
 from dasearch.training.recommender import Ranking, Recommender, Request
 
 HISTORY, USER, ID = "history", "user", "id"
@@ -102,6 +102,27 @@ Rank = Callable[[Sequence[Request]], list[Ranking]]
 Listen = Callable[[Progress], None]
 
 
+def history_of(text: str, known: Container[str]) -> list[str]:
+    """The item ids that a user names in one text, oldest first: commas separate them, or it is a JSON list.
+
+    What the catalogue knows goes first: an id with outer spaces, and a text that is an id itself, commas and all.
+    """
+    parts = [part if part in known else part.strip() for part in text.split(",") if part.strip()]
+    if all(part in known for part in parts):
+        return parts
+    return [text] if text in known else _json_ids(text) or parts
+
+
+def _json_ids(text: str) -> list[str]:
+    """Those of a JSON list; none of any other text."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    whole = isinstance(found, list) and all(type(item) in (str, int) for item in found)
+    return [str(item) for item in found] if whole else []
+
+
 def answer_file(
     recommender: Recommender,
     source: Path,
@@ -145,7 +166,7 @@ def answer_file(
         if checked.bad and not skip_bad:
             rows = f"{checked.bad:,} of {checked.rows:,} rows cannot be answered"
             raise DataError(f"{checked.first} ({rows}; --skip-bad leaves such rows out)")
-        with _whole_file(out) as unfinished, written(unfinished) as write:
+        with _written_whole(out) as unfinished, written(unfinished) as write:
             pieces = _pieces(_asked(recommender, read(source)), size * PIECE_BATCHES)
             seconds = _answer(recommender, pieces, rank, write, checked.rows - checked.bad, hear)
     except KeyboardInterrupt:
@@ -228,14 +249,10 @@ def _require_places(source: Path, out: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def _whole_file(out: Path) -> Iterator[Path]:
-    """A file in a folder beside ``out`` that takes its place when all is written."""
+def _written_whole(out: Path) -> Iterator[Path]:
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.unfinished-", dir=out.parent) as folder:
-            unfinished = Path(folder) / out.name
+        with whole_file(out) as unfinished:
             yield unfinished
-            unfinished.replace(out)
     except OSError as error:
         raise DataError(f"{out} cannot be written ({error.strerror}); choose another place") from None
 

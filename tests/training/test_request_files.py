@@ -13,8 +13,9 @@ import polars as pl
 import pytest
 
 from dasearch.errors import DataError, Interrupted, ModelFolderError
+from dasearch.export.plain import code
 from dasearch.training import request_files
-from dasearch.training.request_files import ANSWER_COLUMNS, READERS, Progress, answer_file
+from dasearch.training.request_files import ANSWER_COLUMNS, READERS, Progress, answer_file, history_of
 from tests.training.studies import recommender
 
 FORMS = tuple(READERS)
@@ -213,3 +214,28 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
     assert not (tmp_path / "out.jsonl").exists()
     with pytest.raises(ModelFolderError, match="k is 0"):
         answer_file(recommender("darec"), source, out=tmp_path / "out.jsonl", k=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("a,b", ["a", "b"]),
+        (" a , b,", ["a", "b"]),
+        ("x,y", ["x,y"]),
+        ("a, outer ,b", ["a", " outer ", "b"]),
+        ('["x,y", "a", 7]', ["x,y", "a", "7"]),
+        ('[" outer "]', [" outer "]),
+        ("[1]", ["[1]"]),
+        ("nobody, b", ["nobody", "b"]),
+        ("[nobody", ["[nobody"]),
+        ('{"a": 1}', ['{"a": 1}']),
+        ("", []),
+        (",", []),
+    ],
+)
+def test_a_history_in_one_text(text: str, items: list[str]) -> None:
+    known = {"a", "b", "x,y", " outer ", "[1]", "7"}
+    assert history_of(text, known) == items
+    written: dict[str, Any] = {}
+    exec(code({}, "row_of.jinja") + "\nimport json", written)
+    assert written["history_of"](text, known) == items

@@ -1,0 +1,34 @@
+"""Output whose encoding lacks a character (`PYTHONIOENCODING=ascii`, a C locale, cp1252): something is written in its place."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from typing import TextIO
+
+ERRORS = "dasearch"  # the name of `in_place` among Python's error handlers
+SPELLED = {"±": "+-", "–": "-", "—": "-", "−": "-", "…": "...", "×": "x", "·": ".", "→": "->", "≥": ">=", "≤": "<="}  # fmt: skip
+
+
+def in_place(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that cannot be written: a spelling of ours, else Python's escape.
+
+    Raises:
+        UnicodeError: ``error``, if it is not of writing.
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(SPELLED.get(one) or one.encode("ascii", "backslashreplace").decode() for one in lacking), error.end
+
+
+def write_any(stream: TextIO) -> None:
+    """Let a stream of this process write any text."""
+    codecs.register_error(ERRORS, in_place)
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors=ERRORS)
+
+
+def writes_all(stream: TextIO) -> bool:
+    """Whether every character can be written as it is."""
+    return codecs.lookup(stream.encoding or "utf-8").name.startswith("utf")
