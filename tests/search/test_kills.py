@@ -77,8 +77,7 @@ def terminate(run: Run) -> None:
     run.process.terminate()
 
 
-@pytest.mark.parametrize("stop", [control_c, terminate])
-@pytest.mark.parametrize("workers", [None, pytest.param(2, marks=needs_ray)])
+@pytest.mark.parametrize(("workers", "stop"), [(None, terminate), pytest.param(2, control_c, marks=needs_ray)])
 def test_a_signal_stops_a_run_and_two_end_it(
     tmp_path: Path, temporary: Path, workers: int | None, stop: Callable[[Run], None]
 ) -> None:
