@@ -165,18 +165,24 @@ class Search:
         Batches of before there were groups are one, and a trial of before there were batches is known by its epochs.
         """
         found: dict[int, list[Asked]] = {}
-        while any(BATCH in trial.user_attrs or trial.intermediate_values for trial in self._waiting()):
+        begun = self._begun()
+        while any(_was_training(trial, begun) for trial in self._waiting()):
             asked = None
             with suppress(SpaceExhausted):  # enqueued by hand where nothing is left
                 asked = self._next_asked()
             if asked is None:
                 continue
             kept = self.storage.get_trial(asked.trial._trial_id)
-            if BATCH in kept.user_attrs or kept.intermediate_values:
+            if _was_training(kept, begun):
                 found.setdefault(kept.user_attrs.get(GROUP, -1), []).append(asked)
             else:
                 self._ready.append(asked)
         return [found[group] for group in sorted(found)]
+
+    def _begun(self) -> set[int]:
+        """The groups of batches that were sent on their way: one of their trials, at least, says how many they are."""
+        every = self.study.get_trials(deepcopy=False)
+        return {trial.user_attrs[GROUP] for trial in every if {GROUP, BATCH} <= set(trial.user_attrs)}
 
     def _ask(self) -> list[Asked]:
         """The next batch; empty where the budget is on its way, no layout is left, or hardly one is worth having."""
@@ -244,10 +250,10 @@ class Search:
 
     def _begin(self, members: Sequence[Asked]) -> Asking:
         """Send a batch on its way: side by side those that have one recipe, all of them but for what was enqueued by hand."""
-        for trial, _ in members:
-            if GROUP not in trial.user_attrs:
-                trial.set_user_attr(BATCH, len(members))
-                trial.set_user_attr(GROUP, members[0].trial.number)
+        new = [trial for trial, _ in members if not {GROUP, BATCH} <= set(trial.user_attrs)]
+        for attribute, value in ((GROUP, members[0].trial.number), (BATCH, len(members))):
+            for trial in new:
+                trial.set_user_attr(attribute, value)
         planned = self._planned(members)
         groups = []
         for values in dict.fromkeys(point.values for _, point in members):
@@ -354,8 +360,8 @@ class Search:
 
     def _release(self, trial: Trial) -> None:
         """Back to the queue, to go on from its last epoch."""
-        self.study.tell(trial, state=TrialState.FAIL)
         RETRY(self.study, self.storage.get_trial(trial._trial_id))
+        self.study.tell(trial, state=TrialState.FAIL)
 
     @contextmanager
     def _released_if_interrupted(self) -> Iterator[None]:
@@ -396,12 +402,21 @@ class Search:
             )
 
 
+def _was_training(trial: FrozenTrial, begun: set[int]) -> bool:
+    """Whether its batch was sent on its way; of ``begun`` groups or, before there were any, by what it left."""
+    return BATCH in trial.user_attrs or trial.user_attrs.get(GROUP) in begun or bool(trial.intermediate_values)
+
+
 def give_back(study: optuna.Study, lost: Sequence[FrozenTrial], domain: Domain) -> None:
-    """Trials that run for nobody go back to the queue; one that was not asked to its end is only ended."""
+    """Trials that run for nobody go back to the queue; one that was not asked to its end is only ended.
+
+    Whoever is killed here leaves no trial that is neither in the queue nor running, and none twice.
+    """
+    queued = {number for trial in study.get_trials(deepcopy=False) for number in RETRY.retry_history(trial)}
     for trial in lost:
-        study.tell(trial.number, state=TrialState.FAIL)
-        if set(domain.distributions) <= set(trial.params):
+        if set(domain.distributions) <= set(trial.params) and trial.number not in queued:
             RETRY(study, trial)
+        study.tell(trial.number, state=TrialState.FAIL)
 
 
 def flat_from(startup: int | None, free: int) -> int:
