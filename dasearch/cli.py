@@ -692,6 +692,8 @@ def samplers(
 def main() -> None:
     """Run the command line; errors are one sentence, never a traceback."""
     _interrupt_by_signals()
+    if sys.stdout is None:  # closed by who called
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # open as long as the process
     for stream in (sys.stdout, sys.stderr):
         write_any(stream)
     sys.exit(run_command(sys.argv[1:]))
@@ -715,9 +717,13 @@ def run_command(arguments: list[str]) -> int:
     _quiet()
     try:
         code = app(args=arguments, prog_name="dasearch", standalone_mode=False, obj=arguments)
+        sys.stdout.flush()
         return _interrupted() if code == INTERRUPTED else int(code or 0)
     except typer.Exit as done:
         return _interrupted() if done.exit_code == INTERRUPTED else done.exit_code
+    except BrokenPipeError:  # who read the output, as `head` does, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except (typer.Abort, KeyboardInterrupt):
         return _interrupted()
     except TyperException as error:

@@ -111,6 +111,8 @@ def _config(name: str, layers: int | None) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(**place)
     except UNREADABLE as error:
         raise _unreadable(name, error) from None
+    if getattr(config, "quantization_config", None) is not None:
+        raise _quantized(name, config.quantization_config)
     if layers is None:
         return config
     have = int(config.num_hidden_layers)
@@ -179,6 +181,16 @@ def _unreadable(name: str, error: Exception) -> BackboneError:
     return BackboneError(
         f"the backbone {name!r} is not on this machine and the Hugging Face hub cannot be reached ({offline})"
         f"{near or _choice()}"
+    )
+
+
+def _quantized(name: str, quantization: Any) -> BackboneError:
+    """What to say of weights that only another library's kernels can read."""
+    said = quantization if isinstance(quantization, dict) else vars(quantization)
+    method = str(said.get("quant_method") or "unknown").rpartition(".")[2].lower()
+    return BackboneError(
+        f"the backbone {name!r} is quantized (quant_method {method}) and dasearch reads full weights; choose the model that it "
+        "was made from"
     )
 
 

@@ -23,6 +23,7 @@ from dasearch.folders import written_beside
 TINY_OPT = "tiny-opt"
 PAD, START, UNKNOWN = "<pad>", "</s>", "<unk>"  # OPT opens every row with </s>
 RECIPE_VERSION = 1  # part of the cache key: raise it when the training below changes
+RISE = 0.1  # share of steps until the rate's peak; twice that where it would be one step, of which OneCycleLR knows no rate
 Progress = Callable[[int, int, float], None]  # step, steps, loss
 
 
@@ -116,7 +117,10 @@ def _train_model(
     model = OPTForCausalLM(config_of(vocabulary, settings))
     _initialise(model, generator)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=settings.steps, pct_start=0.1)
+    rise = RISE * settings.steps
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.lr, total_steps=settings.steps, pct_start=RISE if rise != 1 else 2 * RISE
+    )
     model.train()
     for step in range(settings.steps):
         rows = _rows(encoded, settings, generator)

@@ -114,11 +114,11 @@ def write_report(view: StudyView, path: Path, form: Format) -> Path:
     """Write a report so that who looks finds the old one or the new one, whole.
 
     Raises:
-        WrongUse: if it cannot be written there.
+        WrongUse: if the place is a folder, or cannot be written.
     """
-    text = report(view, form)
     if path.is_dir():
-        raise WrongUse(f"{path} is a folder; name a file for the report")
+        raise WrongUse(f"{path} is a folder; name a file in it, as in {path / f'report.{form.value}'}")
+    text = report(view, form)
     try:
         with whole_file(path) as unfinished:
             unfinished.write_text(text, encoding="utf-8")

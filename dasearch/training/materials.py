@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,13 +104,13 @@ def build_catalogue(
 def _tokenised(
     settings: StudySettings, dataset: Dataset, backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase
 ) -> Tokens:
-    spec = MODELS[settings.model.kind]
+    spec, pad = MODELS[settings.model.kind], tokenizer.pad_token_id or 0
     opening, item_opening = (
         tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text in spec.prompts
     )
     row_format = RowFormat(
         *_closing_tokens(spec, backbone, tokenizer),
-        pad_token=tokenizer.pad_token_id or 0,
+        pad_token=pad if pad < backbone.vocabulary else 0,  # added to a tokenizer alone; padding is never looked at
         start_token=tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id,
         max_items=settings.data.max_items,
         max_tokens=backbone.max_tokens,
@@ -118,6 +119,7 @@ def _tokenised(
         multiple=CUDA_MULTIPLE if resolve_device(settings.device).type == "cuda" else 1,
     )
     sentences = Sentences(tokenise_items(dataset.items, tokenizer, max_tokens=settings.data.item_tokens))
+    _require_rows(backbone, [*row_format.opening, *item_opening, *sentences.flat.tolist()])
     _require_room(backbone, max(len(row_format.opening), len([*row_format.start, *item_opening])), sentences)
     return Tokens(sentences, row_format, tuple(item_opening))
 
@@ -143,6 +145,16 @@ def lay_out(
         ItemRows(tokens.item_prompt, sentences, row_format, prompt_group=settings.model.prompt_group),
         dataset.items,
     )
+
+
+def _require_rows(backbone: FrozenBackbone, tokens: Sequence[int]) -> None:
+    """Of every token the model has an embedding; one that is added to its tokenizer alone has none."""
+    largest = max(tokens)
+    if largest >= backbone.vocabulary:
+        raise BackboneError(
+            f"{backbone.name or 'the backbone'} has {backbone.vocabulary} token embeddings and its tokenizer gives token "
+            f"{largest}; save the tokenizer that the model was trained with beside it, or resize the model's embeddings"
+        )
 
 
 def _require_room(backbone: FrozenBackbone, opening: int, sentences: Sentences) -> None:
