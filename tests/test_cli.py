@@ -432,8 +432,12 @@ def test_export(
         "recommender.py", "config.json", "model.safetensors", "catalogue.json", "layout.json"
     }  # fmt: skip
     model = str(trained / "runs" / "toy" / "model")
-    assert run_command(["export", model, "--format", "layout", "--out", "elsewhere"]) == 0
-    assert read_layout("elsewhere") == read_layout(model)
+    assert run_command(["export", model, "--format", "layout", "--out", "it's elsewhere"]) == 0
+    assert read_layout("it's elsewhere") == read_layout(model)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    (opening,) = pasted(capsys.readouterr().out)
+    opening = opening.replace("python", sys.executable, 1)
+    assert subprocess.run(opening, shell=True, env=environment, capture_output=True, check=True).stdout
     assert run_command(["export", "toy", "--format", "trials", "--out", "trials", *runs]) == 0
     assert len(json.loads(Path("trials/trials.json").read_text())["trials"]) == 3
     assert run_command(["export", "--list"]) == 0

@@ -40,7 +40,7 @@ class Format(NamedTuple):
     Attributes:
         title: what it is.
         write: fills an empty folder from a trained model, or, as a `WriteStudy`, from a stored study.
-        opened: what to type to open the folder ``{out}``.
+        opened: what to type to open the folder ``{out}``, which is put there as a shell reads it.
         supported_options: of `ExportOptions`, those that it can follow.
         text: what to print where no folder is named; None: a folder is written in any case.
         write_untrained: fills an empty folder from a confirmed layout without weights, where the form needs none.
@@ -58,7 +58,7 @@ FORMATS: dict[str, Format] = {
     "layout": Format(
         "layout.json and its JSON Schema",
         write_layout,
-        "python -c \"import dasearch; print(dasearch.read_layout('{out}'))\"",
+        "python -c 'import sys, dasearch; print(dasearch.read_layout(sys.argv[1]))' {out}",
         write_untrained=write_picked_layout,
     ),
     "trials": Format(

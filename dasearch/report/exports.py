@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -30,4 +31,4 @@ def show_written(console: Console, folder: Path, opened: str) -> None:
     width = max(len(str(file)) for file in files)
     for file in files:
         console.print(f"{file!s:<{width}}  {decimal(file.stat().st_size):>9}", soft_wrap=True, markup=False)
-    console.print(f"next: {opened.format(out=folder)}", soft_wrap=True, markup=False)
+    console.print(f"next: {opened.format(out=shlex.quote(str(folder)))}", soft_wrap=True, markup=False)

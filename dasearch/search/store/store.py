@@ -557,7 +557,7 @@ class Store:
         """What may be a study's output folder now: the one that is named, its settings', its database's."""
         file, recorded = sqlite_file(self._engine.url), json.loads(study.settings).get("output")
         folders = (self._output, recorded and Path(recorded).expanduser(), file and file.parent)
-        return [folder for folder in folders if folder is not None]
+        return [folder for folder in folders if folder]
 
     def _row(self, session: Session, name: str) -> StudyRow:
         row = session.scalar(select(StudyRow).where(StudyRow.name == name))
