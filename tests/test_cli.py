@@ -518,7 +518,7 @@ def test_doctor_of_a_study(trained: Path, capsys: pytest.CaptureFixture[str], mo
     assert [line.split(":")[0] for line in lines[:-1]] == [
         *("database", "trials", "checkpoints", "saved model", "versions", "disk")
     ]
-    assert lines[3] == f"saved model: {trained}/runs/toy/model, as saved"
+    assert lines[3] == "saved model: runs/toy/model, as saved"
     assert lines[-1] == "nothing is wrong"
     assert files(trained) == before
 
