@@ -2,8 +2,8 @@
 
 Run: python benchmarks/workers.py [STUDY] [--workers 1,2] [--trials N] [--rounds R] [--gpus-per-worker SHARE] [--set KEY=VALUE].
 Every line is the search of the study by so many workers on Ray, each with one core, or with its share of a GPU; the time is
-that between the ends of the first trials and of the last, so that neither preparation nor the start of the workers counts.
-``--stacked`` adds as many trials in this process, side by side as `search.batch` is by default.
+that from the end of as many first trials as there are workers to the end of the last, so that neither preparation nor the
+start of the workers counts. ``--stacked`` adds as many trials in this process, side by side as `search.batch` is by default.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ class Clock(Listener):
 
     def pace(self, skipped: int) -> float:
         """Trials a minute, the first ones left out."""
-        counted = self.ends[skipped:]
-        return 60 * (len(counted) - 1) / (counted[-1] - counted[0])
+        return 60 * (len(self.ends) - skipped) / (self.ends[-1] - self.ends[skipped - 1])
 
 
 def searched(given: argparse.Namespace, workers: Workers | None, trials: int) -> Clock:
