@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from dasearch.search.events import SEARCH, TRIAL, Finished, Training
 from dasearch.search.executors.work import elsewhere
 from dasearch.search.objective import TRIAL_SEED, Outcome, Run
 from dasearch.search.store import HEARTBEAT_SECONDS, RETRY
-from dasearch.search.trainings import Group, Planned, Trainings, confirmation_trainings, final_trainings
+from dasearch.search.trainings import Group, Planned, Report, Trainings, confirmation_trainings, final_trainings
 from dasearch.search.worth import UNLIKELY, chance_of_gain
 from dasearch.training.loop import Fit
 from dasearch.training.stack import Epoch
@@ -41,9 +41,6 @@ WORKERS = "workers"  # where it was trained, ``machine:process``, an attempt aft
 PROPOSED_TRIALS = 4  # of the surrogate, before its landscape is called flat
 
 
-Report = Callable[[int, Epoch], None]  # a trial's place, and its epoch
-
-
 class Asked(NamedTuple):
     """A trial with the point that was proposed for it."""
 
@@ -56,16 +53,16 @@ class Asking:
     """A batch that is on its way.
 
     Attributes:
-        groups: for every recipe the places of its trials in the batch, their trainings, and what keeps their epochs.
+        groups: for every recipe the places of its trials in the batch, and their trainings.
     """
 
     members: Sequence[Asked]
     planned: Sequence[Planned]
-    groups: Sequence[tuple[Sequence[int], Group, Report]]
+    groups: Sequence[tuple[Sequence[int], Group]]
 
     @property
     def over(self) -> bool:
-        return all(group.over for _, group, _ in self.groups)
+        return all(group.over for _, group in self.groups)
 
 
 class Search:
@@ -260,9 +257,7 @@ class Search:
             places = [place for place, (_, point) in enumerate(members) if point.values == values]
             reports = self._reports([members[place].trial for place in places])
             objective = self.trainings.trying(self.domain.named(values))
-            groups.append(
-                (places, self.trainings.begin(objective, [planned[place] for place in places], reports), reports)
-            )
+            groups.append((places, self.trainings.begin(objective, [planned[place] for place in places], reports)))
         return Asking(members, planned, groups)
 
     def _reports(self, trials: Sequence[Trial]) -> Report:
@@ -301,8 +296,8 @@ class Search:
     def _tell(self, asking: Asking) -> None:
         """Tell the trials of a batch that is over, in their order, what became of their trainings."""
         outcomes: dict[int, Outcome] = {}
-        for places, group, report in asking.groups:
-            outcomes |= dict(zip(places, self.trainings.outcomes(group, report), strict=True))
+        for places, group in asking.groups:
+            outcomes |= dict(zip(places, self.trainings.outcomes(group), strict=True))
             for among, place in enumerate(places):
                 self._keep_workers(asking.members[place].trial, group.batch.workers.get(among, []))
         for place, (asked, one) in enumerate(zip(asking.members, asking.planned, strict=True)):

@@ -26,6 +26,7 @@ from dasearch.training.materials import Materials
 from dasearch.training.stack import Epoch
 
 T = TypeVar("T")
+Report = Callable[[int, Epoch], None]  # a training's place in its group, and its epoch
 
 
 class Planned(NamedTuple):
@@ -40,11 +41,13 @@ class Group:
     """Trainings of one recipe that are on their way together.
 
     Attributes:
+        report: told each epoch with the place of its training, some twice.
         began: when its first epoch did.
     """
 
     planned: Sequence[Planned]
     batch: Batch
+    report: Report
     began: float = math.inf
 
     @property
@@ -119,13 +122,9 @@ class Trainings:
         self,
         objective: Objective,
         planned: Sequence[Planned],
-        report: Callable[[int, Epoch], None] = lambda place, epoch: None,
+        report: Report = lambda place, epoch: None,
     ) -> Group:
-        """Train side by side; `wait` brings it forward.
-
-        Args:
-            report: told each epoch with the place of its training, some twice.
-        """
+        """Train side by side; `wait` brings it forward. ``report`` as of `Group`."""
         for training, _ in planned:
             self.listener.started(training)
 
@@ -135,21 +134,21 @@ class Trainings:
             report(place, epoch)
             self.listener.epoch(planned[place].training, epoch)
 
-        group = Group(planned, self.dispatcher.submit(objective, [run for _, run in planned], heard))
+        group = Group(planned, self.dispatcher.submit(objective, [run for _, run in planned], heard), report)
         return group
 
     def wait(self) -> None:
         """Until something has happened to a group."""
         self.dispatcher.wait()
 
-    def outcomes(self, group: Group, report: Callable[[int, Epoch], None] = lambda place, epoch: None) -> list[Outcome]:
-        """What became of a group that is over, in its order; ``report`` as of `begin`."""
+    def outcomes(self, group: Group) -> list[Outcome]:
+        """What became of a group that is over, in its order."""
         found = group.batch.in_order
         for place, outcome in enumerate(found):
             if isinstance(outcome, Fit):
                 for epoch in outcome.progress.epochs:  # one checkpointed in the moment of a kill was not recorded then
                     self._record(group.planned[place], epoch)
-                    report(place, epoch)
+                    group.report(place, epoch)
         self._keep_pace(group, found)
         return found
 
@@ -203,6 +202,7 @@ class Trainings:
         self, group: Group, keep: Callable[[Planned, Fit], None], found: dict[str, Kept]
     ) -> list[tuple[Planned, Exception]]:
         """Keep what a group trained; what failed of it, and by what."""
+        failed = []
         outcomes, ended = self.outcomes(group), datetime.now(UTC)
         left = self._left_after(group.planned[-1].training)
         for place, (one, outcome) in enumerate(zip(group.planned, outcomes, strict=True)):
@@ -213,8 +213,9 @@ class Trainings:
                 keep(one, outcome)
                 found[one.run.name] = Kept(one.run, outcome, group.batch.objective_of(place))
                 self.listener.finished(Finished(one.training, self.score(outcome), None, None, outcome.seconds, left))
-        pairs = zip(group.planned, outcomes, strict=True)
-        return [(one, outcome) for one, outcome in pairs if isinstance(outcome, Exception)]
+            else:
+                failed.append((one, outcome))
+        return failed
 
     def _keep_pace(self, group: Group, outcomes: Sequence[Outcome]) -> None:
         now, slots = time.perf_counter(), self.dispatcher.executor.slots

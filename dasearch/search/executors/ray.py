@@ -14,7 +14,6 @@ import shutil
 import signal
 import sys
 import threading
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from dasearch.config import StudySettings, parse_study
 from dasearch.errors import BrokenTraining, StudyError, first_line
-from dasearch.search.executors.base import Event, Heard, Job, Workers
+from dasearch.search.executors.base import Event, Heard, Job, Workers, out_of_memory
 from dasearch.search.executors.own_folder import OwnFolder
-from dasearch.search.executors.watch import Watched, width_of_worker
+from dasearch.search.executors.watch import Watched, Watching
 from dasearch.search.executors.work import Workshop, overtime, read_job, with_threads, work_or_fail
 from dasearch.threads import cores
 from dasearch.training.bundle import load_bundle, save_bundle
@@ -81,7 +80,7 @@ class _Busy(Watched):
     events: Any  # Ray's generator of references
 
 
-class RayExecutor:
+class RayExecutor(Watching[_Busy]):
     """The executor of ``--workers`` and ``--ray``.
 
     Args:
@@ -92,14 +91,15 @@ class RayExecutor:
     """
 
     def __init__(self, materials: Materials, settings: StudySettings, workers: Workers, folder: Path) -> None:
-        self.slots, self._workers, self._settings = workers.count, workers, settings
-        self._cpus = workers.cpus or max(1, cores() // workers.count)
+        cpus = workers.cpus or max(1, cores() // workers.count)
+        super().__init__(settings, slots=workers.count, cpus=cpus, gpus=workers.gpus)
+        self._address = workers.address
         self._bundles = folder.resolve() / "prepared"
         bundle = save_bundle(materials, self._bundles)
         self._begin = (str(self._bundles), bundle, settings.model_dump(mode="json"), self._cpus)
         self._ray = _imported(own_cluster=workers.address is None)
         self._own_cluster = OwnFolder() if workers.address is None else None
-        self._jobs, self._idle, self._busy = deque[Job](), list[Any](), list[_Busy]()
+        self._idle = list[Any]()
         try:
             self._connect()
             self._say_nothing()
@@ -108,16 +108,9 @@ class RayExecutor:
             self.close()
             raise
 
-    def width(self, at_once: int) -> int:
-        return width_of_worker(self._settings, at_once, cpus=self._cpus, gpus=self._workers.gpus)
-
-    def submit(self, job: Job) -> None:
-        self._jobs.append(job)
-
     def advance(self, heard: Heard) -> None:
         """Give idle workers something to do, and tell what comes within a tick."""
-        while self._jobs and len(self._busy) < self.slots:
-            self._start(self._jobs.popleft())
+        self._fill()
         if not self._busy:
             return
         streams = [busy.events for busy in self._busy]
@@ -127,11 +120,6 @@ class RayExecutor:
         for busy in [busy for busy in self._busy if busy.hangs]:
             self._give_up(busy)
             busy.fail(overtime(busy.job), heard)
-
-    def cancel(self) -> None:
-        self._jobs.clear()
-        for busy in list(self._busy):
-            self._give_up(busy)
 
     def close(self) -> None:
         """End the workers, and the cluster where it is this study's own; remove what was saved for them."""
@@ -148,7 +136,7 @@ class RayExecutor:
     def _connect(self) -> None:
         with _own_signals():
             if self._own_cluster is None:
-                self._ray.init(address=self._workers.address, log_to_driver=False, logging_level=logging.ERROR)
+                self._ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
                 return
             self._ray.init(
                 address="local",
@@ -167,7 +155,7 @@ class RayExecutor:
     def _require_room(self) -> None:
         """Ray lets what fits nowhere wait for ever."""
         there = self._ray.cluster_resources()
-        for name, each in (("CPU", float(self._cpus)), ("GPU", self._workers.gpus)):
+        for name, each in (("CPU", float(self._cpus)), ("GPU", self._gpus)):
             most = int(there.get(name, 0) / each) if each else self.slots
             if most < self.slots:
                 raise StudyError(
@@ -177,13 +165,13 @@ class RayExecutor:
                     else f"there is no {each:g} {name} for a worker; ask for less"
                 )
 
-    def _start(self, job: Job) -> None:
+    def _started(self, job: Job) -> _Busy:
         actor = self._idle.pop() if self._idle else self._new_worker()
         events = actor.train.options(num_returns="streaming").remote(job.record())
-        self._busy.append(_Busy(job=job, actor=actor, events=events))
+        return _Busy(job=job, actor=actor, events=events)
 
     def _new_worker(self) -> Any:
-        asked = {"num_cpus": self._cpus, "num_gpus": self._workers.gpus, "max_restarts": 0, "max_task_retries": 0}
+        asked = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_restarts": 0, "max_task_retries": 0}
         return self._ray.remote(Worker).options(**asked).remote(*self._begin)
 
     def _hear(self, busy: _Busy, heard: Heard) -> None:
@@ -203,8 +191,7 @@ class RayExecutor:
             return
         busy.tell(record, heard)
 
-    def _give_up(self, busy: _Busy) -> None:
-        self._busy.remove(busy)
+    def _end(self, busy: _Busy) -> None:
         self._ray.kill(busy.actor)
 
 
@@ -223,7 +210,7 @@ def _imported(*, own_cluster: bool) -> ModuleType:
 
 def _ran_out_of_memory(error: Exception) -> bool:
     """Whether Ray ended the worker for it; what the system's own killer ends is lost like any other."""
-    return "OutOfMemory" in type(error).__name__ or "running low on memory" in str(error)
+    return out_of_memory(error) or "running low on memory" in str(error)
 
 
 @contextmanager

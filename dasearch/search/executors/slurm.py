@@ -17,7 +17,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from dasearch.config import StudySettings, parse_study
 from dasearch.errors import BrokenTraining, DasearchError, StudyError, first_line, suggestion
 from dasearch.search.executors.base import Event, Heard, Job, Workers
-from dasearch.search.executors.watch import Watched, width_of_worker
+from dasearch.search.executors.watch import Watched, Watching
 from dasearch.search.executors.work import Workshop, overtime, read_job, with_threads, work_or_fail
 from dasearch.threads import cores
 from dasearch.training.bundle import load_bundle, save_bundle
@@ -112,7 +111,7 @@ class _Busy(Watched):
     state: str = ""
 
 
-class SlurmExecutor:
+class SlurmExecutor(Watching[_Busy]):
     """The executor of ``--slurm``.
 
     Args:
@@ -125,25 +124,18 @@ class SlurmExecutor:
 
     def __init__(self, materials: Materials, settings: StudySettings, workers: Workers, folder: Path) -> None:
         asked = asked_of_slurm(workers)
-        self.slots, self._settings, self._local = workers.count, settings, workers.slurm == LOCAL
-        self._cpus = _cpus(workers, asked)
-        self._gpus = 1.0 if any(card in asked for card in CARDS) else workers.gpus
+        gpus = 1.0 if any(card in asked for card in CARDS) else workers.gpus
+        super().__init__(settings, slots=workers.count, cpus=_cpus(workers, asked), gpus=gpus)
+        self._local = workers.slurm == LOCAL
         self._folder, self._bundles = folder.resolve() / FOLDER, folder.resolve() / "prepared"
         self._queue = self._submitit(workers, asked)
         self._bundle = str(self._bundles / save_bundle(materials, self._bundles))
-        self._jobs, self._busy, self._ending = deque[Job](), list[_Busy](), list[Any]()
+        self._ending = list[Any]()
         self._looked, self._logs_wanted = time.monotonic(), False
-
-    def width(self, at_once: int) -> int:
-        return width_of_worker(self._settings, at_once, cpus=self._cpus, gpus=self._gpus)
-
-    def submit(self, job: Job) -> None:
-        self._jobs.append(job)
 
     def advance(self, heard: Heard) -> None:
         """Queue what there is room for, and tell what jobs said since; a tick's rest where they said nothing."""
-        while self._jobs and len(self._busy) < self.slots:
-            self._start(self._jobs.popleft())
+        self._fill()
         if not self._busy:
             return
         told = [self._hear(busy, heard) for busy in list(self._busy)]
@@ -153,11 +145,6 @@ class SlurmExecutor:
         self._ending = [handle for handle in self._ending if not handle.done()]
         if not any(told):
             time.sleep(TICK)
-
-    def cancel(self) -> None:
-        self._jobs.clear()
-        for busy in list(self._busy):
-            self._give_up(busy)
 
     def close(self) -> None:
         """End the jobs, and remove what was saved for them; the logs stay where one ended without a result."""
@@ -183,7 +170,7 @@ class SlurmExecutor:
         queue.update_parameters(**{**given, **cards, **asked, **own})
         return queue
 
-    def _start(self, job: Job) -> None:
+    def _started(self, job: Job) -> _Busy:
         stream = self._folder / f"{job.number}-{job.attempt}-{secrets.token_hex(4)}.jsonl"
         stream.touch()
         texts = (json.dumps(job.record()), self._settings.model_dump_json(), self._bundle, str(stream))
@@ -194,7 +181,7 @@ class SlurmExecutor:
         if not self._local:
             with (self._folder / QUEUED).open("a") as numbers:
                 numbers.write(f"{handle.job_id}\n")
-        self._busy.append(_Busy(job=job, handle=handle, stream=stream))
+        return _Busy(job=job, handle=handle, stream=stream)
 
     def _hear(self, busy: _Busy, heard: Heard) -> bool:
         """Tell what a job said since, in whole lines; whether that was anything."""
@@ -240,8 +227,7 @@ class SlurmExecutor:
         else:
             busy.lose(f"its worker was lost ({busy.state}, {busy.handle.paths.stderr})", heard)
 
-    def _give_up(self, busy: _Busy) -> None:
-        self._busy.remove(busy)
+    def _end(self, busy: _Busy) -> None:
         busy.stream.unlink(missing_ok=True)
         if busy.ended is None:
             busy.handle.cancel(check=False)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
+from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from dasearch.config import StudySettings
 from dasearch.search.executors.base import Event, Heard, Job, Kind
@@ -57,15 +59,50 @@ class Watched:
             heard(Event(self.job.number, self.job.attempt, Kind.FAILED, place, error=error))
 
 
-def width_of_worker(settings: StudySettings, at_once: int, *, cpus: int, gpus: float) -> int:
-    """How many trainings a worker's job has: as the study says, as a whole GPU holds, or as many as the worker has cores.
+B = TypeVar("B", bound=Watched)
+
+
+class Watching(ABC, Generic[B]):
+    """An executor whose jobs run in workers, at most ``slots`` at once; the others wait their turn.
 
     Args:
-        at_once: as of `Executor.width`.
-        gpus: of the worker; with a share of one it trains one at a time.
+        cpus, gpus: of each worker; with a share of a GPU it trains one at a time.
     """
-    if settings.search.batch != "auto":
-        return at_once
-    if gpus:
-        return at_once if gpus >= 1 else 1
-    return min(MOST_AT_ONCE, cpus)
+
+    def __init__(self, settings: StudySettings, *, slots: int, cpus: int, gpus: float) -> None:
+        self.slots, self._settings, self._cpus, self._gpus = slots, settings, cpus, gpus
+        self._jobs, self._busy = deque[Job](), list[B]()
+
+    def width(self, at_once: int) -> int:
+        """As the study says; else as many as a whole GPU holds, or as the worker has cores."""
+        if self._settings.search.batch != "auto":
+            return at_once
+        if self._gpus:
+            return at_once if self._gpus >= 1 else 1
+        return min(MOST_AT_ONCE, self._cpus)
+
+    def submit(self, job: Job) -> None:
+        self._jobs.append(job)
+
+    def cancel(self) -> None:
+        self._jobs.clear()
+        for busy in list(self._busy):
+            self._give_up(busy)
+
+    def _fill(self) -> None:
+        """Start what there is room for."""
+        while self._jobs and len(self._busy) < self.slots:
+            self._busy.append(self._started(self._jobs.popleft()))
+
+    def _give_up(self, busy: B) -> None:
+        """Part from a job, and end its worker."""
+        self._busy.remove(busy)
+        self._end(busy)
+
+    @abstractmethod
+    def _started(self, job: Job) -> B:
+        """A job on its way to a worker."""
+
+    @abstractmethod
+    def _end(self, busy: B) -> None:
+        """End the worker of a job that is given up."""
