@@ -293,13 +293,16 @@ def _darec(recommender: Recommender) -> Part:
 
 @torch.no_grad()
 def whole_head(model: DARec) -> nn.Linear:
-    """The head as one linear map of the states, with their whitening in it."""
-    if model.settings.head_states is HeadStates.PLAIN:
-        return model.head
+    """The head as one linear map of the states, with their whitening and the items' texts in it."""
+    weight, bias = model.head.weight.double(), model.head.bias.double()
+    if model.settings.head_text:
+        weight = weight + model.item_texts.double() @ model.text_map.weight.double()
+    if model.settings.head_states is HeadStates.WHITENED:
+        weight = weight @ model.state_map.double()
+        bias = bias - weight @ model.state_mean.double()
     found = nn.Linear(model.head.in_features, model.head.out_features, device=model.device)
-    weight = model.head.weight.double() @ model.state_map.double()
     found.weight.copy_(weight)
-    found.bias.copy_(model.head.bias - weight @ model.state_mean.double())
+    found.bias.copy_(bias)
     return found
 
 

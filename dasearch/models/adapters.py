@@ -6,6 +6,7 @@ Differs from the paper: ReLU between the projections (``activation="none"`` is t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
@@ -191,14 +192,18 @@ def place(
 class MaskRouter(nn.Module):
     """Composes the causal and the context branch by token: ``beta = softmax([q; p] W + b)`` (DARec sec. 2.3.3, Router).
 
-    Starts at one half each. Shapes: q, p ``(rows, tokens, width)`` -> ``(rows, tokens, width)``.
+    Shapes: q, p ``(rows, tokens, width)`` -> ``(rows, tokens, width)``.
+
+    Args:
+        start: weight of q before any training, between 0 and 1.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, start: float = 0.5) -> None:
         super().__init__()
         self.gate = Linear(2 * width, 2)
         nn.init.zeros_(self.gate.weight)
-        nn.init.zeros_(self.gate.bias)
+        half = math.log(start / (1 - start)) / 2
+        self.gate.bias.data = torch.tensor([half, -half])
 
     def share(self, q: Tensor, p: Tensor) -> Tensor:
         """The weight of q, ``(rows, tokens, 1)``; that of p is the rest.

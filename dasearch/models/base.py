@@ -235,6 +235,13 @@ def start_head(
         head.weight.copy_(centred * scale)
 
 
+def centred_directions(text_vectors: Tensor) -> Tensor:
+    """Text vectors less their mean, each of length one: ``(items, width)``."""
+    centred = text_vectors - text_vectors.mean(0)
+    directions: Tensor = centred / centred.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    return directions
+
+
 def log_frequency(item_counts: Tensor) -> Tensor:
     """Log share of each item among training events; one event more each, so that an unseen item stays finite."""
     return ((item_counts + 1.0) / (item_counts + 1.0).sum()).log()

@@ -39,6 +39,7 @@ from dasearch.models.base import (
     ParameterGroup,
     RecommenderModel,
     Scorer,
+    centred_directions,
     layer_gates,
     new_linear,
     start_head,
@@ -154,11 +155,20 @@ class DARecSettings(AdapterSettings):
     encoder_scores: float = Field(
         0.0, ge=0, description="weight of the ID encoder's scores beside the model's own; 0: none are added"
     )
+    router_start: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="the causal branch's weight in the router before training; the rest is the context's",
+    )
     collab_in_align: bool = Field(True, description="inject the item's CF vector into its own alignment row")
     collab_stop_grad: bool = Field(False, description="keep L_seq and L_align from changing the CF vectors")
     prompt_group: bool = Field(True, description="an alignment row is one segment; else its prompt is another")
     head_bias: HeadBias = Field(HeadBias.LOG_FREQUENCY, description="start of the item head's bias")
     head_rows: HeadRows = Field(HeadRows.TEXT, description="start of its rows: frozen text vectors, normal, or zero")
+    head_text: bool = Field(
+        False, description="add a trained map of the item's frozen text vector to its row of the head"
+    )
 
     @property
     def label(self) -> str:
@@ -348,7 +358,7 @@ class AdaptedSites(nn.Module):
             for choice in choices or (SERIAL,) * len(ADAPTERS)
         )
         context = SERIAL if choices is None else choices[CONTEXT]
-        self.router = MaskRouter(width) if context is not None and context.active else None
+        self.router = MaskRouter(width, settings.router_start) if context is not None and context.active else None
         self.lora = nn.ModuleDict()  # by site, where there is any
 
     def unused(self, choices: Sequence[Choice]) -> dict[str, Tensor]:
@@ -546,10 +556,11 @@ class DARec(RecommenderModel):
         ParameterGroup.ADAPTERS: ("layers",),
         ParameterGroup.IDS: ("item_ids", "id_projection"),
         ParameterGroup.CF: ("cf",),
-        ParameterGroup.HEAD: ("head",),
+        ParameterGroup.HEAD: ("head", "text_map"),
     }
     settings: DARecSettings
     fold_in: Tensor
+    item_texts: Tensor
     state_mean: Tensor
     state_map: Tensor
 
@@ -574,6 +585,10 @@ class DARec(RecommenderModel):
         self.head = Linear(width, n_items)
         nn.init.normal_(self.head.weight, std=HEAD_SD, generator=generator)
         nn.init.zeros_(self.head.bias)
+        if settings.head_text:
+            self.text_map = Linear(width, width, bias=False)
+            nn.init.zeros_(self.text_map.weight)
+            self.register_buffer("item_texts", torch.zeros(n_items, width))
         self.cf = self._collaborative(n_users, n_items, generator) if settings.has_collaborative else None
         if self.cf is not None and settings.uses_collaborative:
             copies = len(self.replaced) if settings.collab_proj is CollabProjection.PER_LAYER else 1
@@ -806,7 +821,10 @@ class DARec(RecommenderModel):
         """
         if self.settings.head_states is HeadStates.WHITENED:
             hidden = linear(hidden.float() - self.state_mean, self.state_map, None).to(hidden.dtype)
-        scores: Tensor = self.head(hidden if kept is None else hidden * kept)
+        read = hidden if kept is None else hidden * kept
+        scores: Tensor = self.head(read)
+        if self.settings.head_text:
+            scores = scores + linear(self.text_map(read), self.item_texts, None)
         return scores
 
     def start_head(self, item_counts: Tensor, text_vectors: Tensor) -> None:
@@ -815,6 +833,8 @@ class DARec(RecommenderModel):
         if self.settings.head_states is HeadStates.WHITENED:
             text_vectors = text_vectors @ self.state_map.T
         start_head(self.head, item_counts, text_vectors, bias=bias, rows=rows, sd=HEAD_SD)
+        if self.settings.head_text:
+            self.item_texts.copy_(centred_directions(text_vectors))
 
 
 def build_collaborative(

@@ -24,6 +24,7 @@ from dasearch.models.base import (
     HeadRows,
     ParameterGroup,
     Scorer,
+    centred_directions,
     layer_gates,
     log_frequency,
     new_linear,
@@ -136,7 +137,6 @@ class IDLEAdapter(PrefixModel):
         if isinstance(self.head, nn.Linear):
             start_head(self.head, item_counts, text_vectors, bias=bias, rows=rows, sd=HEAD_SD)
             return
-        centred = text_vectors - text_vectors.mean(0)
-        self.head.texts.copy_(centred / centred.norm(dim=1, keepdim=True).clamp(min=1e-6))
+        self.head.texts.copy_(centred_directions(text_vectors))
         if bias is HeadBias.LOG_FREQUENCY:
             self.head.bias.copy_(log_frequency(item_counts))

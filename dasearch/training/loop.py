@@ -41,6 +41,8 @@ ADDED_READINGS = {  # of a model, and what they were before there was a choice: 
     "head_states": "plain",
     "dropout": 0.0,
     "encoder_scores": 0.0,
+    "router_start": 0.5,
+    "head_text": False,
     "lora_rank": RANK,
     "lora_alpha": ALPHA,
 }

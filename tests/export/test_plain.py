@@ -67,6 +67,8 @@ CASES = [  # family, settings, layout, how far scores may be apart
     ("opt", darec(item_ids="collaborative", user_key="history", collab_proj="per_layer"), "PSP-SPP", CLOSE),
     ("llama", darec(item_key=True, head_states="whitened", variation="both-causal"), "PSP-SPP", CLOSE),
     ("opt", darec(user_key="none", item_ids="embedding"), "PSP-SPP", CLOSE),
+    ("opt", darec(head_text=True, router_start=0.9), "PSP-SPP", CLOSE),
+    ("llama", darec(head_text=True, head_states="whitened"), "PSP-SPP", CLOSE),
     ("llama", darec(item_ids="collaborative", variation="llmrec", head_states="whitened"), "SSS-SSS", CLOSE),
     *(("opt", prefixed("idle", encoder), "SPS-PSP", CLOSE) for encoder in sorted(ENCODERS)),
     *(("llama", prefixed("ra-rec", encoder), "SPS-PSP", CLOSE) for encoder in sorted(ENCODERS)),

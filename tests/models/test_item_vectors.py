@@ -143,6 +143,22 @@ def test_whitened_states_reach_the_head() -> None:
     torch.testing.assert_close(model.logits(hidden, kept), model.head.bias.expand(4, -1))
 
 
+@pytest.mark.parametrize("head_states", ["plain", "whitened"])
+def test_a_text_part_of_the_head_is_a_part_of_its_rows(head_states: str) -> None:
+    model = build(head_states=head_states, head_text=True)
+    width = model.backbone.width
+    texts = torch.randn(ITEMS, width, generator=seeded(1))
+    hidden = torch.randn(4, width, generator=seeded(2))
+    model.start_head(torch.ones(ITEMS), texts)
+    torch.testing.assert_close(model.logits(hidden), model.head(hidden))  # nothing is added before training
+    model.text_map.weight.data.normal_(generator=seeded(3))
+    centred = texts - texts.mean(0)
+    rows = model.head.weight + centred / centred.norm(dim=1, keepdim=True) @ model.text_map.weight
+    torch.testing.assert_close(model.logits(hidden), hidden @ rows.T + model.head.bias)
+    assert "text_map.weight" in dict(model.trainable())
+    assert not model.item_texts.requires_grad
+
+
 def test_scores_depend_on_layouts_still() -> None:
     model = model_of(**READINGS[5])
     with torch.no_grad():

@@ -49,6 +49,7 @@ VARIED: list[dict[str, Any]] = [
     {"model": {"cf_mode": "frozen"}, "cf": {"epochs": 0}},  # each seed has frozen vectors of its own
     {"model": {"collab_proj": "per_layer", "collaborative": "mf"}},
     {"model": {"mask_mode": "post_softmax"}},
+    {"model": {"head_text": True, "router_start": 0.8, "dropout": 0.2}},
     {"model": {"parallel_reduce": "sum", "parallel_residual": False, "rec_adapter_site": "router_output"}},
     {"losses": {"anchors": 2, "align_items": 2}, "trial": {"accumulate": 2}},
     {"losses": {"contrastive": 0.0, "collaborative": 0.0, "reduction": "sum"}},
