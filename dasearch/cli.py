@@ -28,6 +28,7 @@ from dasearch.report.encoding import write_any, writes_all
 from dasearch.training.ranks import require_alone, started
 
 if TYPE_CHECKING:
+    from dasearch.config import Override
     from dasearch.search.executors import Workers
 
 DEBUG = "DASEARCH_DEBUG"
@@ -781,16 +782,22 @@ def _tracked(study: Any, terminal: Any, trackers: list[str] | None) -> Any:
     return Listeners(terminal, track(study, *trackers or (), say=terminal.remarks))
 
 
-def _overrides(changes: list[str] | None, budget: int | None, seed: int | None) -> list[str]:
-    own = [("search.budget", budget), ("seed", seed)]
-    return [*(changes or []), *(f"{key}={value}" for key, value in own if value is not None)]
+def _overrides(changes: list[str] | None, budget: int | None, seed: int | None) -> list[str | Override]:
+    from dasearch.config import Override
+
+    own = [("--budget", "search.budget", budget), ("--seed", "seed", seed)]
+    return [*(changes or []), *(Override.option(*option) for option in own if option[-1] is not None)]
 
 
 def _reading(
     changes: list[str] | None, form: str | None, columns: str | None = None, items: str | None = None
-) -> list[str]:
-    own = [("format", form), ("columns", columns), ("items", items)]
-    return [*(changes or []), *(f"data.{key}={value}" for key, value in own if value is not None)]
+) -> list[str | Override]:
+    from dasearch.config import Override
+
+    own = [("--format", "data.format", form), ("--items", "data.items", items)]
+    found: list[str | Override] = list(changes or [])
+    found += [Override.option(*option) for option in own if option[-1] is not None]
+    return found if columns is None else [*found, Override(f"data.columns={columns}", f"--columns {columns}")]
 
 
 def _listed(text: str) -> list[str]:

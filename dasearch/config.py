@@ -5,10 +5,12 @@ Each field is described; an unknown key is refused with the nearest known one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -674,7 +676,32 @@ STUDIES: dict[ModelKind, type[StudySettings]] = {
 }
 
 
-def load_study(name: str, overrides: Iterable[str] = ()) -> StudySettings:
+class Override(NamedTuple):
+    """A setting that is changed beside the study file.
+
+    Attributes:
+        setting: ``section.key=value``, the value as YAML.
+        typed: the option of the command line that changes it, for messages.
+    """
+
+    setting: str
+    typed: str
+
+    @classmethod
+    def option(cls, flag: str, key: str, value: Any) -> Self:
+        """An option that stands for a setting; ``value`` is taken as it is."""
+        return cls(f"{key}={json.dumps(value, ensure_ascii=False)}", f"{flag} {value}")
+
+    @classmethod
+    def of(cls, given: str | Override) -> Override:
+        return given if isinstance(given, Override) else cls(given, f"--set {given}")
+
+    @property
+    def key(self) -> str:
+        return self.setting.partition("=")[0].strip()
+
+
+def load_study(name: str, overrides: Iterable[str | Override] = ()) -> StudySettings:
     """Read a study by path or shipped name, apply ``key=value`` overrides, and check it.
 
     Raises:
@@ -692,24 +719,70 @@ def load_study(name: str, overrides: Iterable[str] = ()) -> StudySettings:
         raise StudyError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise StudyError(f"{path} holds no settings; begin with name: and see studies/quickstart.yaml")
+    return overridden(content, overrides, source=str(path))
+
+
+def overridden(content: Mapping[str, Any], overrides: Iterable[str | Override], *, source: str) -> StudySettings:
+    """Settings with ``key=value`` overrides, checked.
+
+    Args:
+        source: where the settings stand.
+
+    Raises:
+        StudyError: for an unknown key or a value out of range; it names the override that brought it, or ``source``.
+    """
+    given = [Override.of(override) for override in overrides]
+    changed_content = deepcopy(dict(content))
+    for override in given:
+        _set(changed_content, override)
+    try:
+        return _checked(changed_content)
+    except StudyError as error:
+        raise StudyError(f"{_at_fault(content, given, str(error)) or source}: {error}") from None
+
+
+def _at_fault(content: Mapping[str, Any], overrides: Sequence[Override], complaint: str) -> str | None:
+    """The first override from which on there is this complaint; None where there is without any."""
+    tried = deepcopy(dict(content))
+    if _complaint(tried) == complaint:
+        return None
     for override in overrides:
-        _set(content, override)
-    return parse_study(content, source=str(path))
+        _set(tried, override)
+        if _complaint(tried) == complaint:
+            return override.typed
+    return None
+
+
+def _complaint(content: Mapping[str, Any]) -> str | None:
+    try:
+        _checked(content)
+    except StudyError as error:
+        return str(error)
+    return None
 
 
 def parse_study(content: Mapping[str, Any], *, source: str = "the study") -> StudySettings:
-    """Check settings given as a mapping; ``model.kind`` says which study it is (DARec, where it says nothing)."""
+    """Check settings given as a mapping; ``model.kind`` says which study it is (DARec, where it says nothing).
+
+    Raises:
+        StudyError: for an unknown key or a value out of range; it names ``source``.
+    """
+    try:
+        return _checked(content)
+    except StudyError as error:
+        raise StudyError(f"{source}: {error}") from None
+
+
+def _checked(content: Mapping[str, Any]) -> StudySettings:
     model = content.get("model")
     kind = str(model.get("kind", ModelKind.DAREC)) if isinstance(model, Mapping) else ModelKind.DAREC.value
     if kind not in STUDIES:
-        raise StudyError(
-            f"{source}: model.kind is {kind!r}{suggestion(kind, list(ModelKind))}; choose {', '.join(ModelKind)}"
-        )
+        raise StudyError(f"model.kind is {kind!r}{suggestion(kind, list(ModelKind))}; choose {', '.join(ModelKind)}")
     study = STUDIES[ModelKind(kind)]
     try:
         return study.model_validate(content)
     except ValidationError as error:
-        raise StudyError(f"{source}: {_sentence(error.errors()[0], study)}") from None
+        raise StudyError(_sentence(error.errors()[0], study)) from None
 
 
 def changed(settings: StudySettings, changes: Mapping[str, Any], *, source: str) -> StudySettings:
@@ -736,22 +809,19 @@ def with_found(settings: StudySettings, values: Mapping[str, Any]) -> StudySetti
     return changed(settings, found, source="search.also")
 
 
-def parse_data(source: str, overrides: Iterable[str] = ()) -> DataSettings:
+def parse_data(source: str, overrides: Iterable[str | Override] = ()) -> DataSettings:
     """The data settings of a source that no study names, with ``data.KEY=VALUE`` overrides."""
-    content: dict[str, Any] = {"name": "data", "data": {"source": source}}
-    for override in overrides:
-        _set(content, override)
-    return parse_study(content, source="--set").data
+    return overridden({"name": "data", "data": {"source": source}}, overrides, source=source).data
 
 
-def _set(content: dict[str, Any], override: str) -> None:
-    key, separator, value = override.partition("=")
-    if not separator or not key.strip():
-        raise StudyError(f"--set takes key=value, as in --set trial.epochs=2; got {override!r}")
+def _set(content: dict[str, Any], override: Override) -> None:
+    _, separator, value = override.setting.partition("=")
+    if not separator or not override.key:
+        raise StudyError(f"--set takes key=value, as in --set trial.epochs=2; got {override.setting!r}")
     try:
-        _put(content, key.strip(), yaml.safe_load(value), source=f"--set {override}")
+        _put(content, override.key, yaml.safe_load(value), source=override.typed)
     except yaml.YAMLError:
-        raise StudyError(f"--set {override}: {value!r} is not a YAML value; quote it") from None
+        raise StudyError(f"{override.typed}: {value!r} is not a YAML value; quote it") from None
 
 
 def _put(content: dict[str, Any], key: str, value: Any, *, source: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from dasearch.config import STUDIES, load_study, parse_study
+from dasearch.config import STUDIES, Override, load_study, parse_study
 from dasearch.errors import StudyError
 from dasearch.layout import ModelKind
 from dasearch.models.tiny_opt import TinyOPTSettings
@@ -38,6 +38,46 @@ def test_overrides() -> None:
     assert settings.backbone.tiny.width == 32
     assert settings.data.ties == "one"
     assert settings.trial.lr == load_study("quickstart").trial.lr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["trial.epochs=x"], r"^--set trial\.epochs=x: trial\.epochs: input should be a valid integer"),
+        (["seed=1", "trial.epoch=2", "trial.lr=1"], r"^--set trial\.epoch=2: unknown key trial\.epoch; did you mean"),
+        (["trial.epochs=2", "trial.epochs=x", "trial.lr=y"], r"^--set trial\.epochs=x: trial\.epochs: "),
+        (["model.kind=darek"], r"^--set model\.kind=darek: model\.kind is 'darek'; did you mean darec\?"),
+        (
+            ["trial.rates={encoder: 2}"],
+            r"^--set trial\.rates=\{encoder: 2\}: trial\.rates: there is no group 'encoder'",
+        ),
+        (
+            ["model.bottleneck=3", "search.pick=knee"],
+            r"^--set search\.pick=knee: search: pick=knee chooses from a front",
+        ),
+        ([Override.option("--budget", "search.budget", 0)], r"^--budget 0: search\.budget: input should be greater"),
+        ([Override.option("--output", "output", "a: b"), "seed=-1"], r"^--set seed=-1: seed: input should be greater"),
+    ],
+)
+def test_an_error_names_the_override_that_brought_it(
+    tmp_path: Path, overrides: list[str | Override], said: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text("name: mine\n")
+    with pytest.raises(StudyError, match=said):
+        load_study(str(tmp_path / "mine.yaml"), overrides)
+
+
+def test_an_error_of_the_file_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: mine\ntrial: {epochs: x}\n")
+    with pytest.raises(StudyError, match=r"mine\.yaml: trial\.epochs: input should be a valid integer"):
+        load_study(str(tmp_path / "mine.yaml"), ["seed=1"])
+    assert load_study(str(tmp_path / "mine.yaml"), ["trial.epochs=2"]).trial.epochs == 2
+
+
+def test_an_options_value_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: mine\n")
+    for folder in ("a: b", "7", "Ä [x]", '"quoted"', "\U0001f600"):
+        assert load_study(str(tmp_path / "mine.yaml"), [Override.option("--output", "output", folder)]).output == folder
 
 
 @pytest.mark.parametrize(

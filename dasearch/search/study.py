@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from dasearch.config import (
+    Override,
     StudySettings,
     changed,
     extremes,
@@ -142,7 +143,7 @@ class Study:
         self.storage = storage
 
     @classmethod
-    def load(cls, name: str | Path, overrides: Iterable[str] = (), *, storage: str | None = None) -> Study:
+    def load(cls, name: str | Path, overrides: Iterable[str | Override] = (), *, storage: str | None = None) -> Study:
         """Read a study file by path or shipped name; ``overrides`` are ``key=value``."""
         return cls(load_study(str(name), overrides), storage=storage)
 
@@ -456,12 +457,12 @@ def _may_change(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
 
 
-def named_dataset(source: str, changes: Iterable[str] = ()) -> Dataset:
+def named_dataset(source: str, changes: Iterable[str | Override] = ()) -> Dataset:
     """A data set by its name, folder or file, or the study that uses it; ``changes`` are ``data.KEY=VALUE``."""
     return load_dataset(*named_source(source, changes))
 
 
-def named_source(source: str, changes: Iterable[str] = ()) -> tuple[str, Rules]:
+def named_source(source: str, changes: Iterable[str | Override] = ()) -> tuple[str, Rules]:
     """Where the same stands, and the rules it is read by."""
     if source in DATASETS or not _is_study(source):
         return source, parse_data(source, changes).rules(seed=0)
