@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict
 from enum import StrEnum
@@ -30,6 +31,7 @@ from dasearch.training.ranks import require_alone, started
 if TYPE_CHECKING:
     from dasearch.config import Override
     from dasearch.search.executors import Workers
+    from dasearch.search.study import Study
 
 DEBUG = "DASEARCH_DEBUG"
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
@@ -52,7 +54,9 @@ app.add_typer(bench_app, name="bench")
 StudyArgument = Annotated[
     str,
     typer.Argument(
-        metavar="[STUDY]", help="A study file, or the name of a shipped one: quickstart, amazon-scientific."
+        metavar="STUDY",
+        help="A study file, the name of a study that was run, which goes on with its own settings, or a shipped one: "
+        "quickstart, amazon-scientific.",
     ),
 ]
 SetOption = Annotated[
@@ -83,6 +87,13 @@ TrackOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 StoredStudy = Annotated[str, typer.Argument(metavar="STUDY", help="The name of a study that was run, or its file.")]
 OutputOption = Annotated[str, typer.Option(metavar="FOLDER", help="The studies' output folder.")]
+OwnOutput = Annotated[
+    str | None,
+    typer.Option("--output", metavar="FOLDER", help="The studies' output folder. Default: the study's own, or runs."),
+]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="The folder of a trained model, or a study that was run to its end.")
+]
 
 
 class SplitName(StrEnum):
@@ -98,6 +109,7 @@ def run(
         int | None, typer.Option(metavar="N", help="Completed evaluations, over the study's own.")
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Seed, over the study's own.")] = None,
+    output: OwnOutput = None,
     storage: StorageOption = None,
     changes: SetOption = None,
     no_train: Annotated[
@@ -159,14 +171,13 @@ def run(
     from dasearch.search.estimate import estimate
     from dasearch.search.executors import Workers
     from dasearch.search.prior import prior_trials
-    from dasearch.search.study import Study
 
     require_alone("run")
     if as_json and not dry_run:
         raise WrongUse("a run prints its progress, not JSON; add --dry-run, or ask `dasearch status --json`")
     crew = _crew(workers, Workers(workers or 1, cpus, gpus, ray, slurm))
-    loaded = Study.load(study, _overrides(changes, budget, seed), storage=storage)
     console = _console()
+    loaded = _study(study, _overrides(changes, budget, seed), output, storage, console=_beside(as_json))
     if dry_run:
         if warm_start is not None:
             prior_trials(warm_start, loaded.space())  # refused here as it would be there
@@ -312,6 +323,7 @@ def train(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where to save. Default: models/LAYOUT in the study's folder.")
     ] = None,
+    output: OwnOutput = None,
     storage: StorageOption = None,
     changes: SetOption = None,
     trackers: TrackOption = None,
@@ -322,10 +334,9 @@ def train(
     """
     from dasearch.report.terminal import Terminal
     from dasearch.search.single import train_layout
-    from dasearch.search.study import Study
 
-    loaded = Study.load(study, changes or (), storage=storage)
     console = _console()
+    loaded = _study(study, changes or (), output, storage, console=console)
     with closing(_tracked(loaded, Terminal(console), trackers if started().first else None)) as listener:
         folder, trained = train_layout(loaded, layout, out=out, listener=listener)
     console.print(f"validation: {_metrics_text(trained.metrics.record())}", soft_wrap=True)
@@ -352,6 +363,7 @@ def ablate(
     short: Annotated[
         bool, typer.Option("--short", help="Train as trials do, on Data_BO, rather than as the final training.")
     ] = False,
+    output: OwnOutput = None,
     storage: StorageOption = None,
     changes: SetOption = None,
     trackers: TrackOption = None,
@@ -364,13 +376,12 @@ def ablate(
     from dasearch.report.ablation import ablation_figure, ablation_record, ablation_table
     from dasearch.report.terminal import Terminal
     from dasearch.search.ablation import Ablation, load_variants
-    from dasearch.search.study import Study
 
     require_alone("ablate")
-    loaded = Study.load(study, changes or (), storage=storage)
+    console, beside = _console(), _beside(as_json)
+    loaded = _study(study, changes or (), output, storage, console=beside)
     variants = load_variants(loaded, file, layout=layout, only=only or (), short=short)
-    console = _console()
-    heard = Terminal(Console(stderr=True) if as_json else console)
+    heard = Terminal(beside)
     with closing(_tracked(loaded, heard, trackers)) as listener:
         scored = Ablation(loaded, variants, seeds, short=short, listener=listener).run()
     path = loaded.folder / "ablation.html"
@@ -385,7 +396,7 @@ def ablate(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a trained model.")],
+    model: ModelArgument,
     data: Annotated[
         str | None,
         typer.Option(metavar="SOURCE", help="A data set with the same items and users. Default: the model's own."),
@@ -394,13 +405,16 @@ def evaluate(
         SplitName, typer.Option(help="The split to rank. The test split is for a last look, not for choosing.")
     ] = SplitName.VALIDATION,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    output: OutputOption = "runs",
+    storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Rank held-out items with a trained model: MRR, Recall@10, NDCG@10 over the full catalogue."""
+    from dasearch.export.source import open_trained
     from dasearch.search.single import evaluate_saved
-    from dasearch.training.recommender import load
 
-    found = evaluate_saved(load(model, device=device), source=data, test=split is SplitName.TEST)
+    opened = open_trained(model, output=output, storage=storage, device=device)
+    found = evaluate_saved(opened, source=data, test=split is SplitName.TEST)
     if as_json:
         _print_json({"split": split.value, **found.record()})
     else:
@@ -409,7 +423,7 @@ def evaluate(
 
 @app.command()
 def recommend(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a trained model.")],
+    model: ModelArgument,
     history: Annotated[
         str | None,
         typer.Option(
@@ -444,10 +458,12 @@ def recommend(
         int | None, typer.Option(min=1, metavar="N", help="Rows of --from in one pass. Default: what suits the device.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    output: OutputOption = "runs",
+    storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print the items most likely to come next after a history, or answer a file of histories into another file."""
-    from dasearch.training.recommender import load
+    from dasearch.export.source import open_trained
     from dasearch.training.request_files import history_of
 
     if (history is None) == (source is None) or (source is None) != (out is None):
@@ -456,9 +472,10 @@ def recommend(
         if user is not None:
             raise WrongUse("--user goes with --history; in a file the column user says whose a history is")
         options = {"exclude_seen": exclude_seen, "skip_bad": skip_bad, "overwrite": overwrite, "batch_size": batch_size}
-        _answer_file(load(model, device=device), source, out, as_json, k=k, **options)
+        opened = open_trained(model, output=output, storage=storage, device=device)
+        _answer_file(opened, source, out, as_json, k=k, **options)
         return
-    opened = load(model, device=device)
+    opened = open_trained(model, output=output, storage=storage, device=device)
     items = history_of(str(history), {item.identifier for item in opened.items})
     found = opened.recommend(items, k, user=user, exclude_seen=exclude_seen)
     if as_json:
@@ -564,14 +581,16 @@ def stats(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="As in data.min_item_interactions=4; may be repeated."),
     ] = None,
+    output: OwnOutput = None,
+    storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print a data set's numbers: users, items, interactions, lengths, ties (the paper's table 1 and more)."""
     from dasearch.data import statistics
     from dasearch.report.data import show_statistics
-    from dasearch.search.study import named_dataset
+    from dasearch.search.named import named_dataset
 
-    found = statistics(named_dataset(source, _reading(changes, form)))
+    found = statistics(named_dataset(source, _reading(changes, form), output=output, storage=storage))
     if as_json:
         _print_json(asdict(found))
     else:
@@ -588,12 +607,15 @@ def convert(
         typer.Option(metavar="MAP", help='Of a table: "{user: customer, item: sku, timestamp: time, title: name}".'),
     ] = None,
     items: Annotated[str | None, typer.Option(metavar="FILE", help="Of a table: a file of items.")] = None,
+    output: OwnOutput = None,
+    storage: StorageOption = None,
 ) -> None:
     """Write everything a source holds as interactions.tsv.gz and items.jsonl.gz. Ties and filters are for reading."""
     from dasearch.data import convert as convert_source
-    from dasearch.search.study import named_source
+    from dasearch.search.named import named_source
 
-    written = convert_source(*named_source(source, _reading(None, form, columns, items)), out=out)
+    found = named_source(source, _reading(None, form, columns, items), output=output, storage=storage)
+    written = convert_source(*found, out=out)
     _console().print(
         f"{out}: {written.users:,} users, {written.items:,} items, {written.interactions:,} interactions",
         soft_wrap=True,
@@ -760,6 +782,23 @@ def _console() -> Console:
     return Console(highlight=False, width=width, quiet=not started().first)
 
 
+def _beside(as_json: bool) -> Console:
+    """Where a command speaks that is to print JSON or not."""
+    return Console(stderr=True) if as_json else _console()
+
+
+def _study(
+    name: str, overrides: Iterable[str | Override], output: str | None, storage: str | None, *, console: Console
+) -> Study:
+    """The study that a command names; says so where its settings are those of a database."""
+    from dasearch.search.named import named_study
+
+    found = named_study(name, overrides, output=output, storage=storage)
+    if found.recalled is not None:
+        console.print(found.recalled, soft_wrap=True, markup=False)
+    return found.study
+
+
 def _quiet() -> None:
     """Libraries keep their warnings to themselves unless debugging is on."""
     if os.environ.get(DEBUG):
@@ -868,7 +907,7 @@ def _answer_file(recommender: Any, source: Path, out: Path, as_json: bool, **opt
     from dasearch.report.terminal import Terminal, show_answered
     from dasearch.training.request_files import answer_file
 
-    with closing(Terminal(Console(stderr=True) if as_json else _console())) as terminal:
+    with closing(Terminal(_beside(as_json))) as terminal:
         done = answer_file(recommender, source, out=out, listen=terminal.answering, **options)
     if as_json:
         _print_json({"out": str(out), **done._asdict()})

@@ -526,7 +526,7 @@ class StudySettings(Section):
         found: dict[str, BaseDistribution] = {}
         for key, able in self.search.also.items():
             if isinstance(able, Range):
-                now = _at(content, key)
+                now = value_at(content, key)
                 ends = able.ends if now is None else (now,)
                 found[key] = able.distribution(whole=all(isinstance(value, int) for value in ends))
             else:
@@ -709,7 +709,7 @@ def load_study(name: str, overrides: Iterable[str | Override] = ()) -> StudySett
     """
     path = find_shipped(name, "studies")
     if path is None:
-        known = sorted(p.stem for p in shipped("studies").glob("*.yaml"))
+        known = shipped_studies()
         raise StudyError(
             f"there is no study file {name!r}{suggestion(name, known)}; give a YAML file or one of {', '.join(known)}"
         )
@@ -720,6 +720,20 @@ def load_study(name: str, overrides: Iterable[str | Override] = ()) -> StudySett
     if not isinstance(content, dict):
         raise StudyError(f"{path} holds no settings; begin with name: and see studies/quickstart.yaml")
     return overridden(content, overrides, source=str(path))
+
+
+def shipped_studies() -> list[str]:
+    """The names of the study files that come with dasearch."""
+    return sorted(path.stem for path in shipped("studies").glob("*.yaml"))
+
+
+def last_given(overrides: Iterable[Override], key: str) -> Any:
+    """The value that overrides leave at a key; None where none of them sets it."""
+    content: dict[str, Any] = {}
+    for override in overrides:
+        if override.key == key:
+            _set(content, override)
+    return value_at(content, key)
 
 
 def overridden(content: Mapping[str, Any], overrides: Iterable[str | Override], *, source: str) -> StudySettings:
@@ -804,7 +818,7 @@ def with_found(settings: StudySettings, values: Mapping[str, Any]) -> StudySetti
     content, found = settings.model_dump(), dict(values)
     for key, value in values.items():
         section, _, name = key.partition(".")
-        if section == "trial" and _at(content, key) == _at(content, f"final.{name}"):
+        if section == "trial" and value_at(content, key) == value_at(content, f"final.{name}"):
             found[f"final.{name}"] = value
     return changed(settings, found, source="search.also")
 
@@ -835,7 +849,7 @@ def _put(content: dict[str, Any], key: str, value: Any, *, source: str) -> None:
     holder[last] = value
 
 
-def _at(content: Mapping[str, Any], key: str) -> Any:
+def value_at(content: Mapping[str, Any], key: str) -> Any:
     """The value at a dotted key; None where there is none."""
     found: Any = content
     for part in key.split("."):

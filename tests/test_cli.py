@@ -43,11 +43,11 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
-    """The one sentence with which a command is refused."""
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2, said: int = 0) -> str:
+    """The one sentence with which a command is refused, after so many lines that say what it begins with."""
     assert run_command(list(arguments)) == code
     found = capsys.readouterr()
-    assert not found.out
+    assert len(found.out.splitlines()) == said
     assert found.err.startswith("dasearch: ")
     assert "Traceback" not in found.err
     assert len(found.err.strip().splitlines()) == 1
@@ -392,6 +392,40 @@ def test_evaluate_repeats_the_studys_test_metrics(trained: Path, capsys: pytest.
     assert found == {"split": "test", **stored}
     assert run_command(["evaluate", str(model)]) == 0
     assert capsys.readouterr().out.startswith("validation: MRR 0.")
+
+
+def test_every_command_knows_a_study_by_its_name(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From another folder, where no file of that name lies, with what only its database knows."""
+    monkeypatch.chdir(tmp_path)
+    runs = ["--output", str(trained / "runs")]
+    recalled = f"study toy with its own settings of {trained}/runs/dasearch.db\n"
+    assert run_command(["run", "toy", *runs]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(recalled)
+    assert f"saved model: {trained}/runs/toy/model" in out
+    assert run_command(["run", "toy", "--dry-run", "--json", "--set", "final.epochs=1", *runs]) == 0
+    said = capsys.readouterr()
+    assert said.err == recalled
+    assert (json.loads(said.out)["settings"]["search"]["budget"], json.loads(said.out)["settings"]["seed"]) == (3, 0)
+    assert run_command(["train", "toy", "--layout", "best", "--out", "best", "--set", "final.epochs=1", *runs]) == 0
+    assert "saved model: best" in capsys.readouterr().out
+    assert read_layout("best") == read_layout(trained / "runs" / "toy" / "model")
+    assert run_command(["ablate", "toy", "--seeds", "1", "--short", "--only", "lambda_1", "--json", *runs]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith(recalled)
+    assert len(json.loads(said.out)) == 3
+    assert run_command(["evaluate", "toy", "--json", *runs]) == 0
+    by_name = capsys.readouterr().out
+    assert run_command(["evaluate", str(trained / "runs" / "toy" / "model"), "--json"]) == 0
+    assert capsys.readouterr().out == by_name
+    assert run_command(["recommend", "toy", "--history", "item1", "-k", "2", "--json", *runs]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+    assert run_command(["data", "stats", "toy", "--json", *runs]) == 0
+    assert json.loads(capsys.readouterr().out)["users"] == 60
+    assert "began with another trial.epochs" in refused(capsys, "run", "toy", "--set", "trial.epochs=7", *runs, said=1)
+    assert "there is no study 'tyo'" in refused(capsys, "evaluate", "tyo", *runs)
 
 
 def test_evaluate_refuses_another_catalogue(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from dasearch.errors import ExportError
+from dasearch.commands import OUTPUT
+from dasearch.errors import ExportError, ModelFolderError, NoStudies
 from dasearch.folders import sha256
 from dasearch.search.store import open_store
 from dasearch.training.recommender import Recommender, load
@@ -13,20 +14,23 @@ from dasearch.training.recommender import Recommender, load
 MODEL = "model"  # the kind of artifact that is a trained model's folder
 
 
-def open_trained(name: str, *, output: str = "runs", storage: str | None = None) -> Recommender:
+def open_trained(name: str, *, output: str = OUTPUT, storage: str | None = None, device: str = "cpu") -> Recommender:
     """The recommender that a study trained at its end, by the study's name, or that of a model folder.
 
     Raises:
         ExportError: if the study has no trained model, or its folder was changed since.
-        ModelFolderError: if a folder cannot be read.
+        ModelFolderError: if there is no such study or folder, or it cannot be read.
     """
     folder = Path(name)
     if folder.name == name and not (folder / "config.json").is_file():  # a data folder may be called as its study
-        folder = trained_folder(name, output=output, storage=storage)
-    return load(folder, device="cpu")
+        try:
+            folder = trained_folder(name, output=output, storage=storage)
+        except NoStudies as error:
+            raise ModelFolderError(f"{name} holds no trained model (no config.json), and as a study: {error}") from None
+    return load(folder, device=device)
 
 
-def trained_folder(name: str, *, output: str = "runs", storage: str | None = None) -> Path:
+def trained_folder(name: str, *, output: str = OUTPUT, storage: str | None = None) -> Path:
     """The folder of a study's winner, unchanged since it was written."""
     with closing(open_store(storage, output, create=False)) as store:
         models = [artifact for artifact in store.artifacts(name) if artifact.kind == MODEL]
@@ -39,6 +43,6 @@ def trained_folder(name: str, *, output: str = "runs", storage: str | None = Non
         raise ExportError(f"the model of study {name} is not at {folder} any more; put it back, or name its folder")
     if sha256(folder) != models[-1].sha256:
         raise ExportError(
-            f"{folder} was changed since study {name} wrote it; name the folder itself to export it as it is"
+            f"{folder} was changed since study {name} wrote it; name the folder itself to use it as it is"
         )
     return folder

@@ -11,18 +11,18 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from dasearch.commands import command
 from dasearch.config import (
     Override,
     StudySettings,
     changed,
     extremes,
     load_study,
-    parse_data,
     parse_study,
     resolve_output,
     with_found,
 )
-from dasearch.data import DATASETS, Dataset, Rules, load_dataset, sample_users, statistics
+from dasearch.data import Dataset, Rules, load_dataset, sample_users, statistics
 from dasearch.errors import SearchSpaceError, StoreError, StudyError, WrongUse
 from dasearch.layout import ADAPTER_MODELS, Choice, Join, Layout
 from dasearch.models.adapters import AdapterSettings
@@ -49,7 +49,7 @@ from dasearch.search.store import (
     open_store,
     require_writable,
 )
-from dasearch.search_space import SearchSpace, find_shipped, load_search_space, space_differences
+from dasearch.search_space import SearchSpace, load_search_space, space_differences
 from dasearch.threads import using
 from dasearch.training.materials import resolve_device
 from dasearch.training.preparation import METHODS
@@ -425,7 +425,10 @@ def _begin(
     differences = settings_differences(before.model_dump(mode="json"), record)
     fixed = [key for key in differences if not _may_change(key)]
     if fixed:
-        raise StudyError(f"study {settings.name!r} began with another {fixed[0]}; restore it or pass --set name=NEW")
+        raise StudyError(
+            f"study {settings.name!r} began with another {fixed[0]}; restore it or pass --set name=NEW; by its name alone, "
+            f"`{command('run', settings.name)}`, it goes on with its own settings"
+        )
     if stored.phase == DONE and record["search"]["budget"] > stored.settings["search"]["budget"]:
         raise StudyError(
             f"study {settings.name!r} has read its test split, so its search is closed; pass --set name=NEW for a larger budget"
@@ -455,21 +458,3 @@ def settings_differences(before: dict[str, Any], after: dict[str, Any], prefix: 
 
 def _may_change(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
-
-
-def named_dataset(source: str, changes: Iterable[str | Override] = ()) -> Dataset:
-    """A data set by its name, folder or file, or the study that uses it; ``changes`` are ``data.KEY=VALUE``."""
-    return load_dataset(*named_source(source, changes))
-
-
-def named_source(source: str, changes: Iterable[str | Override] = ()) -> tuple[str, Rules]:
-    """Where the same stands, and the rules it is read by."""
-    if source in DATASETS or not _is_study(source):
-        return source, parse_data(source, changes).rules(seed=0)
-    study = Study.load(source, changes)
-    return study.settings.data.source, study.rules()
-
-
-def _is_study(source: str) -> bool:
-    path = Path(source)
-    return path.suffix in (".yaml", ".yml") or (not path.exists() and find_shipped(source, "studies") is not None)

@@ -5,7 +5,7 @@ Optuna has no place for. All SQL of the project is in this package; typed rows c
 """
 
 from dasearch.search.store.connections import PATIENCE, Patience
-from dasearch.search.store.engines import LOCK_SECONDS, database_url
+from dasearch.search.store.engines import LOCK_SECONDS, database_url, shown
 from dasearch.search.store.locks import another_runs
 from dasearch.search.store.records import (
     AblationTraining,
@@ -45,4 +45,5 @@ __all__ = [
     "database_url",
     "open_store",
     "require_writable",
+    "shown",
 ]

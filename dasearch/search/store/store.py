@@ -633,7 +633,7 @@ def require_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise StoreError(
-            f"the output folder {folder} cannot be written ({error.strerror}); choose another with --set output=FOLDER"
+            f"the output folder {folder} cannot be written ({error.strerror}); choose another with --output FOLDER"
         ) from None
 
 

@@ -1,0 +1,155 @@
+"""A study by its name: which file or stored study is meant, and with which settings."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from dasearch.config import Override, StudySettings, load_study
+from dasearch.errors import DataError, StoreError, StudyError
+from dasearch.search.named import named_dataset, named_study
+from dasearch.search.store import open_store
+from dasearch.search.study import Study
+from dasearch.search_space import load_search_space
+from tests.training.studies import small_study
+
+
+def keep(settings: StudySettings, *, output: str | None = None, storage: str | None = None) -> None:
+    """Begin a study in a database, without a training."""
+    space = load_search_space("darec", backbone_layers=2)
+    with closing(open_store(storage, output or settings.output, create=True)) as store:
+        store.begin(
+            settings.name,
+            settings=settings.model_dump(mode="json"),
+            space=space.record(),
+            space_hash=space.hash,
+            dataset={"name": "toy", "fingerprint": "-", "statistics": {}},
+            versions={},
+        )
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_stored_study_is_known_by_its_name(here: Path) -> None:
+    own = small_study(here, name="s1", seed=7, trial={"lr": 0.02}, output="runs")
+    keep(own)
+    found = named_study("s1")
+    assert found.study.settings == own
+    assert found.recalled == "study s1 with its own settings of runs/dasearch.db"
+
+
+def test_overrides_stand_on_recalled_settings(here: Path) -> None:
+    keep(small_study(here, name="s1", seed=7, output="runs"))
+    settings = named_study("s1", ["trial.epochs=5", Override.option("--budget", "search.budget", 9)]).study.settings
+    assert (settings.seed, settings.trial.epochs, settings.search.budget) == (7, 5, 9)
+    with pytest.raises(StudyError, match=r"^--set trial\.epochs=x: trial\.epochs: input should be a valid integer"):
+        named_study("s1", ["trial.epochs=x"])
+    assert named_study("s1", ["name=s2"]).study.settings.name == "s2"
+
+
+def test_a_stored_study_goes_before_the_shipped_file_of_its_name(here: Path) -> None:
+    file = load_study("quickstart")
+    keep(load_study("quickstart", ["search.budget=3", "trial.epochs=9", "seed=5"]))
+    found = named_study("quickstart", ["seed=5"])
+    assert found.study.settings == load_study("quickstart", ["search.budget=3", "trial.epochs=9", "seed=5"])
+    assert found.recalled == (
+        "study quickstart with its own settings of runs/dasearch.db, other than its file's: search.budget=3 "
+        "trial.epochs=9; for the file's, --set name=NEW"
+    )
+    assert named_study("quickstart", ["name=other"]).study.settings == file.model_copy(update={"name": "other"})
+    assert named_study("studies/quickstart.yaml").study.settings == file
+
+
+def test_nothing_is_said_of_settings_that_are_the_files(here: Path) -> None:
+    keep(load_study("quickstart"))
+    assert named_study("quickstart", ["search.budget=50"]).recalled is None
+    assert named_study("idle").recalled is None  # shipped and not stored
+
+
+def test_few_of_many_differences_are_said(here: Path) -> None:
+    changes = [f"backbone.tiny.{key}=48" for key in ("width", "ffn", "steps", "pool", "batch_size", "row_tokens")]
+    keep(load_study("quickstart", [*changes, "seed=9", "search.budget=3"]))
+    recalled = named_study("quickstart").recalled
+    assert recalled is not None
+    assert " and 2 more; for the file's" in recalled
+    assert recalled.count("=") == 6 + 1
+
+
+def test_a_file_goes_before_a_stored_study(here: Path) -> None:
+    keep(small_study(here, name="s1", seed=7, output="runs"))
+    file = small_study(here, name="s1", seed=1, output="runs")
+    for name in ("s1.yaml", "s1"):
+        (here / name).write_text(file.yaml())
+        assert named_study(name).study.settings == file
+        assert named_study(name).recalled is None
+    assert named_study(str(here / "s1.yaml"), output="elsewhere").study.settings.output == "elsewhere"
+
+
+def test_output_and_storage_say_where_to_look(here: Path) -> None:
+    keep(small_study(here, name="s1", seed=1, output="runs"))
+    keep(small_study(here, name="s1", seed=2, output="other runs"))
+    keep(small_study(here, name="s1", seed=3, output="runs"), storage="third.db")
+    assert named_study("s1").study.settings.seed == 1
+    assert named_study("s1", output="other runs").study.settings.seed == 2
+    assert named_study("s1", ["output=other runs"]).study.settings.seed == 2
+    third = named_study("s1", storage="third.db")
+    assert (third.study.settings.seed, third.study.storage) == (3, "third.db")
+    assert third.recalled == "study s1 with its own settings of third.db"
+
+
+def test_a_study_in_a_folder_that_was_moved_goes_on_there(here: Path) -> None:
+    keep(small_study(here, name="s1"))  # an absolute folder
+    (here / "runs").rename(here / "moved")
+    study = named_study("s1", output="moved").study
+    assert study.settings.output == "moved"
+    (here / "moved").rename(here / "runs")
+    (here / "deeper").mkdir()
+    assert named_study("s1").study.settings.output == str(here / "runs")  # where it is still, as it was written
+
+
+def test_an_unknown_study_is_refused_with_what_is_there(here: Path) -> None:
+    said = r"there is no study 's2'; no studies are under runs yet; give a YAML file, a stored study .*, or one of .*quickstart"
+    with pytest.raises(StudyError, match=said):
+        named_study("s2")
+    keep(small_study(here, name="long-name", output="runs"))
+    with pytest.raises(
+        StudyError, match=r"'long-nam'; did you mean long-name\?; runs/dasearch.db has none of that name"
+    ):
+        named_study("long-nam")
+    with pytest.raises(StudyError, match=r"there is no study 'quickstrat'; did you mean quickstart\?"):
+        named_study("quickstrat")
+    with pytest.raises(StudyError, match=r"there is no study file 's2\.yaml'"):
+        named_study("s2.yaml")
+    assert not (here / "s2").exists()
+
+
+def test_a_database_that_cannot_be_read_is_no_missing_study(here: Path) -> None:
+    (here / "runs").mkdir()
+    (here / "runs" / "dasearch.db").write_text("no database " * 100)
+    with pytest.raises(StoreError, match="cannot be used as a study database"):
+        named_study("quickstart")
+
+
+def test_the_data_of_a_stored_study(here: Path) -> None:
+    keep(small_study(here, name="s1", output="runs"))
+    assert len(named_dataset("s1").users) == 60
+    assert len(named_dataset("s1", ["data.min_user_interactions=6"]).users) < 60
+    with pytest.raises(DataError, match="there is no data set or folder 's2'"):
+        named_dataset("s2")
+
+
+def test_a_study_that_is_given_by_a_file_says_how_to_go_on_with_its_own_settings(here: Path) -> None:
+    settings = small_study(here, name="s1", output="runs")
+    Study(settings).run(1, train=False)
+    (here / "s1.yaml").write_text(settings.yaml())
+    with pytest.raises(StudyError, match=r"began with another seed; restore it .*`dasearch run s1`"):
+        named_study("s1.yaml", ["seed=4"]).study.run(1, train=False)
+    with pytest.raises(StudyError, match=r"began with another seed"):
+        named_study("s1", ["seed=4"]).study.run(1, train=False)
+    assert named_study("s1").study.run(2, train=False).completed[1].number == 1
