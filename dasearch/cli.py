@@ -317,7 +317,9 @@ def dashboard(
 def train(
     layout: Annotated[
         str,
-        typer.Option(metavar="LAYOUT", help="SPS-PPS-..., all-serial, all-parallel, or best (of the study so far)."),
+        typer.Option(
+            metavar="LAYOUT", help="SPS-PPS-..., an id that `status` shows, all-serial, all-parallel, or best (so far)."
+        ),
     ],
     study: StudyArgument = "quickstart",
     out: Annotated[
@@ -357,7 +359,10 @@ def ablate(
         list[str] | None, typer.Option(metavar="GROUP", help="A group, by the beginning of its name; may be repeated.")
     ] = None,
     layout: Annotated[
-        str, typer.Option(metavar="LAYOUT", help="all-serial, all-parallel, best (of the study so far), or SPS-PPS-...")
+        str,
+        typer.Option(
+            metavar="LAYOUT", help="all-serial, all-parallel, best (so far), SPS-PPS-..., or an id that `status` shows."
+        ),
     ] = "all-serial",
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Trainings of every variant.")] = 3,
     short: Annotated[

@@ -16,6 +16,7 @@ from dasearch.search.runs import RunId, RunPhase
 from dasearch.search.store import require_writable
 from dasearch.search.study import Study
 from dasearch.search_space import SearchSpace
+from dasearch.short_layout import is_layout_id, layout_of_id
 from dasearch.threads import using
 from dasearch.training.evaluation import final_ranks, validation_held
 from dasearch.training.loop import Trained
@@ -29,15 +30,18 @@ BEST = "best"
 
 
 def named_layout(name: str, study: Study, space: SearchSpace) -> Layout:
-    """A layout by its letters, or ``all-serial``, ``all-parallel``, or ``best`` of the study so far.
+    """A layout by its letters, by its id among the study's, or ``all-serial``, ``all-parallel``, ``best`` of the study so far.
 
     Raises:
-        LayoutError: for letters that do not fit the space or the model.
+        LayoutError: for letters that do not fit the space or the model, an id of none of the study's layouts or of several.
         StudyError: for ``best`` of a study without a completed trial.
     """
     n, sites = space.layers, len(space.sites)
     if name in (ALL_SERIAL, ALL_PARALLEL):
         return space.all_serial if name == ALL_SERIAL else space.nearest(Layout.all_parallel(n, sites))
+    if is_layout_id(name):
+        listed = study.status()
+        return layout_of_id(name, listed.layouts, source=f"study {listed.name!r}").require(n, sites)
     if name != BEST:
         found = space.parse(name).require(n, sites)
         require_lora_sites(found, space.sites)

@@ -130,6 +130,13 @@ class Status:
         """The best completed trial; the first of equals."""
         return max(self.completed, key=lambda trial: (trial.score or 0.0, -trial.number), default=None)
 
+    @property
+    def layouts(self) -> list[Layout]:
+        """Those of its trials, and the controls that were trained after the search; each once."""
+        searched = (trial.layout for trial in self.trials if trial.layout is not None)
+        confirmed = (standing.layout for standing in self.standings)
+        return list(dict.fromkeys((*searched, *confirmed, *(training.layout for training in self.later_trainings))))
+
 
 class Study:
     """A study file bound to the database that keeps its trials.

@@ -1,0 +1,107 @@
+"""A deep layout in a few letters: a short id that names it, and the shortest of three ways to write it.
+
+A layout of thirty layers fills more than a line of a terminal. Where there is no room for it, it is shown as its id and one of
+
+- all groups, as `str` writes them,
+- runs of equal layers: ``SSS*9-PPS*3``,
+- its most frequent group and the layers, counted from 1, that have another: ``SSS*12 2:PSS 7-9:SSP``,
+
+cut at a group, with an ellipsis, where even that is too long. The id alone is enough to name the layout to a command.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable
+from itertools import groupby
+
+from dasearch.errors import LayoutError
+from dasearch.layout import SEPARATOR, Layout
+
+ID_DIGITS = 6  # of 300 layouts two share one in a study of 370
+LEAST_DIGITS = 4  # more than a layer has sites, so that letters A to F are never read as an id
+WIDTH = 32  # letters: five layers of DARec stand there in full
+WHOLE = 11  # letters of three layers of DARec, which no room is too narrow for
+ELLIPSIS = "…"
+
+
+def layout_id(layout: Layout, digits: int = ID_DIGITS) -> str:
+    """The first hexadecimal digits of the SHA-256 of its text: equal on every machine and in every study."""
+    return hashlib.sha256(str(layout).encode()).hexdigest()[:digits]
+
+
+def short_text(layout: Layout, width: int = WIDTH) -> str:
+    """A layout in at most ``width`` letters: in full where it fits, else ``3f9a2c SSS*12 2:PSS 7:SSP``.
+
+    Args:
+        width: letters; at least those of an id count.
+    """
+    whole = str(layout)
+    if len(whole) <= max(width, WHOLE):
+        return whole
+    name = layout_id(layout)
+    parts, separator = min(_written(layout), key=lambda written: len(written[1].join(written[0])))
+    return f"{name} {_cut(parts, separator, width - len(name) - 1)}".rstrip()
+
+
+def _written(layout: Layout) -> list[tuple[list[str], str]]:
+    """The ways to write a layout, each as its parts and what stands between them."""
+    groups = str(layout).split(SEPARATOR)
+    return [(_exceptions(groups), " "), (_runs(groups), SEPARATOR), (groups, SEPARATOR)]
+
+
+def _runs(groups: list[str]) -> list[str]:
+    """``SSS*9``, ``PPS``."""
+    lengths = ((group, len(list(run))) for group, run in groupby(groups))
+    return [group if length == 1 else f"{group}*{length}" for group, length in lengths]
+
+
+def _exceptions(groups: list[str]) -> list[str]:
+    """The most frequent group with the number of all layers, then the layers of another: ``2:PSS``, ``7-9:SSP``."""
+    ((usual, _),) = Counter(groups).most_common(1)
+    found, first = [f"{usual}*{len(groups)}"], 1
+    for group, run in groupby(groups):
+        after = first + len(list(run))
+        if group != usual:
+            layers = str(first) if after == first + 1 else f"{first}-{after - 1}"
+            found.append(f"{layers}:{group}")
+        first = after
+    return found
+
+
+def _cut(parts: list[str], separator: str, width: int) -> str:
+    """As many parts as fit, with an ellipsis for the others; nothing where not one does."""
+    if len(text := separator.join(parts)) <= width:
+        return text
+    for kept in range(len(parts) - 1, 0, -1):
+        if len(text := separator.join([*parts[:kept], ELLIPSIS])) <= width:
+            return text
+    return ""
+
+
+def is_layout_id(text: str) -> bool:
+    """Whether a text is an id or the beginning of one, rather than a layout's letters or its name."""
+    return re.fullmatch(f"[0-9a-f]{{{LEAST_DIGITS},64}}", text.strip().lower()) is not None
+
+
+def layout_of_id(text: str, layouts: Iterable[Layout], *, source: str) -> Layout:
+    """The one of ``layouts`` that an id names; four digits of it or more are enough where they name one.
+
+    Args:
+        source: whose layouts they are, as in ``study 'quickstart'``.
+
+    Raises:
+        LayoutError: where it names none of them, or several.
+    """
+    beginning = text.strip().lower()
+    found = {one for one in layouts if layout_id(one, len(beginning)) == beginning}
+    if not found:
+        raise LayoutError(
+            f"no layout of {source} has the id {text}; `dasearch status` shows those it has, or write the layout out"
+        )
+    if len(found) > 1:
+        ids = sorted(layout_id(one, len(beginning) + ID_DIGITS) for one in found)
+        raise LayoutError(f"the id {text} is of {len(found)} layouts of {source}: {', '.join(ids)}; give more digits")
+    return found.pop()
