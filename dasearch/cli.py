@@ -213,12 +213,19 @@ def status(
     study: Annotated[
         str | None, typer.Argument(metavar="[STUDY]", help="A study's name or file; without one, all are listed.")
     ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Write every layout out, however long its line; JSON does in any case.")
+    ] = False,
     output: OutputOption = "runs",
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show where studies stand; works while they run."""
-    from dasearch.report.terminal import show_status
+    """Show where studies stand; works while they run.
+
+    Deep layouts stand there as an id, which --layout takes, and what sets them apart: 3f9a2c SSS*12 2:PSS 7:SSP is
+    serial in twelve layers but for the second and the seventh.
+    """
+    from dasearch.report.terminal import Layouts, show_status
     from dasearch.search.store import open_store
     from dasearch.search.study import status as study_status
 
@@ -233,7 +240,7 @@ def status(
         _print_json(records[0] if study else records)
         return
     for one in found:
-        show_status(_console(), one)
+        show_status(_console(), one, layouts=Layouts.FULL if full else Layouts.FITTING)
 
 
 @app.command()
@@ -379,6 +386,7 @@ def ablate(
     Run the same command again to go on where it stopped.
     """
     from dasearch.report.ablation import ablation_figure, ablation_record, ablation_table
+    from dasearch.report.fitting import show_table
     from dasearch.report.terminal import Terminal
     from dasearch.search.ablation import Ablation, load_variants
 
@@ -395,7 +403,7 @@ def ablate(
         _print_json(ablation_record(scored))
         return
     console.print()
-    console.print(ablation_table(scored, console.width))
+    show_table(console, ablation_table(scored, console.width))
     console.print(f"figure: {path}", soft_wrap=True, markup=False)
 
 

@@ -27,28 +27,29 @@ WHOLE = 11  # letters of three layers of DARec, which no room is too narrow for
 ELLIPSIS = "…"
 
 
-def layout_id(layout: Layout, digits: int = ID_DIGITS) -> str:
+def layout_id(layout: Layout | str, digits: int = ID_DIGITS) -> str:
     """The first hexadecimal digits of the SHA-256 of its text: equal on every machine and in every study."""
     return hashlib.sha256(str(layout).encode()).hexdigest()[:digits]
 
 
-def short_text(layout: Layout, width: int = WIDTH) -> str:
+def short_text(layout: Layout | str, width: int = WIDTH) -> str:
     """A layout in at most ``width`` letters: in full where it fits, else ``3f9a2c SSS*12 2:PSS 7:SSP``.
 
     Args:
+        layout: or its text.
         width: letters; at least those of an id count.
     """
     whole = str(layout)
     if len(whole) <= max(width, WHOLE):
         return whole
-    name = layout_id(layout)
-    parts, separator = min(_written(layout), key=lambda written: len(written[1].join(written[0])))
+    name = layout_id(whole)
+    parts, separator = min(_written(whole), key=lambda written: len(written[1].join(written[0])))
     return f"{name} {_cut(parts, separator, width - len(name) - 1)}".rstrip()
 
 
-def _written(layout: Layout) -> list[tuple[list[str], str]]:
+def _written(whole: str) -> list[tuple[list[str], str]]:
     """The ways to write a layout, each as its parts and what stands between them."""
-    groups = str(layout).split(SEPARATOR)
+    groups = whole.split(SEPARATOR)
     return [(_exceptions(groups), " "), (_runs(groups), SEPARATOR), (groups, SEPARATOR)]
 
 

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from rich.table import Table
 
-from dasearch.report.terminal import finite_record, fitting, plain_table, symmetric
+from dasearch.report.fitting import fitting, plain_table
+from dasearch.report.terminal import finite_record, symmetric
 from dasearch.search.ablation import Scored
 
 BLUE, GREY = "#0072B2", "#999999"  # Okabe & Ito 2008

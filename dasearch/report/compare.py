@@ -13,12 +13,15 @@ from dasearch.config import flattened
 from dasearch.layout import Difference, Layout
 from dasearch.report.document import Table, shown
 from dasearch.report.figures.layouts import difference_in_words
-from dasearch.report.terminal import finite_record, plain_table, spread, symmetric
+from dasearch.report.fitting import plain_table
+from dasearch.report.terminal import finite_record, spread, symmetric
 from dasearch.report.view import StudyView, Trial, TrialDifference
 from dasearch.search.confirmation import Standing
 from dasearch.search.store import Result
 from dasearch.search.study import settings_differences
+from dasearch.short_layout import short_text
 
+LAYOUT_WIDTH = 28  # letters: two of them beside the names of what is compared in a line of 80
 OWN = {"name", "output"}  # settings that any two studies differ in
 
 
@@ -92,20 +95,19 @@ def show_study_difference(console: Console, found: StudyDifference) -> None:
 
 
 def _print(console: Console, found: Table) -> None:
-    """Cells are names and values, never markup."""
+    """Cells are names and values, never markup; where they have no room beside each other they are broken between words."""
     if not found.rows:
         return
-    table = plain_table("")
-    table.title = Text(found.caption)
+    table = plain_table(found.caption)
     for heading in found.headings:
-        table.add_column(Text(heading), no_wrap=True)
+        table.add_column(Text(heading), overflow="fold")
     for row in found.rows:
         table.add_row(*map(Text, row))
     console.print(table)
 
 
 def _winner_text(view: StudyView) -> str:
-    return str(view.winner or "none yet")
+    return "none yet" if view.winner is None else short_text(view.winner)
 
 
 def _phase_text(view: StudyView) -> str:
@@ -165,7 +167,8 @@ def show_trial_difference(console: Console, view: StudyView, found: TrialDiffere
 def _trial_cells(trial: Trial) -> tuple[str, ...]:
     score = "" if trial.score is None else f"{trial.score:.4f}"
     seconds = "" if trial.seconds is None else f"{trial.seconds:.1f}"
-    return str(trial.layout), trial.state.value, score, seconds
+    layout = "" if trial.layout is None else short_text(trial.layout, LAYOUT_WIDTH)
+    return layout, trial.state.value, score, seconds
 
 
 def study_difference_record(found: StudyDifference) -> dict[str, Any]:

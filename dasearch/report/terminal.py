@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich import box
 from rich.console import Console
 from rich.status import Status as Spinner
 from rich.table import Table
@@ -17,6 +17,7 @@ from rich.text import Text
 from dasearch.commands import Place, command
 from dasearch.config import Pick
 from dasearch.layout import Layout
+from dasearch.report.fitting import GAP, LAYOUT, fitted, progress_line, show_table, table_of
 from dasearch.search.confirmation import OBJECTIVE, WINNER, Standing, cheapest, recommended, winner_of
 from dasearch.search.domain import briefly, settings_text
 from dasearch.search.estimate import Estimate
@@ -35,6 +36,7 @@ from dasearch.search.events import (
 from dasearch.search.front import Selection
 from dasearch.search.store import LaterTraining, PriorTrial, Result
 from dasearch.search.study import Status
+from dasearch.short_layout import short_text
 from dasearch.training.metrics import Interval
 from dasearch.training.request_files import Answered, Progress
 from dasearch.training.stack import Epoch
@@ -46,11 +48,21 @@ HEADINGS = {
     SINGLE: "Training on all users",
     ABLATION: "Ablation: one thing changed at a time, the same seeds for all",
 }
+
+
+class Layouts(StrEnum):
+    """How layouts are shown in tables."""
+
+    FITTING = "fitting"  # in short where a line has no room for them
+    FULL = "full"
+
+
 PICKS = {
     Pick.KNEE: "its knee",
     Pick.BEST: "the best, as without a cost,",
     Pick.CHEAPEST: "the cheapest that is not behind all-serial beyond noise",
 }
+CORRECTED_P = "p (Holm)"  # heading: corrected for as many comparisons as the table has rows beside the winner's
 SURE = 0.05  # corrected p below which a lead is called one
 SPINNER = 2  # letters in front of a live line
 BAR = 16  # letters: with what stands around it a line of 80
@@ -64,7 +76,7 @@ class Terminal(Listener):
         self.console = console
         self._spinner: Spinner | None = None
         self._phase = ""
-        self._so_far = ""
+        self._so_far: list[str] = []  # the best score and the time left, as the last training that ended told them
         self._epochs: dict[Training, int] = {}  # of those that run side by side: epochs done
 
     def close(self) -> None:
@@ -104,37 +116,37 @@ class Terminal(Listener):
             heading = HEADINGS[training.phase].format(metric=training.metric)
             self.console.print(Text(heading, style="bold"))
         self._epochs[training] = 0
-        self._live(f"{self._side_by_side()}{self._so_far}")
+        self._trains()
 
     def epoch(self, training: Training, epoch: Epoch) -> None:
         self._epochs[training] = epoch.number + 1
-        metric = training.metric
-        self._live(f"{self._side_by_side()}  {metric} {epoch.metrics[metric]:.4f}{self._so_far}")
+        self._trains(f"{training.metric} {epoch.metrics[training.metric]:.4f}")
 
-    def _side_by_side(self) -> str:
+    def _trains(self, *told: str) -> None:
         """Which trainings run, and the epoch that the slowest of them is in."""
         slowest = min(self._epochs, key=lambda training: self._epochs[training])
-        now = min(self._epochs[slowest] + 1, slowest.epochs)
+        now = f"epoch {min(self._epochs[slowest] + 1, slowest.epochs)}/{slowest.epochs}"
         places = sorted(training.index for training in self._epochs)
-        if len(places) == 1:
-            return f"{_place(slowest)}epoch {now}/{slowest.epochs}"
-        return f"{places[0]}-{places[-1]}/{slowest.total} side by side  epoch {now}/{slowest.epochs}"
+        if len(places) > 1:
+            head = f"{places[0]}-{places[-1]}/{slowest.total} side by side"
+            self._live(GAP.join((head, now, *told, *self._so_far)))
+            return
+        head = f"{slowest.index}/{slowest.total}"
+        width = self.console.width - SPINNER
+        tail = [now, *told, *self._so_far]
+        self._live(progress_line(head, slowest.layout, _label(slowest), tail, width=width, spare=self._so_far))
 
     def finished(self, finished: Finished) -> None:
         training = finished.training
         self._epochs.pop(training, None)
-        width = len(str(training.total))
-        parts = [f"{training.index:>{width}}/{training.total}", str(training.layout)]
-        if _label(training):
-            parts.append(f"{training.label:<22}")
-        parts.append("failed     " if finished.score is None else f"{training.metric} {finished.score:.4f}")
-        if finished.best is not None:
-            parts.append(f"best {finished.best:.4f}")
-        parts.append(f"{finished.seconds:5.1f} s")
-        parts.append(f"left {clock(finished.seconds_left)}")
-        best = "" if finished.best is None else f"  best {finished.best:.4f}"
-        self._so_far = f"{best}  left {clock(finished.seconds_left)}"
-        self._print("  ".join(parts))
+        score = "failed" if finished.score is None else f"{training.metric} {finished.score:.4f}"
+        best = [] if finished.best is None else [f"best {finished.best:.4f}"]
+        left = f"left {clock(finished.seconds_left)}"
+        self._so_far = [*best, left]
+        head = f"{training.index:>{len(str(training.total))}}/{training.total}"
+        tail = [score.ljust(len(training.metric) + len(" 0.0000")), *best, f"{finished.seconds:5.1f} s", left]
+        width = self.console.width if self.console.is_terminal else None
+        self._print(progress_line(head, training.layout, _label(training), tail, width=width, spare=best))
 
     def answering(self, progress: Progress) -> None:
         """How far a file of histories is answered."""
@@ -147,12 +159,6 @@ class Terminal(Listener):
 
     def _print(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)
-
-
-def _place(training: Training) -> str:
-    """``12/30  SPS-PPS  random, seed 2  ``."""
-    label = f"{_label(training)}  " if _label(training) else ""
-    return f"{training.index}/{training.total}  {training.layout}  {label}"
 
 
 def _label(training: Training) -> str:
@@ -176,13 +182,13 @@ def summary(console: Console, status: Status, place: Place, *, resume: str) -> N
     """
     console.print()
     if status.standings:
-        console.print(standings_table(status))
+        show_table(console, standings_table(status, console.width))
         for sentence in conclusions(status.standings, status.trials, status.worth, status.metric, status.selection):
-            console.print(Text(sentence), soft_wrap=True)
+            _tell(console, sentence)
         console.print()
     if status.results:
-        console.print(results_table(status.results, console.width))
-        console.print(Text(against_baselines(status.results)), soft_wrap=True)
+        show_table(console, results_table(status.results, console.width))
+        _tell(console, against_baselines(status.results))
         console.print()
     for artifact in status.artifacts:
         console.print(Text(f"saved {artifact.kind}: {artifact.path}"), soft_wrap=True)
@@ -190,26 +196,23 @@ def summary(console: Console, status: Status, place: Place, *, resume: str) -> N
         console.print(Text(line), soft_wrap=True)
 
 
-def standings_table(status: Status) -> Table:
-    """Confirmed layouts, best first, with intervals over seeds."""
-    seeds = status.standings[0].seeds
-    table = plain_table(f"Confirmed on validation data with {seeds} fresh seeds (95% t interval)")
-    selection = status.selection
-    for heading in ("layout", "role", status.metric, "gain over all-serial", *_cost_headings(selection)):
-        table.add_column(heading, no_wrap=True)
-    winner = winner_of(status.results, status.standings, status.space, selection)
-    on_front = [] if selection is None else selection.front(status.standings)
-    for standing in status.standings:
-        gain = "" if standing.gain is None else symmetric(standing.gain, "+")
-        role = f"{standing.role} (winner)" if standing.layout == winner else standing.role
-        style = "bold" if standing.layout == winner else None
-        priced = [] if selection is None else [f"{selection.costs.of(standing.layout):,}", _yes(standing in on_front)]
-        table.add_row(str(standing.layout), role, symmetric(standing.score), gain, *priced, style=style)
-    return table
-
-
-def _cost_headings(selection: Selection | None) -> tuple[str, ...]:
-    return () if selection is None else (selection.cost.words, "front")
+def standings_table(status: Status, width: int | None) -> Table:
+    """Confirmed layouts, best first, with intervals over seeds; ``width`` as of `fitted`."""
+    found, selection = status.standings, status.selection
+    winner = winner_of(status.results, found, status.space, selection)
+    cells = {
+        LAYOUT: [],
+        "role": [f"{one.role} (winner)" if one.layout == winner else one.role for one in found],
+        status.metric: [symmetric(one.score) for one in found],
+        "gain over\nall-serial": ["" if one.gain is None else symmetric(one.gain, "+") for one in found],
+    }
+    if selection is not None:
+        on_front = selection.front(found)
+        cells[selection.cost.words] = [f"{selection.costs.of(one.layout):,}" for one in found]
+        cells["front"] = [_yes(one in on_front) for one in found]
+    kept = fitted(cells, [one.layout for one in found], width, ["front", "role"])
+    title = f"Confirmed on validation data with {found[0].seeds} fresh seeds (95% t interval)"
+    return table_of(title, kept, ["bold" if one.layout == winner else None for one in found])
 
 
 def _yes(true: bool) -> str:
@@ -243,23 +246,25 @@ def front_in_words(found: Sequence[Standing], metric: str, selection: Selection)
         parts.append(f"gain over it {symmetric(picked.together, '+')}, corrected for {len(found) - 1} comparisons")
     return (
         f"{len(selection.front(found))} of {len(found)} confirmed layouts stand on the front of {metric} and {cost}; "
-        f"{PICKS[selection.pick]} is {picked.layout}: {', '.join(parts)}."
+        f"{PICKS[selection.pick]} is {short_text(picked.layout)}: {', '.join(parts)}."
     )
 
 
 def verdict(standings: Sequence[Standing], metric: str = OBJECTIVE) -> str:
     """One sentence: does the winner beat all-serial beyond seed noise?"""
     winner, kept = standings[0], recommended(standings)
+    name = short_text(winner.layout)
     if winner.together is None:
-        return f"All-serial itself ({winner.layout}) came out best; the search found nothing better."
+        return f"All-serial itself ({name}) came out best; the search found nothing better."
     if kept is not winner and kept.together is not None:
         gain = f"{symmetric(kept.together, '+')} {metric}, corrected for {len(standings) - 1} comparisons"
-        return f"{kept.layout} beats all-serial beyond seed noise: {gain}; {winner.layout} has the best mean, with wider noise."
+        sure = short_text(kept.layout)
+        return f"{sure} beats all-serial beyond seed noise: {gain}; {name} has the best mean, with wider noise."
     gain = f"{symmetric(winner.together, '+')} {metric}, corrected for {len(standings) - 1} comparisons"
     if winner.together.low > 0:
-        return f"{winner.layout} beats all-serial beyond seed noise: {gain}."
+        return f"{name} beats all-serial beyond seed noise: {gain}."
     return (
-        f"{winner.layout} came out best, but its gain over all-serial ({gain}) is within seed noise, so "
+        f"{name} came out best, but its gain over all-serial ({gain}) is within seed noise, so "
         "all-serial stands; more seeds (search.confirm_seeds) or longer trials (trial.epochs) would tell."
     )
 
@@ -285,48 +290,37 @@ def cheapest_in_words(
     serial = next(standing.layout for standing in found if standing.gain is None)
     saved = 1 - parameters[lighter.layout] / parameters[serial]
     return (
-        f"{lighter.layout} trains {saved:.1%} fewer parameters than all-serial and is at most {worth:.0%} behind it, if at all: "
+        f"{short_text(lighter.layout)} trains {saved:.1%} fewer parameters than all-serial and is at most "
+        f"{worth:.0%} behind it, if at all: "
         f"{symmetric(lighter.together, '+')} {metric}, corrected for {len(found) - 1} comparisons."
     )
 
 
-def results_table(results: Sequence[Result], width: int) -> Table:
+def results_table(results: Sequence[Result], width: int | None) -> Table:
     """Test metrics of the trained models and the baselines: means and sd over seeds, intervals, the winner's lead.
 
     Args:
-        width: of the console; what a narrow one has no room for is left out, the other metrics first.
+        width: as of `fitted`; what a narrow console has no room for is left out, the other metrics first.
     """
     metrics = list(dict.fromkeys(result.metric for result in results))
     last, seeds = metrics[-1], max(result.seeds for result in results)
-    columns: dict[str, Callable[[dict[str, Result]], str]] = {"layout": lambda rows: rows[last].layout or ""}
+    columns: dict[str, Callable[[dict[str, Result]], str]] = {"": lambda rows: rows[last].name, LAYOUT: lambda rows: ""}
     columns |= {metric: _spread_of(metric) for metric in metrics}
     columns |= {
         "95% interval": lambda rows: f"[{rows[last].low:.4f}, {rows[last].high:.4f}]",
         "winner's lead": lambda rows: lead_text(rows[last]),
-        "p": lambda rows: p_text(rows[last]),
+        CORRECTED_P: lambda rows: p_text(rows[last]),
     }
     names = list(dict.fromkeys(result.name for result in results))
     by_name = {name: {result.metric: result for result in results if result.name == name} for name in names}
     cells = {heading: [cell(by_name[name]) for name in names] for heading, cell in columns.items()}
-    kept = fitting(cells, width - max(map(len, names)), [*metrics[:-1], "layout", "95% interval"])
+    layouts = [by_name[name][last].layout for name in names]
+    kept = fitted(cells, layouts, width, [*metrics[:-1], LAYOUT, "95% interval"])
     over = f"mean ± sd over {seeds} seeds" if seeds > 1 else "one seed"
-    table = plain_table(f"Test split, read once; {over}; {last}: interval over users, lead over users and seeds")
-    for heading in ("", *kept):
-        table.add_column(heading, no_wrap=True)
-    for index, name in enumerate(names):
-        style = "bold" if name == WINNER else None
-        table.add_row(name, *(cells[heading][index] for heading in kept), style=style)
-    return table
-
-
-def fitting(cells: Mapping[str, Sequence[str]], width: int, dropped_first: Sequence[str]) -> list[str]:
-    """The headings whose columns fit beside each other; as many of ``dropped_first`` are left out as need be."""
-    kept = list(cells)
-    widths = {heading: 3 + max(map(len, (heading, *column))) for heading, column in cells.items()}
-    for heading in dropped_first:
-        if sum(widths[one] for one in kept) > width:
-            kept.remove(heading)
-    return kept
+    title = (
+        f"Test split, read once; {over}; {last}: interval over users, lead over users and seeds, p corrected by Holm"
+    )
+    return table_of(title, kept, ["bold" if name == WINNER else None for name in names])
 
 
 def lead_text(result: Result) -> str:
@@ -385,32 +379,36 @@ def next_steps(status: Status, place: Place, resume: str) -> list[str]:
     ]
 
 
-def show_status(console: Console, status: Status) -> None:
+def show_status(console: Console, status: Status, *, layouts: Layouts = Layouts.FITTING) -> None:
     """Where a study stands: its phase, its best trials, and its tables as far as they exist."""
-    best = status.best
-    console.print(
-        Text(f"{status.name}: {status.phase}, {len(status.completed)} of {status.budget} evaluations", style="bold")
-    )
-    if status.prior:
-        console.print(Text(f"warm start: {warm_start(status.prior)}"))
-    if best is not None:
-        console.print(Text(f"best so far: {best.layout}  {status.metric} {best.score:.4f}  (trial {best.number})"))
-    if status.settings_found:
-        console.print(Text(f"settings found: {settings_text(status.settings_found)}"))
-    cells = _trial_cells(status)
-    table = plain_table("Trials")
-    kept = fitting(cells, console.width, ["seconds", "state"])
-    for heading in kept:
-        table.add_column(heading, no_wrap=True)
-    for row in zip(*(cells[heading] for heading in kept), strict=True):
-        table.add_row(*row)
-    console.print(table)
+    width = console.width if layouts is Layouts.FITTING else None
+    _show_head(console, status, layouts)
+    show_table(console, trials_table(status, width))
     for line in failures(status):
-        console.print(Text(line))
+        _tell(console, line)
     if status.standings:
-        console.print(standings_table(status))
+        show_table(console, standings_table(status, width))
     if status.phase == DONE:
-        console.print(results_table(status.results, console.width))
+        show_table(console, results_table(status.results, width))
+
+
+def _show_head(console: Console, status: Status, layouts: Layouts) -> None:
+    """The lines above the tables."""
+    best = status.best
+    head = f"{status.name}: {status.phase}, {len(status.completed)} of {status.budget} evaluations"
+    console.print(Text(head, style="bold"))
+    if status.prior:
+        _tell(console, f"warm start: {warm_start(status.prior)}")
+    if best is not None and best.layout is not None:
+        written = short_text(best.layout) if layouts is Layouts.FITTING else str(best.layout)
+        _tell(console, f"best so far: {written}  {status.metric} {best.score:.4f}  (trial {best.number})")
+    if status.settings_found:
+        _tell(console, f"settings found: {settings_text(status.settings_found)}")
+
+
+def _tell(console: Console, sentence: str) -> None:
+    """Broken between words by a terminal; where there is none, one line."""
+    console.print(Text(sentence), soft_wrap=not console.is_terminal)
 
 
 class Failing(Protocol):
@@ -440,14 +438,14 @@ def failures(study: Trained) -> list[str]:
     return [f"{counted(number, noun)} failed: {reason}" for (noun, reason), number in Counter(found).most_common()]
 
 
-def _trial_cells(status: Status) -> dict[str, list[str]]:
-    """Columns by their headings."""
+def trials_table(status: Status, width: int | None) -> Table:
+    """A row a trial; ``width`` as of `fitted`."""
     trials, selection = status.trials, status.selection
     settings = [briefly(trial.settings) for trial in trials]
     names = briefly(status.settings_found)
     cells = {
         "trial": [str(trial.number) for trial in trials],
-        "layout": [str(trial.layout or "") for trial in trials],
+        LAYOUT: [],
         **{name: [own.get(name, "") for own in settings] for name in names},
         "state": [trial.state for trial in trials],
         status.metric: ["" if trial.score is None else f"{trial.score:.4f}" for trial in trials],
@@ -455,7 +453,7 @@ def _trial_cells(status: Status) -> dict[str, list[str]]:
     }
     if selection is not None:
         cells[selection.cost.words] = [f"{selection.costs.of(t.layout):,}" if t.layout else "" for t in trials]
-    return cells
+    return table_of("Trials", fitted(cells, [t.layout for t in trials], width, ["seconds", "state", *names]))
 
 
 def show_estimate(console: Console, yaml: str, estimate: Estimate) -> None:
@@ -538,10 +536,3 @@ def standing_record(standing: Standing) -> dict[str, Any]:
         "seeds": standing.seeds,
         **{name: None if interval is None else finite_record(interval) for name, interval in intervals.items()},
     }
-
-
-def plain_table(title: str) -> Table:
-    """A table with a title and little else."""
-    return Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False
-    )

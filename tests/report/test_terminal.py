@@ -86,8 +86,8 @@ def test_only_what_interval_and_corrected_p_both_show_is_called_a_lead() -> None
 @pytest.mark.parametrize(
     ("width", "headings"),
     [
-        (72, ["", "NDCG@10", "winner's lead", "p"]),
-        (160, ["", "layout", *METRICS, "95% interval", "winner's lead", "p"]),
+        (72, ["", "NDCG@10", "winner's lead", "p (Holm)"]),
+        (160, ["", "layout", *METRICS, "95% interval", "winner's lead", "p (Holm)"]),
     ],
 )
 def test_the_closing_table_fits_its_terminal(width: int, headings: list[str]) -> None:
