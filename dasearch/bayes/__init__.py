@@ -13,7 +13,12 @@ from dasearch.bayes.hypervolume import (
 )
 from dasearch.bayes.kernel import LayeredKernel
 from dasearch.bayes.parameters import Parameter, parameter_of, parameters_of
-from dasearch.bayes.reparameterization import Maximum, ProbabilisticReparameterization, SpaceExhausted
+from dasearch.bayes.reparameterization import (
+    Maximum,
+    ProbabilisticReparameterization,
+    SpaceExhausted,
+    probabilities_of,
+)
 from dasearch.bayes.sampler import (
     Proposal,
     PRSampler,
@@ -56,6 +61,7 @@ __all__ = [
     "mean_of_curve",
     "parameter_of",
     "parameters_of",
+    "probabilities_of",
     "propose",
     "propose_batch",
     "spread_over",

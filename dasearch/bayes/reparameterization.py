@@ -9,7 +9,7 @@ of up to `ENUMERATED` vertices the expectation is exact.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -38,11 +38,25 @@ class SpaceExhausted(ValueError):
 
 
 class Maximum(NamedTuple):
-    """A vertex ``(d,)``, the parameters ``(D,)`` that led to it, and its acquisition value."""
+    """A vertex ``(d,)`` with its acquisition value, and what the climbs came to.
+
+    ``probabilities``, ``(D,)``, are those of every choice but the first, where the climb ended under which the vertex is most
+    likely. It need not be the likeliest one there: a rarer sample, or single changes afterwards, may be better.
+    """
 
     codes: Tensor
-    theta: Tensor
+    probabilities: Tensor
     value: float
+
+
+def probabilities_of(theta: Sequence[float], temperature: float = TEMPERATURE) -> list[float]:
+    """Of the choices of one variable but the first, from their parameters; sigmoid where there is one."""
+    first = 0.5 / temperature
+    logits = [value / temperature for value in theta]
+    top = max(first, *logits)
+    weights = [math.exp(logit - top) for logit in logits]
+    total = math.exp(first - top) + sum(weights)
+    return [weight / total for weight in weights]
 
 
 class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc]  # BoTorch is not typed for mypy
@@ -162,19 +176,19 @@ class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc
         values = self.values(raw)
         starts = values.topk(self.restarts).indices
         climb = _Adam(self._around(raw[starts]))
-        seen = [(climb.theta[:, None].clone(), raw[starts, None], values[starts, None])]
+        seen = [(raw[starts, None], values[starts, None])]
         for _ in range(self.steps):
             value, gradient, z, values = self.estimate(climb.theta)
-            seen.append((climb.theta[:, None].expand(-1, self.samples, -1).clone(), z, values))
+            seen.append((z, values))
             if climb.step(value, gradient):
                 break
-        theta, z, values = (torch.cat(parts, 1) for parts in zip(*seen, strict=True))
+        z, values = (torch.cat(parts, 1) for parts in zip(*seen, strict=True))
         values = values.masked_fill(among(z.flatten(0, 1), excluded).view(values.shape), -torch.inf)
         if not values.isfinite().any():
             z = self._any_other(excluded)[None, None]
-            theta, values = self._around(z[0])[None], self.values(z[0])[None]
+            values = self.values(z[0])[None]
         top, restart = values.argmax(1), torch.arange(len(values))
-        return self._polish(z[restart, top], theta[restart, top], values[restart, top], excluded)
+        return self._found(*self._polish(z[restart, top], values[restart, top], excluded), climb.theta)
 
     def _maximise_exactly(self, excluded: Tensor) -> Maximum:
         vertices = self.vertices
@@ -185,8 +199,14 @@ class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc
                 break
         allowed = values.masked_fill(among(vertices, excluded), -torch.inf)
         top = int(allowed.argmax())
-        expectation, _ = self.exact_gradient(climb.theta, values)
-        return Maximum(vertices[top], climb.theta[int(expectation.argmax())], float(allowed[top]))
+        return self._found(vertices[top], allowed[top], climb.theta)
+
+    def _found(self, codes: Tensor, value: Tensor, ends: Tensor) -> Maximum:
+        """A vertex ``(d,)`` beside the climb, of those that ended at ``(r, D)``, under which it is most likely."""
+        p = self.probabilities(ends)
+        likely = p[:, torch.arange(self.choices.d), codes.long()].log().sum(-1)
+        nearest = p[likely.argmax()]
+        return Maximum(codes, nearest[self.choices.column_variable, self.choices.column_choice], float(value))
 
     def _score(self, z: Tensor, p: Tensor) -> Tensor:
         """Gradient of ``log p(z)`` by theta; shapes: ``(r or 1, s, d)``, ``(r, d, most)`` -> ``(r, s, D)``."""
@@ -226,8 +246,8 @@ class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc
         candidates = torch.cat([drawn, numbered])
         return candidates[~among(candidates, excluded)][0]
 
-    def _polish(self, codes: Tensor, theta: Tensor, values: Tensor, excluded: Tensor) -> Maximum:
-        """The best of steepest ascents by single changes; shapes: ``(r, d)``, ``(r, D)``, ``(r,)``."""
+    def _polish(self, codes: Tensor, values: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
+        """The best of steepest ascents by single changes; shapes: ``(r, d)``, ``(r,)`` -> ``(d,)``, ``()``."""
         changes = [(i, k) for i in self.free for k in range(self.choices.sizes[i])]
         variable, code = (torch.tensor([change[side] for change in changes]) for side in (0, 1))
         codes, values, rising = codes.clone(), values.clone(), torch.arange(len(codes))
@@ -241,8 +261,8 @@ class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc
             better = top.values > values[rising]
             rising, found = rising[better], flat.view(*found.shape, -1)[better, top.indices[better]]
             codes[rising], values[rising] = found, top.values[better]
-        best = int(values.argmax())
-        return Maximum(codes[best], theta[best], float(values[best]))
+        best = values.argmax()
+        return codes[best], values[best]
 
 
 class _Adam:

@@ -38,7 +38,7 @@ SOBOL_TRIES = 4096  # quasi-random points looked through for one that is not kno
 MOST_BEFORE = 100  # observations of another study that the surrogate reads; each makes an ask slower
 PROMISING = 4  # evaluated points whose surroundings the maximiser looks at
 Space = Mapping[str, Parameter]
-Theta = Mapping[str, list[float]]
+Probabilities = Mapping[str, list[float]]
 Signal = Callable[[FrozenTrial], float]
 
 
@@ -61,13 +61,14 @@ def mean_of_curve(curve: Mapping[int, float], final: float) -> float:
 class Proposal:
     """Why a trial got its layout.
 
-    ``theta`` has a number for each choice of a parameter but the first; mean and sd are of what the surrogate learns.
+    ``probabilities``, as of `Maximum`, has a number for each choice of a parameter but the first; mean and sd are of what the
+    surrogate learns.
     """
 
     trial_number: int
     source: str
     layout: Mapping[str, Any]
-    theta: Theta | None
+    probabilities: Probabilities | None
     acquisition: float | None
     mean: float | None
     sd: float | None
@@ -178,10 +179,10 @@ class PRSampler(BaseSampler):
                 break
         mean, sd = history.prediction(maximum.codes)
         modelled = source == REPARAMETERIZATION
-        theta = _named(maximum.theta, history.choices, space) if modelled else None
+        probabilities = _named(maximum.probabilities, history.choices, space) if modelled else None
         acquisition = maximum.value if modelled else None
         seconds = time.perf_counter() - started
-        self._on_proposal(Proposal(trial.number, source, layout, theta, acquisition, mean, sd, seconds))
+        self._on_proposal(Proposal(trial.number, source, layout, probabilities, acquisition, mean, sd, seconds))
         return layout
 
     def _startup_trials(self, history: _History) -> int:
@@ -463,9 +464,9 @@ def _seed_of(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _named(theta: Tensor, choices: Choices, space: Space) -> dict[str, list[float]]:
+def _named(values: Tensor, choices: Choices, space: Space) -> dict[str, list[float]]:
     names = list(space)
     found: dict[str, list[float]] = {name: [] for name in names}
-    for (variable, _), value in zip(choices.columns, theta.tolist(), strict=True):
+    for (variable, _), value in zip(choices.columns, values.tolist(), strict=True):
         found[names[variable]].append(value)
     return found

@@ -81,7 +81,7 @@ def sections(view: StudyView) -> list[Section]:
             figures=learned_figures(view),
             tables=(effects_table(view), settings_table(view)),
         ),
-        Section("search", "The search", figures=("curves", "theta", "calibration", "cost", "timeline")),
+        Section("search", "The search", figures=("curves", "probabilities", "calibration", "cost", "timeline")),
         Section("trials", "Trials", tuple(failures(view)), tables=(trials_table(view), later_table(view))),
         Section("data", "Data", tuple(_data_sentences(view)), tables=(data_table(view),)),
         Section(

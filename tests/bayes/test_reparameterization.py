@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from botorch.acquisition.analytic import UpperConfidenceBound
@@ -11,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dasearch.bayes import Choices, ProbabilisticReparameterization, SpaceExhausted, Surrogate, propose, propose_batch
+from dasearch.bayes import (
+    Choices,
+    ProbabilisticReparameterization,
+    SpaceExhausted,
+    Surrogate,
+    probabilities_of,
+    propose,
+    propose_batch,
+)
 from tests.bayes.spaces import Function, Landscape, every, layered, seeded
 
 NOTHING = torch.zeros(0, 1, dtype=torch.float64)
@@ -101,10 +111,37 @@ def test_check_25_maximum_equals_enumeration(seed: int, sizes: list[int]) -> Non
     assert float(landscape(found.codes[None])) == pytest.approx(found.value)
 
 
-def test_check_25_theta_concentrates_on_the_maximiser() -> None:
+def test_check_25_the_climb_ends_at_the_maximiser() -> None:
     choices = Choices.binary(6)
     found = reparameterized(choices, seed=2).maximise(none(choices))
-    assert torch.equal(found.theta.round(), found.codes)
+    assert torch.equal(found.probabilities.round(), found.codes)
+    assert float(found.probabilities.max()) <= torch.tensor(5.0).sigmoid()  # theta in [0, 1], tau .1
+
+
+@pytest.mark.parametrize("sizes", [(2,) * 12, (2, 3, 4, 2, 3, 4, 3, 2)])
+@pytest.mark.parametrize("seed", [1, 3, 4])
+def test_probabilities_are_of_the_end_nearest_to_what_single_changes_made(sizes: tuple[int, ...], seed: int) -> None:
+    """Without a step, the climbs end where they start: .2 above 1/2 at the choices of the best raw points."""
+    choices = Choices(sizes)
+    pr = reparameterized(choices, seed, restarts=3, steps=0)
+    asked: list[Tensor] = []
+    values = pr.values
+    pr.values = lambda codes: asked.append(codes) or values(codes)  # type: ignore[method-assign, func-returns-value]
+    found = pr.maximise(none(choices))
+    starts = asked[0][values(asked[0]).topk(3).indices]
+    assert not (starts == found.codes).all(1).any()
+    chosen = starts[:, choices.column_variable] == choices.column_choice
+    p = pr.probabilities(torch.where(chosen, 0.7, 0.3).double())
+    likely = [math.prod(float(own[i, int(code)]) for i, code in enumerate(found.codes)) for own in p]
+    nearest = p[max(range(3), key=likely.__getitem__)]
+    torch.testing.assert_close(found.probabilities, nearest[choices.column_variable, choices.column_choice])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=4))
+def test_probabilities_of_one_variable_are_those_of_all(theta: list[float]) -> None:
+    choices = Choices((len(theta) + 1,))
+    every_choice = reparameterized(choices).probabilities(torch.tensor([theta], dtype=torch.float64))[0, 0]
+    assert probabilities_of(theta) == pytest.approx(every_choice[1:].tolist())
 
 
 @pytest.mark.parametrize("choices", [Choices.binary(12), Choices((3,) * 8)])
@@ -150,7 +187,7 @@ def test_same_generator_same_answer() -> None:
     choices = Choices.binary(14)
     found = [reparameterized(choices, 9).maximise(none(choices)) for _ in range(2)]
     assert torch.equal(found[0].codes, found[1].codes)
-    assert torch.equal(found[0].theta, found[1].theta)
+    assert torch.equal(found[0].probabilities, found[1].probabilities)
 
 
 def test_it_wraps_a_botorch_acquisition_and_is_one() -> None:

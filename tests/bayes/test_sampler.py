@@ -111,7 +111,8 @@ def test_startup_design_and_what_is_told() -> None:
     last = told[-1]
     assert last.trial_number == 11
     assert dict(last.layout) == found.trials[-1].params
-    assert set(last.theta) == set(NAMES)
+    assert set(last.probabilities) == set(NAMES)
+    assert all(0.006 < p < 0.994 for (p,) in last.probabilities.values())
     assert last.sd > 0
     assert last.mean == pytest.approx(0, abs=30)
 

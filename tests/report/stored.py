@@ -133,9 +133,9 @@ def _write_proposals(
     rows: list[tuple[object, ...]] = []
     for n, (own, score) in enumerate(zip(bits, scores, strict=True)):
         layout = json.dumps({name: NAMES[bit] for name, bit in zip(names, own, strict=True)})
-        theta = json.dumps({name: [0.1 + 0.8 * bit] for name, bit in zip(names, own, strict=True)})
-        rows.append((1, n, "reparameterization", layout, theta, -2.0, score, 0.01, 0.1))
-    columns = "study_id, trial_number, source, layout, theta, acquisition, mean, sd, seconds"
+        likely = json.dumps({name: [0.1 + 0.8 * bit] for name, bit in zip(names, own, strict=True)})
+        rows.append((1, n, "reparameterization", layout, likely, -2.0, score, 0.01, 0.1))
+    columns = "study_id, trial_number, source, layout, probabilities, acquisition, mean, sd, seconds"
     _insert(connection, "dasearch_proposal", columns, rows)
 
 

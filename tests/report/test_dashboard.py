@@ -26,7 +26,7 @@ from dasearch.layout import Layout
 from dasearch.report.dashboard.app import application
 from dasearch.report.dashboard.live import progress_sentences, seconds_left, share
 from dasearch.report.dashboard.numbers import numbers
-from dasearch.report.dashboard.pages import layout_map, worth_comparing
+from dasearch.report.dashboard.pages import AGAINST, layout_map, proposal_tables, worth_comparing
 from dasearch.report.dashboard.reading import Reader
 from dasearch.report.dashboard.records import finite
 from dasearch.report.dashboard.security import Visitors, is_local, visitors_for
@@ -700,6 +700,23 @@ def test_map_of_a_layout() -> None:
     assert [label for label, _ in rows] == ["layer 1", "layer 2"]
     assert ["".join(cell.letter for cell in cells) for _, cells in rows] == ["SPS", "PPP"]
     assert [cell.changed for _, cells in rows for cell in cells] == [False, True, False, False, False, False]
+
+
+def test_a_trials_probabilities_beside_what_was_proposed() -> None:
+    """Layer 1 was proposed as SPP, where serial was the likeliest choice of the last site."""
+    study = views.finished()
+    chosen = study.trial(3)
+    proposed = study.proposals[3]
+    assert proposed.probabilities is not None
+    moved = replace(proposed, probabilities={**proposed.probabilities, "layer01.recommendation": [0.2]})
+    tables = proposal_tables(replace(study, proposals=(moved,)), chosen)
+    assert tables[1].headings == ("site", "serial", "parallel", "proposed", "note")
+    assert tables[1].rows[:3] == (
+        ("layer01.causal", "0.850", "0.150", "serial", ""),
+        ("layer01.context", "0.050", "0.950", "parallel", ""),
+        ("layer01.recommendation", "0.800", "0.200", "parallel", AGAINST),
+    )
+    assert [row[-1] for row in proposal_tables(study, chosen)[1].rows] == [""] * 6
 
 
 def test_a_trial_worth_comparing_with_the_first() -> None:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
-from dasearch.bayes import Choices, Surrogate
+from dasearch.bayes import Choices, Proposal, Surrogate
 from dasearch.errors import WrongUse
 from dasearch.layout import CHOICES, Choice, Layout
 from dasearch.layout import SERIAL as SERIAL_CHOICE
@@ -35,6 +35,7 @@ from dasearch.report.theme import (
 from dasearch.report.view import State, StudyView, Trial
 from dasearch.search.causes import EVALUATED
 from dasearch.search.confirmation import t_interval
+from dasearch.search_space import load_search_space
 from tests.report.views import BEGUN, LAYOUTS, SCORES, complete, finished, later_trainings, space, view
 
 
@@ -138,14 +139,26 @@ def test_layout_difference_and_its_interval(study: StudyView) -> None:
         figures.layout_difference(study, 0, 99, LIGHT)
 
 
-def test_theta_is_a_row_a_site(study: StudyView) -> None:
-    found = figures.theta_over_trials(study, LIGHT)
+def test_probabilities_are_a_row_a_site(study: StudyView) -> None:
+    found = figures.probabilities_over_trials(study, LIGHT)
     (trace,) = found.data
     assert list(trace.x) == [2, 3, 4]
     assert list(trace.y)[:2] == ["1 causal", "1 context"]
     assert np.array(trace.z)[1].tolist() == [0.95, 0.95, 0.95]
     assert np.array(trace.z)[2].tolist() == [0.15, 0.95, 0.15]
-    assert "in the last, trial 4, 2 of 6 sites are decided" in words(found)
+    assert "in the last, trial 4, 2 of 6 sites are decided (a choice above 0.9)." in words(found)
+
+
+def test_what_is_decided_is_a_probability(study: StudyView) -> None:
+    """Of three choices the first has what the others leave."""
+    three = load_search_space("darec-none", backbone_layers=1)
+    names = three.free
+    shares = {names[0]: [0.04, 0.05], names[1]: [0.08, 0.08], names[2]: [0.02, 0.95]}
+    layout = {names[0]: "none", names[1]: "none", names[2]: "serial"}
+    proposed = Proposal(0, "reparameterization", layout, shares, -2.0, 0.1, 0.01, 0.1)
+    found = figures.probabilities_over_trials(view(space=three, proposals=(proposed,)), LIGHT)
+    assert [row[0] for row in found.data[0].z] == [0.04, 0.05, 0.08, 0.08, 0.02, 0.95]
+    assert "2 of 3 sites are decided (a choice above 0.9), and 3 choices differ from the likeliest ones" in words(found)
 
 
 def test_hamming_map(study: StudyView) -> None:

@@ -104,8 +104,8 @@ def test_every_figure_is_there_with_words_and_its_own_data(page: Page) -> None:
         assert len(spec["data"]) == len(figure.data) > 0
         assert "template" not in spec["layout"]
         assert f"{title}. {words(figure)}" in page.having("aria-label")
-    theta = json.loads(page.scripts["spec-theta"])["data"][0]
-    assert theta["x"] == [2, 3, 4]
+    likely = json.loads(page.scripts["spec-probabilities"])["data"][0]
+    assert likely["x"] == [2, 3, 4]
     assert set(json.loads(page.scripts["templates"])) == {"light", "dark"}
 
 

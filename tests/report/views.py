@@ -103,13 +103,13 @@ def proposals(layouts: Sequence[Layout]) -> tuple[Proposal, ...]:
     return (
         *startup,
         *(
-            Proposal(n, "reparameterization", as_record(layouts[n], names), _theta(layouts[n]), -2.0, mean, 0.01, 0.2)
+            Proposal(n, "reparameterization", as_record(layouts[n], names), _likely(layouts[n]), -2.0, mean, 0.01, 0.2)
             for n, mean in predicted.items()
         ),
     )
 
 
-def _theta(layout: Layout) -> dict[str, list[float]]:
+def _likely(layout: Layout) -> dict[str, list[float]]:
     return {name: [0.95 if bit else 0.15] for name, bit in zip(space().names, layout.z, strict=True)}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 
 COMPARISON = """CREATE TABLE dasearch_comparison (
@@ -30,10 +32,20 @@ def before_versions(file: Path, *, without: tuple[str, ...] = ()) -> None:
 
 def before_workers(file: Path) -> None:
     """Take a database back to version 1, in which no training says where it ran."""
+    before_probabilities(file)
     with sqlite3.connect(file) as connection:
         for column in ("workers", "reason"):
             connection.execute(f"ALTER TABLE dasearch_training DROP COLUMN {column}")
         connection.execute("UPDATE dasearch_schema SET version = 1")
+    connection.close()
+
+
+def before_probabilities(file: Path, theta: Mapping[str, list[float]] | None = None) -> None:
+    """Take a database back to version 2, in which proposals have a theta: this one each."""
+    with sqlite3.connect(file) as connection:
+        connection.execute("ALTER TABLE dasearch_proposal DROP COLUMN probabilities")
+        connection.execute("UPDATE dasearch_proposal SET theta = ?", (theta and json.dumps(theta),))
+        connection.execute("UPDATE dasearch_schema SET version = 2")
     connection.close()
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dasearch.errors import StoreError
+from dasearch.layout import Layout
 from dasearch.search.store import Artifact, Result, open_store
 from dasearch.training.metrics import Interval
-from tests.report.stored import NAME, empty_study, evaluate
+from tests.report.stored import NAME, empty_study, evaluate, proposal
 from tests.report.views import later_trainings
-from tests.search.older import before_versions, before_workers, tables
+from tests.search.older import before_probabilities, before_versions, before_workers, tables
 
 RESULTS = [
     Result("winner", "SPS-PPS", "MRR", 0.3, 0.2, 0.4, seeds=5, sd=0.01),
@@ -88,6 +91,28 @@ def test_trainings_of_before_workers_are_read_and_migrated(tmp_path: Path) -> No
         assert store.later_trainings(NAME)[2] == final._replace(
             ended=final.began, workers=("here:1",), reason="diverged"
         )
+
+
+def test_theta_of_older_proposals_is_read_as_probabilities(tmp_path: Path) -> None:
+    layout = Layout.parse("SPS-PPS")
+    with closing(empty_study(tmp_path)) as store:
+        store.add_proposal(NAME, proposal(0, layout))
+    file = tmp_path / "dasearch.db"
+    before_probabilities(file, {"layer01.causal": [0.75], "rate": [0.5, 0.5, 1.0]})
+    written = content(file)
+    top = math.exp(5) / (3 + math.exp(5))
+    expected = {
+        "layer01.causal": [pytest.approx(1 / (1 + math.exp(-2.5)))],
+        "rate": pytest.approx([(1 - top) / 3] * 2 + [top]),
+    }
+    with closing(open_store(str(file), "", create=False)) as store:
+        assert store.proposals(NAME)[0].probabilities == expected
+    assert content(file) == written
+    later = replace(proposal(1, layout), probabilities={"layer01.causal": [0.75]})
+    with closing(open_store(str(file), "", create=True)) as store:
+        store.add_proposal(NAME, later)
+        assert store.proposals(NAME)[0].probabilities == expected
+        assert store.proposals(NAME)[1] == later
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_proposals_and_epochs_are_kept(tmp_path: Path) -> None:
     store = open_store(None, settings.output, create=False)
     proposals = store.proposals("toy")
     assert [p.source for p in proposals] == ["startup"] * 3 + ["reparameterization"]
-    assert proposals[-1].theta is not None
+    assert proposals[-1].probabilities is not None
     epochs = store.epochs("toy", f"trial/{status.trials[0].layout}")
     assert [e.number for e in epochs] == [0, 1]
     assert epochs[0].losses["total"] > 0

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dasearch.bayes import Proposal
 from dasearch.config import SearchSettings
 from dasearch.layout import Layout
 from dasearch.report.document import (
@@ -29,6 +30,7 @@ from dasearch.report.document import (
     trials_table,
     versions_table,
 )
+from dasearch.report.figures.search import against_odds, odds
 from dasearch.report.terminal import failures, symmetric
 from dasearch.report.theme import CHOICE_COLOURS, OWN_COLOURS, choice_colours, ink_on
 from dasearch.report.view import StudyView, Trial
@@ -36,6 +38,8 @@ from dasearch.search.causes import attempts
 from dasearch.search.domain import settings_text
 from dasearch.search.store import Progress
 from dasearch.search_space import SearchSpace
+
+AGAINST = "a rarer sample, or a change after the climb"
 
 
 def studies_table(found: list[Progress]) -> Table:
@@ -77,7 +81,7 @@ def study_sections(view: StudyView) -> list[Section]:
             ),
         ),
         Section("structure", "What was learned", figures=learned_figures(view)),
-        Section("search", "The search", figures=("curves", "theta", "calibration", "cost", "timeline")),
+        Section("search", "The search", figures=("curves", "probabilities", "calibration", "cost", "timeline")),
         Section("trials", "Trials", tuple(_trial_sentences(view)), tables=(trials_table(view),)),
         Section(
             "configuration",
@@ -187,23 +191,37 @@ def _number(values: Mapping[str, float], name: str) -> str:
 
 
 def proposal_tables(view: StudyView, trial: Trial) -> list[Table]:
-    """Why the trial got its layout: the acquisition's numbers, and theta site by site."""
+    """Why the trial got its layout: the acquisition's numbers, and probabilities site by site."""
     found = next((one for one in view.proposals if one.trial_number == trial.number), None)
     if found is None:
         return []
     numbers = {"acquisition value": found.acquisition, "predicted mean": found.mean, "predicted sd": found.sd}
     facts = {"proposed by": found.source} | {k: f"{v:.5g}" for k, v in numbers.items() if v is not None}
     tables = [Table("Proposal", ("", ""), (*facts.items(), ("took", f"{found.seconds:.2f} s")))]
-    if found.theta is not None:
-        rows = (
-            (site, choice.name, f"{value:.3f}", str(found.layout.get(site, "")))
-            for site, theta in found.theta.items()
-            if site in view.space.choices
-            for choice, value in zip(view.space.choices[site][1:], theta, strict=True)
-        )
-        headings = ("site", "choice", "theta", "proposed")
-        tables.append(Table("Theta, where the acquisition function was largest", headings, tuple(rows)))
+    if found.probabilities is not None:
+        tables.append(_odds_table(view, found))
     return tables
+
+
+def _odds_table(view: StudyView, proposal: Proposal) -> Table:
+    """The probability of each choice beside the one that was proposed."""
+    against = against_odds(view.space, proposal)
+    chances = {
+        site: odds(view.space, proposal, site) for site in proposal.probabilities or {} if site in view.space.choices
+    }
+    names = list(dict.fromkeys(name for own in chances.values() for name in own))
+    rows = [
+        (
+            site,
+            *(f"{own[name]:.3f}" if name in own else "" for name in names),
+            str(proposal.layout.get(site, "")),
+            AGAINST if site in against else "",
+        )
+        for site, own in chances.items()
+    ]
+    return Table(
+        "Probabilities where the climb of the acquisition ended", ("site", *names, "proposed", "note"), tuple(rows)
+    )
 
 
 def neighbours(view: StudyView, trial: Trial) -> dict[str, int]:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from dasearch.report.figures.front import front
 from dasearch.report.figures.layouts import best_against_serial, best_layout, hamming_map, layout_difference
 from dasearch.report.figures.scores import best_so_far, confirmation, learning_curves, score_against_cost
-from dasearch.report.figures.search import calibration, theta_over_trials, timeline
+from dasearch.report.figures.search import calibration, probabilities_over_trials, timeline
 from dasearch.report.figures.settings import settings
 from dasearch.report.figures.structure import main_effects, pair_interactions
 from dasearch.report.theme import Theme
@@ -82,11 +82,11 @@ FIGURES: dict[str, Drawing] = {
         "The validation score after each epoch of each trial; a trial that ended early is marked.",
         learning_curves,
     ),
-    "theta": Drawing(
+    "probabilities": Drawing(
         "Probabilistic reparameterization over the search",
-        "The weight of each choice but its site's first (blue 0, orange 1) where the acquisition function was largest; startup "
-        "trials have none.",
-        theta_over_trials,
+        "The probability of each choice but its site's first (blue 0, orange 1) where the climb of the acquisition function "
+        "ended. A rarer sample, or single changes after the climb, may have given the layout; startup trials have none.",
+        probabilities_over_trials,
     ),
     "calibration": Drawing(
         "Was the surrogate calibrated?",
@@ -118,8 +118,8 @@ __all__ = [
     "learning_curves",
     "main_effects",
     "pair_interactions",
+    "probabilities_over_trials",
     "score_against_cost",
     "settings",
-    "theta_over_trials",
     "timeline",
 ]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
+from dasearch.bayes import Proposal
 from dasearch.layout import PLACEMENTS
 from dasearch.report.figures.structure import short
 from dasearch.report.terminal import counted
@@ -32,6 +33,7 @@ from dasearch.search_space import SearchSpace
 
 WIDE = 1.96  # standard deviations of a normal 95% interval
 ROW, FRAME = 20, 100  # pixels
+DECIDED = 0.9  # probability
 LANE = 44
 LEGEND = 22  # a row of two on a phone
 MILLISECONDS = 1000.0
@@ -40,31 +42,53 @@ NO_WORKER = "not known"  # of what runs, was interrupted, or was trained in the 
 HATCHES = {CONFIRMATION: "/", FINAL: "x"}
 
 
-def theta_over_trials(view: StudyView, theme: Theme) -> go.Figure:
-    """A heat map, choices but each site's first x proposals: theta where the acquisition function was largest."""
-    proposals = [proposal for proposal in view.proposals if proposal.theta is not None]
+def probabilities_over_trials(view: StudyView, theme: Theme) -> go.Figure:
+    """A heat map, choices but each site's first x proposals: the probability where the climb ended (`Proposal`)."""
+    proposals = [proposal for proposal in view.proposals if proposal.probabilities is not None]
     if not proposals:
         return nothing(theme, "No trial has been proposed by the surrogate yet.")
     choices = [(name, k) for name in view.space.free for k in range(len(view.space.choices[name]) - 1)]
-    thetas = [proposal.theta or {} for proposal in proposals]
+    chances = [proposal.probabilities or {} for proposal in proposals]
     trace = go.Heatmap(
         x=[proposal.trial_number for proposal in proposals],
         y=[_row_label(view.space, name, k) for name, k in choices],
-        z=[[theta[name][k] if name in theta else None for theta in thetas] for name, k in choices],
+        z=[[own[name][k] if name in own else None for own in chances] for name, k in choices],
         colorscale=CHOICE_SCALE,
         zmin=0,
         zmax=1,
         showscale=False,
         hovertemplate="trial %{x}, layer %{y}: %{z:.2f}<extra></extra>",
     )
-    last = {name: values for name, values in thetas[-1].items() if name in view.space.choices}
-    decided = sum(not any(0.1 < value < 0.9 for value in values) for values in last.values())
-    says = (
-        f"{counted(len(proposals), 'proposal')} of the surrogate; in the last, trial {proposals[-1].trial_number}, "
-        f"{decided} of {len(last)} sites are decided (below .1 or above .9)."
-    )
+    says = f"{counted(len(proposals), 'proposal')} of the surrogate; in the last, {_decided(view, proposals[-1])}."
     x, y = counting("trial", proposals[-1].trial_number), {"autorange": "reversed"}
     return drawn(theme, trace, says=says, height=FRAME + ROW * len(choices), xaxis=x, yaxis=y)
+
+
+def _decided(view: StudyView, proposal: Proposal) -> str:
+    """At how many sites a choice is nearly certain, and at how many another than the likeliest was proposed."""
+    chances = [odds(view.space, proposal, name) for name in proposal.probabilities or {} if name in view.space.choices]
+    decided = sum(max(own.values()) > DECIDED for own in chances)
+    against = len(against_odds(view.space, proposal))
+    words = f"trial {proposal.trial_number}, {decided} of {len(chances)} sites are decided (a choice above {DECIDED})"
+    return words + (f", and {counted(against, 'choice')} differ from the likeliest ones" if against else "")
+
+
+def odds(space: SearchSpace, proposal: Proposal, name: str) -> dict[str, float]:
+    """The probability of each choice of a site, the first included."""
+    others = (proposal.probabilities or {})[name]
+    first, *rest = space.choices[name]
+    return {first.name: 1 - sum(others), **{choice.name: own for choice, own in zip(rest, others, strict=True)}}
+
+
+def against_odds(space: SearchSpace, proposal: Proposal) -> list[str]:
+    """Sites at which another choice than the likeliest was proposed."""
+    found = []
+    for name in proposal.probabilities or {}:
+        if name in space.choices and name in proposal.layout:
+            chances = odds(space, proposal, name)
+            if chances[str(proposal.layout[name])] < max(chances.values()):
+                found.append(name)
+    return found
 
 
 def _row_label(space: SearchSpace, name: str, k: int) -> str:

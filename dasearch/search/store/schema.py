@@ -40,10 +40,11 @@ from sqlalchemy.schema import CreateColumn
 from dasearch.errors import StoreError
 from dasearch.search.store.engines import sqlite_file
 from dasearch.search.store.locks import schema_lock
-from dasearch.search.store.tables import Base, LaterTrainingRow, ResultRow, SchemaRow, StudyRow
+from dasearch.search.store.tables import Base, LaterTrainingRow, ProposalRow, ResultRow, SchemaRow, StudyRow
 
 RESULTS = Base.metadata.tables[ResultRow.__tablename__]
 TRAININGS = Base.metadata.tables[LaterTrainingRow.__tablename__]
+PROPOSALS = Base.metadata.tables[ProposalRow.__tablename__]
 KEY = ("study_id", "name", "metric")
 COMPARED = ("seeds", "sd", "lead", "lead_low", "lead_high", "p")
 COMPARISON = table("dasearch_comparison", *(column(name) for name in (*KEY, *COMPARED)))  # of version 0
@@ -161,6 +162,12 @@ def _workers_of_trainings(connection: Connection) -> None:
         _add_columns(connection, TRAININGS, ("workers", "reason"))
 
 
+def _probabilities_of_proposals(connection: Connection) -> None:
+    """From 2: proposals keep probabilities; the theta of older ones stays as it is."""
+    if inspect(connection).has_table(PROPOSALS.name):
+        _add_columns(connection, PROPOSALS, ("probabilities",))
+
+
 def _add_columns(connection: Connection, own: Table, names: Sequence[str]) -> None:
     """Those of today's table that the database lacks."""
     here = {found["name"] for found in inspect(connection).get_columns(own.name)}
@@ -171,7 +178,11 @@ def _add_columns(connection: Connection, own: Table, names: Sequence[str]) -> No
 
 
 # each from the version of its place
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_one_table_of_results, _workers_of_trainings)
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
+    _one_table_of_results,
+    _workers_of_trainings,
+    _probabilities_of_proposals,
+)
 VERSION = len(MIGRATIONS)
 
 

@@ -23,7 +23,7 @@ from sqlalchemy import delete, event, func, select
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import Session
 
-from dasearch.bayes import Proposal
+from dasearch.bayes import Proposal, probabilities_of
 from dasearch.errors import NoStudies, StoreError, first_line
 from dasearch.layout import Layout
 from dasearch.models.cost import Cost, SiteCosts
@@ -389,7 +389,7 @@ class Store:
                     trial_number=proposal.trial_number,
                     source=proposal.source,
                     layout=json.dumps(dict(proposal.layout)),
-                    theta=None if proposal.theta is None else json.dumps(dict(proposal.theta)),
+                    probabilities=None if proposal.probabilities is None else json.dumps(dict(proposal.probabilities)),
                     acquisition=proposal.acquisition,
                     mean=proposal.mean,
                     sd=proposal.sd,
@@ -409,7 +409,7 @@ class Store:
                     trial_number=row.trial_number,
                     source=row.source,
                     layout=json.loads(row.layout),
-                    theta=None if row.theta is None else json.loads(row.theta),
+                    probabilities=_probabilities(row),
                     acquisition=row.acquisition,
                     mean=row.mean,
                     sd=row.sd,
@@ -635,6 +635,14 @@ def require_writable(folder: Path) -> None:
         raise StoreError(
             f"the output folder {folder} cannot be written ({error.strerror}); choose another with --output FOLDER"
         ) from None
+
+
+def _probabilities(row: ProposalRow) -> dict[str, list[float]] | None:
+    """As of `Proposal`; of a row that an older version wrote, from its theta."""
+    if row.probabilities is not None or row.theta is None:
+        found: dict[str, list[float]] | None = json.loads(row.probabilities or "null")
+        return found
+    return {name: probabilities_of(values) for name, values in json.loads(row.theta).items()}
 
 
 def _layout(study: StudyRow, text: str) -> Layout:

@@ -72,7 +72,7 @@ class EpochRow(Base):
 
 
 class ProposalRow(Base):
-    """Why a trial was proposed."""
+    """Why a trial was proposed; ``probabilities`` as of `Proposal`, in whose place older versions kept their ``theta``."""
 
     __tablename__ = "dasearch_proposal"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -81,6 +81,7 @@ class ProposalRow(Base):
     source: Mapped[str] = mapped_column(String(40))
     layout: Mapped[str] = mapped_column(Text)
     theta: Mapped[str | None] = mapped_column(Text)
+    probabilities: Mapped[str | None] = mapped_column(Text)
     acquisition: Mapped[float | None] = mapped_column(Float)
     mean: Mapped[float | None] = mapped_column(Float)
     sd: Mapped[float | None] = mapped_column(Float)
