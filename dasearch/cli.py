@@ -387,6 +387,7 @@ def ablate(
     """
     from dasearch.report.ablation import ablation_figure, ablation_record, ablation_table
     from dasearch.report.fitting import show_table
+    from dasearch.report.page import write_figure
     from dasearch.report.terminal import Terminal
     from dasearch.search.ablation import Ablation, load_variants
 
@@ -398,7 +399,7 @@ def ablate(
     with closing(_tracked(loaded, heard, trackers)) as listener:
         scored = Ablation(loaded, variants, seeds, short=short, listener=listener).run()
     path = loaded.folder / "ablation.html"
-    ablation_figure(scored, title=f"Ablations of {loaded.settings.name}").write_html(path, include_plotlyjs=True)
+    write_figure(ablation_figure(scored, title=f"Ablations of {loaded.settings.name}"), path)
     if as_json:
         _print_json(ablation_record(scored))
         return
@@ -697,6 +698,7 @@ def samplers(
     """
     from dasearch.bench.command import race_samplers
     from dasearch.report.bench import figure, show_asks, show_costs, show_scores
+    from dasearch.report.page import write_figure
 
     console = _console()
     found = race_samplers(
@@ -713,7 +715,7 @@ def samplers(
         out=out,
         say=(lambda _: None) if as_json else lambda line: console.print(line, soft_wrap=True, markup=False),
     )
-    figure(found.races).write_html(out / "samplers.html", include_plotlyjs=True)
+    write_figure(figure(found.races), out / "samplers.html")
     if as_json:
         _print_json(found.record())
         return

@@ -5,9 +5,15 @@ The command line exits with 2 on `WrongUse`, with 130 on `Interrupted` and with 
 
 import difflib
 import re
+from collections.abc import Iterable
 
 URL_WITH_PASSWORD = re.compile(r"(:/{1,2})\S*:\S*@")  # one slash: of a path that was made of a URL
 QUERIED_PASSWORD = re.compile(r"(password=)[^&\s]*")
+
+PARTS = re.compile(r"[^\W_]+")  # of an id, between its spaces and marks
+DIGITS = re.compile(r"\d+")
+WORD = re.compile(r"(?:[^\W\d_][^\W\d_A-Z]{2,19}|[^\W\d_a-z]{3,20})\d*")  # not Aq7Xz or qXzK
+VOWEL = re.compile(r"[aeiouy]|[^\x00-\x7f]", re.IGNORECASE)  # other scripts have their own
 
 
 class DasearchError(Exception):
@@ -88,6 +94,21 @@ def suggestion(name: str, known: list[str]) -> str:
     """``; did you mean X?`` where something known is near, else nothing."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def suggestion_of_id(name: str, known: Iterable[str]) -> str:
+    """As `suggestion`, for ids that data give: a word gets one, a number, hash or code does not.
+
+    What is near an id that a machine made is another thing, no other spelling; so the digits of both must be the same.
+    """
+    if _is_opaque(name):
+        return ""
+    return suggestion(name, [other for other in known if DIGITS.findall(other) == DIGITS.findall(name)])
+
+
+def _is_opaque(name: str) -> bool:
+    """Without a word: 3 to 20 letters, one of them a vowel, no digit but at the end, no capital behind a small letter."""
+    return not any(WORD.fullmatch(part) and VOWEL.search(part) for part in PARTS.findall(name))
 
 
 def without_passwords(text: str) -> str:

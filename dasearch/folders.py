@@ -1,6 +1,7 @@
 """Folders and files that are there whole or not at all: filled beside their place, then renamed.
 
-A symbolic link stays and what it points to is written; a device or pipe is written into.
+A symbolic link stays and what it points to is written; a device or pipe is written into. Who may read them is for the umask to
+say, whichever library wrote them (safetensors' are the owner's alone); a file that is replaced keeps its mode.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from dasearch.errors import WrongUse
 
 READ = 2**20  # bytes of a file at once
+READERS = 0o666  # a new file's mode before the umask
 DESCRIPTORS = ("/dev/fd/", "/dev/std", "/proc/")
 
 
@@ -42,7 +44,7 @@ def written_beside(folder: Path, taken: Taken = Taken.KEPT) -> Iterator[Path]:
 def unfinished_in(parent: Path, name: str) -> Iterator[Path]:
     """A folder to fill and to `put` at its place in ``parent``; gone at the end where it was not."""
     parent.mkdir(parents=True, exist_ok=True)
-    unfinished = parent / f".{name}.unfinished-{uuid.uuid4().hex[:8]}"
+    unfinished = parent / unfinished_name(name, uuid.uuid4().hex[:8])
     unfinished.mkdir()
     try:
         yield unfinished
@@ -50,8 +52,22 @@ def unfinished_in(parent: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def unfinished_name(name: str, mark: str) -> str:
+    """Of the folder that is filled for a file or folder called ``name``; ``mark`` tells two writers apart."""
+    return f".{name}.unfinished-{mark}"
+
+
+def remove(path: Path) -> None:
+    """Take away a file, or a folder with all in it; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def put(unfinished: Path, folder: Path, taken: Taken) -> None:
     """Rename a filled folder to its place beside it."""
+    _open_to_readers(unfinished)
     if taken is Taken.REPLACED and folder.exists():
         shutil.rmtree(folder)
     try:
@@ -59,6 +75,14 @@ def put(unfinished: Path, folder: Path, taken: Taken) -> None:
     except OSError:
         if taken is not Taken.KEPT or not folder.is_dir():
             raise
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Give all files in it the mode of the umask, which the folder's own tells: asking for the umask would change it."""
+    mode = folder.stat().st_mode & READERS
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_mode & READERS != mode:
+            path.chmod(mode)
 
 
 def _behind_links(path: Path) -> Path:
@@ -80,11 +104,19 @@ def whole_file(path: Path) -> Iterator[Path]:
                 shutil.copyfileobj(content, stream)
         return
     real = _behind_links(path)
-    real.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{real.name}.unfinished-", dir=real.parent) as folder:
-        unfinished = Path(folder) / path.name
+    with unfinished_in(real.parent, real.name) as folder:
+        unfinished = folder / path.name
         yield unfinished
+        _open_to_readers(folder)
+        if real.exists():
+            unfinished.chmod(real.stat().st_mode)
         unfinished.replace(real)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text as a `whole_file`, in UTF-8, with errors as of it."""
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def _is_stream(path: Path) -> bool:

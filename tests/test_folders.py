@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from dasearch.errors import ExportError
-from dasearch.folders import Taken, whole_file, whole_folder, written_beside
+from dasearch.folders import Taken, whole_file, whole_folder, write_text, written_beside
+from dasearch.training.checkpoints import save_tensors
 
 
 def test_a_finished_folder_takes_its_place(tmp_path: Path) -> None:
@@ -86,6 +90,46 @@ def test_a_file_is_written_through_links(tmp_path: Path) -> None:
         assert [path.name for path in real.parent.iterdir()] == ["real.txt"]
     assert link.is_symlink()
     assert second.is_symlink()
+
+
+@pytest.fixture(params=[0o022, 0o077, 0o002], ids=oct)
+def mask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def modes(folder: Path) -> set[int]:
+    return {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+
+
+def weights(path: Path) -> None:
+    save_file({"x": torch.zeros(2)}, path)
+
+
+@pytest.mark.parametrize("taken", [Taken.KEPT, Taken.REPLACED])
+def test_the_umask_says_who_reads_a_folder(tmp_path: Path, mask: int, taken: Taken) -> None:
+    with written_beside(tmp_path / "model", taken) as unfinished:
+        (unfinished / "deeper").mkdir()
+        weights(unfinished / "deeper" / "model.safetensors")
+        (unfinished / "config.json").touch()
+    assert modes(tmp_path) == {0o666 & ~mask}
+
+
+def test_the_umask_says_who_reads_a_file(tmp_path: Path, mask: int) -> None:
+    with whole_file(tmp_path / "model.safetensors") as unfinished:
+        weights(unfinished)
+    save_tensors(tmp_path / "there" / "checkpoint.safetensors", {"x": torch.zeros(2)}, {})
+    write_text(tmp_path / "page.html", "text")
+    assert modes(tmp_path) == {0o666 & ~mask}
+
+
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path, mask: int) -> None:
+    write_text(tmp_path / "private.html", "old")
+    (tmp_path / "private.html").chmod(0o600)
+    write_text(tmp_path / "private.html", "new")
+    assert (tmp_path / "private.html").read_text() == "new"
+    assert modes(tmp_path) == {0o600}
 
 
 def interrupted_file(path: Path) -> None:

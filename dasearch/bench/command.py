@@ -15,6 +15,7 @@ from typing import Any
 from dasearch.bench.landscapes import BINARY, FAMILIES, MOST_CHOICES, SITES, read_table
 from dasearch.bench.samplers import PR, SAMPLERS, Race, Score, ask_seconds, planned, read_races, run, scores
 from dasearch.errors import WrongUse, suggestion
+from dasearch.folders import write_text
 from dasearch.search_space import shipped
 
 RACES, SCORES = "races.jsonl", "scores.json"
@@ -95,7 +96,7 @@ def race_samplers(
     keys = {entry.key for entry in entries}
     races = [race for race in read_races(out / RACES) if race.key in keys]
     found = Bench(races, scores(races), ask_seconds(names, batches, choices) if ask else {})
-    (out / SCORES).write_text(json.dumps(found.record(), indent=1) + "\n", encoding="utf-8")
+    write_text(out / SCORES, json.dumps(found.record(), indent=1) + "\n")
     return found
 
 

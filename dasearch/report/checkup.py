@@ -18,7 +18,7 @@ import optuna
 
 from dasearch.config import StudySettings, parse_study, resolve_output
 from dasearch.errors import NoStudies, StoreError
-from dasearch.folders import sha256
+from dasearch.folders import remove, sha256, unfinished_name
 from dasearch.search.domain import Domain, trial_run
 from dasearch.search.events import CONFIRMATION, DONE
 from dasearch.search.loop import give_back
@@ -33,7 +33,10 @@ LEAST_FREE = (
 )  # bytes: a saved model is as large as its backbone (SmolLM2 540 MB), checkpoints and database beside it
 OPEN = ("waiting", "running")  # states of trials that are still to be trained
 FOLDERS = ("checkpoints", "ablation-checkpoints", "models/checkpoints")  # of a study's; the first is its own run's
-UNFINISHED = ".*.safetensors-*"  # what a process was killed in the middle of writing
+UNFINISHED = (
+    ".*.safetensors-*",
+    unfinished_name("*.safetensors", "*"),
+)  # killed in writing; the first: of earlier versions
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ class StoredStudy:
         damaged = tuple(path for path in found if not _is_readable(path))
         own = self.folder / FOLDERS[0]
         needless = self._needless([path for path in found if path.parent == own and path not in damaged])
-        unused = [path for path in (*needless, *sorted(own.glob(UNFINISHED))) if _is_left(path)]
+        killed = sorted(path for pattern in UNFINISHED for path in own.glob(pattern))
+        unused = [path for path in (*needless, *killed) if _is_left(path)]
         return Leftovers(self._lost(), damaged, tuple(unused))
 
     def _lost(self) -> tuple[int, ...]:
@@ -240,7 +244,7 @@ def mend(study: StoredStudy) -> list[str]:
 
 def _removed(paths: Iterable[Path], reason: str) -> Iterable[str]:
     for path in paths:
-        path.unlink(missing_ok=True)
+        remove(path)
         yield f"removed {path}: {reason}"
 
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from dasearch.errors import WrongUse
-from dasearch.folders import whole_file
+from dasearch.folders import write_text
 from dasearch.report import Format
 from dasearch.report.document import Section, Table, sections
 from dasearch.report.figures import FIGURES
@@ -119,9 +119,21 @@ def write_report(view: StudyView, path: Path, form: Format) -> Path:
     if path.is_dir():
         raise WrongUse(f"{path} is a folder; name a file in it, as in {path / f'report.{form.value}'}")
     text = report(view, form)
+    _write(path, text)
+    return path
+
+
+def write_figure(figure: go.Figure, path: Path) -> None:
+    """Write a figure as a page that opens without a network.
+
+    Raises:
+        WrongUse: if the place cannot be written.
+    """
+    _write(path, figure.to_html(include_plotlyjs=True))
+
+
+def _write(path: Path, text: str) -> None:
     try:
-        with whole_file(path) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
+        write_text(path, text)
     except OSError as error:
         raise WrongUse(f"{path} cannot be written ({error.strerror}); choose another place") from None
-    return path

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from dasearch.config import parse_study
 from dasearch.errors import LayoutError
+from dasearch.folders import write_text
 from dasearch.layout import SITES, Depth, Layout, ModelKind, carried
 from dasearch.layout_file import LAYOUT_NAME, ChoiceRecord, LayoutFile, choice_records
 from dasearch.search.causes import workers_of
@@ -151,8 +152,7 @@ def _failed(trial: TrialRecord, space: SearchSpace) -> FailedLayout | None:
 def write_trials(store: Store, name: str, path: Path) -> Path:
     """Write a stored study's ``trials.json``; errors as of `trials_of`."""
     file = trials_of(store, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(file.text(), encoding="utf-8")
+    write_text(path, file.text())
     return path
 
 

@@ -6,8 +6,6 @@ One safetensors file, written beside its place and renamed, so that a killed pro
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,20 +17,15 @@ from torch import Tensor
 
 from dasearch.data import IntArray
 from dasearch.errors import first_line
+from dasearch.folders import whole_file
 
 RECORD = "dasearch"
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
     """Write tensors and a JSON record to one file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    os.close(handle)
-    try:
-        save_file(copied(tensors), beside, metadata={RECORD: json.dumps(dict(record))})
-        os.replace(beside, path)
-    finally:
-        Path(beside).unlink(missing_ok=True)
+    with whole_file(path) as unfinished:
+        save_file(copied(tensors), unfinished, metadata={RECORD: json.dumps(dict(record))})
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from dasearch.config import StudySettings, parse_study
 from dasearch.data import Dataset, IntArray, Item, evaluation_plan
 from dasearch.data.rows import NO_ITEM
-from dasearch.errors import DasearchError, ModelFolderError, suggestion
+from dasearch.errors import DasearchError, ModelFolderError, suggestion_of_id
 from dasearch.folders import Taken, sha256, written_beside
 from dasearch.layout import Layout
 from dasearch.layout_file import LAYOUT_NAME, LayoutFile, Metric, choice_records
@@ -145,9 +145,9 @@ class Recommender:
             return "the history is empty; give at least one item id"
         for item in history:
             if item not in self._index:
-                hint = suggestion(item, list(self._index)) or "; catalogue.jsonl in the model's folder lists them all"
+                hint = suggestion_of_id(item, self._index) or "; catalogue.jsonl in the model's folder lists them all"
                 return f"unknown item {item!r}{hint}"
-        return f"unknown user {user!r}{suggestion(user or '', list(self.users))}; leave user out to go by the history"
+        return f"unknown user {user!r}{suggestion_of_id(user or '', self.users)}; leave user out to go by the history"
 
     def _require(self, history: Sequence[str], user: str | None, which: str = "") -> Request:
         found = self.request(history, user)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,18 @@ def test_a_taken_folder_stays_as_it_is(form: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     with pytest.raises(ExportError, match="is not an empty folder"):
         export(made("opt"), form, tmp_path / "mine.txt")
+
+
+@pytest.mark.parametrize("form", [name for name in FORMATS if name not in ("trials", "onnx", "adapters")])
+def test_others_may_read_what_is_written(form: str, tmp_path: Path) -> None:
+    """The saved model and each form: no file of them is the writer's alone, whichever library wrote it."""
+    before = os.umask(0o022)
+    try:
+        out = export(made("opt", "{}", "SPS-PPS"), form, tmp_path / "out")
+        weights = shutil.copytree(made_folder("opt", "{}", "SPS-PPS"), tmp_path / "model") / "model.safetensors"
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (*out.rglob("*.*"), weights)} == {0o644}
 
 
 def test_trials_are_of_a_study(tmp_path: Path) -> None:

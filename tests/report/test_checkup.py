@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from dasearch.errors import NoStudies, StoreError
-from dasearch.folders import sha256
+from dasearch.folders import sha256, unfinished_name
 from dasearch.layout import Layout
 from dasearch.report import checkup
 from dasearch.report.checkup import Check, StoredStudy, checks, examine_study, mend, mend_study
@@ -127,7 +127,8 @@ def test_checkpoints_that_no_training_can_use_are_removed(store: Store, tmp_path
     orphaned = [
         leave(folder, "confirm_1_PPP-PPP.safetensors"),
         leave(folder, "trial_SSS-SSS.safetensors"),
-        leave(folder, ".trial_SPS-PPS.safetensors-a1b2c3"),
+        leave(folder, ".trial_SPS-PPS.safetensors-a1b2c3"),  # as earlier versions name it
+        leave(folder, unfinished_name("trial_SPS-PPS.safetensors", "a1b2c3")),
     ]
     damaged = [
         leave(folder, "final_SSS-SSS.safetensors", damaged=True),
