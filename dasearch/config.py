@@ -90,18 +90,18 @@ class DataSettings(Section):
 class TinySettings(Section):
     """Sizes and training of tiny-opt; see `TinyOPTSettings`."""
 
-    layers: int = Field(TinyOPTSettings.layers, ge=1)
-    width: int = Field(TinyOPTSettings.width, ge=8)
-    heads: int = Field(TinyOPTSettings.heads, ge=1)
-    ffn: int = Field(TinyOPTSettings.ffn, ge=8)
+    layers: int = Field(TinyOPTSettings.layers, ge=1, description="decoder layers")
+    width: int = Field(TinyOPTSettings.width, ge=8, description="width of the hidden states; a multiple of heads")
+    heads: int = Field(TinyOPTSettings.heads, ge=1, description="attention heads of a layer")
+    ffn: int = Field(TinyOPTSettings.ffn, ge=8, description="hidden width of the feed-forward network")
     vocabulary: int = Field(TinyOPTSettings.vocabulary, ge=300, description="size of the byte-pair vocabulary")
     max_tokens: int = Field(TinyOPTSettings.max_tokens, ge=64, description="longest row")
     steps: int = Field(TinyOPTSettings.steps, ge=1, description="steps of causal LM training on the catalogue's text")
-    batch_size: int = Field(TinyOPTSettings.batch_size, ge=1)
+    batch_size: int = Field(TinyOPTSettings.batch_size, ge=1, description="rows of a training step")
     row_tokens: int = Field(TinyOPTSettings.row_tokens, ge=8, description="tokens of a training row")
     pool: int = Field(TinyOPTSettings.pool, ge=1, description="different sentences in a training row")
-    lr: float = Field(TinyOPTSettings.lr, gt=0)
-    seed: int = TinyOPTSettings.seed
+    lr: float = Field(TinyOPTSettings.lr, gt=0, description="peak learning rate of that training")
+    seed: int = Field(TinyOPTSettings.seed, description="seed of its initial weights and its rows")
 
     def settings(self) -> TinyOPTSettings:
         return TinyOPTSettings(**self.model_dump())
@@ -180,11 +180,11 @@ class Precision(StrEnum):
 class Recipe(Section):
     """How one model is trained."""
 
-    epochs: int = Field(40, ge=1)
+    epochs: int = Field(40, ge=1, description="passes over the training examples, at most")
     batch_size: int = Field(8, ge=1, description="rows of one forward pass")
     accumulate: int = Field(1, ge=1, description="forward passes of one optimiser step")
     lr: float = Field(5e-5, gt=0, description="peak learning rate")
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     warmup: float = Field(0.06, ge=0, lt=1, description="share of steps until the peak; cosine after it")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     patience: int | None = Field(
@@ -222,10 +222,10 @@ class Recipe(Section):
 class CollaborativeTraining(Section):
     """Pre-training of the CF model, once a study."""
 
-    epochs: int = Field(10, ge=0)
-    batch_size: int = Field(1024, ge=1)
-    lr: float = Field(5e-3, gt=0)
-    weight_decay: float = Field(1e-6, ge=0)
+    epochs: int = Field(10, ge=0, description="passes over the training interactions; 0 keeps its random start")
+    batch_size: int = Field(1024, ge=1, description="interactions of a step, each with one drawn negative item")
+    lr: float = Field(5e-3, gt=0, description="learning rate")
+    weight_decay: float = Field(1e-6, ge=0, description="of the CF model's vectors and layers")
 
 
 class Pareto(Section):
@@ -426,7 +426,7 @@ class StudySettings(Section):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the study in its database and its folder"
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of everything that is drawn: samples, initial weights, batches, proposals")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes a GPU where there is one")
     threads: int | None = Field(
         None, ge=1, description="threads of a CPU, which candidates side by side share; null: a core each"

@@ -124,7 +124,7 @@ class RecommendationSite(StrEnum):
 class DARecSettings(AdapterSettings):
     """Every reading of the paper that a study can choose."""
 
-    kind: Literal[ModelKind.DAREC] = ModelKind.DAREC
+    kind: Literal[ModelKind.DAREC] = Field(ModelKind.DAREC, description="DARec's study")
     variation: Variation = Field(Variation.DAREC, description="darec, or one of the paper's own variations of it")
     rec_adapter_site: RecommendationSite = Field(RecommendationSite.FFN, description="what the third adapter wraps")
     mask_mode: MaskMode = Field(

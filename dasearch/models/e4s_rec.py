@@ -44,7 +44,7 @@ from dasearch.models.stacking import Linear
 class E4SRecSettings(AdapterSettings, OverEncoderSettings):
     """Every reading of the paper that a study can choose."""
 
-    kind: Literal[ModelKind.E4S_REC]
+    kind: Literal[ModelKind.E4S_REC] = Field(description="E4SRec's study")
     variation: Variation = Field(Variation.WHOLE, description="whole, or frozen: without adapters")
     attn_scale: AttentionScale = Field(AttentionScale.HEAD, description="attention scale of the frozen model")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of the item vectors' and head states' numbers left out")

@@ -45,7 +45,7 @@ class Head(StrEnum):
 class IDLESettings(PrefixSettings):
     """Every reading of the sources that a study can choose."""
 
-    kind: Literal[ModelKind.IDLE]
+    kind: Literal[ModelKind.IDLE] = Field(description="IDLE-Adapter's study")
     refine: Refine = Field(Refine.GATE, description="how ID vector and learned tokens become a prefix")
     head: Head = Field(Head.ITEM_LINEAR, description="a trained row an item, or a map to the items' text vectors")
     head_bias: HeadBias = Field(HeadBias.LOG_FREQUENCY, description="start of the item head's bias")

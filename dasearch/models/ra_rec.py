@@ -34,7 +34,7 @@ class ItemBias(StrEnum):
 class RARecSettings(PrefixSettings):
     """Every reading of the source that a study can choose."""
 
-    kind: Literal[ModelKind.RA_REC]
+    kind: Literal[ModelKind.RA_REC] = Field(description="RA-Rec's study")
     instruction: bool = Field(True, description="learned instruction tokens; without them the ID vector alone is read")
     item_bias: ItemBias = Field(
         ItemBias.NONE, description="a trained offset an item (not in the source), from log training frequency"

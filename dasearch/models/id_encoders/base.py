@@ -44,9 +44,9 @@ class EncoderSettings(BaseModel):
     dropout: float = Field(0.2, ge=0, lt=1, description="of SASRec, GRU4Rec, BERT4Rec and FDSA")
     epochs: int = Field(30, ge=0, description="at most; 0 leaves it untrained")
     patience: int = Field(5, ge=1, description="stop after so many epochs without a better validation NDCG@10")
-    batch_size: int = Field(128, ge=1)
-    lr: float = Field(3e-3, gt=0)
-    weight_decay: float = Field(1e-6, ge=0)
+    batch_size: int = Field(128, ge=1, description="rows of a training step")
+    lr: float = Field(3e-3, gt=0, description="learning rate of AdamW")
+    weight_decay: float = Field(1e-6, ge=0, description="of AdamW")
     targets: int = Field(8, ge=1, description="targets of a user and epoch, for ComiRec, which learns one at a time")
     negatives: int | None = Field(None, ge=1, description="items of the softmax beside the target; null: all items")
 
