@@ -20,13 +20,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from dasearch.commands import Place, resumed
+from dasearch import completion
+from dasearch.commands import PROGRAM, Place, resumed
 from dasearch.errors import DasearchError, Interrupted, WrongUse, without_passwords
 from dasearch.report import Format
 from dasearch.report.encoding import write_any, writes_all
 from dasearch.training.ranks import require_alone, started
+from dasearch.version import __version__
 
 if TYPE_CHECKING:
     from dasearch.config import Override
@@ -36,24 +39,36 @@ if TYPE_CHECKING:
 DEBUG = "DASEARCH_DEBUG"
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 PIPE_WIDTH = 160
+UNCUT = 1 << 16  # letters of a help sentence
+
+
+class Commands(TyperGroup):
+    """Commands that are listed each with its whole first sentence, wrapped and not cut."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        shown = {name: one for name, one in commands.items() if one is not None and not one.hidden}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.get_short_help_str(UNCUT)) for name, one in shown.items()])
+
 
 app = typer.Typer(
-    name="dasearch",
-    no_args_is_help=True,
-    add_completion=False,
+    name=PROGRAM,
+    cls=Commands,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Find, layer by layer, whether an adapter of an LLM recommender should sit in series with its sublayer or parallel "
     "to it. Begin with: dasearch run --budget 30",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.", rich_markup_mode=None)
+data_app = typer.Typer(cls=Commands, help="Look at data sets.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
-bench_app = typer.Typer(no_args_is_help=True, help="Measure dasearch itself.", rich_markup_mode=None)
+bench_app = typer.Typer(cls=Commands, help="Measure dasearch itself.", rich_markup_mode=None)
 app.add_typer(bench_app, name="bench")
 
 StudyArgument = Annotated[
     str,
     typer.Argument(
+        autocompletion=completion.any_study,
         metavar="STUDY",
         help="A study file, the name of a study that was run, which goes on with its own settings, or a shipped one: "
         "quickstart, amazon-scientific.",
@@ -72,7 +87,10 @@ StorageOption = Annotated[
     ),
 ]
 SourceArgument = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="A data set's name, its folder or file, or a study.")
+    str,
+    typer.Argument(
+        metavar="SOURCE", autocompletion=completion.any_study, help="A data set's name, its folder or file, or a study."
+    ),
 ]
 FormatOption = Annotated[
     str | None,
@@ -85,20 +103,57 @@ TrackOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-StoredStudy = Annotated[str, typer.Argument(metavar="STUDY", help="The name of a study that was run, or its file.")]
+StoredStudy = Annotated[
+    str,
+    typer.Argument(
+        metavar="STUDY", autocompletion=completion.stored_study, help="The name of a study that was run, or its file."
+    ),
+]
 OutputOption = Annotated[str, typer.Option(metavar="FOLDER", help="The studies' output folder.")]
 OwnOutput = Annotated[
     str | None,
     typer.Option("--output", metavar="FOLDER", help="The studies' output folder. Default: the study's own, or runs."),
 ]
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="The folder of a trained model, or a study that was run to its end.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        autocompletion=completion.trained_model,
+        help="The folder of a trained model, or a study that was run to its end.",
+    ),
 ]
 
 
 class SplitName(StrEnum):
     VALIDATION = "validation"
     TEST = "test"
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def begin(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Before every command."""
+    _show_help(context)
+    _quiet()
+
+
+@data_app.callback(invoke_without_command=True)
+@bench_app.callback(invoke_without_command=True)
+def _show_help(context: typer.Context) -> None:
+    """Of a group without a command."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
 
 
 @app.command()
@@ -211,7 +266,12 @@ def _crew(count: int | None, asked: Workers) -> Workers | None:
 @app.command()
 def status(
     study: Annotated[
-        str | None, typer.Argument(metavar="[STUDY]", help="A study's name or file; without one, all are listed.")
+        str | None,
+        typer.Argument(
+            metavar="STUDY",
+            autocompletion=completion.stored_study,
+            help="A study's name or file, whose trials are listed; without one, all studies are, a line each.",
+        ),
     ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="Write every layout out, however long its line; JSON does in any case.")
@@ -220,12 +280,12 @@ def status(
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show where studies stand; works while they run.
+    """Show where all studies stand, a line each, or one with its trials; works while they run.
 
     Deep layouts stand there as an id, which --layout takes, and what sets them apart: 3f9a2c SSS*12 2:PSS 7:SSP is
     serial in twelve layers but for the second and the seventh.
     """
-    from dasearch.report.terminal import Layouts, show_status
+    from dasearch.report.terminal import Layouts, show_status, show_studies
     from dasearch.search.store import open_store
     from dasearch.search.study import status as study_status
 
@@ -238,15 +298,18 @@ def status(
     if as_json:
         records = [_status_record(one) for one in found]
         _print_json(records[0] if study else records)
-        return
-    for one in found:
-        show_status(_console(), one, layouts=Layouts.FULL if full else Layouts.FITTING)
+    elif study:
+        show_status(_console(), *found, layouts=Layouts.FULL if full else Layouts.FITTING)
+    else:
+        show_studies(_console(), found)
 
 
 @app.command()
 def report(
     study: StoredStudy,
-    form: Annotated[Format, typer.Option("--format", help="html has figures, md is text and tables.")] = Format.HTML,
+    form: Annotated[
+        Format, typer.Option("--format", case_sensitive=False, help="html has figures, md is text and tables.")
+    ] = Format.HTML,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where to write. Default: report.html in the study's folder.")
     ] = None,
@@ -264,7 +327,10 @@ def report(
 @app.command()
 def compare(
     study: StoredStudy,
-    other: Annotated[str | None, typer.Argument(metavar="[OTHER]", help="The study to compare it with.")] = None,
+    other: Annotated[
+        str | None,
+        typer.Argument(metavar="OTHER", autocompletion=completion.stored_study, help="The study to compare it with."),
+    ] = None,
     trials: Annotated[
         tuple[int, int] | None, typer.Option(metavar="I J", help="Compare two trials of STUDY by their numbers.")
     ] = None,
@@ -325,7 +391,9 @@ def train(
     layout: Annotated[
         str,
         typer.Option(
-            metavar="LAYOUT", help="SPS-PPS-..., an id that `status` shows, all-serial, all-parallel, or best (so far)."
+            metavar="LAYOUT",
+            autocompletion=completion.layout,
+            help="SPS-PPS-..., an id that `status` shows, all-serial, all-parallel, or best (so far).",
         ),
     ],
     study: StudyArgument = "quickstart",
@@ -368,7 +436,9 @@ def ablate(
     layout: Annotated[
         str,
         typer.Option(
-            metavar="LAYOUT", help="all-serial, all-parallel, best (so far), SPS-PPS-..., or an id that `status` shows."
+            metavar="LAYOUT",
+            autocompletion=completion.layout,
+            help="all-serial, all-parallel, best (so far), SPS-PPS-..., or an id that `status` shows.",
         ),
     ] = "all-serial",
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Trainings of every variant.")] = 3,
@@ -416,7 +486,10 @@ def evaluate(
         typer.Option(metavar="SOURCE", help="A data set with the same items and users. Default: the model's own."),
     ] = None,
     split: Annotated[
-        SplitName, typer.Option(help="The split to rank. The test split is for a last look, not for choosing.")
+        SplitName,
+        typer.Option(
+            case_sensitive=False, help="The split to rank. The test split is for a last look, not for choosing."
+        ),
     ] = SplitName.VALIDATION,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     output: OutputOption = "runs",
@@ -505,7 +578,11 @@ def recommend(
 def export_command(
     study: Annotated[
         str | None,
-        typer.Argument(metavar="STUDY", help="A study that was run to its end, or the folder of a trained model."),
+        typer.Argument(
+            metavar="STUDY",
+            autocompletion=completion.stored_study,
+            help="A study that was run to its end, or the folder of a trained model.",
+        ),
     ] = None,
     form: Annotated[str, typer.Option("--format", metavar="NAME", help="One of those that `--list` shows.")] = "layout",
     out: Annotated[
@@ -556,7 +633,11 @@ def export_command(
 def doctor(
     study: Annotated[
         str | None,
-        typer.Argument(metavar="[STUDY]", help="A study's name or file, to look at it rather than at the machine."),
+        typer.Argument(
+            metavar="STUDY",
+            autocompletion=completion.stored_study,
+            help="A study's name or file, to look at it rather than at the machine.",
+        ),
     ] = None,
     fix: Annotated[
         bool,
@@ -752,9 +833,8 @@ def _interrupt_by_signals() -> None:
 
 def run_command(arguments: list[str]) -> int:
     """Run one command and give its exit code."""
-    _quiet()
     try:
-        code = app(args=arguments, prog_name="dasearch", standalone_mode=False, obj=arguments)
+        code = app(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=arguments)
         sys.stdout.flush()
         return _interrupted() if code == INTERRUPTED else int(code or 0)
     except typer.Exit as done:

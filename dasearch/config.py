@@ -30,7 +30,7 @@ from dasearch.models.idle import IDLESettings
 from dasearch.models.prefix import Refine
 from dasearch.models.ra_rec import RARecSettings
 from dasearch.models.tiny_opt import TinyOPTSettings
-from dasearch.search_space import find_shipped, shipped
+from dasearch.shipped import find_shipped, shipped_names
 
 METRICS = {"mrr": "MRR", "recall@10": "Recall@10", "ndcg@10": "NDCG@10"}  # as studies name them, and as records do
 SEARCHED_SECTIONS = ("trial", "model", "losses")  # what `search.also` may name settings of
@@ -709,7 +709,7 @@ def load_study(name: str, overrides: Iterable[str | Override] = ()) -> StudySett
     """
     path = find_shipped(name, "studies")
     if path is None:
-        known = shipped_studies()
+        known = shipped_names("studies")
         raise StudyError(
             f"there is no study file {name!r}{suggestion(name, known)}; give a YAML file or one of {', '.join(known)}"
         )
@@ -720,11 +720,6 @@ def load_study(name: str, overrides: Iterable[str | Override] = ()) -> StudySett
     if not isinstance(content, dict):
         raise StudyError(f"{path} holds no settings; begin with name: and see studies/quickstart.yaml")
     return overridden(content, overrides, source=str(path))
-
-
-def shipped_studies() -> list[str]:
-    """The names of the study files that come with dasearch."""
-    return sorted(path.stem for path in shipped("studies").glob("*.yaml"))
 
 
 def last_given(overrides: Iterable[Override], key: str) -> Any:

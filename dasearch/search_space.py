@@ -12,8 +12,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +34,7 @@ from dasearch.layout import (
     replaced_layers,
     site_names,
 )
+from dasearch.shipped import find_shipped, shipped_names
 
 DIVISIBLE = 60  # by every number of choices that a site may have
 MOST_CHOICES = 6  # of a site: as many as figures can tell apart by colour
@@ -338,24 +337,6 @@ def space_differences(before: Mapping[str, object], after: Mapping[str, object])
     return "; ".join(f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k))
 
 
-def shipped(folder: str) -> Path:
-    """The folder of shipped search spaces or studies: in a checkout beside the package, in a wheel inside it."""
-    package = Path(str(resources.files("dasearch")))
-    inside = package / "_shipped" / folder
-    return inside if inside.is_dir() else package.parent / folder
-
-
-def find_shipped(name: str, folder: str) -> Path | None:
-    """The YAML file that ``name`` means: a path, or the bare name of a shipped one."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    for candidate in (shipped(folder) / f"{name}.yaml", shipped(folder).parent / name, shipped(folder) / path.name):
-        if candidate.is_file() and (path.parent in (Path(), Path(folder))):
-            return candidate
-    return None
-
-
 def load_search_space(name: str, *, backbone_layers: int, replace_every: int | None = None) -> SearchSpace:
     """Read a space file, by path or shipped name, for a backbone of so many layers.
 
@@ -364,7 +345,7 @@ def load_search_space(name: str, *, backbone_layers: int, replace_every: int | N
     """
     path = find_shipped(name, "search_spaces")
     if path is None:
-        known = sorted(p.stem for p in shipped("search_spaces").glob("*.yaml"))
+        known = shipped_names("search_spaces")
         raise SearchSpaceError(
             f"there is no search space {name!r}{suggestion(name, known)}; shipped ones: {', '.join(known)}"
         )

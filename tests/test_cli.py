@@ -69,6 +69,11 @@ def test_run_prints_each_trial_and_what_to_do_next(here: Path, capsys: pytest.Ca
     assert run_command(["status", "toy"]) == 0
     out = capsys.readouterr().out
     assert "toy: done, 3 of 3 evaluations" in out
+    assert len(re.findall(r"^ *\d+ +[SP]{3}-[SP]{3} ", out, re.MULTILINE)) >= 3
+    assert run_command(["status"]) == 0
+    assert re.fullmatch(
+        r"toy  done  3 of 3 evaluations  best MRR 0\.\d{4}  [SP]{3}-[SP]{3} *\n", capsys.readouterr().out
+    )
     assert run_command(["status", "--json"]) == 0
     (record,) = json.loads(capsys.readouterr().out)
     assert record["phase"] == "done"

@@ -13,7 +13,7 @@ from dasearch.config import STUDIES, Override, load_study, parse_study
 from dasearch.errors import StudyError
 from dasearch.layout import ModelKind
 from dasearch.models.tiny_opt import TinyOPTSettings
-from dasearch.search_space import shipped
+from dasearch.shipped import shipped
 
 SHIPPED = sorted(path.stem for path in shipped("studies").glob("*.yaml"))
 

@@ -8,7 +8,7 @@ import pytest
 
 from dasearch.config import DARecStudy, load_study
 from dasearch.data import Core, Duplicates, Ties
-from dasearch.search_space import shipped
+from dasearch.shipped import shipped
 
 # name: category file, batch, b, lambda 1 to 3 (table 3), users, items, #Inter., Avg. Items (table 1)
 PAPER = {

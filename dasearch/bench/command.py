@@ -16,7 +16,7 @@ from dasearch.bench.landscapes import BINARY, FAMILIES, MOST_CHOICES, SITES, rea
 from dasearch.bench.samplers import PR, SAMPLERS, Race, Score, ask_seconds, planned, read_races, run, scores
 from dasearch.errors import WrongUse, suggestion
 from dasearch.folders import write_text
-from dasearch.search_space import shipped
+from dasearch.shipped import shipped
 
 RACES, SCORES = "races.jsonl", "scores.json"
 

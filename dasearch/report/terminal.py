@@ -379,6 +379,26 @@ def next_steps(status: Status, place: Place, resume: str) -> list[str]:
     ]
 
 
+def show_studies(console: Console, studies: Sequence[Status]) -> None:
+    """Where studies stand, a line each: phase, evaluations, the best so far."""
+    table = Table.grid(padding=(0, 2))
+    for _ in range(5):
+        table.add_column(no_wrap=True, overflow="ellipsis")
+    for one in studies:
+        best = _best_cells(one)
+        evaluations = f"{len(one.completed)} of {counted(one.budget, 'evaluation')}"
+        table.add_row(one.name, one.phase, evaluations, *best)
+    console.print(table if studies else "no study has begun yet; start one with `dasearch run`")
+
+
+def _best_cells(status: Status) -> tuple[str, str]:
+    """The best score so far and its layout, empty before there is one."""
+    best = status.best
+    if best is None or best.layout is None:
+        return "", ""
+    return f"best {status.metric} {best.score:.4f}", short_text(best.layout)
+
+
 def show_status(console: Console, status: Status, *, layouts: Layouts = Layouts.FITTING) -> None:
     """Where a study stands: its phase, its best trials, and its tables as far as they exist."""
     width = console.width if layouts is Layouts.FITTING else None

@@ -28,7 +28,7 @@ from dasearch.search.single import named_layout
 from dasearch.search.store import AblationTraining, Store, open_store
 from dasearch.search.study import Study, only_runner, settings_differences
 from dasearch.search.trainings import Planned, batches
-from dasearch.search_space import find_shipped, shipped
+from dasearch.shipped import find_shipped, shipped
 from dasearch.threads import using
 from dasearch.training.loop import Trained, objective_hash
 from dasearch.training.materials import Materials, resolve_device

@@ -21,14 +21,13 @@ from dasearch.config import (
     overridden,
     parse_data,
     parse_study,
-    shipped_studies,
     value_at,
 )
 from dasearch.data import DATASETS, Dataset, Rules, load_dataset
 from dasearch.errors import NoStudies, StudyError, suggestion
 from dasearch.search.store import open_store, shown
 from dasearch.search.study import Study, settings_differences
-from dasearch.search_space import find_shipped
+from dasearch.shipped import find_shipped, shipped_names
 
 SAID_DIFFERENCES = 6  # of a recalled study's settings and its file's; more would not be read
 
@@ -80,6 +79,7 @@ def named_study(
     if file is not None and last_given(given, "name") is not None:
         return Named(Study.load(name, given, storage=storage))
     folder = str(last_given(given, "output") or (file.output if file else OUTPUT))
+    name = file.name if file else name
     kept = _kept(name, folder, storage)
     if kept.settings is not None:
         here = kept.settings if storage is not None else _moved(kept.settings, folder)
@@ -134,7 +134,7 @@ def _written(value: Any) -> str:
 
 
 def _unknown(name: str, folder: str, kept: Kept) -> StudyError:
-    files = shipped_studies()
+    files = shipped_names("studies")
     place = f"{kept.database} has none of that name" if kept.database else f"no studies are under {folder} yet"
     return StudyError(
         f"there is no study {name!r}{suggestion(name, [*kept.names, *files])}; {place}; give a YAML file, a stored study "

@@ -1,0 +1,53 @@
+"""What a shell may complete, of which it is shown what begins as typed; reads names of files and folders, and imports
+nothing that takes long.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from dasearch.commands import OUTPUT
+from dasearch.shipped import shipped_names
+
+LAYOUTS = ("all-parallel", "all-serial", "best")
+
+
+def any_study(context: typer.Context, incomplete: str) -> list[str]:
+    """Studies that were run, shipped ones, and study files."""
+    return sorted({*_stored(context), *shipped_names("studies"), *_files(incomplete)})
+
+
+def stored_study(context: typer.Context, incomplete: str) -> list[str]:
+    """Studies that were run: each has a folder in the output folder."""
+    return sorted({*_stored(context), *_files(incomplete)})
+
+
+def trained_model(context: typer.Context) -> list[str]:
+    """Studies that have a trained model."""
+    output = _output(context)
+    return sorted(name for name in _stored(context) if (output / name / "model" / "config.json").is_file())
+
+
+def layout() -> list[str]:
+    """Layouts that have a name."""
+    return list(LAYOUTS)
+
+
+def _output(context: typer.Context) -> Path:
+    return Path(context.params.get("output") or OUTPUT).expanduser()
+
+
+def _stored(context: typer.Context) -> list[str]:
+    output = _output(context)
+    return [path.name for path in output.iterdir() if path.is_dir()] if output.is_dir() else []
+
+
+def _files(incomplete: str) -> list[str]:
+    """Study files and folders beside what is typed; nothing before anything is."""
+    folder = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
+    if not incomplete or not folder.is_dir():
+        return []
+    folders = [f"{path}/" for path in folder.iterdir() if path.is_dir()]
+    return [*folders, *(str(path) for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))]
