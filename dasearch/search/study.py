@@ -32,7 +32,7 @@ from dasearch.models.tiny_opt import TINY_OPT
 from dasearch.search.causes import cause_of, failed, workers_of
 from dasearch.search.confirmation import OBJECTIVE, Standing, standings
 from dasearch.search.domain import Domain, Point
-from dasearch.search.events import DONE, SEARCH, Listener
+from dasearch.search.events import CONFIRMATION, DONE, FINAL, SEARCH, Listener
 from dasearch.search.executors import Workers
 from dasearch.search.front import Selection
 from dasearch.search.prior import prior_trials
@@ -216,12 +216,15 @@ class Study:
         try:
             require_writable(resolve_output(settings))
             with only_runner(resolve_output(settings)), store.only_runner(settings.name):
-                fresh = store.study(settings.name) is None
+                before = store.study(settings.name)
                 if _begin(store, settings, space, dataset, prior) != DONE:
+                    fresh = before is None
                     with _withdrawn_if_refused(store, settings.name, fresh=fresh), using(settings.threads):
                         heard = listener or Listener()
                         for remark in dataset.remarks:
                             heard.remarks(remark)
+                        if before is not None:
+                            heard.remarks(goes_on(status(store, settings.name), before, train=train))
                         Runner(settings, space, dataset, store, heard, workers).run(train=train)
                 return status(store, settings.name)
         finally:
@@ -333,6 +336,24 @@ def status(store: Store, name: str) -> Status:
         settings_found=domain.named(domain.best_values(signals_of(records, domain))),
         later_trainings=store.later_trainings(name),
     )
+
+
+def goes_on(found: Status, before: Stored, *, train: bool) -> str:
+    """Where a study goes on, and what of it is done, in one sentence.
+
+    Args:
+        found: where it stands, with the budget that it goes on with.
+        before: as it was stored until now.
+        train: whether its final training is to follow.
+    """
+    done, failed = len(found.completed), sum(trial.failed for trial in found.trials)
+    trials = f"{done} done{f', {failed} failed' if failed else ''}"
+    searching = before.phase == SEARCH or found.budget > before.settings["search"]["budget"]
+    if searching and done < found.budget:
+        return f"study {found.name} goes on with trial {done + 1} of {found.budget}; {trials}"
+    phase, name = (FINAL, "final training") if found.phase == FINAL and train else (CONFIRMATION, "confirmation")
+    ended = sum(one.phase == phase and one.ended is not None and one.reason is None for one in found.later_trainings)
+    return f"study {found.name} goes on with the {name}, {ended} of its trainings done; trials: {trials}"
 
 
 def signals_of(records: Iterable[TrialRecord], domain: Domain) -> dict[Point, float]:

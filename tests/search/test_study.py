@@ -72,6 +72,53 @@ def test_what_of_the_data_is_left_out_is_heard_first(tmp_path: Path) -> None:
     assert "such as 'nowhere'; they are left out" in ears.heard[0]
 
 
+class Stops(Ears):
+    """Hears remarks, and interrupts when the training at a place of a phase is over."""
+
+    def __init__(self, phase: str = "", index: int = 0) -> None:
+        super().__init__()
+        self.stop, self.remarked = (phase, index), list[str]()
+
+    def remarks(self, text: str) -> None:
+        self.remarked.append(text)
+
+    def finished(self, finished: Finished) -> None:
+        if (finished.training.phase, finished.training.index) == self.stop:
+            raise KeyboardInterrupt
+
+
+def test_a_study_that_was_begun_says_once_where_it_goes_on(tmp_path: Path) -> None:
+    settings = small_study(tmp_path, search={"batch": 1})
+    stops = [
+        (Stops("search", 2), []),
+        (Stops("search", 4), ["study toy goes on with trial 3 of 4; 2 done"]),
+        (
+            Stops("confirmation", 2),
+            ["study toy goes on with the confirmation, 0 of its trainings done; trials: 4 done"],
+        ),
+        (Stops("final", 1), ["study toy goes on with the confirmation, 2 of its trainings done; trials: 4 done"]),
+    ]
+    for listener, said in stops:
+        with pytest.raises(KeyboardInterrupt):
+            Study(settings).run(listener=listener)
+        assert listener.remarked == said
+    last = Stops()
+    Study(settings).run(listener=last)
+    assert last.remarked == ["study toy goes on with the final training, 1 of its trainings done; trials: 4 done"]
+    done = Stops()
+    Study(settings).run(listener=done)
+    assert not done.remarked
+
+
+def test_a_larger_budget_goes_on_with_the_search(tmp_path: Path) -> None:
+    settings = small_study(tmp_path, search={"batch": 1})
+    Study(settings).run(2, train=False)
+    heard = Stops("search", 3)
+    with pytest.raises(KeyboardInterrupt):
+        Study(settings).run(3, train=False, listener=heard)
+    assert heard.remarked == ["study toy goes on with trial 3 of 3; 2 done"]
+
+
 def outcome(status: Status) -> list[Any]:
     trials = [(str(t.layout), t.score) for t in status.completed]
     return [trials, [(s.layout, s.score) for s in status.standings], status.results]
