@@ -25,7 +25,7 @@ from typer.exceptions import TyperException
 
 from dasearch import completion
 from dasearch.commands import PROGRAM, Place, resumed
-from dasearch.errors import DasearchError, Interrupted, WrongUse, without_passwords
+from dasearch.errors import DasearchError, Interrupted, WrongUse, spelled, without_passwords
 from dasearch.report import Format
 from dasearch.report.encoding import write_any, writes_all
 from dasearch.training.ranks import require_alone, started
@@ -620,6 +620,7 @@ def export_command(
         return
     if study is None:
         raise WrongUse("name a study or the folder of a trained model, as in: dasearch export quickstart --format hf")
+    form = spelled(form, FORMATS)
     where: dict[str, Any] = {"output": output, "storage": storage, "pick": known_pick(pick)}
     options = ExportOptions(None if sites is None else tuple(_listed(sites)), top)
     if out is None and (text := text_of_study(study, form, options, **where)) is not None:

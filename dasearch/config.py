@@ -10,16 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
 
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from dasearch.data import Core, Duplicates, Rules, Ties
+from dasearch.data import DATASETS, READERS, Core, Duplicates, Rules, Ties
 from dasearch.data.rows import HISTORY_ITEMS
-from dasearch.errors import StudyError, suggestion
+from dasearch.errors import StudyError, spelled, suggestion
 from dasearch.layout import ModelKind
 from dasearch.models.base import ParameterGroup
 from dasearch.models.cost import Cost
@@ -27,6 +27,7 @@ from dasearch.models.darec import DARecSettings, ItemIDs
 from dasearch.models.e4s_rec import E4SRecSettings
 from dasearch.models.id_encoders import ENCODERS, EncoderSettings, InterestPool, unknown_encoder
 from dasearch.models.idle import IDLESettings
+from dasearch.models.named import NAMED
 from dasearch.models.prefix import Refine
 from dasearch.models.ra_rec import RARecSettings
 from dasearch.models.tiny_opt import TinyOPTSettings
@@ -36,6 +37,14 @@ METRICS = {"mrr": "MRR", "recall@10": "Recall@10", "ndcg@10": "NDCG@10"}  # as s
 SEARCHED_SECTIONS = ("trial", "model", "losses")  # what `search.also` may name settings of
 UNSEARCHED = ("trial.epochs", "trial.patience", "trial.precision", "model.kind", "model.variation")
 ADDED_TO_RECIPES = ("dropout", "average", "rates")  # what was trained before them keeps its identity
+KNOWN_NAMES = {  # settings whose names are known in any capitals, and those names
+    "data.source": tuple(DATASETS),
+    "data.format": tuple(READERS),
+    "backbone.name": tuple(NAMED),
+    "encoder.name": tuple(ENCODERS),
+    "comparison.encoder.name": tuple(ENCODERS),
+    "device": ("auto", "cpu", "cuda"),
+}
 MMD_BATCH = 16  # rows that MMD compares at least: fewer say little about two distributions (SPEC 3)
 
 
@@ -411,6 +420,12 @@ class ComparisonSettings(Section):
     )
     encoder: EncoderSettings = Field(EncoderSettings(), description="how they are trained; name and file are not read")
 
+    @field_validator("encoders", "variations", mode="before")
+    @classmethod
+    def _in_small_letters(cls, names: Any) -> Any:
+        listed = isinstance(names, list | tuple)
+        return [name.lower() if isinstance(name, str) else name for name in names] if listed else names
+
     @field_validator("encoders")
     @classmethod
     def _known_encoders(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -783,15 +798,55 @@ def parse_study(content: Mapping[str, Any], *, source: str = "the study") -> Stu
 
 
 def _checked(content: Mapping[str, Any]) -> StudySettings:
+    """Raises `StudyError` as of `parse_study`, without a source."""
     model = content.get("model")
     kind = str(model.get("kind", ModelKind.DAREC)) if isinstance(model, Mapping) else ModelKind.DAREC.value
+    kind = spelled(kind, ModelKind)
     if kind not in STUDIES:
         raise StudyError(f"model.kind is {kind!r}{suggestion(kind, list(ModelKind))}; choose {', '.join(ModelKind)}")
     study = STUDIES[ModelKind(kind)]
     try:
-        return study.model_validate(content)
+        return study.model_validate(_spelled(_spelled_names(content), study))
     except ValidationError as error:
         raise StudyError(_sentence(error.errors()[0], study)) from None
+
+
+def _spelled(content: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any]:
+    """A section whose values of few names are as they are known, whatever capitals they are given with."""
+    fields = section.model_fields
+    return {
+        key: _spelled_value(value, fields[key].annotation) if key in fields else value for key, value in content.items()
+    }
+
+
+def _spelled_value(value: Any, annotation: Any) -> Any:
+    if isinstance(value, str):
+        return spelled(value, _names_of(annotation))
+    if isinstance(value, list | tuple):
+        return [_spelled_value(one, annotation) for one in value]
+    if isinstance(value, Mapping) and isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return _spelled(value, annotation)
+    return value
+
+
+def _names_of(annotation: Any) -> list[str]:
+    """The names that a field may have, as of a `StrEnum`; none where any text will do."""
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return [one.value for one in annotation]
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return [part for part in parts if isinstance(part, str)]
+    return [name for part in parts for name in _names_of(part)]
+
+
+def _spelled_names(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of names that stand for something dasearch has and may be others' as well; a path that is there is one."""
+    found = deepcopy(dict(content))
+    for key, known in KNOWN_NAMES.items():
+        name = value_at(found, key)
+        if isinstance(name, str) and not Path(name).exists():
+            _put(found, key, spelled(name, known), source=key)
+    return found
 
 
 def changed(settings: StudySettings, changes: Mapping[str, Any], *, source: str) -> StudySettings:

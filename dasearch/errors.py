@@ -111,6 +111,12 @@ def _is_opaque(name: str) -> bool:
     return not any(WORD.fullmatch(part) and VOWEL.search(part) for part in PARTS.findall(name))
 
 
+def spelled(name: str, known: Iterable[str]) -> str:
+    """A name as it is known, where nothing but its capitals differ; else as it is given."""
+    every = list(known)
+    return name if name in every else next((one for one in every if one.lower() == name.lower()), name)
+
+
 def without_passwords(text: str) -> str:
     """A sentence whose URLs show none: of one that has a user's, nothing before its last @ is left."""
     return QUERIED_PASSWORD.sub(r"\1***", URL_WITH_PASSWORD.sub(r"\1***@", text))

@@ -251,10 +251,12 @@ class SearchSpace:
         return math.prod(len(self.choices[name]) for name in self.free)
 
     def parse(self, text: str) -> Layout:
-        """A layout of the space's letters, and of the shipped ones that they leave; raises as `Layout.parse`."""
+        """A layout of the space's letters, and of the shipped ones that they leave, in any capitals; raises as `Layout.parse`."""
         own = {choice.letter: choice for choice in self.file.alphabet}
         shipped = {choice.letter: choice for choice in CHOICES.values()}
-        return Layout.parse(text, (shipped | own).values())
+        letters = shipped | own
+        written = "".join(letter if letter in letters else letter.upper() for letter in text)
+        return Layout.parse(written, letters.values())
 
     def decode(self, chosen: Mapping[str, str]) -> Layout:
         """The layout for a choice of each free site.

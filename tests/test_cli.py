@@ -458,6 +458,36 @@ def test_damaged_model_folders(trained: Path, tmp_path: Path, capsys: pytest.Cap
     refused(capsys, "recommend", str(model), "--history", "item1")
 
 
+def test_names_are_known_in_any_capitals(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = ["--output", str(trained / "runs")]
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["export", "toy", "--format", "Trials", *runs]) == 0
+    assert (tmp_path / "toy-trials" / "trials.json").is_file()
+    assert run_command(["report", "toy", "--format", "MD", "--out", "toy.md", *runs]) == 0
+    assert run_command(["evaluate", "toy", "--split", "Validation", *runs]) == 0
+    for given, letters in (("All-Parallel", "PPP-PPP"), ("sps-ppS", "SPS-PPS"), ("BEST", None)):
+        assert run_command(["train", "toy", "--layout", given, "--out", given, "--set", "final.epochs=1", *runs]) == 0
+        assert letters is None or str(read_layout(given)) == letters
+    asked = [
+        "bench",
+        "samplers",
+        "--sampler",
+        "RANDOM",
+        "--family",
+        "Smooth",
+        "--sites",
+        "6",
+        "--seeds",
+        "1",
+        "--no-ask",
+    ]
+    capsys.readouterr()
+    assert run_command([*asked, "--trials", "11", "--json"]) == 0
+    assert {score["sampler"].lower() for score in json.loads(capsys.readouterr().out)["scores"]} >= {"random"}
+
+
 def test_export(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

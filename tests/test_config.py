@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -72,6 +74,65 @@ def test_an_error_of_the_file_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"mine\.yaml: trial\.epochs: input should be a valid integer"):
         load_study(str(tmp_path / "mine.yaml"), ["seed=1"])
     assert load_study(str(tmp_path / "mine.yaml"), ["trial.epochs=2"]).trial.epochs == 2
+
+
+def chosen(section: type[BaseModel], *path: str) -> Iterator[tuple[str, str]]:
+    """Every setting of a section that has a few names as values, and each of them."""
+    for name, field in section.model_fields.items():
+        for one in (field.annotation, *get_args(field.annotation)):
+            if isinstance(one, type) and issubclass(one, StrEnum):
+                yield from ((".".join((*path, name)), value.value) for value in one)
+            elif isinstance(one, type) and issubclass(one, BaseModel):
+                yield from chosen(one, *path, name)
+
+
+@pytest.mark.parametrize("kind", STUDIES)
+def test_names_are_known_in_any_capitals(kind: ModelKind, tmp_path: Path) -> None:
+    """Each alone; what does not fit the rest of the study is refused alike, by its own name."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"name: mine\nmodel: {{kind: {kind}}}\ntrial: {{batch_size: 16}}\nfinal: {{batch_size: 16}}\n")
+    every = dict.fromkeys(chosen(STUDIES[kind]))
+    assert len(every) > 15
+    same = 0
+    for key, value in every:
+        try:
+            expected = load_study(str(path), [f"{key}={value}"])
+        except StudyError:
+            continue
+        assert load_study(str(path), [f"{key}={value.title()}"]) == expected
+        assert load_study(str(path), [f"{key}={value.upper()}"]) == expected
+        same += 1
+    assert same > 10
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "known"),
+    [
+        ("model.kind", "Ra-Rec", "ra-rec"),
+        ("data.source", "Complete-Journey", "complete-journey"),
+        ("data.format", "RecBole", "recbole"),
+        ("backbone.name", "Tiny-OPT", "tiny-opt"),
+        ("encoder.name", "SASRec", "sasrec"),
+        ("search.objective", "NDCG@10", "ndcg@10"),
+        ("comparison.encoders", "[GRU4Rec, BERT4Rec]", "[gru4rec, bert4rec]"),
+        ("comparison.variations", "[LLMRec]", "[llmrec]"),
+        ("device", "CPU", "cpu"),
+    ],
+)
+def test_names_of_what_dasearch_has_are_known_in_any_capitals(
+    key: str, given: str, known: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("name: mine\n")
+    model = ["model.kind=ra-rec"] if key == "model.kind" else []
+    assert load_study("mine.yaml", [f"{key}={given}"]) == load_study("mine.yaml", [f"{key}={known}", *model])
+
+
+def test_a_folder_keeps_its_capitals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("Complete-Journey").mkdir()
+    assert load_study("QuickStart", ["data.source=Complete-Journey"]).data.source == "Complete-Journey"
+    assert load_study("quickstart", ["backbone.name=Nobody/Thing"]).backbone.name == "Nobody/Thing"
 
 
 def test_an_options_value_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ from typing import Any
 
 from dasearch.bench.landscapes import BINARY, FAMILIES, MOST_CHOICES, SITES, read_table
 from dasearch.bench.samplers import PR, SAMPLERS, Race, Score, ask_seconds, planned, read_races, run, scores
-from dasearch.errors import WrongUse, suggestion
+from dasearch.errors import WrongUse, spelled, suggestion
 from dasearch.folders import write_text
 from dasearch.shipped import shipped
 
@@ -56,8 +56,8 @@ def race_samplers(
         WrongUse: for an unknown family, sampler or table, sites that are no whole layers, too few or too many choices, or
             an empty batch.
     """
-    _require_known(families or (), FAMILIES, "family")
-    _require_known(samplers or (), SAMPLERS, "sampler")
+    planted = _known(FAMILIES if families is None else families, FAMILIES, "family")
+    others = _known(SAMPLERS if samplers is None else samplers, SAMPLERS, "sampler")
     for size in sites:
         if size % SITES or size < 2 * SITES:
             raise WrongUse(
@@ -75,10 +75,9 @@ def race_samplers(
         if not table.is_file():
             raise WrongUse(f"there is no table {table}; make one with benchmarks/train_table.py")
         read_table(table)
-    names = list(dict.fromkeys([PR, *(SAMPLERS if samplers is None else samplers)]))
+    names = list(dict.fromkeys([PR, *others]))
     out.mkdir(parents=True, exist_ok=True)
     batches = list(dict.fromkeys([1, *batches]))
-    planted = FAMILIES if families is None else families
     entries = planned(
         planted, sites, tables, names, seeds=seeds, trials=trials, batches=batches, choices=list(dict.fromkeys(choices))
     )
@@ -104,7 +103,15 @@ def _tables() -> list[Path]:
     return sorted((shipped("studies").parent / "benchmarks" / "tables").glob("*.jsonl"))
 
 
-def _require_known(given: Sequence[str], known: Sequence[str] | dict[str, Any], what: str) -> None:
-    for name in given:
-        if name not in known:
-            raise WrongUse(f"there is no {what} {name!r}{suggestion(name, list(known))}; known: {', '.join(known)}")
+def _known(given: Iterable[str], known: Iterable[str], what: str) -> list[str]:
+    """Names as they are known, whatever capitals they are given with.
+
+    Raises:
+        WrongUse: for another name.
+    """
+    able = list(known)
+    found = [spelled(name, able) for name in given]
+    for name in found:
+        if name not in able:
+            raise WrongUse(f"there is no {what} {name!r}{suggestion(name, able)}; known: {', '.join(able)}")
+    return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dasearch.config import Pick, StudySettings, parse_study, with_found
-from dasearch.errors import ExportError, suggestion
+from dasearch.errors import ExportError, spelled, suggestion
 from dasearch.layout import Layout
 from dasearch.layout_file import LayoutFile, Metric
 from dasearch.search.confirmation import WINNER, Standing, standings
@@ -52,8 +52,10 @@ def known_pick(name: str | None) -> Pick | None:
     Raises:
         ExportError: for an unknown one.
     """
-    if name is None or name in list(Pick):
-        return None if name is None else Pick(name)
+    if name is None:
+        return None
+    if (known := spelled(name, Pick)) in list(Pick):
+        return Pick(known)
     raise ExportError(f"there is no pick {name!r}{suggestion(name, list(Pick))}; choose {', '.join(Pick)}")
 
 

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from dasearch.config import StudySettings, flattened
-from dasearch.errors import WrongUse, suggestion
+from dasearch.errors import WrongUse, spelled, suggestion
 from dasearch.layout import as_record
 from dasearch.search.events import SEARCH, SINGLE, Finished, Listener, Listeners, Training
 from dasearch.search.store import Result
@@ -126,7 +126,8 @@ def track(study: Study, *names: str, say: Callable[[str], None] = warnings.warn)
     Raises:
         WrongUse: for an unknown name, or a tracker whose package is not installed.
     """
-    return Listeners(*(Tracking(name, open_tracker(name, study.settings), study, say) for name in dict.fromkeys(names)))
+    known = dict.fromkeys(spelled(name, TRACKERS) for name in names)
+    return Listeners(*(Tracking(name, open_tracker(name, study.settings), study, say) for name in known))
 
 
 def open_tracker(name: str, settings: StudySettings) -> Tracker:

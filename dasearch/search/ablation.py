@@ -134,6 +134,8 @@ class Ablation:
         done = {(training.variant, training.seed) for training in store.ablations(self._run_key())}
         missing = [(variant, seed) for variant, seed in each if (variant.key, seed) not in done]
         first = len(each) - len(missing) + 1
+        if missing and first > 1:
+            self.listener.remarks(f"goes on with training {first} of {len(each)}; {first - 1} done")
         planned = [(one[0], self._planned(*one, place, len(each))) for place, one in enumerate(missing, first)]
         prepared, spent = Prepared(self.study, self.listener), list[float]()
         for key in dict.fromkeys(variant.key for variant, _ in planned):
@@ -287,9 +289,13 @@ def _read(name: str) -> AblationFile:
 
 def _chosen(groups: Mapping[str, Any], only: list[str]) -> dict[str, Any]:
     for wanted in only:
-        if not any(group.startswith(wanted) for group in groups):
+        if not any(_begins(group, wanted) for group in groups):
             raise StudyError(f"there is no group {wanted!r} of ablations; choose among {'; '.join(groups)}")
-    return {group: named for group, named in groups.items() if not only or group.startswith(tuple(only))}
+    return {group: named for group, named in groups.items() if not only or any(_begins(group, one) for one in only)}
+
+
+def _begins(group: str, wanted: str) -> bool:
+    return group.lower().startswith(wanted.lower())
 
 
 def scores(variants: Sequence[Variant], trainings: Iterable[AblationTraining]) -> list[Scored]:

@@ -24,7 +24,7 @@ from dasearch.config import (
     value_at,
 )
 from dasearch.data import DATASETS, Dataset, Rules, load_dataset
-from dasearch.errors import NoStudies, StudyError, suggestion
+from dasearch.errors import NoStudies, StudyError, spelled, suggestion
 from dasearch.search.store import open_store, shown
 from dasearch.search.study import Study, settings_differences
 from dasearch.shipped import find_shipped, shipped_names
@@ -154,6 +154,8 @@ def named_dataset(source: str, changes: Iterable[str | Override] = (), **place: 
 
 def named_source(source: str, changes: Iterable[str | Override] = (), **place: str | None) -> tuple[str, Rules]:
     """Where the same stands, and the rules it is read by."""
+    if not Path(source).exists():
+        source = spelled(source, DATASETS)
     if source in DATASETS or not _is_study(source, **place):
         return source, parse_data(source, changes).rules(seed=0)
     study = named_study(source, changes, **place).study

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dasearch.config import resolve_output, with_found
 from dasearch.data import Dataset, LeaveOneOut
-from dasearch.errors import ModelFolderError, StudyError
+from dasearch.errors import ModelFolderError, StudyError, spelled
 from dasearch.layout import Layout, require_lora_sites
 from dasearch.layout_file import Metric
 from dasearch.search.confirmation import ALL_PARALLEL, ALL_SERIAL, winner_of
@@ -37,6 +37,7 @@ def named_layout(name: str, study: Study, space: SearchSpace) -> Layout:
         StudyError: for ``best`` of a study without a completed trial.
     """
     n, sites = space.layers, len(space.sites)
+    name = spelled(name, (ALL_SERIAL, ALL_PARALLEL, BEST))
     if name in (ALL_SERIAL, ALL_PARALLEL):
         return space.all_serial if name == ALL_SERIAL else space.nearest(Layout.all_parallel(n, sites))
     if is_layout_id(name):
@@ -73,7 +74,7 @@ def _train_layout(study: Study, name: str, out: Path | None, heard: Listener, pe
     peers.require_shares("final.accumulate", study.settings.final.accumulate)
     space = study.space()
     layout = named_layout(name, study, space)
-    settings = with_found(study.settings, study.status().settings_found) if name == BEST else study.settings
+    settings = with_found(study.settings, study.status().settings_found) if name.lower() == BEST else study.settings
     folder = out or resolve_output(settings) / "models" / str(layout)
     if folder.exists() and not (folder / "layout.json").is_file():
         raise ModelFolderError(f"{folder} exists and is no model folder; choose another with --out")

@@ -37,6 +37,9 @@ class Ears(Listener):
     def says(self, text: str) -> None:
         self.said.append(text)
 
+    def remarks(self, text: str) -> None:
+        self.said.append(text)
+
     def finished(self, finished: Finished) -> None:
         self.labels.append(finished.training.label)
         if len(self.labels) == self.stop_after:
@@ -120,6 +123,9 @@ def test_goes_on_where_it_was_interrupted(tmp_path: Path, plan: str, stop_after:
     ears = Ears()
     resumed = Ablation(own, load_variants(own, plan), 1, listener=ears).run()
     assert len(ears.labels) == 4 - stop_after
+    assert [said for said in ears.said if "goes on" in said] == [
+        f"goes on with training {stop_after + 1} of 4; {stop_after} done"
+    ]
     assert ablation_record(resumed) == ablation_record(Ablation(other, load_variants(other, plan), 1).run())
     assert not (own.folder / "ablation-checkpoints").exists()
 
