@@ -35,7 +35,7 @@ from optuna.samplers import BaseSampler
 from torch import Tensor
 from transformers import OPTModel
 
-from dasearch.bayes import PRSampler, Reference, curve_mean, front, hypervolume
+from dasearch.bayes import PRSampler, Reference, curve_mean, front, hypervolume, quietly
 from dasearch.bench.landscapes import read_table
 from dasearch.config import METRICS
 from dasearch.models.backbone import FrozenBackbone
@@ -176,7 +176,8 @@ SAMPLERS: dict[str, Make] = {
 def race(landscape: Landscape, sampler: str, seed: int, trials: int) -> list[float]:
     """The share of the front's hypervolume so far, a number a trial."""
     space = {name: CategoricalDistribution(list(own)) for name, own in landscape.choices.items() if len(own) > 1}
-    made = SAMPLERS[sampler](seed, space, landscape.cost)
+    with quietly():
+        made = SAMPLERS[sampler](seed, space, landscape.cost)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=made)
     noise = torch.Generator().manual_seed(seed + 10_000)
     found: list[int] = []

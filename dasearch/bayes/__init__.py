@@ -13,6 +13,7 @@ from dasearch.bayes.hypervolume import (
 )
 from dasearch.bayes.kernel import LayeredKernel
 from dasearch.bayes.parameters import Parameter, parameter_of, parameters_of
+from dasearch.bayes.quiet import quietly
 from dasearch.bayes.reparameterization import (
     Maximum,
     ProbabilisticReparameterization,
@@ -64,6 +65,7 @@ __all__ = [
     "probabilities_of",
     "propose",
     "propose_batch",
+    "quietly",
     "spread_over",
     "startup_trials",
 ]

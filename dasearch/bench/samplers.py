@@ -23,7 +23,7 @@ import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 
-from dasearch.bayes import PRSampler, curve_mean
+from dasearch.bayes import PRSampler, curve_mean, quietly
 from dasearch.bench.landscapes import BINARY, FAMILIES, SITES, Landscape, read_table
 
 CHECKPOINTS = (10, 12, 20, 30, 60)  # trials at which curves are compared
@@ -157,7 +157,8 @@ def race(entry: Entry) -> Race:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     landscape = entry.open()
     space = space_of(landscape.sizes)
-    study = optuna.create_study(direction="maximize", sampler=SAMPLERS[entry.sampler](entry.seed, space))
+    with quietly():  # some samplers have experimental options
+        study = optuna.create_study(direction="maximize", sampler=SAMPLERS[entry.sampler](entry.seed, space))
     noise = torch.Generator().manual_seed(entry.seed + 10_000)
     trials = min(entry.trials, math.prod(landscape.sizes.values()))
     curve, asks = play(study, landscape, trials, noise, batch=entry.batch)
@@ -335,7 +336,8 @@ def _ask(sampler: str, size: str, told: int, batch: int) -> float:
     generator = torch.Generator().manual_seed(0)
     landscape = planted(f"independent/{size}", generator)
     space = space_of(landscape.sizes)
-    study = optuna.create_study(direction="maximize", sampler=SAMPLERS[sampler](0, space))
+    with quietly():
+        study = optuna.create_study(direction="maximize", sampler=SAMPLERS[sampler](0, space))
 
     def tell(drawn: tuple[int, ...]) -> None:
         params, value = dict(zip(space, drawn, strict=True)), landscape.observe(drawn, generator)[-1]

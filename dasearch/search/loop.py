@@ -17,7 +17,7 @@ from typing import NamedTuple
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from dasearch.bayes import Observation, PRSampler, SpaceExhausted, curve_mean, startup_trials
+from dasearch.bayes import Observation, PRSampler, SpaceExhausted, curve_mean, quietly, startup_trials
 from dasearch.errors import DasearchError, TrainingError, described
 from dasearch.models.cost import SiteCosts, cost_of_choices
 from dasearch.search.domain import Domain, Point, briefly, suggested, trial_run
@@ -92,7 +92,13 @@ class Search:
             cost=None if self.costs is None else cost_of_choices(self.space, self.costs),
             on_proposal=lambda proposal: self.store.add_proposal(self.settings.name, proposal),
         )
-        return optuna.load_study(study_name=self.settings.name, storage=self.storage, sampler=sampler)
+        study = optuna.load_study(study_name=self.settings.name, storage=self.storage, sampler=sampler)
+        cost = self.settings.search.cost
+        names = [self.settings.search.metric, *([] if cost is None else [cost.words])]
+        if study.metric_names != names:  # what Optuna's own tools call them
+            with quietly():
+                study.set_metric_names(names)
+        return study
 
     def run(self) -> None:
         """Until the budget of completed evaluations is met or every layout is known.
@@ -208,7 +214,8 @@ class Search:
         Raises:
             SpaceExhausted: where nothing is left to propose.
         """
-        trial = self.study.ask()
+        with quietly():
+            trial = self.study.ask()
         self.storage.record_heartbeat(trial._trial_id)  # a worker that dies before its training is missed as well
         try:
             point = self._suggested(trial)
@@ -378,7 +385,8 @@ class Search:
         if self.storage.url.startswith(("sqlite", "postgresql")):
             give_back(self.study, self.study.get_trials(states=(TrialState.RUNNING,)), self.domain)
         else:
-            optuna.storages.fail_stale_trials(self.study)
+            with quietly():
+                optuna.storages.fail_stale_trials(self.study)
 
     # --- where it stands ------------------------------------------------------------------------------------------
 
@@ -407,7 +415,8 @@ def give_back(study: optuna.Study, lost: Sequence[FrozenTrial], domain: Domain) 
 
     Whoever is killed here leaves no trial that is neither in the queue nor running, and none twice.
     """
-    queued = {number for trial in study.get_trials(deepcopy=False) for number in RETRY.retry_history(trial)}
+    with quietly():
+        queued = {number for trial in study.get_trials(deepcopy=False) for number in RETRY.retry_history(trial)}
     for trial in lost:
         if set(domain.distributions) <= set(trial.params) and trial.number not in queued:
             RETRY(study, trial)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -79,11 +80,15 @@ def url(settings: StudySettings) -> str:
 def settings(tmp_path_factory: pytest.TempPathFactory) -> StudySettings:
     """A study with four complete trials, a failed and a pruned one."""
     settings = small_study(tmp_path_factory.mktemp("ecosystem"), search={"batch": 1})
-    with pytest.raises(KeyboardInterrupt):
-        Study(settings).run(listener=Interrupts())
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(objective, "train_together", breaks_first())
-        Study(settings).run(train=False)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        with pytest.raises(KeyboardInterrupt):
+            Study(settings).run(listener=Interrupts())
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(objective, "train_together", breaks_first())
+            Study(settings).run(train=False)
+    told = [str(one.message) for one in heard]
+    assert not [text for text in told if "xperimental" in text or "Heartbeat" in text]
     return settings
 
 
@@ -108,6 +113,7 @@ def test_dashboard_shows_our_numbers(settings: StudySettings, status: Status) ->
     assert [t["values"][0] for t in found["trials"] if t["state"] == "Complete"] == [t.score for t in status.completed]
     assert status.best is not None
     assert [trial["number"] for trial in found["best_trials"]] == [status.best.number]
+    assert found["objective_names"] == ["MRR"]
     assert sorted(one["name"] for one in found["intersection_search_space"]) == SITES
     assert sorted(one["name"] for one in importances[0]) == SITES
     assert all(plot["data"] for plot in plots)

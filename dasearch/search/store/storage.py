@@ -13,12 +13,16 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import text
 
+from dasearch.bayes import quietly
 from dasearch.search.store.connections import Connections, Lost
 from dasearch.search.store.engines import LOCK_SECONDS, engine_options
 
 HEARTBEAT_SECONDS = 10  # a worker says that it lives so often
 GRACE_SECONDS = 60  # without a word for so long, a trial counts as lost
-RETRY = optuna.storages.RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)  # queues a lost trial again
+with quietly():
+    RETRY = optuna.storages.RetryHeartbeatStaleTrialCallback(
+        inherit_intermediate_values=True
+    )  # queues a lost trial again
 # each a transaction of its own that gives nothing or may be asked again; `StudyStorage` writes out the others
 CALLS = (
     "delete_study",
@@ -55,13 +59,14 @@ class StudyStorage(RDBStorage):
 
     def __init__(self, url: str, connections: Connections) -> None:
         self._connections = connections
-        super().__init__(
-            url.replace("{", "{{").replace("}", "}}"),  # Optuna takes it for a template
-            engine_kwargs=engine_options(url, LOCK_SECONDS),
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            grace_period=GRACE_SECONDS,
-            heartbeat_stale_trial_callback=RETRY,
-        )
+        with quietly():
+            super().__init__(
+                url.replace("{", "{{").replace("}", "}}"),  # Optuna takes it for a template
+                engine_kwargs=engine_options(url, LOCK_SECONDS),
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
+                heartbeat_stale_trial_callback=RETRY,
+            )
         connections.watch(self.engine)
 
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:

@@ -23,7 +23,7 @@ from sqlalchemy import delete, event, func, select
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import Session
 
-from dasearch.bayes import Proposal, probabilities_of
+from dasearch.bayes import Proposal, probabilities_of, quietly
 from dasearch.errors import NoStudies, StoreError, first_line
 from dasearch.layout import Layout
 from dasearch.models.cost import Cost, SiteCosts
@@ -278,7 +278,10 @@ class Store:
             costly: whether trials have a cost beside their score, which Optuna minimises.
         """
         directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: 1 + costly]
-        optuna.create_study(study_name=name, storage=self.optuna_storage(), directions=directions, load_if_exists=True)
+        with quietly():
+            optuna.create_study(
+                study_name=name, storage=self.optuna_storage(), directions=directions, load_if_exists=True
+            )
         row = StudyRow(
             name=name,
             settings=json.dumps(dict(settings)),

@@ -120,7 +120,7 @@ def _trial(row: Mapping[Any, Any], parts: Mapping[str, list[tuple[Any, ...]]]) -
 
 
 def utc(stored: datetime | None) -> datetime | None:
-    """Optuna keeps UTC without saying so."""
+    """Optuna's database keeps UTC without saying so; its own objects have local time."""
     return None if stored is None else stored.replace(tzinfo=UTC)
 
 
