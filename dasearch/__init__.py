@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dasearch import threads  # says how they wait, before anything here imports torch
+from dasearch.lazy import lazily
 from dasearch.version import __version__
 
 if TYPE_CHECKING:
@@ -42,9 +42,4 @@ _HOMES = {
     "read_layout": "dasearch.layout_file",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import on first use, so that ``dasearch --help`` and ``dasearch.bayes`` do not wait for the recommenders."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'dasearch' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__, __dir__ = lazily(__name__, _HOMES, __all__)

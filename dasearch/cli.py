@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -25,7 +26,8 @@ from typer.exceptions import TyperException
 
 from dasearch import completion
 from dasearch.commands import PROGRAM, Place, resumed
-from dasearch.errors import DasearchError, Interrupted, WrongUse, spelled, without_passwords
+from dasearch.errors import DasearchError, Interrupted, StoreError, WrongUse, spelled, without_passwords
+from dasearch.folders import place_of
 from dasearch.report import Format
 from dasearch.report.encoding import write_any, writes_all
 from dasearch.training.ranks import require_alone, started
@@ -222,10 +224,11 @@ def run(
 
     Run the same command again to go on where it stopped.
     """
-    from dasearch.report.terminal import Terminal, show_estimate, summary
+    from dasearch.report.terminal import show_estimate, summary
     from dasearch.search.estimate import estimate
     from dasearch.search.executors import Workers
     from dasearch.search.prior import prior_trials
+    from dasearch.search.progress import Terminal
 
     require_alone("run")
     if as_json and not dry_run:
@@ -320,7 +323,7 @@ def report(
     from dasearch.report.page import write_report
 
     (view,) = _views([study], output, storage)
-    path = write_report(view, out or Path(output).expanduser() / view.name / f"report.{form.value}", form)
+    path = write_report(view, out or place_of(output, StoreError) / view.name / f"report.{form.value}", form)
     _console().print(f"report: {path}", soft_wrap=True, markup=False)
 
 
@@ -409,7 +412,7 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node N -m dasearch train STUDY --layout LAYOUT --set final.accumulate=N
     """
-    from dasearch.report.terminal import Terminal
+    from dasearch.search.progress import Terminal
     from dasearch.search.single import train_layout
 
     console = _console()
@@ -455,11 +458,11 @@ def ablate(
 
     Run the same command again to go on where it stopped.
     """
+    from dasearch.fitting import show_table
     from dasearch.report.ablation import ablation_figure, ablation_record, ablation_table
-    from dasearch.report.fitting import show_table
     from dasearch.report.page import write_figure
-    from dasearch.report.terminal import Terminal
     from dasearch.search.ablation import Ablation, load_variants
+    from dasearch.search.progress import Terminal
 
     require_alone("ablate")
     console, beside = _console(), _beside(as_json)
@@ -536,7 +539,14 @@ def recommend(
         str | None,
         typer.Option(metavar="USER", help="A user of the training data, for their own collaborative vector."),
     ] = None,
-    exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out items of the history.")] = False,
+    include_seen: Annotated[
+        bool,
+        typer.Option(
+            "--include-seen/--exclude-seen",
+            help="Answer with items of the history as well, as the metrics do, which rank all items: for data where "
+            "people buy again what they bought.",
+        ),
+    ] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out rows of --from that cannot be answered, and count them.")
     ] = False,
@@ -558,17 +568,19 @@ def recommend(
     if source is not None and out is not None:
         if user is not None:
             raise WrongUse("--user goes with --history; in a file the column user says whose a history is")
-        options = {"exclude_seen": exclude_seen, "skip_bad": skip_bad, "overwrite": overwrite, "batch_size": batch_size}
+        options = {"include_seen": include_seen, "skip_bad": skip_bad, "overwrite": overwrite, "batch_size": batch_size}
         opened = open_trained(model, output=output, storage=storage, device=device)
         _answer_file(opened, source, out, as_json, k=k, **options)
         return
     opened = open_trained(model, output=output, storage=storage, device=device)
     items = history_of(str(history), {item.identifier for item in opened.items})
-    found = opened.recommend(items, k, user=user, exclude_seen=exclude_seen)
+    found = opened.recommend(items, k, user=user, include_seen=include_seen)
     if as_json:
         _print_json([one._asdict() for one in found])
         return
     console = _console()
+    if not found:
+        console.print("the history holds every item; --include-seen ranks them all", soft_wrap=True, markup=False)
     width = max((len(one.item) for one in found), default=0)
     for rank, one in enumerate(found, start=1):
         console.print(f"{rank:>3}  {one.item:<{width}}  {one.score:8.3f}  {one.title}", soft_wrap=True, markup=False)
@@ -852,6 +864,10 @@ def run_command(arguments: list[str]) -> int:
     except DasearchError as error:
         return _complain(str(error), WRONG_USE if isinstance(error, WrongUse) else FAILED)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return _complain(
+                f"{str(error.filename)[:PIPE_WIDTH]!r} is too long for a file's name; name another", WRONG_USE
+            )
         if os.environ.get(DEBUG):
             raise
         reason = " ".join(str(error).split()) or "no further reason"
@@ -1000,7 +1016,8 @@ def _status_record(found: Any) -> dict[str, Any]:
 
 
 def _answer_file(recommender: Any, source: Path, out: Path, as_json: bool, **options: Any) -> None:
-    from dasearch.report.terminal import Terminal, show_answered
+    from dasearch.report.terminal import show_answered
+    from dasearch.search.progress import Terminal
     from dasearch.training.request_files import answer_file
 
     with closing(Terminal(_beside(as_json))) as terminal:

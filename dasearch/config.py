@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 from dasearch.data import DATASETS, READERS, Core, Duplicates, Rules, Ties
 from dasearch.data.rows import HISTORY_ITEMS
 from dasearch.errors import StudyError, spelled, suggestion
+from dasearch.folders import place_of
 from dasearch.layout import ModelKind
 from dasearch.models.base import ParameterGroup
 from dasearch.models.cost import Cost
@@ -32,6 +33,7 @@ from dasearch.models.prefix import Refine
 from dasearch.models.ra_rec import RARecSettings
 from dasearch.models.tiny_opt import TinyOPTSettings
 from dasearch.shipped import find_shipped, shipped_names
+from dasearch.yaml_files import parse_yaml, read_yaml
 
 METRICS = {"mrr": "MRR", "recall@10": "Recall@10", "ndcg@10": "NDCG@10"}  # as studies name them, and as records do
 SEARCHED_SECTIONS = ("trial", "model", "losses")  # what `search.also` may name settings of
@@ -468,6 +470,9 @@ class StudySettings(Section):
     search: SearchSettings = SearchSettings()
     comparison: ComparisonSettings = ComparisonSettings()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}: {self.model.label} over {self.backbone.name}, budget {self.search.budget})"
+
     @model_validator(mode="after")
     def _known_variations(self) -> Self:
         known = [variation.value for variation in type(self.model.variation)]
@@ -728,10 +733,7 @@ def load_study(name: str, overrides: Iterable[str | Override] = ()) -> StudySett
         raise StudyError(
             f"there is no study file {name!r}{suggestion(name, known)}; give a YAML file or one of {', '.join(known)}"
         )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path, StudyError)
     if not isinstance(content, dict):
         raise StudyError(f"{path} holds no settings; begin with name: and see studies/quickstart.yaml")
     return overridden(content, overrides, source=str(path))
@@ -883,9 +885,10 @@ def _set(content: dict[str, Any], override: Override) -> None:
     if not separator or not override.key:
         raise StudyError(f"--set takes key=value, as in --set trial.epochs=2; got {override.setting!r}")
     try:
-        _put(content, override.key, yaml.safe_load(value), source=override.typed)
-    except yaml.YAMLError:
+        found = parse_yaml(value)
+    except ValueError:
         raise StudyError(f"{override.typed}: {value!r} is not a YAML value; quote it") from None
+    _put(content, override.key, found, source=override.typed)
 
 
 def _put(content: dict[str, Any], key: str, value: Any, *, source: str) -> None:
@@ -931,21 +934,22 @@ def _sentence(error: ErrorDetails, study: type[StudySettings]) -> str:
     if error["type"] == "extra_forbidden":
         known = _fields(error["loc"][:-1], study)
         last = str(error["loc"][-1])
-        hint = suggestion(last, known) or f"; known here: {', '.join(known)}"
+        hint = suggestion(last, known) or (f"; known here: {', '.join(known)}" if known else "; take it out")
         return f"unknown key {where}{hint}"
     if error["type"] == "missing":
         return f"{where} is missing; add it"
-    return f"{where}: {error['msg'][:1].lower()}{error['msg'][1:]} (got {error['input']!r})"
+    return f"{where}: {error['msg'][:1].lower()}{error['msg'][1:]} (got {error['input']!r:.200})"
 
 
 def _fields(path: Iterable[int | str], study: type[StudySettings]) -> list[str]:
     """The keys known at a place of the study file."""
     section: Any = study
     for part in path:
-        section = section.model_fields[str(part)].annotation
-    return list(section.model_fields)
+        held = getattr(section, "model_fields", {}).get(str(part))
+        section = None if held is None else held.annotation
+    return list(getattr(section, "model_fields", {}))
 
 
 def resolve_output(settings: StudySettings) -> Path:
     """The folder of this study's database, checkpoints and models."""
-    return Path(settings.output).expanduser() / settings.name
+    return place_of(settings.output, StudyError) / settings.name

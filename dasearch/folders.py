@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
-from dasearch.errors import WrongUse
+from dasearch.errors import WrongUse, first_line
 
 READ = 2**20  # bytes of a file at once
+SHOWN = 80  # letters of a name that cannot be used
 READERS = 0o666  # a new file's mode before the umask
 DESCRIPTORS = ("/dev/fd/", "/dev/std", "/proc/")
 
@@ -122,6 +123,24 @@ def write_text(path: Path, text: str) -> None:
 def _is_stream(path: Path) -> bool:
     """A device or pipe, or a descriptor's name, whose file another program holds open."""
     return (path.exists() and not path.is_file()) or str(path.absolute()).startswith(DESCRIPTORS)
+
+
+def place_of(name: str | Path, error: type[WrongUse]) -> Path:
+    """The file or folder that a user names, there or not; ``~`` is the user's own folder.
+
+    Raises:
+        WrongUse: as ``error``, for what no file can be called, or what lies where nobody may look.
+    """
+    place = Path(os.path.expanduser(name))
+    try:
+        place.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as problem:
+        raise error(
+            f"{str(name)[:SHOWN]!r} can be no file or folder ({first_line(problem)[:SHOWN]}); name another"
+        ) from None
+    return place
 
 
 def sha256(path: Path) -> str:

@@ -162,6 +162,9 @@ class Layout:
     def __str__(self) -> str:
         return SEPARATOR.join("".join(choice.letter for choice in group) for group in self.groups)
 
+    def __repr__(self) -> str:
+        return f"Layout({str(self)!r})"
+
     @classmethod
     def parse(cls, text: str, choices: Iterable[Choice] = tuple(CHOICES.values())) -> Layout:
         """Read ``SPS-PPS``; spaces around it are accepted, and lower case for a letter that is none of ``choices``.

@@ -8,6 +8,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dasearch.errors import LayoutError
+from dasearch.folders import place_of
 from dasearch.layout import PLACEMENTS, SITES, Choice, Join, Layout
 from dasearch.versioned import VersionedFile
 
@@ -97,7 +99,8 @@ class LayoutFile(VersionedFile):
     @classmethod
     def read(cls, path: str | Path) -> Self:
         """Read a ``layout.json``, or that of a folder; raises as `VersionedFile.read`."""
-        return super().read(Path(path) / LAYOUT_NAME if Path(path).is_dir() else path)
+        place = place_of(path, LayoutError)
+        return super().read(place / LAYOUT_NAME if place.is_dir() else place)
 
     def parsed(self) -> Layout:
         """The layout, which has a group for every layer of ``replaced``."""

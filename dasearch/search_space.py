@@ -15,10 +15,9 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from dasearch.errors import LayoutError, SearchSpaceError, first_line, suggestion
+from dasearch.errors import LayoutError, SearchSpaceError, suggestion
 from dasearch.layout import (
     ADAPTER_MODELS,
     ATTENTION_SITES,
@@ -35,6 +34,7 @@ from dasearch.layout import (
     site_names,
 )
 from dasearch.shipped import find_shipped, shipped_names
+from dasearch.yaml_files import read_yaml
 
 DIVISIBLE = 60  # by every number of choices that a site may have
 MOST_CHOICES = 6  # of a site: as many as figures can tell apart by colour
@@ -163,6 +163,9 @@ class SearchSpace:
 
     file: SearchSpaceFile
     backbone_layers: int
+
+    def __repr__(self) -> str:
+        return f"SearchSpace({self.file.name!r}: {self.layers} layers, {len(self.names)} sites, {len(self.free)} free)"
 
     def __post_init__(self) -> None:
         unmatched = [p for p in (*self.file.fixed, *self.file.equal) if not fnmatch.filter(self.names, p)]
@@ -352,10 +355,7 @@ def load_search_space(name: str, *, backbone_layers: int, replace_every: int | N
             f"there is no search space {name!r}{suggestion(name, known)}; shipped ones: {', '.join(known)}"
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        file = SearchSpaceFile.model_validate(content)
-    except yaml.YAMLError as error:
-        raise SearchSpaceError(f"{path} is not YAML: {first_line(error)}") from None
+        file = SearchSpaceFile.model_validate(read_yaml(path, SearchSpaceError))
     except ValidationError as error:
         first = error.errors()[0]
         reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]

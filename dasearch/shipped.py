@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import resources
 from pathlib import Path
 
@@ -21,10 +22,10 @@ def shipped_names(folder: str) -> list[str]:
 def find_shipped(name: str, folder: str) -> Path | None:
     """The YAML file that ``name`` means: a path, or the bare name of a shipped one, in small letters or not."""
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike `Path.is_file` without an exception for a name that no file can have
         return path
     inside = shipped(folder)
     for candidate in (inside / f"{name.lower()}.yaml", inside.parent / name, inside / path.name):
-        if candidate.is_file() and (path.parent in (Path(), Path(folder))):
+        if os.path.isfile(candidate) and (path.parent in (Path(), Path(folder))):
             return candidate
     return None

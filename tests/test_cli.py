@@ -265,10 +265,16 @@ def test_recommend(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["recommend", model, "--history", "item1, item2,item3", "-k", "4", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len({one["item"] for one in found}) == 4
-    assert run_command(["recommend", model, "--history", "item1,item2", "--exclude-seen", "--top", "40", "--json"]) == 0
+    assert run_command(["recommend", model, "--history", "item1,item2", "--top", "40", "--json"]) == 0
+    unseen = [one["item"] for one in json.loads(capsys.readouterr().out)]
+    assert len(unseen) == 38
+    assert not {"item1", "item2"} & set(unseen)
+    assert run_command(["recommend", model, "--history", "item1,item2", "--include-seen", "--top", "40", "--json"]) == 0
     everything = [one["item"] for one in json.loads(capsys.readouterr().out)]
-    assert len(everything) == 38
-    assert not {"item1", "item2"} & set(everything)
+    assert {*unseen, "item1", "item2"} == set(everything)
+    history = ",".join(everything)
+    assert run_command(["recommend", model, "--history", history]) == 0
+    assert capsys.readouterr().out == "the history holds every item; --include-seen ranks them all\n"
     assert run_command(["recommend", model, "--history", "item1", "--user", "u3"]) == 0
     assert "  1  item" in capsys.readouterr().out
     for arguments, sentence in (
@@ -301,7 +307,7 @@ def test_recommend_answers_a_file(trained: Path, tmp_path: Path, capsys: pytest.
     assert first["items"] == [one["item"] for one in alone]
     assert first["scores"] == pytest.approx([one["score"] for one in alone], abs=1e-5)
     assert "exists; name another file, or replace it with --overwrite" in refused(capsys, *arguments)
-    assert run_command([*arguments, "--skip-bad", "--overwrite", "--exclude-seen", "--json"]) == 0
+    assert run_command([*arguments, "--skip-bad", "--overwrite", "--include-seen", "-k", "40", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert {k: record[k] for k in ("out", "rows", "answered", "left_out")} == {
         "out": str(out),
@@ -309,7 +315,7 @@ def test_recommend_answers_a_file(trained: Path, tmp_path: Path, capsys: pytest.
         "answered": 2,
         "left_out": 1,
     }
-    assert not {"item1", "item2"} & set(pl.read_parquet(out)["items"][0].to_list())
+    assert [len(items) for items in pl.read_parquet(out)["items"]] == [40, 40]
 
 
 def test_recommend_interrupted_says_what_was_done(

@@ -69,3 +69,7 @@ __all__ = [
     "spread_over",
     "startup_trials",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,10 @@ class Choices:
     sizes: tuple[int, ...]
     places: tuple[tuple[int, str] | None, ...] | None = None
     positions: tuple[tuple[float, ...] | None, ...] | None = None
+
+    def __repr__(self) -> str:
+        counts = sorted(Counter(self.sizes).items())
+        return f"Choices({', '.join(f'{count} of {size}' for size, count in counts)})"
 
     @classmethod
     def binary(cls, d: int) -> Choices:

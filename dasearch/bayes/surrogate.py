@@ -102,6 +102,10 @@ class Surrogate:
     spread: Tensor
     prior: Prior | None = None
 
+    def __repr__(self) -> str:
+        informed = "" if self.prior is None else f", prior of {len(self.prior.values)}"
+        return f"Surrogate({len(self.values)} evaluations of {self.codes.shape[1]} variables{informed})"
+
     @classmethod
     def fit(
         cls, codes: Tensor, values: Tensor, choices: Choices | None = None, *, prior: Prior | None = None

@@ -37,6 +37,10 @@ class Dataset:
     timestamps: tuple[IntArray, ...]
     remarks: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        interactions = sum(map(len, self.sequences))
+        return f"Dataset({self.name!r}: {len(self.users)} users, {len(self.items)} items, {interactions} interactions)"
+
     def item_index(self) -> dict[str, int]:
         """Each item's position in ``items`` by its identifier."""
         return {item.identifier: position for position, item in enumerate(self.items)}

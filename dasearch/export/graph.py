@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.nn import functional as F
 
 from dasearch.errors import ExportError
 from dasearch.export.options import ExportOptions
@@ -20,7 +21,7 @@ from dasearch.export.plain import Part, code, plain
 from dasearch.export.pytorch import headline, model_text, write_catalogue, write_json
 from dasearch.training.recommender import Recommender
 
-INPUTS = ("input_ids", "attention_mask", "history", "user")
+INPUTS = ("input_ids", "attention_mask", "history", "user", "seen")
 OUTPUTS = ("items", "scores")
 UNROLLED = ("gru4rec",)  # encoders that a graph holds step by step, so that its histories have one width
 TOP = 10  # items of an answer, where nobody says
@@ -44,9 +45,10 @@ class InDouble(nn.Module):
 
 
 class Graph(nn.Module):
-    """Scores every item and keeps the best.
+    """Scores every item and keeps the best that were not seen.
 
-    Shapes: as the written ``Recommender.forward`` -> positions of items and their scores, ``(batch, top)`` each.
+    Shapes: as the written ``Recommender.forward``, seen ``(batch, n)``, positions of items, -1 for padding -> positions of
+    items and their scores, ``(batch, top)`` each; a score is -inf where all else was seen.
     """
 
     def __init__(self, recommender: nn.Module, top: int) -> None:
@@ -54,10 +56,18 @@ class Graph(nn.Module):
         self.recommender, self.top = recommender, top
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, history: Tensor, user: Tensor
+        self, input_ids: Tensor, attention_mask: Tensor, history: Tensor, user: Tensor, seen: Tensor
     ) -> tuple[Tensor, Tensor]:
-        best = self.recommender(input_ids, attention_mask, history, user).topk(self.top)
+        scores = self.recommender(input_ids, attention_mask, history, user)
+        best = _without(scores, seen).topk(self.top)
         return best.indices, best.values
+
+
+def _without(scores: Tensor, seen: Tensor) -> Tensor:
+    """-inf at the positions seen, the padding's in a column of its own."""
+    beyond = scores.shape[1]
+    places = torch.where(seen < 0, beyond, seen)
+    return F.pad(scores, (0, 1)).scatter(1, places, -torch.inf)[:, :beyond]
 
 
 def write_onnx(recommender: Recommender, folder: Path, options: ExportOptions) -> None:
@@ -138,7 +148,8 @@ def _example(part: Part) -> dict[str, Tensor]:
     history = torch.tensor([[0] * width, *[[1, *[-1] * (width - 1)]] * 4])
     tokens = torch.full((5, 7), int(part.config["seq_token"]))
     mask = torch.tensor([[1] * 7, *[[1] * 4 + [0] * 3] * 4])
-    return {"input_ids": tokens, "attention_mask": mask, "history": history, "user": torch.tensor([-1, 0, -1, 0, -1])}
+    user, seen = torch.tensor([-1, 0, -1, 0, -1]), torch.tensor([[0] * 8, *[[1, *[-1] * 7]] * 4])
+    return {"input_ids": tokens, "attention_mask": mask, "history": history, "user": user, "seen": seen}
 
 
 @contextmanager

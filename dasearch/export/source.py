@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dasearch.commands import OUTPUT
 from dasearch.errors import ExportError, ModelFolderError, NoStudies
-from dasearch.folders import sha256
+from dasearch.folders import place_of, sha256
 from dasearch.search.store import open_store
 from dasearch.training.recommender import Recommender, load
 
@@ -21,7 +21,7 @@ def open_trained(name: str, *, output: str = OUTPUT, storage: str | None = None,
         ExportError: if the study has no trained model, or its folder was changed since.
         ModelFolderError: if there is no such study or folder, or it cannot be read.
     """
-    folder = Path(name)
+    folder = place_of(name, ExportError)
     if folder.name == name and not (folder / "config.json").is_file():  # a data folder may be called as its study
         try:
             folder = trained_folder(name, output=output, storage=storage)

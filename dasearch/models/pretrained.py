@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,7 +86,7 @@ def pretrained_layers(name: str, *, layers: int | None = None, decoder: bool = F
 
 def opens_by_name(name: str) -> bool:
     """Whether `load_pretrained` finds a model by this name, and not in a folder of this machine."""
-    if not name or Path(name).is_dir():
+    if not name or os.path.isdir(name):
         return False
     try:
         _config(name, None)
@@ -127,7 +127,7 @@ def _config(name: str, layers: int | None) -> PretrainedConfig:
 def _place(name: str) -> dict[str, Any]:
     """Where ``from_pretrained`` shall look; on this machine alone, if the hub is not needed or does not answer."""
     folder = locate(name)
-    local = folder != name or Path(folder).is_dir() or _why_offline() is not None
+    local = folder != name or os.path.isdir(folder) or _why_offline() is not None
     return {"pretrained_model_name_or_path": folder, "local_files_only": local}
 
 
@@ -167,7 +167,7 @@ def _unreadable(name: str, error: Exception) -> BackboneError:
             f"the backbone {name} cannot be read from {folder} ({first_line(error)}); "
             "delete that folder and install the package again"
         )
-    if Path(folder).is_dir():
+    if os.path.isdir(folder):
         return BackboneError(
             f"the backbone {name!r} cannot be read as a Hugging Face model ({first_line(error)}); "
             "save it again with save_pretrained, or choose another"

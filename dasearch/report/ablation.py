@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from rich.table import Table
 
-from dasearch.report.fitting import fitting, plain_table
+from dasearch.fitting import fitting, plain_table
 from dasearch.report.terminal import finite_record, symmetric
 from dasearch.search.ablation import Scored
 

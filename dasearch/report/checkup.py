@@ -18,7 +18,7 @@ import optuna
 
 from dasearch.config import StudySettings, parse_study, resolve_output
 from dasearch.errors import NoStudies, StoreError
-from dasearch.folders import remove, sha256, unfinished_name
+from dasearch.folders import place_of, remove, sha256, unfinished_name
 from dasearch.search.domain import Domain, trial_run
 from dasearch.search.events import CONFIRMATION, DONE
 from dasearch.search.loop import give_back
@@ -150,7 +150,7 @@ def database_damage(output: str, storage: str | None) -> str | None:
 
 def _folder(name: str, output: str, storage: str | None) -> Path | None:
     """Beside the database where it lies in the output folder, which may have been moved since."""
-    return Path(output).expanduser() / name if storage is None else None
+    return place_of(output, StoreError) / name if storage is None else None
 
 
 def checks(study: StoredStudy) -> list[Check]:

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.text import Text
 
 from dasearch.config import flattened
+from dasearch.fitting import plain_table
 from dasearch.layout import Difference, Layout
 from dasearch.report.document import Table, shown
 from dasearch.report.figures.layouts import difference_in_words
-from dasearch.report.fitting import plain_table
 from dasearch.report.terminal import finite_record, spread, symmetric
 from dasearch.report.view import StudyView, Trial, TrialDifference
 from dasearch.search.confirmation import Standing

@@ -9,7 +9,6 @@ from typing import Any
 from dasearch.config import flattened
 from dasearch.report.terminal import (
     against_baselines,
-    clock,
     conclusions,
     counted,
     failures,
@@ -24,6 +23,7 @@ from dasearch.search.causes import note
 from dasearch.search.confirmation import WINNER
 from dasearch.search.domain import number, settings_text
 from dasearch.search.events import DONE, SEARCH
+from dasearch.search.progress import clock
 
 MIB = 2**20
 WHEN = "%Y-%m-%d %H:%M UTC"

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dasearch.config import Recipe, StudySettings, changed, resolve_output
@@ -34,6 +33,7 @@ from dasearch.training.loop import Trained, objective_hash
 from dasearch.training.materials import Materials, resolve_device
 from dasearch.training.metrics import Interval
 from dasearch.training.preparation import prepare_study
+from dasearch.yaml_files import read_yaml
 
 FOLDER = "studies/ablations"
 WHOLE = "the study itself"
@@ -279,9 +279,7 @@ def _read(name: str) -> AblationFile:
             f"there is no ablation file {name!r}{suggestion(name, known)}; shipped ones: {', '.join(known)}"
         )
     try:
-        return AblationFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise StudyError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        return AblationFile.model_validate(read_yaml(path, StudyError))
     except ValidationError as error:
         first = error.errors()[0]
         raise StudyError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None

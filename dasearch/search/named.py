@@ -7,6 +7,7 @@ shipped file; with ``name=NEW`` a shipped file begins another study whatever is 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -166,7 +167,7 @@ def _is_study(source: str, output: str | None = None, storage: str | None = None
     path = Path(source)
     if path.suffix in (".yaml", ".yml"):
         return True
-    if path.exists():
+    if os.path.exists(path):
         return False
     if find_shipped(source, "studies") is not None:
         return True

@@ -12,6 +12,7 @@ from dasearch.layout_file import Metric
 from dasearch.search.confirmation import ALL_PARALLEL, ALL_SERIAL, winner_of
 from dasearch.search.events import SINGLE, Finished, Listener, Training
 from dasearch.search.objective import TRIAL_SEED, Objective
+from dasearch.search.progress import heard
 from dasearch.search.runs import RunId, RunPhase
 from dasearch.search.store import require_writable
 from dasearch.search.study import Study
@@ -57,17 +58,26 @@ def named_layout(name: str, study: Study, space: SearchSpace) -> Layout:
 
 
 def train_layout(
-    study: Study, name: str, *, out: Path | None = None, listener: Listener | None = None
+    study: Study,
+    name: str,
+    *,
+    out: Path | None = None,
+    listener: Listener | None = None,
+    progress: bool = True,
 ) -> tuple[Path, Trained]:
     """Train one layout by the study's final recipe on all users and save it; the test split stays closed.
 
     ``best`` is trained under the settings that the search found beside it.
 
     Goes on from its last epoch if it was interrupted. The ranks of a torchrun share the training; the first of them
-    saves it.
+    saves it, and alone shows how it goes, as `Study.run` does.
     """
-    with using(study.settings.threads), joined(resolve_device(study.settings.device)) as peers:
-        return _train_layout(study, name, out, listener or Listener(), peers)
+    with (
+        using(study.settings.threads),
+        joined(resolve_device(study.settings.device)) as peers,
+        heard(listener, progress=progress and peers.first) as told,
+    ):
+        return _train_layout(study, name, out, told, peers)
 
 
 def _train_layout(study: Study, name: str, out: Path | None, heard: Listener, peers: Peers) -> tuple[Path, Trained]:

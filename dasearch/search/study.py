@@ -36,6 +36,7 @@ from dasearch.search.events import CONFIRMATION, DONE, FINAL, SEARCH, Listener
 from dasearch.search.executors import Workers
 from dasearch.search.front import Selection
 from dasearch.search.prior import prior_trials
+from dasearch.search.progress import heard, libraries_quiet
 from dasearch.search.runner import Runner
 from dasearch.search.store import (
     Artifact,
@@ -121,6 +122,11 @@ class Status:
     settings_found: Mapping[str, Any] = field(default_factory=dict)  # of `search.also`: the best so far, by key
     later_trainings: Sequence[LaterTraining] = ()
 
+    def __repr__(self) -> str:
+        done = f"{len(self.completed)} of {self.budget} trials complete"
+        best = "" if self.best is None else f", best {self.metric} {self.best.score:.4f} by {self.best.layout!r}"
+        return f"Status({self.name!r}: {self.phase}, {done}{best})"
+
     @property
     def completed(self) -> list[TrialView]:
         return [trial for trial in self.trials if trial.state == "complete"]
@@ -148,6 +154,11 @@ class Study:
     def __init__(self, settings: StudySettings, *, storage: str | None = None) -> None:
         self.settings = settings
         self.storage = storage
+
+    def __repr__(self) -> str:
+        own = self.settings
+        what = f"{own.model.label} over {own.backbone.name}"
+        return f"Study({own.name!r}: {what}, budget {own.search.budget}, folder {own.output}/{own.name})"
 
     @classmethod
     def load(cls, name: str | Path, overrides: Iterable[str | Override] = (), *, storage: str | None = None) -> Study:
@@ -192,10 +203,14 @@ class Study:
         *,
         train: bool = True,
         listener: Listener | None = None,
+        progress: bool = True,
         warm_start: str | Path | None = None,
         workers: Workers | None = None,
     ) -> Status:
         """Search until ``budget`` evaluations are complete, confirm, and (``train``) train and test the winner.
+
+        Without a ``listener``, stderr shows how it goes (a line for each training; in a terminal the one that runs as well);
+        ``progress=False`` keeps it silent.
 
         Goes on where an earlier run of the same study stopped. A new study may begin with another one's trials: those of
         ``warm_start``, a file of any form that `prior.read_trials` reads. It keeps them, so that a study that was begun
@@ -218,14 +233,17 @@ class Study:
             with only_runner(resolve_output(settings)), store.only_runner(settings.name):
                 before = store.study(settings.name)
                 if _begin(store, settings, space, dataset, prior) != DONE:
-                    fresh = before is None
-                    with _withdrawn_if_refused(store, settings.name, fresh=fresh), using(settings.threads):
-                        heard = listener or Listener()
+                    with (
+                        libraries_quiet(),
+                        _withdrawn_if_refused(store, settings.name, fresh=before is None),
+                        using(settings.threads),
+                        heard(listener, progress=progress) as told,
+                    ):
                         for remark in dataset.remarks:
-                            heard.remarks(remark)
+                            told.remarks(remark)
                         if before is not None:
-                            heard.remarks(goes_on(status(store, settings.name), before, train=train))
-                        Runner(settings, space, dataset, store, heard, workers).run(train=train)
+                            told.remarks(goes_on(status(store, settings.name), before, train=train))
+                        Runner(settings, space, dataset, store, told, workers).run(train=train)
                 return status(store, settings.name)
         finally:
             store.close()

@@ -22,7 +22,7 @@ from dasearch.config import StudySettings, parse_study
 from dasearch.data import Dataset, IntArray, Item, evaluation_plan
 from dasearch.data.rows import NO_ITEM
 from dasearch.errors import DasearchError, ModelFolderError, suggestion_of_id
-from dasearch.folders import Taken, sha256, written_beside
+from dasearch.folders import Taken, place_of, sha256, written_beside
 from dasearch.layout import Layout
 from dasearch.layout_file import LAYOUT_NAME, LayoutFile, Metric, choice_records
 from dasearch.models.base import RecommenderModel, Scorer
@@ -86,21 +86,29 @@ class Recommender:
     def __post_init__(self) -> None:
         self._index = {item.identifier: position for position, item in enumerate(self.items)}
 
+    def __repr__(self) -> str:
+        file = self.layout_file
+        counts = f"{len(self.items)} items, {len(self.users)} users"
+        return f"Recommender({file.model} over {Path(file.backbone).name}, {self.layout!r}: {counts})"
+
     def recommend(
-        self, history: Sequence[str], k: int = 10, *, user: str | None = None, exclude_seen: bool = False
+        self, history: Sequence[str], k: int = 10, *, user: str | None = None, include_seen: bool = False
     ) -> list[Recommendation]:
-        """The ``k`` items most likely to come next.
+        """The ``k`` items most likely to come next among those that the history does not hold.
+
+        The metrics of a study rank all items, those of the history too: where people buy again what they bought, as in
+        complete-journey, ``include_seen`` gives the answers that were measured.
 
         Args:
             history: item ids, oldest first; the newest ``data.max_items`` count.
             user: a user of the training data, whose own collaborative vector is then used; without one, or for a
                 model that reads histories alone, it comes from the history.
-            exclude_seen: leave out items of the history.
+            include_seen: answer with items of the history as well.
 
         Raises:
             ModelFolderError: for an empty history, an unknown item or user, or k below 1.
         """
-        (found,) = self.rankings([self._require(history, user)], k, exclude_seen=exclude_seen)
+        (found,) = self.rankings([self._require(history, user)], k, include_seen=include_seen)
         return self._titled(found)
 
     def recommend_many(
@@ -109,7 +117,7 @@ class Recommender:
         k: int = 10,
         *,
         users: Sequence[str | None] | None = None,
-        exclude_seen: bool = False,
+        include_seen: bool = False,
         batch_size: int | None = None,
     ) -> list[list[Recommendation]]:
         """What `recommend` says of each history, in their order, computed in batches of similar length.
@@ -128,7 +136,7 @@ class Recommender:
             )
         pairs = enumerate(zip(histories, whose, strict=True))
         requests = [self._require(history, user, f"histories[{n}]: ") for n, (history, user) in pairs]
-        found = self.rankings(requests, k, exclude_seen=exclude_seen, batch_size=batch_size)
+        found = self.rankings(requests, k, include_seen=include_seen, batch_size=batch_size)
         return [self._titled(ranking) for ranking in found]
 
     def request(self, history: Sequence[str], user: str | None = None) -> Request | None:
@@ -161,10 +169,10 @@ class Recommender:
         requests: Sequence[Request],
         k: int = 10,
         *,
-        exclude_seen: bool = False,
+        include_seen: bool = False,
         batch_size: int | None = None,
     ) -> list[Ranking]:
-        """The best ``k`` items of each request, in their order; fewer where the catalogue has no more.
+        """The best ``k`` items of each request, in their order; fewer where the history leaves no more of the catalogue.
 
         Raises:
             ModelFolderError: for k or batch_size below 1.
@@ -181,7 +189,7 @@ class Recommender:
         for places, batch in evaluation_plan(users, histories, None, sentences, row_format).by_length(size):
             for part, scores in score_batch(self.model, batch, self._scorer, self._placed):
                 rows = places[part].tolist()
-                if exclude_seen:
+                if not include_seen:
                     _leave_out(scores, [histories[row] for row in rows])
                 found |= zip(rows, _best(scores, k), strict=True)
         return [found[row] for row in range(len(requests))]
@@ -303,7 +311,7 @@ def load(directory: str | Path, *, device: str = "auto") -> Recommender:
     Raises:
         ModelFolderError: if a file is missing, damaged, or of a newer format.
     """
-    folder = Path(directory)
+    folder = place_of(directory, ModelFolderError)
     if not (folder / "config.json").is_file():
         raise ModelFolderError(
             f"{folder} holds no trained model (no config.json); give the folder that `dasearch run` printed"

@@ -21,7 +21,7 @@ from dasearch.data.conversion import packed
 from dasearch.data.readers.base import lines
 from dasearch.data.readers.values import writable
 from dasearch.errors import DataError, Interrupted, first_line
-from dasearch.folders import whole_file
+from dasearch.folders import place_of, whole_file
 from dasearch.training.recommender import Ranking, Recommender, Request
 
 HISTORY, USER, ID = "history", "user", "id"
@@ -129,7 +129,7 @@ def answer_file(
     *,
     out: Path,
     k: int = 10,
-    exclude_seen: bool = False,
+    include_seen: bool = False,
     skip_bad: bool = False,
     overwrite: bool = False,
     batch_size: int | None = None,
@@ -140,6 +140,7 @@ def answer_file(
     All rows are checked before the first is answered. Memory does not grow with the number of rows.
 
     Args:
+        include_seen: answer with items of a row's own history as well.
         skip_bad: leave rows out that cannot be answered, and count them.
         overwrite: replace ``out`` where it exists.
         batch_size: histories of one forward pass; None: what suits the device.
@@ -152,7 +153,7 @@ def answer_file(
     read, written = _by_suffix(READERS, source), _by_suffix(WRITERS, out)
     _require_places(source, out, overwrite)
     size = recommender.batch_size if batch_size is None else batch_size
-    rank = partial(recommender.rankings, k=k, exclude_seen=exclude_seen, batch_size=size)
+    rank = partial(recommender.rankings, k=k, include_seen=include_seen, batch_size=size)
     rank([])  # refuses k and batch_size before a row is read
     last = Progress(0, None, 0.0)
 
@@ -240,6 +241,7 @@ def _by_suffix(forms: Mapping[str, Form], path: Path) -> Form:
 
 
 def _require_places(source: Path, out: Path, overwrite: bool) -> None:
+    source, out = place_of(source, DataError), place_of(out, DataError)
     if not source.is_file():
         raise DataError(f"there is no file {source}; name one with a history a row")
     if out.is_dir() or (out.exists() and out.samefile(source)):

@@ -84,9 +84,9 @@ def made_folder(family: str, changes: str, letters: str, layers: int = LAYERS, d
 
 
 def our_scores(recommender: Recommender, history: Sequence[str], user: str | None) -> Tensor:
-    """Of all items, as `Recommender.recommend` ranks them."""
+    """Of all items, as `Recommender.recommend` ranks them with those of the history."""
     place = {item.identifier: k for k, item in enumerate(recommender.items)}
-    found = recommender.recommend(history, len(place), user=user)
+    found = recommender.recommend(history, len(place), user=user, include_seen=True)
     scores = torch.empty(len(place))
     for one in found:
         scores[place[one.item]] = one.score

@@ -116,8 +116,12 @@ def test_written_files_answer_from_a_terminal(form: str, file: str, tmp_path: Pa
     out = export(made("opt", "{}", "SPS-PPS"), form, tmp_path / "out")
     call = [sys.executable, str(out / file)]
     said = subprocess.run([*call, "item1,item2"], capture_output=True, text=True, check=True).stdout.splitlines()
-    best = made("opt", "{}", "SPS-PPS").recommend(["item1", "item2"])
+    model = made("opt", "{}", "SPS-PPS")
+    best = model.recommend(["item1", "item2"])
     assert [line.split()[1] for line in said] == [one.item for one in best]
+    again = subprocess.run([*call, "item1,item2", "--include-seen"], capture_output=True, text=True, check=True).stdout
+    best = model.recommend(["item1", "item2"], include_seen=True)
+    assert [line.split()[1] for line in again.splitlines()] == [one.item for one in best]
     refused = subprocess.run([*call, "item1,nonsense"], capture_output=True, text=True, check=False)
     assert refused.stderr.strip() == "unknown item 'nonsense'; catalogue.json lists them all"
     assert refused.returncode == 1

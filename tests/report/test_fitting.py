@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from dasearch.fitting import progress_line, shortened
 from dasearch.layout import Layout
-from dasearch.report.fitting import progress_line, shortened
 from dasearch.report.terminal import Layouts, Terminal, show_status
 from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search.events import ABLATION, CONFIRMATION, SEARCH, TRIAL, Finished, Training

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from dasearch.cli import run_command
 from dasearch.layout import Layout
-from dasearch.report.terminal import Terminal, against_baselines, results_table, show_status
+from dasearch.report.terminal import against_baselines, results_table, show_status
 from dasearch.search.events import SEARCH, Finished, Training
+from dasearch.search.progress import Terminal
 from dasearch.search.store import Result
 from dasearch.search.study import status
 from dasearch.training.metrics import Interval

@@ -35,18 +35,18 @@ def opened(request: pytest.FixtureRequest) -> Recommender:
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25, deadline=None)
-@given(requests=REQUESTS, batch_size=st.integers(1, 5), exclude_seen=st.booleans())
+@given(requests=REQUESTS, batch_size=st.integers(1, 5), include_seen=st.booleans())
 def test_a_batch_says_what_one_at_a_time_says(
-    kind: str, requests: list[tuple[list[str], str | None]], batch_size: int, exclude_seen: bool
+    kind: str, requests: list[tuple[list[str], str | None]], batch_size: int, include_seen: bool
 ) -> None:
     opened = recommender(kind)
     histories, users = [history for history, _ in requests], [user for _, user in requests]
-    found = opened.recommend_many(histories, 40, users=users, exclude_seen=exclude_seen, batch_size=batch_size)
+    found = opened.recommend_many(histories, 40, users=users, include_seen=include_seen, batch_size=batch_size)
     assert len(found) == len(requests)
     for answer, (history, user) in zip(found, requests, strict=True):
-        alone = {one.item: one.score for one in opened.recommend(history, 40, user=user, exclude_seen=exclude_seen)}
+        alone = {one.item: one.score for one in opened.recommend(history, 40, user=user, include_seen=include_seen)}
         assert {one.item: one.score for one in answer} == pytest.approx(alone, rel=1e-5, abs=1e-5)
-        assert set(alone) == set(ITEMS) - (set(history) if exclude_seen else set())
+        assert set(alone) == set(ITEMS) - (set() if include_seen else set(history))
         assert [one.score for one in answer] == sorted((one.score for one in answer), reverse=True)
 
 
@@ -56,12 +56,19 @@ def test_places_are_the_ranks_of_the_evaluation(opened: Recommender, monkeypatch
     ranks = validation_held(opened.model, opened.catalogue, development, bits).ranks
     monkeypatch.setattr(evaluation, "SCORES_IN_MEMORY", 90)  # so that a batch is scored in pieces
     histories = [[ITEMS[item] for item in sequence] for sequence in development.train]
-    found = opened.recommend_many(histories, 40, users=[f"u{user}" for user in development.users], batch_size=7)
+    found = opened.recommend_many(
+        histories, 40, users=[f"u{user}" for user in development.users], include_seen=True, batch_size=7
+    )
     places = [
         [one.item for one in answer].index(ITEMS[target]) + 1
         for answer, target in zip(found, development.valid.tolist(), strict=True)
     ]
     np.testing.assert_array_equal(places, ranks)
+
+
+def test_a_history_of_everything_leaves_nothing(opened: Recommender) -> None:
+    assert opened.recommend(ITEMS) == []
+    assert {one.item for one in opened.recommend(ITEMS, len(ITEMS), include_seen=True)} == set(ITEMS)
 
 
 def test_fewer_items_are_the_first_of_more(opened: Recommender) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from dasearch.report.terminal import clock
 from dasearch.report.view import State, StudyView, Trial
 from dasearch.search.events import CONFIRMATION, FINAL, SEARCH
+from dasearch.search.progress import clock
 from dasearch.search.store import GRACE_SECONDS, LaterTraining, Progress
 
 AFTER = {CONFIRMATION: "trainings with fresh seeds", FINAL: "final trainings"}

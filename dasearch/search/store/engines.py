@@ -14,6 +14,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from dasearch.errors import StoreError, first_line, without_passwords
+from dasearch.folders import place_of
 
 LOCK_SECONDS = 60.0
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
@@ -35,12 +36,12 @@ def database_url(place: str | Path) -> str:
         StoreError: for a URL that is none.
     """
     if "://" not in str(place):
-        return _of_file(Path(place).expanduser())
+        return _of_file(place_of(place, StoreError))
     found = parsed(str(place))
     file = sqlite_file(found)
     if file is None:
         return driven(str(place))
-    return found.set(database=str(file.expanduser())).render_as_string(hide_password=False)
+    return found.set(database=str(place_of(file, StoreError))).render_as_string(hide_password=False)
 
 
 def _of_file(path: Path) -> str:

@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session
 
 from dasearch.bayes import Proposal, probabilities_of, quietly
 from dasearch.errors import NoStudies, StoreError, first_line
+from dasearch.folders import place_of
 from dasearch.layout import Layout
 from dasearch.models.cost import Cost, SiteCosts
 from dasearch.search.store.connections import NO_PATIENCE, PATIENCE, Connections, Lost, Patience
@@ -559,7 +560,7 @@ class Store:
     def _outputs(self, study: StudyRow) -> list[Path]:
         """What may be a study's output folder now: the one that is named, its settings', its database's."""
         file, recorded = sqlite_file(self._engine.url), json.loads(study.settings).get("output")
-        folders = (self._output, recorded and Path(recorded).expanduser(), file and file.parent)
+        folders = (self._output, recorded and Path(os.path.expanduser(recorded)), file and file.parent)
         return [folder for folder in folders if folder]
 
     def _row(self, session: Session, name: str) -> StudyRow:
@@ -610,7 +611,7 @@ def open_store(
         NoStudies: where ``create`` is False, for a database or a file that is not there.
         StoreError: for a file that is no database, a folder that cannot be written, an unknown kind of database.
     """
-    folder = Path(output).expanduser()
+    folder = place_of(output, StoreError)
     if url is None:
         path = folder / DATABASE
         if create:

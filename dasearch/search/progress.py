@@ -1,0 +1,166 @@
+"""How a study goes, for whoever watches: a line for each training as it ends, one live line for the training that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import optuna
+from rich.console import Console
+from rich.status import Status as Spinner
+from rich.text import Text
+from transformers.utils import logging as transformers_logging
+
+from dasearch.fitting import GAP, progress_line
+from dasearch.search.events import (
+    ABLATION,
+    CONFIRMATION,
+    FINAL,
+    SEARCH,
+    SINGLE,
+    TRIAL,
+    Finished,
+    Listener,
+    Training,
+)
+from dasearch.training.request_files import Progress
+from dasearch.training.stack import Epoch
+
+HEADINGS = {
+    SEARCH: "Search: validation {metric} on Data_BO",
+    CONFIRMATION: "Confirmation: the best and the controls again, with fresh seeds",
+    FINAL: "Final training on all users",
+    SINGLE: "Training on all users",
+    ABLATION: "Ablation: one thing changed at a time, the same seeds for all",
+}
+SPINNER = 2  # letters in front of a live line
+BAR = 16  # letters: with what stands around it a line of 80
+LM_EVERY = 25  # steps of tiny-opt's training between two updates of the live line
+
+
+@contextmanager
+def heard(listener: Listener | None, *, progress: bool) -> Iterator[Listener]:
+    """The listener that was given; without one a `Terminal` on stderr for as long, or with ``progress`` false nobody."""
+    if listener is not None or not progress:
+        yield listener or Listener()
+        return
+    with closing(Terminal(Console(stderr=True, highlight=False))) as terminal:
+        yield terminal
+
+
+@contextmanager
+def libraries_quiet() -> Iterator[None]:
+    """Optuna's news and transformers' bars would stand between our lines; afterwards they are as they were."""
+    level, bars = optuna.logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    optuna.logging.set_verbosity(max(level, optuna.logging.WARNING))
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+class Terminal(Listener):
+    """Prints a run as it goes. Without a terminal (a file, a pipe) only finished lines are printed."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._spinner: Spinner | None = None
+        self._phase = ""
+        self._so_far: list[str] = []  # the best score and the time left, as the last training that ended told them
+        self._epochs: dict[Training, int] = {}  # of those that run side by side: epochs done
+
+    def close(self) -> None:
+        if self._spinner is not None:
+            self._spinner.stop()
+            self._spinner = None
+
+    def _live(self, text: str) -> None:
+        if not self.console.is_terminal:
+            return
+        line = Text(text)
+        line.truncate(self.console.width - SPINNER, overflow="ellipsis")  # a second line would flicker
+        if self._spinner is None:
+            self._spinner = self.console.status(line)
+            self._spinner.start()
+        self._spinner.update(line)
+
+    def says(self, text: str) -> None:
+        if self.console.is_terminal:
+            self._live(f"{text} ...")
+        else:
+            self._print(text)
+
+    def language_model(self, step: int, steps: int, loss: float) -> None:
+        if step % LM_EVERY == 0 or step == steps:
+            done = round(BAR * step / steps)
+            self._live(
+                f"training tiny-opt on the catalogue's text {'█' * done}{'░' * (BAR - done)} {step}/{steps}  loss {loss:.2f}"
+            )
+        if step == steps:
+            self._print(f"tiny-opt trained on the catalogue's text: {steps} steps, loss {loss:.2f}")
+
+    def started(self, training: Training) -> None:
+        if training.phase != self._phase:
+            self._phase = training.phase
+            self._print("")
+            heading = HEADINGS[training.phase].format(metric=training.metric)
+            self.console.print(Text(heading, style="bold"))
+        self._epochs[training] = 0
+        self._trains()
+
+    def epoch(self, training: Training, epoch: Epoch) -> None:
+        self._epochs[training] = epoch.number + 1
+        self._trains(f"{training.metric} {epoch.metrics[training.metric]:.4f}")
+
+    def _trains(self, *told: str) -> None:
+        """Which trainings run, and the epoch that the slowest of them is in."""
+        slowest = min(self._epochs, key=lambda training: self._epochs[training])
+        now = f"epoch {min(self._epochs[slowest] + 1, slowest.epochs)}/{slowest.epochs}"
+        places = sorted(training.index for training in self._epochs)
+        if len(places) > 1:
+            head = f"{places[0]}-{places[-1]}/{slowest.total} side by side"
+            self._live(GAP.join((head, now, *told, *self._so_far)))
+            return
+        head = f"{slowest.index}/{slowest.total}"
+        width = self.console.width - SPINNER
+        tail = [now, *told, *self._so_far]
+        self._live(progress_line(head, slowest.layout, _label(slowest), tail, width=width, spare=self._so_far))
+
+    def finished(self, finished: Finished) -> None:
+        training = finished.training
+        self._epochs.pop(training, None)
+        score = "failed" if finished.score is None else f"{training.metric} {finished.score:.4f}"
+        best = [] if finished.best is None else [f"best {finished.best:.4f}"]
+        left = f"left {clock(finished.seconds_left)}"
+        self._so_far = [*best, left]
+        head = f"{training.index:>{len(str(training.total))}}/{training.total}"
+        tail = [score.ljust(len(training.metric) + len(" 0.0000")), *best, f"{finished.seconds:5.1f} s", left]
+        width = self.console.width if self.console.is_terminal else None
+        self._print(progress_line(head, training.layout, _label(training), tail, width=width, spare=best))
+
+    def answering(self, progress: Progress) -> None:
+        """How far a file of histories is answered."""
+        left = f"  left {clock(progress.seconds_left)}" if progress.seconds_left is not None else ""
+        self._live(f"{progress.words}{left}")
+
+    def remarks(self, text: str) -> None:
+        """A line that stays, above the live one."""
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        self.console.print(Text(text), soft_wrap=True)
+
+
+def _label(training: Training) -> str:
+    """Of a trial, the settings that are searched beside its layout."""
+    return "" if training.label == TRIAL else training.label
+
+
+def clock(seconds: float) -> str:
+    """``1:05:09`` or ``4:10``."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
