@@ -43,7 +43,7 @@ class VersionedFile(BaseModel):
             record = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise LayoutError(f"{path} cannot be read ({error.strerror}); name a {cls.WHAT}") from None
-        except ValueError as error:  # no JSON, or no UTF-8
+        except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
             raise LayoutError(
                 f"{path} is no {cls.WHAT} or is cut off ({first_line(error)}); write or copy it again"
             ) from None
@@ -86,8 +86,8 @@ class VersionedFile(BaseModel):
 
 
 def _parts(version: str, source: str) -> tuple[int, int]:
-    if not re.fullmatch(r"\d+\.\d+", version):
-        raise LayoutError(f"{source}: {FIELD} {version!r} is not of the form MAJOR.MINOR; write the file again")
+    if not re.fullmatch(r"\d{1,9}\.\d{1,9}", version):
+        raise LayoutError(f"{source}: {FIELD} {version[:80]!r} is not of the form MAJOR.MINOR; write the file again")
     major, minor = map(int, version.split("."))
     return major, minor
 

@@ -8,6 +8,7 @@ Leaving out all that differ would often leave nothing. What the difference was w
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from dasearch.config import parse_study
 from dasearch.errors import LayoutError
-from dasearch.folders import write_text
+from dasearch.folders import place_of, write_text
 from dasearch.layout import SITES, Depth, Layout, ModelKind, carried
 from dasearch.layout_file import LAYOUT_NAME, ChoiceRecord, LayoutFile, choice_records
 from dasearch.search.causes import workers_of
@@ -196,7 +197,7 @@ def read_trials(source: str) -> TrialsFile:
         return _stored(path, study)
     try:
         record = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
     form = next((key for key in FORMS if isinstance(record, dict) and key in record), None)
     if form is None or study is not None:
@@ -206,10 +207,10 @@ def read_trials(source: str) -> TrialsFile:
 
 def _file_and_study(source: str) -> tuple[Path, str | None]:
     path, study = Path(source), None
-    if not path.exists() and ":" in source:
+    if not os.path.exists(path) and ":" in source:
         before, study = source.rsplit(":", 1)
         path = Path(before)
-    return path.expanduser(), study
+    return place_of(path, LayoutError), study
 
 
 def _stored(path: Path, study: str | None) -> TrialsFile:

@@ -25,6 +25,7 @@ from dasearch.data.readers.complete_journey import read_complete_journey
 from dasearch.data.readers.plain import read_folder
 from dasearch.data.rules import Rules
 from dasearch.errors import DataError, suggestion
+from dasearch.folders import place_of
 
 __all__ = [
     "DATASETS",
@@ -71,7 +72,7 @@ def read_source(source: str | Path, rules: Rules) -> Raw:
     """
     if rules.format is None and str(source) in DATASETS:
         return DATASETS[str(source)](rules.seed)
-    path = Path(source).expanduser()
+    path = place_of(source, DataError)
     if not path.exists():
         raise DataError(_absent(str(source), rules.format))
     return READERS[format_of(path, rules)].read(path, rules)

@@ -18,7 +18,7 @@ import numpy as np
 from dasearch.data.dataset import TITLE, IntArray, Item
 from dasearch.data.events import Events
 from dasearch.data.raw import Raw
-from dasearch.data.readers.values import Times, text_of, whole_identifiers
+from dasearch.data.readers.values import Times, text_of, whole_identifiers, writable
 from dasearch.data.rules import Rules
 from dasearch.errors import DataError, first_line
 
@@ -228,7 +228,7 @@ def catalogued(path: Path, entries: Iterable[Entry], clean: Callable[[str], str]
         place = f"{path}, line {line}" if line else f"{path}, item {identifier!r}"
         if not identifier.strip():
             raise empty(place, "item")
-        named.append(identifier)
+        named.append(writable(identifier))
         attributes.append(_filled(place, values, clean))
     found: dict[str, Item] = {}
     again = []
@@ -249,7 +249,7 @@ def _filled(place: str, values: Mapping[str, object], clean: Callable[[str], str
                 f"{place}: {key} holds {first_line(error)}, which is no text; write text or a list of texts, or leave it out"
             ) from None
         if text:
-            found[sys.intern(str(key))] = text
+            found[sys.intern(writable(str(key)))] = text
     return {key: found[key] for key in sorted(found, key=lambda key: key != TITLE)}
 
 
@@ -300,17 +300,24 @@ def collect(name: str, catalogue: Catalogue, path: Path, rows: Iterable[Row]) ->
 
 def _numbered(column: array[int], met: Mapping[str, int], numbers: dict[str, int]) -> IntArray:
     """The column with numbers of ``numbers``, to which identifiers that are not there yet are added."""
-    found = [numbers.setdefault(identifier, len(numbers)) for identifier in whole_identifiers(list(met))]
+    found = [numbers.setdefault(identifier, len(numbers)) for identifier in whole_identifiers([*map(writable, met)])]
     return np.array(found, dtype=np.int64)[np.frombuffer(column, dtype=np.int64)]
 
 
-def _refuse(path: Path, line: int, timestamp: str, rating: object) -> NoReturn:
-    try:
-        Times().append(timestamp)
-    except (ValueError, OverflowError):
+def _refuse(path: Path, line: int, timestamp: str, rating: Any) -> NoReturn:
+    if _is_number(rating) or not _is_number(timestamp):  # a timestamp may also be too large once all are microseconds
         problem = (
             f"timestamp {timestamp!r} is not a number of seconds or a position that fits in 64 bits; write an integer"
         )
     else:
         problem = f"rating {rating!r} is not a number; write one, or leave the column out"
     raise DataError(f"{path}, line {line}: {problem}") from None
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one; what is not there is none that is wrong."""
+    try:
+        float(UNRATED if value is None else value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True

@@ -38,17 +38,29 @@ def _items(path: Path) -> Iterator[Entry]:
 
 
 def _rows(paths: dict[str, Path]) -> Iterator[Row]:
-    item_names = {number: name for name, number in _object(paths[ITEM_NUMBERS]).items()}
-    user_names = {str(number): name for name, number in _object(paths[USER_NUMBERS]).items()}
+    item_names = {number: name for name, number in _numbers(paths[ITEM_NUMBERS]).items()}
+    user_names = {str(number): name for name, number in _numbers(paths[USER_NUMBERS]).items()}
     splits = [(paths[name], _object(paths[name])) for name in SPLITS]
     for user in splits[0][1]:
         position = 0
         for path, split in splits:
-            for number in split.get(user, ()):
-                if number not in item_names:
+            numbers = split.get(user, [])
+            if not isinstance(numbers, list):
+                raise DataError(f"{path}: user {user} has no list of item numbers; fetch the file again")
+            for number in numbers:
+                if not isinstance(number, int) or number not in item_names:
                     raise DataError(f"{path}: user {user} has item {number!r}, which {ITEM_NUMBERS} lacks; fetch both")
                 yield 1, user_names.get(user, user), item_names[number], str(position), None
                 position += 1
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The number of each name."""
+    found = _object(path)
+    for name, number in found.items():
+        if not isinstance(number, int):
+            raise DataError(f"{path}: {name!r} has no whole number; fetch the file again")
+    return found
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -59,7 +71,7 @@ def _object(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: the key {error.args[0]!r} is there twice; keep one") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg}); fetch the file again") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({first_line(error)}); fetch the file again") from None
     if not isinstance(found, dict):
         raise DataError(f"{path}, line 1: not a JSON object; fetch the file again")

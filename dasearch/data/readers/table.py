@@ -16,6 +16,7 @@ from dasearch.data.readers.base import Catalogue, Row, bare_name, catalogued, co
 from dasearch.data.readers.values import MICROSECONDS
 from dasearch.data.rules import Rules
 from dasearch.errors import DataError, first_line, suggestion
+from dasearch.folders import place_of
 
 TSV = ".tsv"
 SEPARATORS = {".csv": ",", TSV: "\t"}
@@ -73,7 +74,7 @@ def _interactions(source: Path) -> Path:
 
 def _item_table(interactions: Path, name: str) -> Path:
     """The file as named, or beside the interactions."""
-    for candidate in (Path(name).expanduser(), interactions.parent / name):
+    for candidate in (place_of(name, DataError), place_of(interactions.parent / name, DataError)):
         if candidate.is_file():
             return candidate
     raise DataError(f"there is no file {name} with items, nor one beside {interactions}; correct data.items")
@@ -83,11 +84,11 @@ def _scan(path: Path) -> pl.LazyFrame:
     """Columns of text, save those of Parquet, which have types."""
     suffix = Path(bare_name(path)).suffix
     if suffix == PARQUET:
-        return pl.scan_parquet(path)
+        return pl.scan_parquet(path, glob=False)
     if suffix not in SEPARATORS:
         raise DataError(f"{path} is none of {', '.join(SUFFIXES)}; rename it by what it is")
     quote = None if suffix == TSV else '"'
-    return pl.scan_csv(path, separator=SEPARATORS[suffix], quote_char=quote, infer_schema=False)
+    return pl.scan_csv(path, separator=SEPARATORS[suffix], quote_char=quote, infer_schema=False, glob=False)
 
 
 def _whole_rows(path: Path) -> pl.LazyFrame:
@@ -123,11 +124,18 @@ def _require_no_row_inside(path: Path, table: pl.LazyFrame) -> None:
     broken = pl.any_horizontal(pl.all().exclude(ROW).str.contains("\n", literal=True))
     for row, *cells in table.with_row_index(ROW).filter(broken).pipe(_collect).iter_rows():
         inside = [line for cell in cells if cell for line in cell.split("\n")[1:]]
-        if width > 1 and any(len(found) == width for found in csv.reader(inside)):
+        if width > 1 and _holds_row(inside, width):
             raise DataError(
                 f"{path}, {_place(path, row)}: a quoted cell holds what reads as rows; double the quote that opens it, and "
                 "quote the whole cell, or take its line breaks out"
             )
+
+
+def _holds_row(lines_inside: list[str], width: int) -> bool:
+    try:
+        return any(len(found) == width for found in csv.reader(lines_inside))
+    except csv.Error:  # of a carriage return in the middle: text
+        return False
 
 
 def _collect(frame: pl.LazyFrame) -> pl.DataFrame:
