@@ -883,12 +883,12 @@ def parse_data(source: str, overrides: Iterable[str | Override] = ()) -> DataSet
 def _set(content: dict[str, Any], override: Override) -> None:
     _, separator, value = override.setting.partition("=")
     if not separator or not override.key:
-        raise StudyError(f"--set takes key=value, as in --set trial.epochs=2; got {override.setting!r}")
+        raise StudyError(f"--set takes key=value, as in --set trial.epochs=2; got {override.setting!r:.200}")
     try:
         found = parse_yaml(value)
     except ValueError:
-        raise StudyError(f"{override.typed}: {value!r} is not a YAML value; quote it") from None
-    _put(content, override.key, found, source=override.typed)
+        raise StudyError(f"{override.typed:.200}: {value!r:.200} is not a YAML value; quote it") from None
+    _put(content, override.key, found, source=f"{override.typed:.200}")
 
 
 def _put(content: dict[str, Any], key: str, value: Any, *, source: str) -> None:
