@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # what tests check needs no MkDocs
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
 
-WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", NoneType: "null"}
+WORDS = {str: "text", int: "whole number", float: "number", bool: "true, false", NoneType: "null"}
 OF_ONE_MODEL = ("model", "losses", "cf")  # sections that differ from model to model
 BOUNDS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
 
