@@ -308,7 +308,7 @@ class SearchSettings(Section):
     )
     also: dict[str, Range | tuple[str | int | float | bool | None, ...]] = Field(
         {},
-        description="settings searched beside the layout, by key: {trial.lr: {log: [1.0e-4, 1.0e-2]}}, linear, or a list of values; "
+        description="settings searched beside the layout, by key: {trial.lr: {log: [0.001, 0.01]}}, linear, or a list of values; "
         "a value of trial.KEY holds for final.KEY too where both begin alike. Numbers are tried on a grid of 9",
     )
     budget: int = Field(30, ge=1, description="completed evaluations")
