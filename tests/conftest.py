@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import pytest
 import torch
+from sqlalchemy import Engine, event
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, OPTConfig, OPTModel, PreTrainedTokenizerFast
 
@@ -22,6 +25,13 @@ SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 WIDTH, LAYERS, HEADS, VOCABULARY = 32, 2, 4, 50
 FAMILIES = ("opt", "llama")  # decoders
 ALL_FAMILIES = (*FAMILIES, "bert")
+
+
+@event.listens_for(Engine, "connect")
+def _unsynchronised(connection: object, _: object) -> None:
+    """No test cuts the power, and a small study commits hundreds of times, each of which would wait for the disk."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous=OFF")
 
 
 @pytest.hookimpl(tryfirst=True)
