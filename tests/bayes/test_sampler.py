@@ -358,7 +358,9 @@ def _work(url: str) -> None:
 def test_four_processes_take_different_layouts(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 's.db'}?timeout=60"
     study(5, storage=url)
-    workers = [multiprocessing.get_context("spawn").Process(target=_work, args=(url,)) for _ in range(4)]
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["dasearch.bayes.sampler", "botorch.fit"])  # imported once for all four
+    workers = [processes.Process(target=_work, args=(url,)) for _ in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
