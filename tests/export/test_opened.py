@@ -18,6 +18,8 @@ from dasearch.layout_file import Metric
 from dasearch.training.recommender import Recommender
 from tests.export.made import QUESTIONS, dataset_of, made, our_scores
 
+Questions = Sequence[tuple[list[str], str | None]]
+
 CLOSE = 1e-5
 LAST_DIGITS = 2e-6  # products of rank 2 and 4 differ by where in memory the loaders put their matrices
 HERE = Path(__file__).parent
@@ -52,14 +54,10 @@ REAL = {  # hardly trained, on real purchases: every weight is random anyway
 }
 
 
-def apart(
-    recommender: Recommender,
-    arguments: list[str],
-    tmp_path: Path,
-    python: str | Path = sys.executable,
-    questions: Sequence[tuple[list[str], str | None]] = QUESTIONS,
-) -> list[float]:
-    """For each ``FORM=FOLDER`` the largest difference from our scores, in a process that sees nothing of dasearch."""
+def opened(
+    arguments: Sequence[str], tmp_path: Path, python: str | Path = sys.executable, questions: Questions = QUESTIONS
+) -> list[torch.Tensor]:
+    """For each ``FORM=FOLDER`` its scores ``(questions, items)``, in a process that sees nothing of dasearch."""
     bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [str(python), str(HERE / "open_exports.py"), *arguments],
@@ -67,8 +65,20 @@ def apart(
         env={**bare, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    return [torch.tensor(one) for one in json.loads(done.stdout)["scores"]]
+
+
+def apart(
+    recommender: Recommender, arguments: Sequence[str], tmp_path: Path, questions: Questions = QUESTIONS
+) -> list[float]:
+    """For each ``FORM=FOLDER`` the largest difference from our scores."""
+    return [difference(recommender, one, questions) for one in opened(arguments, tmp_path, questions=questions)]
+
+
+def difference(recommender: Recommender, scores: torch.Tensor, questions: Questions = QUESTIONS) -> float:
+    """The largest from our own."""
     ours = torch.stack([our_scores(recommender, history, user) for history, user in questions])
-    return [float((torch.tensor(one) - ours).abs().max()) for one in json.loads(done.stdout)["scores"]]
+    return float((scores - ours).abs().max())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,11 +108,13 @@ def test_real_histories_over_real_items(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_hf_in_the_transformers_before_5(kind: str, tmp_path: Path, adapterhub: Path) -> None:
-    recommender = made(*KINDS[kind])
-    folder = export(recommender, "hf", tmp_path / "hf")
-    assert apart(recommender, [f"hf={folder}"], tmp_path, adapterhub)[0] <= CLOSE
+def test_hf_in_the_transformers_before_5(tmp_path: Path, adapterhub: Path) -> None:
+    """Every kind, in one process."""
+    recommenders = {kind: made(*KINDS[kind]) for kind in KINDS}
+    folders = [export(recommender, "hf", tmp_path / kind) for kind, recommender in recommenders.items()]
+    found = opened([f"hf={folder}" for folder in folders], tmp_path, adapterhub)
+    for (kind, recommender), scores in zip(recommenders.items(), found, strict=True):
+        assert difference(recommender, scores) <= CLOSE, kind
 
 
 @pytest.mark.parametrize("case", GRAPHS)

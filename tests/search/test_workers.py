@@ -48,14 +48,42 @@ def kept(status: Status) -> list[Any]:
     return [*trials, *status.standings, *status.results]
 
 
-def test_workers_find_what_one_process_finds(tmp_path: Path) -> None:
+class Strangers(Ears):
+    """Once, as a trial is finished, tries to connect to the workers' cluster: without its token, and with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers: list[str] = []
+
+    def finished(self, finished: Finished) -> None:
+        if not self.answers:
+            self.answers = [connected(without_token()), connected(dict(os.environ))]
+
+
+Together = tuple[Path, Status, Strangers]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Together:
+    """A study in two workers: its folder, what it found, and who listened."""
+    folder, ears = tmp_path_factory.mktemp("together"), Strangers()
+    return folder, Study(study(folder, 4)).run(workers=TWO, listener=ears), ears
+
+
+def test_workers_find_what_one_process_finds(together: Together, tmp_path: Path) -> None:
     """Layouts, scores, confirmation and the final table, to the last digit."""
-    alone = Study(study(tmp_path / "alone", 4)).run()
-    ears = Ears()
-    together = Study(study(tmp_path / "together", 4)).run(workers=TWO, listener=ears)
-    assert kept(together) == kept(alone)
+    folder, status, ears = together
+    alone = Study(study(tmp_path, 4)).run()
+    assert kept(status) == kept(alone)
     assert "starting the workers" in ears.said
-    assert not (tmp_path / "together/runs/toy/prepared").exists()
+    assert not (folder / "runs/toy/prepared").exists()
+
+
+def test_a_connection_without_the_token_is_refused(together: Together) -> None:
+    """From this machine, while the study runs."""
+    without, within = together[2].answers
+    assert without.startswith("refused ConnectionError Failed to connect to Ray cluster at")
+    assert within == "connected"
 
 
 Survived = tuple[Status, list[str], dict[str, str], list[LaterTraining]]
@@ -141,22 +169,6 @@ except Exception as error:
 else:
     print("connected")
 """
-
-
-def test_a_connection_without_the_token_is_refused(tmp_path: Path) -> None:
-    """From this machine, while a study runs."""
-    answers: list[str] = []
-
-    class Stranger(Listener):
-        def finished(self, finished: Finished) -> None:
-            if not answers:
-                answers.append(connected(without_token()))
-                answers.append(connected(dict(os.environ)))
-
-    Study(study(tmp_path, 2)).run(train=False, workers=TWO, listener=Stranger())
-    without, within = answers
-    assert without.startswith("refused ConnectionError Failed to connect to Ray cluster at")
-    assert within == "connected"
 
 
 def without_token() -> dict[str, str]:
