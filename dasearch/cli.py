@@ -919,10 +919,8 @@ def _quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import optuna
-    from transformers.utils import logging
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    logging.disable_progress_bar()
 
 
 def _tracked(study: Any, terminal: Any, trackers: list[str] | None) -> Any:

@@ -7,8 +7,8 @@ from copy import copy
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from dasearch.data.dataset import TITLE, IntArray, Item
 
@@ -24,7 +24,7 @@ def item_sentence(item: Item) -> str:
 
 
 def tokenise_items(
-    items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int = ITEM_TOKENS
+    items: Sequence[Item], tokenizer: transformers.PreTrainedTokenizerBase, *, max_tokens: int = ITEM_TOKENS
 ) -> tuple[tuple[int, ...], ...]:
     """Each item's sentence in at most ``max_tokens`` tokens, at least one."""
     unknown = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else tokenizer.eos_token_id

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import transformers
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from dasearch.errors import ExportError
 from dasearch.layout import Join, Layout, ModelKind
@@ -122,7 +122,7 @@ def _backbone(backbone: FrozenBackbone) -> Part:
     return Part(sizes, {}, {"causal": backbone.causal}) + found
 
 
-def _opt(model: PreTrainedModel) -> Part:
+def _opt(model: transformers.PreTrainedModel) -> Part:
     config, decoder = model.config, model.decoder
     tensors = {
         "embedding.tokens.weight": decoder.embed_tokens.weight,
@@ -141,7 +141,7 @@ def _opt(model: PreTrainedModel) -> Part:
     return Part(sizes, {**tensors, **_layers(decoder.layers, names)}, choices)
 
 
-def _llama(model: PreTrainedModel) -> Part:
+def _llama(model: transformers.PreTrainedModel) -> Part:
     config, rotary = model.config, model.rotary_emb
     if rotary.rope_type not in STATIC_ROTARY:
         raise ExportError(
@@ -171,7 +171,7 @@ def _llama(model: PreTrainedModel) -> Part:
     return Part(sizes, {**tensors, **_layers(model.layers, names)}, choices)
 
 
-def _bert(model: PreTrainedModel) -> Part:
+def _bert(model: transformers.PreTrainedModel) -> Part:
     config, embeddings = model.config, model.embeddings
     tensors = {
         "embedding.tokens.weight": embeddings.word_embeddings.weight,
@@ -187,7 +187,7 @@ def _bert(model: PreTrainedModel) -> Part:
     return Part(sizes, {**tensors, **_layers(model.encoder.layer, names)}, choices)
 
 
-FAMILIES: dict[str, Callable[[PreTrainedModel], Part]] = {
+FAMILIES: dict[str, Callable[[transformers.PreTrainedModel], Part]] = {
     "opt": _opt,
     "llama": _llama,
     "mistral": _llama,

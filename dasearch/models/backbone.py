@@ -14,9 +14,8 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.models.llama.modeling_llama import rotate_half
 
 from dasearch.errors import BackboneError
 from dasearch.models.attention import Keys, Projected, attend, attend_causally
@@ -24,6 +23,8 @@ from dasearch.models.stacking import gather_tokens, linear
 
 
 class AttentionScale(StrEnum):
+    """What the products of queries and keys are multiplied by."""
+
     HEAD = "head"  # 1 / sqrt(d_h), what the frozen weights were trained with
     MODEL = "model"  # 1 / sqrt(d_LLM), as the paper prints
 
@@ -33,7 +34,7 @@ class Block(nn.Module):
 
     layer: Any  # a Hugging Face layer; its parts are named by the family
 
-    def __init__(self, layer: nn.Module, config: PretrainedConfig, scale: AttentionScale) -> None:
+    def __init__(self, layer: nn.Module, config: transformers.PretrainedConfig, scale: AttentionScale) -> None:
         super().__init__()
         self.layer = layer
         self.heads = int(config.num_attention_heads)
@@ -221,8 +222,8 @@ def rotated(parts: Tensor, positions: Positions) -> Tensor:
     assert positions.cos is not None
     assert positions.sin is not None
     cos, sin = positions.cos.unsqueeze(1), positions.sin.unsqueeze(1)
-    turned: Tensor = parts * cos + rotate_half(parts) * sin
-    return turned
+    first, second = parts.chunk(2, dim=-1)
+    return parts * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 class BertBlock(Block):
@@ -254,7 +255,9 @@ class FrozenBackbone(nn.Module):
         BackboneError: for a family without an entry in ``FAMILIES``, or a configuration whose forward pass is another.
     """
 
-    def __init__(self, model: PreTrainedModel, *, name: str = "", scale: AttentionScale = AttentionScale.HEAD) -> None:
+    def __init__(
+        self, model: transformers.PreTrainedModel, *, name: str = "", scale: AttentionScale = AttentionScale.HEAD
+    ) -> None:
         super().__init__()
         family = FAMILIES.get(model.config.model_type)
         if family is None:
@@ -369,7 +372,7 @@ class FrozenBackbone(nn.Module):
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as configurations name them
 
 
-def _window(config: PretrainedConfig) -> int | None:
+def _window(config: transformers.PretrainedConfig) -> int | None:
     """Tokens that a layer's attention looks back over, itself among them; None: all. No row may be longer.
 
     Raises:
@@ -395,7 +398,7 @@ class _Parts(NamedTuple):
     final_norm: Callable[[Tensor], Tensor]
 
 
-def _opt(model: PreTrainedModel) -> _Parts:
+def _opt(model: transformers.PreTrainedModel) -> _Parts:
     decoder = model.decoder
     if decoder.project_in is not None:
         raise BackboneError(
@@ -413,14 +416,14 @@ def _opt(model: PreTrainedModel) -> _Parts:
     return _Parts(decoder.layers, OPTBlock, decoder.embed_tokens, start, final_norm)
 
 
-def _llama(model: PreTrainedModel) -> _Parts:
+def _llama(model: transformers.PreTrainedModel) -> _Parts:
     def start(embedded: Tensor, places: Tensor) -> tuple[Tensor, Positions]:
         return embedded, Positions(*model.rotary_emb(embedded, places))
 
     return _Parts(model.layers, LlamaBlock, model.embed_tokens, start, model.norm)
 
 
-def _bert(model: PreTrainedModel) -> _Parts:
+def _bert(model: transformers.PreTrainedModel) -> _Parts:
     embeddings = model.embeddings
     if model.config.is_decoder:
         raise BackboneError(
@@ -436,7 +439,7 @@ def _bert(model: PreTrainedModel) -> _Parts:
     return _Parts(model.encoder.layer, BertBlock, embeddings.word_embeddings, start, nn.Identity())
 
 
-DECODERS: dict[str, Callable[[PreTrainedModel], _Parts]] = {
+DECODERS: dict[str, Callable[[transformers.PreTrainedModel], _Parts]] = {
     "opt": _opt,
     "llama": _llama,
     "mistral": _llama,

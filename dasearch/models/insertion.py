@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from pydantic import ValidationError
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from dasearch.errors import LayoutError, suggestion
 from dasearch.layout import (
@@ -40,7 +40,7 @@ SEGMENTS, KEYS, ROWS = "segment_ids", "collaborative_keys", "dasearch_rows"  # k
 
 
 def apply_layout(
-    model: PreTrainedModel,
+    model: transformers.PreTrainedModel,
     layout: Layout,
     *,
     sites: Sequence[str] | None = None,
@@ -55,7 +55,7 @@ def apply_layout(
     lora_alpha: float = ALPHA,
     generator: torch.Generator | None = None,
     weights: Mapping[str, Tensor] | None = None,
-) -> PreTrainedModel:
+) -> transformers.PreTrainedModel:
     """Freeze ``model`` and insert the layout's adapters; it is changed in place and given back.
 
     Its state dict, devices, dtypes, modes, gradient checkpointing and (with two sites) cached generation stay as

@@ -10,18 +10,9 @@ from functools import cache
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import constants, get_session
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
 from transformers.utils import logging
 
 from dasearch.errors import BackboneError, first_line, suggestion
@@ -35,7 +26,7 @@ UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 def load_pretrained(
     name: str, *, layers: int | None = None, dtype: torch.dtype = torch.float32
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     """A model and its tokenizer: from a local folder, by its name from an installed package or the Hugging Face hub.
 
     ``layers`` keeps the first so many layers; the others' weights are not read.
@@ -47,10 +38,14 @@ def load_pretrained(
     place = _place(name)
     try:
         with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(**place)
-            model, lacking = _read(AutoModel, place, config, dtype)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
+            model, lacking = _read(transformers.AutoModel, place, config, dtype)
             if lacking and config.tie_word_embeddings:  # some keep the embeddings as the head's weights alone
-                head = AutoModelForCausalLM if config.model_type in DECODERS else AutoModelForMaskedLM
+                head = (
+                    transformers.AutoModelForCausalLM
+                    if config.model_type in DECODERS
+                    else transformers.AutoModelForMaskedLM
+                )
                 whole, lacking_too = _read(head, place, config, dtype)
                 model, lacking = (model, lacking) if lacking_too else (whole.base_model, [])
     except UNREADABLE as error:
@@ -61,8 +56,8 @@ def load_pretrained(
 
 
 def _read(
-    opener: Any, place: dict[str, Any], config: PretrainedConfig, dtype: torch.dtype
-) -> tuple[PreTrainedModel, list[str]]:
+    opener: Any, place: dict[str, Any], config: transformers.PretrainedConfig, dtype: torch.dtype
+) -> tuple[transformers.PreTrainedModel, list[str]]:
     """A model, and the names of weights that its checkpoint lacks."""
     model, read = opener.from_pretrained(
         **place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
@@ -95,7 +90,7 @@ def opens_by_name(name: str) -> bool:
     return True
 
 
-def weights_sha256(model: PreTrainedModel) -> str:
+def weights_sha256(model: transformers.PreTrainedModel) -> str:
     """Hexadecimal digest of a model's tensors with their names, types and shapes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -104,11 +99,11 @@ def weights_sha256(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _config(name: str, layers: int | None) -> PretrainedConfig:
+def _config(name: str, layers: int | None) -> transformers.PretrainedConfig:
     """The configuration, cut to the first ``layers`` layers (all, where None)."""
     place = _place(name)
     try:
-        config = AutoConfig.from_pretrained(**place)
+        config = transformers.AutoConfig.from_pretrained(**place)
     except UNREADABLE as error:
         raise _unreadable(name, error) from None
     if getattr(config, "quantization_config", None) is not None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import transformers
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from dasearch.errors import BackboneError, first_line
 from dasearch.folders import written_beside
@@ -49,9 +49,9 @@ Array = np.ndarray[Any, np.dtype[np.float32]]
 class Contents(NamedTuple):
     """What a GGUF file of the Llama family holds, in Hugging Face's terms."""
 
-    config: LlamaConfig
+    config: transformers.LlamaConfig
     tensors: dict[str, Array]
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: transformers.PreTrainedTokenizerFast
 
 
 def saved_smollm2(package: Path) -> Path:
@@ -112,12 +112,12 @@ def _field(reader: GGUFReader, key: str) -> Any:
     return reader.fields[key].contents()
 
 
-def _config(reader: GGUFReader) -> LlamaConfig:
+def _config(reader: GGUFReader) -> transformers.LlamaConfig:
     def number(key: str) -> Any:
         return _field(reader, f"llama.{key}")
 
     tokens = _field(reader, "tokenizer.ggml.tokens")
-    return LlamaConfig(
+    return transformers.LlamaConfig(
         architectures=["LlamaForCausalLM"],
         dtype="float32",
         vocab_size=len(tokens),
@@ -137,7 +137,7 @@ def _config(reader: GGUFReader) -> LlamaConfig:
     )
 
 
-def _tensors(reader: GGUFReader, config: LlamaConfig) -> dict[str, Array]:
+def _tensors(reader: GGUFReader, config: transformers.LlamaConfig) -> dict[str, Array]:
     from gguf import dequantize
 
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
@@ -173,7 +173,7 @@ def halves_apart(weight: Array, heads: int) -> Array:
     return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 
-def _tokenizer(reader: GGUFReader) -> PreTrainedTokenizerFast:
+def _tokenizer(reader: GGUFReader) -> transformers.PreTrainedTokenizerFast:
     """Byte-pair merges that never cross a digit (``smollm`` in llama.cpp's list of pre-tokenizers)."""
     tokens = _field(reader, "tokenizer.ggml.tokens")
     merges = [tuple(merge.split(" ")) for merge in _field(reader, "tokenizer.ggml.merges")]
@@ -184,7 +184,7 @@ def _tokenizer(reader: GGUFReader) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     kinds = zip(tokens, _field(reader, "tokenizer.ggml.token_type"), strict=True)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token, kind in kinds if kind == CONTROL])
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=START,
         eos_token=tokens[_field(reader, "tokenizer.ggml.eos_token_id")],

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import OPTConfig, OPTForCausalLM, OPTModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from dasearch.folders import written_beside
 
@@ -52,7 +52,7 @@ def tiny_opt(
     cache: Path,
     prompt: str = "",
     progress: Progress | None = None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerFast]:
     """The cached model for these sentences and settings, trained first where there is none.
 
     Args:
@@ -64,16 +64,16 @@ def tiny_opt(
     folder = cache / content_hash(sentences, settings, prompt)
     if not (folder / "config.json").is_file():
         _train_into(folder, sentences, settings, prompt, progress)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    return OPTModel.from_pretrained(folder, use_safetensors=True), tokenizer
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    return transformers.OPTModel.from_pretrained(folder, use_safetensors=True), tokenizer
 
 
 def untrained_tiny_opt(
     sentences: Sequence[str], settings: TinyOPTSettings, *, prompt: str = ""
-) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerFast]:
     """The same model with random weights: for counting parameters and estimating time, without touching the cache."""
     tokenizer = train_tokenizer(sentences, settings.vocabulary, prompt)
-    return OPTModel(config_of(len(tokenizer), settings)), tokenizer
+    return transformers.OPTModel(config_of(len(tokenizer), settings)), tokenizer
 
 
 def content_hash(sentences: Sequence[str], settings: TinyOPTSettings, prompt: str = "") -> str:
@@ -82,7 +82,9 @@ def content_hash(sentences: Sequence[str], settings: TinyOPTSettings, prompt: st
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
-def train_tokenizer(sentences: Sequence[str], vocabulary: int, prompt: str = "") -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    sentences: Sequence[str], vocabulary: int, prompt: str = ""
+) -> transformers.PreTrainedTokenizerFast:
     """A byte-pair tokenizer of the catalogue; every byte is known, so no text is refused."""
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -94,7 +96,7 @@ def train_tokenizer(sentences: Sequence[str], vocabulary: int, prompt: str = "")
         show_progress=False,
     )
     tokenizer.train_from_iterator([*sentences, *([prompt] * 8)], trainer)
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, bos_token=START, eos_token=START, unk_token=UNKNOWN
     )
 
@@ -112,9 +114,9 @@ def _train_into(
 
 def _train_model(
     encoded: list[list[int]], vocabulary: int, settings: TinyOPTSettings, progress: Progress | None
-) -> OPTForCausalLM:
+) -> transformers.OPTForCausalLM:
     generator = torch.Generator().manual_seed(settings.seed)
-    model = OPTForCausalLM(config_of(vocabulary, settings))
+    model = transformers.OPTForCausalLM(config_of(vocabulary, settings))
     _initialise(model, generator)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01)
     rise = RISE * settings.steps
@@ -135,9 +137,9 @@ def _train_model(
     return model.eval()
 
 
-def config_of(vocabulary: int, settings: TinyOPTSettings) -> OPTConfig:
+def config_of(vocabulary: int, settings: TinyOPTSettings) -> transformers.OPTConfig:
     """Of a model of these sizes."""
-    return OPTConfig(
+    return transformers.OPTConfig(
         vocab_size=vocabulary,
         hidden_size=settings.width,
         word_embed_proj_dim=settings.width,
@@ -153,7 +155,7 @@ def config_of(vocabulary: int, settings: TinyOPTSettings) -> OPTConfig:
     )
 
 
-def _initialise(model: OPTForCausalLM, generator: torch.Generator) -> None:
+def _initialise(model: transformers.OPTForCausalLM, generator: torch.Generator) -> None:
     """OPT's own initialisation (normal, sd 0.02; norms at one), from a passed generator."""
     with torch.no_grad():
         for parameter in model.parameters():

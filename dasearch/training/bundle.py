@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import transformers
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from dasearch.config import StudySettings, flattened
 from dasearch.data import Development, IntArray, RowFormat, Sentences
@@ -163,7 +163,7 @@ def _restored(
 
 def _read_backbone(
     place: Path, settings: StudySettings, record: Mapping[str, str | None]
-) -> tuple[FrozenBackbone, PreTrainedTokenizerBase]:
+) -> tuple[FrozenBackbone, transformers.PreTrainedTokenizerBase]:
     name, scale = record["name"], settings.model.attn_scale
     if name is None:
         return read_backbone(place, settings.backbone.name, scale)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+import transformers
 
 from dasearch.data import Dataset, Item
 from dasearch.models.backbone import AttentionScale, FrozenBackbone
@@ -20,7 +20,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 FOUND_BY = ("is_local", "local_files_only")  # how a tokenizer was opened, which another process may do otherwise
 
 
-def write_backbone(folder: Path, backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase) -> None:
+def write_backbone(folder: Path, backbone: FrozenBackbone, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
     """As Hugging Face writes them, in ``backbone/``; the same model gives the same bytes."""
     backbone.model.save_pretrained(folder / BACKBONE)
     tokenizer.save_pretrained(folder / BACKBONE)
@@ -30,10 +30,12 @@ def write_backbone(folder: Path, backbone: FrozenBackbone, tokenizer: PreTrained
     path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_backbone(folder: Path, name: str, scale: AttentionScale) -> tuple[FrozenBackbone, PreTrainedTokenizerBase]:
+def read_backbone(
+    folder: Path, name: str, scale: AttentionScale
+) -> tuple[FrozenBackbone, transformers.PreTrainedTokenizerBase]:
     """What `write_backbone` wrote."""
-    model = AutoModel.from_pretrained(folder / BACKBONE, use_safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder / BACKBONE)
+    model = transformers.AutoModel.from_pretrained(folder / BACKBONE, use_safetensors=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / BACKBONE)
     return FrozenBackbone(model, name=name, scale=scale), tokenizer
 
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from dasearch.config import Precision, StudySettings
 from dasearch.data import Dataset, Development, ItemRows, RowFormat, Sentences, item_sentence, tokenise_items
@@ -77,7 +77,7 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 def open_backbone(
     settings: StudySettings, dataset: Dataset, *, progress: Progress | None = None, trained: bool = True
-) -> tuple[FrozenBackbone, PreTrainedTokenizerBase]:
+) -> tuple[FrozenBackbone, transformers.PreTrainedTokenizerBase]:
     """The study's language model; ``trained=False`` gives a tiny-opt of random weights, for estimates only."""
     backbone = settings.backbone
     if backbone.name != TINY_OPT:
@@ -95,14 +95,14 @@ def open_backbone(
 
 
 def build_catalogue(
-    settings: StudySettings, dataset: Dataset, backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase
+    settings: StudySettings, dataset: Dataset, backbone: FrozenBackbone, tokenizer: transformers.PreTrainedTokenizerBase
 ) -> Catalogue:
     """Tokenise the catalogue and lay out its rows."""
     return lay_out(settings, dataset, backbone, tokenizer, _tokenised(settings, dataset, backbone, tokenizer))
 
 
 def _tokenised(
-    settings: StudySettings, dataset: Dataset, backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase
+    settings: StudySettings, dataset: Dataset, backbone: FrozenBackbone, tokenizer: transformers.PreTrainedTokenizerBase
 ) -> Tokens:
     spec, pad = MODELS[settings.model.kind], tokenizer.pad_token_id or 0
     opening, item_opening = (
@@ -128,7 +128,7 @@ def lay_out(
     settings: StudySettings,
     dataset: Dataset,
     backbone: FrozenBackbone,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: transformers.PreTrainedTokenizerBase,
     tokens: Tokens,
 ) -> Catalogue:
     """The rows of a tokenised catalogue."""
@@ -168,7 +168,9 @@ def _require_room(backbone: FrozenBackbone, opening: int, sentences: Sentences) 
         )
 
 
-def _closing_tokens(spec: ModelSpec, backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+def _closing_tokens(
+    spec: ModelSpec, backbone: FrozenBackbone, tokenizer: transformers.PreTrainedTokenizerBase
+) -> tuple[int, int]:
     """What closes each item of a user's row, and an item's row: two trained tokens, or a comma."""
     if spec.closes_by_trained_tokens:
         return backbone.vocabulary, backbone.vocabulary + 1

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from dasearch.data import Development, Item, ItemRows, RowFormat, Sentences
 from dasearch.models.backbone import FrozenBackbone
@@ -23,7 +23,7 @@ class Catalogue:
     dataset_name: str
     items_hash: str  # of the item identifiers, in order
     backbone: FrozenBackbone
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: transformers.PreTrainedTokenizerBase
     sentences: Sentences
     row_sentences: Sentences  # what users' rows hold of them
     row_format: RowFormat
