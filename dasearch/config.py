@@ -57,6 +57,8 @@ class Section(BaseModel):
 
 
 class DataSettings(Section):
+    """Which interactions, how they are read, and which of them stay."""
+
     source: str = Field("complete-journey", description="data set by name, or a folder or file in a known form")
     format: str | None = Field(None, description="its form, of `dasearch data formats`; null: its files tell")
     columns: dict[str, str] = Field(
@@ -119,6 +121,8 @@ class TinySettings(Section):
 
 
 class BackboneSettings(Section):
+    """The frozen language model."""
+
     name: str = Field(
         "tiny-opt",
         description="tiny-opt, smollm2-135m, minilm-l6, a folder, or a name on the Hugging Face hub (facebook/opt-125m)",
@@ -128,6 +132,8 @@ class BackboneSettings(Section):
 
 
 class SpaceSettings(Section):
+    """Which layouts are searched."""
+
     name: str | None = Field(None, description="search space by shipped name or path; null: the model's own")
     replace_every: int | None = Field(None, ge=1, description="replacement frequency r, over the file's own")
 
@@ -148,6 +154,8 @@ class ExampleSettings(Section):
 
 
 class Reduction(StrEnum):
+    """How a loss adds its terms."""
+
     MEAN = "mean"
     SUM = "sum"
 
@@ -183,6 +191,8 @@ class RARecLosses(Section):
 
 
 class Precision(StrEnum):
+    """Numbers that a forward pass computes in."""
+
     AUTO = "auto"
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -296,6 +306,8 @@ def _is_range(given: Any) -> bool:
 
 
 class SearchSettings(Section):
+    """What is searched for, for how long, and how."""
+
     objective: str | Pareto = Field(
         "mrr",
         description="validation metric that layouts are chosen by: mrr, ndcg@10 or recall@10; or one of them and a cost, "

@@ -27,6 +27,8 @@ WORK_OF_A_THREAD = 100_000
 
 
 class SetBy(StrEnum):
+    """Who chose how idle threads wait."""
+
     DASEARCH = "dasearch"
     ENVIRONMENT = "the environment"
     NOBODY = "nobody"  # torch was imported before dasearch

@@ -83,6 +83,7 @@ class Formula(ABC):
 
 
 def site_names(layers: int, sites: int = SITES) -> list[str]:
+    """Names of every site, a layer after the other: ``layer01.site0``, ``layer01.site1``."""
     return [f"layer{layer + 1:02d}.site{site}" for layer in range(layers) for site in range(sites)]
 
 

@@ -246,6 +246,7 @@ def run(
 
 
 def read_races(path: Path) -> list[Race]:
+    """Races that were written a line each as JSON."""
     return [Race(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

@@ -64,4 +64,5 @@ def write_tokenizer(recommender: Recommender, folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
+    """UTF-8, a line a value."""
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -25,17 +25,23 @@ INIT_SD = 0.01  # of the down-projection, as in the code of DARec's reference [8
 
 
 class Activation(StrEnum):
+    """Between an adapter's two projections."""
+
     RELU = "relu"
     GELU = "gelu"
     NONE = "none"
 
 
 class AdapterInit(StrEnum):
+    """What an adapter's second projection starts from."""
+
     ZERO = "zero"  # W2 = 0: the adapter starts as "no update"
     NORMAL = "normal"  # W2 with standard deviation 0.01
 
 
 class ParallelReduce(StrEnum):
+    """How a parallel adapter's output and its sublayer's become one."""
+
     MEAN = "mean"
     SUM = "sum"
 

@@ -29,6 +29,8 @@ ALIGNED = 8  # a mask's last axis is stored in multiples of it, as CUDA's fused 
 
 
 class MaskMode(StrEnum):
+    """Where attention is masked."""
+
     ADDITIVE = "additive"  # minus infinity before the softmax
     POST_SOFTMAX = "post_softmax"  # as the paper prints: the future leaks through the normaliser; for study only
 

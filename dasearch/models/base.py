@@ -23,11 +23,15 @@ Scorer = Callable[[Tensor], Tensor]  # states (batch, width) -> scores (batch, i
 
 
 class HeadBias(StrEnum):
+    """What the item head's bias starts from."""
+
     LOG_FREQUENCY = "log-frequency"
     ZERO = "zero"
 
 
 class HeadRows(StrEnum):
+    """What the item head's rows start from: frozen text vectors, normal numbers, or zero."""
+
     TEXT = "text"
     NORMAL = "normal"
     ZERO = "zero"

@@ -22,6 +22,8 @@ RIDGE = 1e-3  # of the fold-in regression, relative to the mean square of its in
 
 
 class NCFEmbedding(StrEnum):
+    """One table of vectors for both paths of NCF, or one for each."""
+
     SHARED = "shared"
     CONCAT = "concat"
 

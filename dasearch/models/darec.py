@@ -76,16 +76,22 @@ class Variation(StrEnum):
 
 
 class CollaborativeKind(StrEnum):
+    """The collaborative model: NCF or matrix factorization."""
+
     NCF = "ncf"
     MF = "mf"
 
 
 class CFMode(StrEnum):
+    """Whether the collaborative model is trained with the rest (fig. 14)."""
+
     JOINT = "joint"
     FROZEN = "frozen"
 
 
 class CollabProjection(StrEnum):
+    """One projection of collaborative vectors to the language model, or one a layer."""
+
     SHARED = "shared"
     PER_LAYER = "per_layer"
 
@@ -99,6 +105,8 @@ class Branch(StrEnum):
 
 
 class ItemIDs(StrEnum):
+    """What is added at an item's [SEQ]."""
+
     NONE = "none"
     EMBEDDING = "embedding"
     ENCODER = "encoder"  # trained like those of `EMBEDDING`, from a trained ID encoder's item vectors on
@@ -106,17 +114,23 @@ class ItemIDs(StrEnum):
 
 
 class UserKey(StrEnum):
+    """What stands for the user among the context branch's keys."""
+
     TRAINED = "trained"
     HISTORY = "history"
     NONE = "none"
 
 
 class HeadStates(StrEnum):
+    """States that the head reads: as they are, or whitened by the frozen model's statistics."""
+
     PLAIN = "plain"
     WHITENED = "whitened"
 
 
 class RecommendationSite(StrEnum):
+    """What the third adapter wraps."""
+
     FFN = "ffn"
     ROUTER_OUTPUT = "router_output"
 

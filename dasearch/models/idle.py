@@ -38,6 +38,8 @@ INJECTION, REFINEMENT, ALIGNMENT = range(3)
 
 
 class Head(StrEnum):
+    """How items are scored."""
+
     ITEM_LINEAR = "item_linear"  # a trained row an item
     DOT_ITEM_TEXT = "dot_item_text"  # a trained map to the frozen text vectors
 

@@ -39,6 +39,8 @@ class Refine(StrEnum):
 
 
 class ProjectionSharing(StrEnum):
+    """One projection of ID vectors for all layers, or one a layer."""
+
     PER_LAYER = "per_layer"
     SHARED = "shared"  # without RA-Rec's reparameterization
 

@@ -27,6 +27,8 @@ ITEM_BATCH = 256  # item rows of one forward pass when all are scored
 
 
 class ItemBias(StrEnum):
+    """What a trained offset an item starts from; none: there is no such offset."""
+
     NONE = "none"
     LOG_FREQUENCY = "log-frequency"
 

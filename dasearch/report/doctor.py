@@ -134,6 +134,7 @@ def missing(distributions: Iterable[str]) -> tuple[str, ...]:
 
 
 def examine_device() -> Device:
+    """What ``device: auto`` means here."""
     kind = resolve_device("auto").type
     if kind == "cpu":
         return Device(kind, f"{os.cpu_count()} cores", bfloat16=False, precision="float32")

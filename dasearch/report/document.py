@@ -288,6 +288,7 @@ def later_table(view: StudyView) -> Table:
 
 
 def artifacts_table(view: StudyView) -> Table:
+    """The files that a study made, with their hashes."""
     rows = tuple((a.kind, a.path, a.sha256) for a in view.artifacts)
     return Table("Files that the study made", ("kind", "path", "sha256"), rows)
 
@@ -364,11 +365,13 @@ def _result_sentences(view: StudyView) -> list[str]:
 
 
 def space_table(view: StudyView) -> Table:
+    """The search space, a row a setting."""
     rows = tuple((name.replace("_", " "), shown(value)) for name, value in flattened(view.space.record()).items())
     return Table(f"The search space, hash {view.space.hash}", ("", ""), rows)
 
 
 def versions_table(view: StudyView) -> Table:
+    """Packages, as the study began."""
     return Table("Versions the study began with", ("package", "version"), tuple(view.versions.items()))
 
 

@@ -327,6 +327,7 @@ def _costing(choice: Choice, settings: StudySettings) -> Choice:
 
 
 def with_budget(settings: StudySettings, budget: int) -> StudySettings:
+    """The settings with another ``search.budget``, as ``--budget`` changes them."""
     return changed(settings, {"search.budget": budget}, source="--budget")
 
 

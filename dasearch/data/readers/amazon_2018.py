@@ -26,6 +26,7 @@ ORIGIN = "Amazon Review Data (2018), per-category files and metadata"
 
 
 def detects(source: Path) -> bool:
+    """Whether files of this release lie there."""
     return detects_release(source, SUFFIX) or any(name.endswith("_5.json") for name in names_in(source))
 
 

@@ -19,6 +19,7 @@ ORIGIN = "Amazon Reviews 2023, reviews, metadata and k-core files"
 
 
 def detects(source: Path) -> bool:
+    """Whether files of this release lie there."""
     return detects_release(source, SUFFIX)
 
 

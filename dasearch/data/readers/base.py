@@ -114,6 +114,7 @@ Split = Callable[[str], list[str]]
 
 
 def by_tab(line: str) -> list[str]:
+    """The cells of a line that tabs separate."""
     return line.split("\t")
 
 

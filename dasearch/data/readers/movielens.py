@@ -42,6 +42,7 @@ class Layout(NamedTuple):
 
 
 def detects(source: Path) -> bool:
+    """Whether the ratings and films of a MovieLens release lie there."""
     return any(find(source, layout.ratings) and find(source, layout.movies) for layout in LAYOUTS)
 
 

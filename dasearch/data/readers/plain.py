@@ -21,6 +21,7 @@ ORIGIN = "your own, or what `dasearch data convert` writes"
 
 
 def detects(source: Path) -> bool:
+    """Whether one of its two files lies there."""
     return any(find(source, name) for name in (INTERACTIONS, ITEMS))
 
 

@@ -32,6 +32,7 @@ TEXT_TYPES = ("token", "token_seq")
 
 
 def detects(source: Path) -> bool:
+    """Whether RecBole's atomic files lie there."""
     return bool(_names(source))
 
 

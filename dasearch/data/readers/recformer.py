@@ -20,6 +20,7 @@ ORIGIN = "fine-tuning data of RecFormer"
 
 
 def detects(source: Path) -> bool:
+    """Whether one of RecFormer's files lie there."""
     return any(find(source, name) for name in (ITEM_NUMBERS, METADATA))
 
 

@@ -36,6 +36,7 @@ TEXTS = (pl.String, pl.Categorical, pl.Enum, pl.Null)
 
 
 def detects(source: Path) -> bool:
+    """Whether it is a table, or a folder with one."""
     if source.is_file():
         return bare_name(source).endswith(SUFFIXES)
     return bool(_tables(source))

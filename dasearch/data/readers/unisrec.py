@@ -34,6 +34,7 @@ NO_TEXT = "."  # what its preprocessing writes for an item without text
 
 
 def detects(source: Path) -> bool:
+    """Whether UniSRec's files lie there."""
     return bool(_names(source))
 
 

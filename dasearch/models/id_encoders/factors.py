@@ -59,10 +59,12 @@ class FactorEncoder(IDEncoder):
 def matrix_factorization(
     n_users: int, n_items: int, settings: EncoderSettings, generator: torch.Generator
 ) -> IDEncoder:
+    """MF as an ID encoder."""
     model = MatrixFactorization(n_users, n_items, width=settings.width, generator=generator)
     return FactorEncoder(model, settings.history)
 
 
 def neumf(n_users: int, n_items: int, settings: EncoderSettings, generator: torch.Generator) -> IDEncoder:
+    """NCF's NeuMF as an ID encoder."""
     model = NeuralCollaborativeFiltering(n_users, n_items, width=settings.width, generator=generator)
     return FactorEncoder(model, settings.history)

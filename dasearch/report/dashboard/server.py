@@ -96,6 +96,7 @@ def listening(address: Address) -> socket.socket:
 
 
 def url(host: str, port: int) -> str:
+    """Where a browser finds the server; an IPv6 address goes in brackets."""
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{port}"
 

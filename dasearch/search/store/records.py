@@ -85,6 +85,8 @@ class TrialRecord(NamedTuple):
 
 
 class Confirmation(NamedTuple):
+    """A training of a layout with one seed after the search, and its validation metrics."""
+
     layout: Layout
     role: str
     seed: int
@@ -160,6 +162,8 @@ class AblationTraining(NamedTuple):
 
 
 class Artifact(NamedTuple):
+    """A file or folder that a study made."""
+
     kind: str
     path: str
     sha256: str
