@@ -224,6 +224,7 @@ def run(
 
     Run the same command again to go on where it stopped.
     """
+    _starting()
     from dasearch.report.terminal import show_estimate, summary
     from dasearch.search.estimate import estimate
     from dasearch.search.executors import Workers
@@ -239,7 +240,7 @@ def run(
     if dry_run:
         if warm_start is not None:
             prior_trials(warm_start, loaded.space())  # refused here as it would be there
-        found = estimate(loaded)
+        found = estimate(loaded, train=not no_train)
         if as_json:
             _print_json({"settings": loaded.settings.model_dump(mode="json"), "estimate": asdict(found)})
         else:
@@ -412,6 +413,7 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node N -m dasearch train STUDY --layout LAYOUT --set final.accumulate=N
     """
+    _starting()
     from dasearch.search.progress import Terminal
     from dasearch.search.single import train_layout
 
@@ -458,6 +460,7 @@ def ablate(
 
     Run the same command again to go on where it stopped.
     """
+    _starting()
     from dasearch.fitting import show_table
     from dasearch.report.ablation import ablation_figure, ablation_record, ablation_table
     from dasearch.report.page import write_figure
@@ -909,6 +912,14 @@ def _study(
     if found.recalled is not None:
         console.print(found.recalled, soft_wrap=True, markup=False)
     return found.study
+
+
+def _starting() -> None:
+    """Say so on a terminal while what trains is imported, which takes seconds."""
+    with Console(stderr=True, quiet=not started().first).status(
+        "starting: loading PyTorch and what trains with it ..."
+    ):
+        import dasearch.search.study  # noqa: F401  # imported here for the time that it takes
 
 
 def _quiet() -> None:

@@ -48,7 +48,7 @@ def fitting(cells: Mapping[str, Sequence[str]], width: int, dropped_first: Seque
     """The headings whose columns fit beside each other; as many of ``dropped_first`` are left out as need be."""
     kept = list(cells)
     for heading in dropped_first:
-        if _width_of(cells, kept) > width and heading in kept:
+        if width_of(cells, kept) > width and heading in kept:
             kept.remove(heading)
     return kept
 
@@ -71,7 +71,8 @@ def show_table(console: Console, table: Table) -> None:
     console.print(table, crop=False)
 
 
-def _width_of(cells: Mapping[str, Sequence[str]], headings: Sequence[str]) -> int:
+def width_of(cells: Mapping[str, Sequence[str]], headings: Sequence[str]) -> int:
+    """Letters of a table's line with these columns beside each other."""
     lines = {heading: [*heading.splitlines(), *cells[heading]] for heading in headings}
     return sum(COLUMN + max(map(len, column)) for column in lines.values())
 
@@ -94,7 +95,7 @@ def fitted(
         return {**{heading: list(column) for heading, column in cells.items()}, LAYOUT: _texts(layouts, None)}
     named = {**cells, LAYOUT: _texts(layouts, ID_DIGITS)}
     kept = fitting(named, width, dropped_first)
-    room = width - _width_of(named, [heading for heading in kept if heading != LAYOUT]) - COLUMN
+    room = width - width_of(named, [heading for heading in kept if heading != LAYOUT]) - COLUMN
     written = {**cells, LAYOUT: _texts(layouts, room)}
     return {heading: list(written[heading]) for heading in kept}
 
@@ -121,7 +122,7 @@ def progress_line(
         spare: parts of ``tail`` that are left out, in this order, where even a layout's id and the label have no room.
     """
     if width is None:
-        return _joined(head, short_text(layout), label.ljust(LABEL) if label else "", *tail)
+        return _joined(head, _padded(layout, WIDTH), label.ljust(LABEL) if label else "", *tail)
     least, tail = short_text(layout, ID_DIGITS), list(tail)
     for part in spare:
         if part in tail and _room(head, tail, width) < len(_joined(least, label)):

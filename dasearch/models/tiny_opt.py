@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ TINY_OPT = "tiny-opt"
 PAD, START, UNKNOWN = "<pad>", "</s>", "<unk>"  # OPT opens every row with </s>
 RECIPE_VERSION = 1  # part of the cache key: raise it when the training below changes
 RISE = 0.1  # share of steps until the rate's peak; twice that where it would be one step, of which OneCycleLR knows no rate
+TIMED_STEPS = 20  # of an estimate; the rate rises in a tenth of them, which have to be two
 Progress = Callable[[int, int, float], None]  # step, steps, loss
 
 
@@ -66,6 +68,19 @@ def tiny_opt(
         _train_into(folder, sentences, settings, prompt, progress)
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     return transformers.OPTModel.from_pretrained(folder, use_safetensors=True), tokenizer
+
+
+def training_seconds(sentences: Sequence[str], settings: TinyOPTSettings, *, cache: Path, prompt: str = "") -> float:
+    """What `tiny_opt` will need on this machine: a few timed steps, scaled up; nothing for a model that the cache holds."""
+    if (cache / content_hash(sentences, settings, prompt) / "config.json").is_file():
+        return 0.0
+    began = time.perf_counter()
+    tokenizer = train_tokenizer(sentences, settings.vocabulary, prompt)
+    encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in sentences]
+    reading, ends = time.perf_counter() - began, list[float]()
+    few = replace(settings, steps=min(settings.steps, TIMED_STEPS))
+    _train_model(encoded, len(tokenizer), few, lambda *_: ends.append(time.perf_counter()))
+    return reading + settings.steps * (ends[-1] - ends[0]) / max(1, len(ends) - 1)  # the first step warms up
 
 
 def untrained_tiny_opt(

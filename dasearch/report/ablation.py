@@ -10,11 +10,12 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from rich.table import Table
 
-from dasearch.fitting import fitting, plain_table
+from dasearch.fitting import COLUMN, fitting, plain_table, shortened, width_of
 from dasearch.report.terminal import finite_record, symmetric
 from dasearch.search.ablation import Scored
 
 BLUE, GREY = "#0072B2", "#999999"  # Okabe & Ito 2008
+INDENT = "  "  # of a variant under its group
 ROW_HEIGHT, PANEL_MARGIN, FRAME = 26, 34, 120  # pixels
 
 
@@ -27,18 +28,22 @@ def ablation_table(scored: Sequence[Scored], width: int) -> Table:
     seeds = max(score.seeds for score in scored)
     table = plain_table(f"Validation data, {seeds} seeds (95% t interval); gain: the study over the variant, paired")
     cells = _cells(scored)
-    names = [f"  {score.variant.name}" if score.variant.group else score.variant.name for score in scored]
-    room = width - max(map(len, (*names, *(score.variant.group for score in scored))))
-    last = [scored[0].metric, f"gain in {scored[0].metric}"]
-    kept = fitting(cells, room, [heading for heading in reversed(cells) if heading not in last])
+    names = [score.variant.name for score in scored]
+    named = {**cells, "": [*(INDENT + name for name in names), *(score.variant.group for score in scored)]}
+    last = ["", scored[0].metric, f"gain in {scored[0].metric}"]
+    kept = [
+        heading for heading in fitting(named, width, [one for one in reversed(cells) if one not in last]) if heading
+    ]
+    room = width - width_of(cells, kept) - COLUMN
     for heading in ("", *kept):
         table.add_column(heading, no_wrap=True)
     group = ""
     for index, score in enumerate(scored):
         if score.variant.group != group:
             group = score.variant.group
-            table.add_row(group, style="bold")
-        table.add_row(names[index], *(cells[heading][index] for heading in kept))
+            table.add_row(shortened(group, room), style="bold")
+        name = f"{INDENT if group else ''}{shortened(names[index], room - len(INDENT))}"
+        table.add_row(name, *(cells[heading][index] for heading in kept))
     return table
 
 

@@ -358,11 +358,16 @@ def show_estimate(console: Console, yaml: str, estimate: Estimate) -> None:
         f"side by side: {counted(estimate.side_by_side, 'trial')}, "
         f"{counted(estimate.finals_side_by_side, 'final training')} (search.batch)"
     )
-    parts = (estimate.search_seconds, estimate.confirmation_seconds, estimate.final_seconds)
-    search, confirmation, final = (clock(seconds) for seconds in parts)
+    parts = {
+        "preparation": estimate.preparation_seconds,
+        "search": estimate.search_seconds,
+        "confirmation": estimate.confirmation_seconds,
+        "final training": estimate.final_seconds,
+        "ID models": estimate.id_model_seconds,
+    }
     console.print(f"estimated time on this machine: {clock(estimate.seconds)}")
-    console.print(f"  search {search}, confirmation {confirmation}, final training {final}")
-    console.print("  early stopping shortens it; tiny-opt's own first training adds to it")
+    console.print(f"  {', '.join(f'{name} {clock(seconds)}' for name, seconds in parts.items())}", soft_wrap=True)
+    console.print("  measured now, for all epochs; early stopping shortens it")
     threads = f"{counted(estimate.threads, 'thread')} of {counted(estimate.cores, 'core')}"
     console.print(f"threads: {threads}; {estimate.waiting}", soft_wrap=True)
 

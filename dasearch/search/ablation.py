@@ -191,6 +191,7 @@ class Prepared:
     def __init__(self, study: Study, listener: Listener) -> None:
         self.listener = listener
         self.variation = study.settings.model.variation.value
+        listener.says("reading the data")
         self.dataset = study.dataset()
         for remark in self.dataset.remarks:
             listener.remarks(remark)

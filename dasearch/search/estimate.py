@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from dasearch.config import StudySettings
 from dasearch.data import LeaveOneOut
 from dasearch.errors import TrainingError
+from dasearch.search.id_models import encoder_seconds
 from dasearch.search.objective import at_once, data_bo
 from dasearch.search.study import Study
 from dasearch.search.trainings import confirmation_trainings, final_trainings
 from dasearch.threads import WAITING, Waiting, cores, most_threads, using
+from dasearch.training.encoders import needs_training, training_seconds
 from dasearch.training.loop import Trained, train_together
-from dasearch.training.materials import Materials, build_catalogue, open_backbone
+from dasearch.training.materials import Materials, build_catalogue, language_model_seconds, open_backbone
 from dasearch.training.preparation import prepare
 from dasearch.training.seeds import generator_for
+from dasearch.training.shared import PurchaseIndex
 from dasearch.training.stack import Candidate
 
 SAMPLE_USERS = 96  # users of the timed epoch
@@ -28,6 +31,8 @@ class Estimate:
     Attributes:
         side_by_side: trials that train at a time.
         finals_side_by_side: final trainings of one variation that do.
+        preparation_seconds: of tiny-opt and of the study's own ID encoder, where they are not there yet.
+        id_model_seconds: of the ID models of the final table that are not there yet.
     """
 
     layouts: int
@@ -35,29 +40,39 @@ class Estimate:
     finals_side_by_side: int
     trained_parameters: int
     frozen_parameters: int
+    preparation_seconds: float
     search_seconds: float
     confirmation_seconds: float
     final_seconds: float
+    id_model_seconds: float
     threads: int
     cores: int
     waiting: Waiting
 
     @property
     def seconds(self) -> float:
-        return self.search_seconds + self.confirmation_seconds + self.final_seconds
+        study = self.search_seconds + self.confirmation_seconds + self.final_seconds
+        return self.preparation_seconds + study + self.id_model_seconds
 
 
-def estimate(study: Study) -> Estimate:
-    """Time one epoch of a batch on a few users and scale it up; tiny-opt's own first training is not counted."""
+def estimate(study: Study, *, train: bool = True) -> Estimate:
+    """Time an epoch of the very model on a few users, steps of tiny-opt and of ID encoders, and scale them up.
+
+    Collaborative vectors and hard negatives are not counted.
+
+    Args:
+        train: whether the final training and its table follow, as of `Study.run`.
+    """
     settings = study.settings.without_pretraining()
     with using(settings.threads):
-        return _estimate(study, settings)
+        return _estimate(study, settings, train=train)
 
 
-def _estimate(study: Study, settings: StudySettings) -> Estimate:
+def _estimate(study: Study, settings: StudySettings, *, train: bool) -> Estimate:
     space, dataset = study.searched_space(), study.dataset()
     development = LeaveOneOut(dataset).development
-    backbone, tokenizer = open_backbone(settings, dataset, trained=False)
+    model_seconds = language_model_seconds(settings, dataset)
+    backbone, tokenizer = open_backbone(settings, dataset, trained=not model_seconds)
     share = min(1.0, SAMPLE_USERS / len(development.users))
     sample = development.sample_users(share, generator_for("estimate"))
     materials = prepare(settings, build_catalogue(settings, dataset, backbone, tokenizer), sample)
@@ -68,6 +83,7 @@ def _estimate(study: Study, settings: StudySettings) -> Estimate:
     pace = fmean(one.progress.epochs[-1].seconds for one in trained) / len(sample.users)
     trial = pace * subset * settings.trial.epochs
     final = pace * len(development.users) * settings.final.epochs
+    everyone = replace(materials, development=development, purchases=PurchaseIndex(development))
     frozen = sum(parameter.numel() for parameter in backbone.model.parameters())
     return Estimate(
         space.size,
@@ -75,13 +91,22 @@ def _estimate(study: Study, settings: StudySettings) -> Estimate:
         at_once(settings, materials, settings.final),
         trained[0].parameters,
         frozen,
+        model_seconds + _own_encoder_seconds(study.settings, everyone),
         trial * search.budget,
         trial * confirmation_trainings(settings),
-        final * final_trainings(settings),
+        final * final_trainings(settings) if train else 0.0,
+        sum(encoder_seconds(settings, everyone)) if train else 0.0,
         settings.threads or most_threads(),
         cores(),
         WAITING,
     )
+
+
+def _own_encoder_seconds(settings: StudySettings, materials: Materials) -> float:
+    """Of the encoder that the study's model reads, where it reads one that is not there yet."""
+    if not settings.reads_encoder or not needs_training(settings.encoder, materials, settings.seed):
+        return 0.0
+    return training_seconds(settings.encoder, materials)
 
 
 def timed(

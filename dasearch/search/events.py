@@ -30,7 +30,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Finished:
-    """A training that ended: its validation score, the best of its phase so far, and the seconds the study still needs."""
+    """A training that ended: its validation score, the best of its phase so far, and the seconds the study still needs.
+
+    The seconds are those of what will be run; none where nobody can tell, or nothing is left.
+    """
 
     training: Training
     score: float | None  # None where the training failed
@@ -44,13 +47,16 @@ class Listener:
     """Hears nothing; a terminal or a test overrides what it wants to hear."""
 
     def says(self, text: str) -> None:
-        """A step of preparation begins."""
+        """A step begins; with a `Passing` how far it is, with an `Outcome` what came of it."""
 
     def remarks(self, text: str) -> None:
         """Something to know, as what of the data was left out; a line that stays."""
 
     def language_model(self, step: int, steps: int, loss: float) -> None:
         """A step of tiny-opt's own training."""
+
+    def left(self, seconds: float) -> None:
+        """How long the study still needs, where no training of a layout tells."""
 
     def started(self, training: Training) -> None:
         """A training begins."""
@@ -85,6 +91,10 @@ class Listeners(Listener):
     def language_model(self, step: int, steps: int, loss: float) -> None:
         for listener in self.listeners:
             listener.language_model(step, steps, loss)
+
+    def left(self, seconds: float) -> None:
+        for listener in self.listeners:
+            listener.left(seconds)
 
     def started(self, training: Training) -> None:
         for listener in self.listeners:

@@ -11,7 +11,7 @@ import numpy as np
 from dasearch.config import StudySettings
 from dasearch.data import IntArray, LeaveOneOut, TestSplit
 from dasearch.layout import Layout
-from dasearch.models.id_encoders import ENCODERS, IDEncoder
+from dasearch.models.id_encoders import IDEncoder
 from dasearch.search.confirmation import RANDOM, WINNER, controls
 from dasearch.search.events import FINAL, Training
 from dasearch.search.objective import Objective, Run
@@ -20,13 +20,12 @@ from dasearch.search.store import FinalTraining, Result
 from dasearch.search.trainings import Planned, Trainings
 from dasearch.search_space import SearchSpace
 from dasearch.training.baselines import markov_ranks, popularity_ranks
-from dasearch.training.encoders import encoder_ranks, study_encoder
+from dasearch.training.encoders import encoder_ranks
 from dasearch.training.evaluation import final_ranks
 from dasearch.training.loop import Trained
 from dasearch.training.materials import Materials
 from dasearch.training.metrics import bootstrap_interval, per_user, summarise
-from dasearch.training.seeds import derive_seed, generator_for
-from dasearch.training.shared import Say
+from dasearch.training.seeds import generator_for
 from dasearch.training.significance import FloatArray, holm, paired_lead, paired_p
 
 POPULARITY, MARKOV = "popularity", "Markov"
@@ -108,16 +107,6 @@ def _objective(trainings: Trainings, variation: str | None) -> Objective:
         return full
     varied = trainings.settings.varied(variation)
     return replace(full, settings=varied, materials=full.materials.under(varied))
-
-
-def train_encoders(settings: StudySettings, materials: Materials, say: Say) -> dict[str, list[IDEncoder]]:
-    """The ID encoders of the final table, one a seed, from the cache where they were trained before."""
-    found: dict[str, list[IDEncoder]] = {}
-    for name in settings.comparison.encoders:
-        recipe = settings.comparison.encoder.model_copy(update={"name": name, "file": None})
-        seeds = [derive_seed(settings.seed, "comparison", seed) for seed in range(settings.comparison.seeds)]
-        found[ENCODERS[name].title] = [study_encoder(recipe, materials, seed, say) for seed in seeds]
-    return found
 
 
 def evaluate_finally(

@@ -25,7 +25,7 @@ from dasearch.search.events import SEARCH, TRIAL, Finished, Training
 from dasearch.search.executors.work import elsewhere
 from dasearch.search.objective import TRIAL_SEED, Outcome, Run
 from dasearch.search.store import HEARTBEAT_SECONDS, RETRY
-from dasearch.search.trainings import Group, Planned, Report, Trainings, confirmation_trainings, final_trainings
+from dasearch.search.trainings import Group, Planned, Report, Trainings, confirmation_trainings
 from dasearch.search.worth import UNLIKELY, chance_of_gain
 from dasearch.training.loop import Fit
 from dasearch.training.stack import Epoch
@@ -334,9 +334,8 @@ class Search:
         best = max(scores, key=lambda point: scores[point], default=None)
         top = None if best is None else scores[best]
         trials = max(0, self._evaluations_left() - untold)
-        left = self.trainings.seconds_left(
-            trials + confirmation_trainings(self.settings), final_trainings(self.settings)
-        )
+        short = trials + confirmation_trainings(self.settings)
+        left = self.trainings.seconds_left(short, self.trainings.ahead.finals)
         self.listener.finished(Finished(training, score, top, None if best is None else best.layout, seconds, left))
 
     def _keep_workers(self, trial: Trial, workers: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
@@ -24,6 +25,7 @@ from dasearch.search.events import (
     Training,
 )
 from dasearch.training.request_files import Progress
+from dasearch.training.shared import Outcome, Passing
 from dasearch.training.stack import Epoch
 
 HEADINGS = {
@@ -69,7 +71,8 @@ class Terminal(Listener):
         self.console = console
         self._spinner: Spinner | None = None
         self._phase = ""
-        self._so_far: list[str] = []  # the best score and the time left, as the last training that ended told them
+        self._best: list[str] = []  # score, as the last training that ended told it
+        self._done_at = 0.0  # of `time.monotonic`
         self._epochs: dict[Training, int] = {}  # of those that run side by side: epochs done
 
     def close(self) -> None:
@@ -88,10 +91,22 @@ class Terminal(Listener):
         self._spinner.update(line)
 
     def says(self, text: str) -> None:
-        if self.console.is_terminal:
+        if isinstance(text, Outcome):
+            self._print(text)
+        elif isinstance(text, Passing):
+            self._live(GAP.join((text, *self._time_left())))
+        elif self.console.is_terminal:
             self._live(f"{text} ...")
         else:
             self._print(text)
+
+    def left(self, seconds: float) -> None:
+        self._done_at = time.monotonic() + seconds
+
+    def _time_left(self) -> list[str]:
+        """Counts down between two trainings; nothing where more is to be done than was thought."""
+        seconds = self._done_at - time.monotonic()
+        return [f"left {clock(seconds)}"] if seconds >= 1 else []
 
     def language_model(self, step: int, steps: int, loss: float) -> None:
         if step % LM_EVERY == 0 or step == steps:
@@ -119,25 +134,31 @@ class Terminal(Listener):
         """Which trainings run, and the epoch that the slowest of them is in."""
         slowest = min(self._epochs, key=lambda training: self._epochs[training])
         now = f"epoch {min(self._epochs[slowest] + 1, slowest.epochs)}/{slowest.epochs}"
+        so_far = [*self._best, *self._time_left()]
         places = sorted(training.index for training in self._epochs)
         if len(places) > 1:
             head = f"{places[0]}-{places[-1]}/{slowest.total} side by side"
-            self._live(GAP.join((head, now, *told, *self._so_far)))
+            self._live(GAP.join((head, now, *told, *so_far)))
             return
         head = f"{slowest.index}/{slowest.total}"
         width = self.console.width - SPINNER
-        tail = [now, *told, *self._so_far]
-        self._live(progress_line(head, slowest.layout, _label(slowest), tail, width=width, spare=self._so_far))
+        tail = [now, *told, *so_far]
+        self._live(progress_line(head, slowest.layout, _label(slowest), tail, width=width, spare=so_far))
 
     def finished(self, finished: Finished) -> None:
         training = finished.training
         self._epochs.pop(training, None)
         score = "failed" if finished.score is None else f"{training.metric} {finished.score:.4f}"
         best = [] if finished.best is None else [f"best {finished.best:.4f}"]
-        left = f"left {clock(finished.seconds_left)}"
-        self._so_far = [*best, left]
+        self.left(finished.seconds_left)
+        self._best = best
         head = f"{training.index:>{len(str(training.total))}}/{training.total}"
-        tail = [score.ljust(len(training.metric) + len(" 0.0000")), *best, f"{finished.seconds:5.1f} s", left]
+        tail = [
+            score.ljust(len(training.metric) + len(" 0.0000")),
+            *best,
+            f"{finished.seconds:5.1f} s",
+            *self._time_left(),
+        ]
         width = self.console.width if self.console.is_terminal else None
         self._print(progress_line(head, training.layout, _label(training), tail, width=width, spare=best))
 

@@ -24,12 +24,13 @@ from dasearch.search.events import CONFIRMATION, FINAL, SEARCH, Listener
 from dasearch.search.executors import Executor, Inline, Workers
 from dasearch.search.executors.ray import RayExecutor
 from dasearch.search.executors.slurm import SlurmExecutor, end_left_over
-from dasearch.search.final import Finalists, evaluate_finally, final_rows, train_encoders, train_rows
+from dasearch.search.final import Finalists, evaluate_finally, final_rows, train_rows
 from dasearch.search.front import Selection
+from dasearch.search.id_models import encoder_seconds, train_encoders
 from dasearch.search.loop import Search
 from dasearch.search.objective import TRIAL_SEED
 from dasearch.search.store import Artifact, FinalTraining, Result, Store
-from dasearch.search.trainings import Trainings
+from dasearch.search.trainings import Ahead, Trainings, final_trainings
 from dasearch.search_space import SearchSpace
 from dasearch.training.loop import Trained
 from dasearch.training.preparation import build_model, prepare_study
@@ -63,7 +64,8 @@ class Runner:
             language_model=listener.language_model,
         )
         self.executor = self._executor(workers)
-        self.trainings = self._trainings()
+        self.id_model_seconds: list[float] = []
+        self.trainings = self._trainings(Ahead())
 
     def _executor(self, workers: Workers | None) -> Executor:
         output = resolve_output(self.settings)
@@ -74,12 +76,15 @@ class Runner:
         kind = RayExecutor if workers.slurm is None else SlurmExecutor
         return kind(self.materials, self.settings, workers, output)
 
-    def _trainings(self) -> Trainings:
-        return Trainings(self.settings, self.space, self.materials, self.store, self.listener, self.executor)
+    def _trainings(self, ahead: Ahead) -> Trainings:
+        return Trainings(self.settings, self.space, self.materials, self.store, self.listener, self.executor, ahead)
 
     def run(self, *, train: bool) -> None:
         """Go through the phases; each goes on where it stopped. Leaves no worker behind."""
         with closing(self.executor):
+            if train:
+                self.id_model_seconds = encoder_seconds(self.settings, self.materials)
+                self.trainings.ahead = Ahead(final_trainings(self.settings), sum(self.id_model_seconds))
             self._run(train=train)
 
     def _run(self, *, train: bool) -> None:
@@ -105,7 +110,8 @@ class Runner:
             self.listener.says(f"settings found: {settings_text(values)}")
             self.settings = with_found(self.settings, values)
             self.materials = self.materials.under(self.settings)
-            self.trainings = self._trainings()
+            before, self.trainings = self.trainings, self._trainings(self.trainings.ahead)
+            self.trainings.pace = before.pace
 
     def _costs(self) -> dict[Cost, SiteCosts]:
         """What layouts cost, counted once a study; nothing for a study without a cost."""
@@ -125,7 +131,7 @@ class Runner:
         rows = final_rows(self.settings, self.space, winner)
         trained = train_rows(self.trainings, rows)
         rows = {name: model for name, model in rows.items() if model in trained}
-        encoders = train_encoders(self.settings, self.materials, self.listener.says)
+        encoders = train_encoders(self.settings, self.materials, self.listener, self.id_model_seconds)
         self.listener.says("reading the test split, once")
         finalists = Finalists(rows, trained, encoders)
         results, trainings = evaluate_finally(finalists, self.materials, self.split, seed=self.settings.seed)

@@ -88,6 +88,7 @@ def _train_layout(study: Study, name: str, out: Path | None, heard: Listener, pe
     folder = out or resolve_output(settings) / "models" / str(layout)
     if folder.exists() and not (folder / "layout.json").is_file():
         raise ModelFolderError(f"{folder} exists and is no model folder; choose another with --out")
+    heard.says("reading the data")
     dataset = study.dataset()
     for remark in dataset.remarks:
         heard.remarks(remark)

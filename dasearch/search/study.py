@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -222,31 +222,27 @@ class Study:
             StoreError: if another process runs this study, or its database cannot be used.
         """
         settings = self.settings if budget is None else with_budget(self.settings, budget)
-        space = self.searched_space()
-        if warm_start is not None and settings.search.also:
-            raise StudyError("another study's trials do not tell the settings of search.also; leave out one of both")
-        prior = None if warm_start is None else prior_trials(str(warm_start), space)
-        dataset = self.dataset()
-        store = open_store(self.storage, settings.output, create=True)
-        try:
-            require_writable(resolve_output(settings))
-            with only_runner(resolve_output(settings)), store.only_runner(settings.name):
-                before = store.study(settings.name)
-                if _begin(store, settings, space, dataset, prior) != DONE:
-                    with (
-                        libraries_quiet(),
-                        _withdrawn_if_refused(store, settings.name, fresh=before is None),
-                        using(settings.threads),
-                        heard(listener, progress=progress) as told,
-                    ):
-                        for remark in dataset.remarks:
-                            told.remarks(remark)
-                        if before is not None:
-                            told.remarks(goes_on(status(store, settings.name), before, train=train))
-                        Runner(settings, space, dataset, store, told, workers).run(train=train)
-                return status(store, settings.name)
-        finally:
-            store.close()
+        with libraries_quiet(), heard(listener, progress=progress) as told:
+            told.says("reading the study and its data")
+            space = self.searched_space()
+            if warm_start is not None and settings.search.also:
+                raise StudyError(
+                    "another study's trials do not tell the settings of search.also; leave out one of both"
+                )
+            prior = None if warm_start is None else prior_trials(str(warm_start), space)
+            dataset = self.dataset()
+            with closing(open_store(self.storage, settings.output, create=True)) as store:
+                require_writable(resolve_output(settings))
+                with only_runner(resolve_output(settings)), store.only_runner(settings.name):
+                    before = store.study(settings.name)
+                    if _begin(store, settings, space, dataset, prior) != DONE:
+                        with _withdrawn_if_refused(store, settings.name, fresh=before is None), using(settings.threads):
+                            for remark in dataset.remarks:
+                                told.remarks(remark)
+                            if before is not None:
+                                told.remarks(goes_on(status(store, settings.name), before, train=train))
+                            Runner(settings, space, dataset, store, told, workers).run(train=train)
+                    return status(store, settings.name)
 
     def searched_space(self) -> SearchSpace:
         """The search space, if these settings leave a search something to find in it.

@@ -55,6 +55,18 @@ class Group:
         return self.batch.over
 
 
+class Ahead(NamedTuple):
+    """What a study still runs after its confirmation.
+
+    Attributes:
+        finals: trainings by the final recipe.
+        id_models: seconds of the ID models that stand in the final table by themselves.
+    """
+
+    finals: int = 0
+    id_models: float = 0.0
+
+
 class Kept(NamedTuple):
     """A finished training after the search, and what trained it."""
 
@@ -73,6 +85,7 @@ class Trainings:
 
     Args:
         executor: where trainings run; None: in this process.
+        ahead: None: nothing after the confirmation.
     """
 
     def __init__(
@@ -83,6 +96,7 @@ class Trainings:
         store: Store,
         listener: Listener,
         executor: Executor | None = None,
+        ahead: Ahead | None = None,
     ) -> None:
         self.settings, self.store, self.listener = settings, store, listener
         self.checkpoints = resolve_output(settings) / "checkpoints"
@@ -103,6 +117,7 @@ class Trainings:
         development: Development = materials.development
         self.short = objective(materials.on(data_bo(settings, development)), settings.trial, Users.DATA_BO)
         self.full = objective(materials, settings.final, Users.EVERYONE)
+        self.ahead = ahead or Ahead()
         self.pace = 0.0  # seconds a user and epoch of one training, its share where several run side by side
         self._last_over = 0.0
 
@@ -231,11 +246,11 @@ class Trainings:
         to_come = last.total - last.index
         if last.phase == FINAL:
             return self.seconds_left(0, to_come)
-        return self.seconds_left(to_come, final_trainings(self.settings))
+        return self.seconds_left(to_come, self.ahead.finals)
 
     def seconds_left(self, short: int, full: int) -> float:
-        """A guess from the pace so far for so many trainings by each recipe; ID models are not counted."""
-        return self.pace * (short * self.short.work + full * self.full.work)
+        """A guess from the pace so far for so many trainings by each recipe, and what the ID models take after them."""
+        return self.pace * (short * self.short.work + full * self.full.work) + self.ahead.id_models
 
 
 def batches(planned: Sequence[T], size: int) -> Iterator[Sequence[T]]:

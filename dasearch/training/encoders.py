@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +26,10 @@ from dasearch.models.id_encoders import EncoderBatch, EncoderSettings, IDEncoder
 from dasearch.training.checkpoints import load_tensors, save_tensors
 from dasearch.training.metrics import summarise, target_ranks
 from dasearch.training.seeds import derive_seed, generator_for
-from dasearch.training.shared import PurchaseIndex, Say, Shared
+from dasearch.training.shared import Outcome, Passing, PurchaseIndex, Say, Shared
 
 RECIPE_VERSION = 1  # part of the cache key: raise it when the training below changes
+TIMED_STEPS, TIMED_USERS = 4, 256  # of an estimate, which takes less than a second
 SCORED = 2**19  # users x items whose scores are held at once
 
 
@@ -42,13 +46,50 @@ def study_encoder(settings: EncoderSettings, materials: Shared, seed: int, say: 
         generator, texts = generator_for(seed, "encoder", settings.name), materials.text_vectors.cpu()
         encoder = build_encoder(settings, development.n_users, development.n_items, texts, generator)
         return encoder.to(materials.device).eval()
-    path = default_cache() / "encoders" / f"{_key(settings, materials, seed)}.safetensors"
+    path = _cached(settings, materials, seed)
     if not path.is_file():
         say(f"training the ID encoder {settings.name}")
-        texts = materials.text_vectors.cpu()
+        texts, began = materials.text_vectors.cpu(), time.perf_counter()
         encoder, validation = train_encoder(settings, materials.development, materials.purchases, texts, seed, say)
         write_encoder(path, encoder, settings, materials, validation)
+        seconds = time.perf_counter() - began
+        say(Outcome(f"ID encoder {settings.name}: validation NDCG@10 {validation['NDCG@10']:.4f}  {seconds:.1f} s"))
     return read_encoder(path, settings, materials)
+
+
+def _cached(settings: EncoderSettings, materials: Shared, seed: int) -> Path:
+    return default_cache() / "encoders" / f"{_key(settings, materials, seed)}.safetensors"
+
+
+def needs_training(settings: EncoderSettings, materials: Shared, seed: int) -> bool:
+    """Whether `study_encoder` would train it now, rather than read it."""
+    return settings.file is None and settings.epochs > 0 and not _cached(settings, materials, seed).is_file()
+
+
+def training_seconds(settings: EncoderSettings, materials: Shared) -> float:
+    """What its training needs on this machine: a few timed steps and rankings, scaled up to all epochs.
+
+    Early stopping shortens it.
+    """
+    development, generator = materials.development, generator_for("estimate", settings.name)
+    texts = materials.text_vectors.cpu()
+    encoder = build_encoder(settings, development.n_users, development.n_items, texts, generator)
+    optimizer = _optimizer(encoder, settings)
+    with torch.random.fork_rng(devices=[]):
+        lines = _lines(encoder, settings, development, materials.purchases, generator)
+        batches = _batched(lines, settings, development, materials.purchases, generator)
+        ends = [time.perf_counter()]
+        for batch in islice(batches, 1 + TIMED_STEPS):
+            _step(encoder, optimizer, batch)
+            ends.append(time.perf_counter())
+    timed = ends[1:] if len(ends) > 2 else ends  # the first step warms up
+    step = (timed[-1] - timed[0]) / max(1, len(timed) - 1)
+    users = slice(0, TIMED_USERS)
+    encoder_ranks(encoder, development.users[:1], development.train[:1], development.valid[:1])
+    began = time.perf_counter()
+    encoder_ranks(encoder, development.users[users], development.train[users], development.valid[users])
+    ranking = (time.perf_counter() - began) * max(1.0, len(development.users) / TIMED_USERS)
+    return settings.epochs * (step * math.ceil(len(lines) / settings.batch_size) + ranking)
 
 
 def _key(settings: EncoderSettings, materials: Shared, seed: int) -> str:
@@ -146,7 +187,7 @@ def train_encoder(
     """
     generator = generator_for(seed, "encoder", settings.name)
     encoder = build_encoder(settings, development.n_users, development.n_items, texts, generator)
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    optimizer = _optimizer(encoder, settings)
     users, sequences = torch.from_numpy(development.users), [torch.from_numpy(s) for s in development.train]
     best: dict[str, Tensor] = {}
     reached, score, stale = {}, -1.0, 0
@@ -155,14 +196,12 @@ def train_encoder(
         for epoch in range(settings.epochs):
             encoder.train()
             for batch in encoder_batches(encoder, settings, development, purchases, generator):
-                loss = encoder.loss(batch)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
+                _step(encoder, optimizer, batch)
             encoder.fit_newcomers(users, sequences)
             ranks = encoder_ranks(encoder, development.users, development.train, development.valid)
             metrics = summarise(ranks)
-            say(f"ID encoder {settings.name}, epoch {epoch + 1}: validation NDCG@10 {metrics.ndcg:.4f}")
+            so_far = f"epoch {epoch + 1}/{settings.epochs}: validation NDCG@10 {metrics.ndcg:.4f}"
+            say(Passing(f"ID encoder {settings.name}, {so_far}"))
             stale += 1
             if metrics.ndcg > score:
                 score, stale, reached = metrics.ndcg, 0, metrics.record()
@@ -173,6 +212,17 @@ def train_encoder(
     return encoder.eval(), reached
 
 
+def _optimizer(encoder: IDEncoder, settings: EncoderSettings) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(encoder.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+def _step(encoder: IDEncoder, optimizer: torch.optim.Optimizer, batch: EncoderBatch) -> None:
+    loss = encoder.loss(batch)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
 def encoder_batches(
     encoder: IDEncoder,
     settings: EncoderSettings,
@@ -181,15 +231,19 @@ def encoder_batches(
     generator: torch.Generator,
 ) -> Iterator[EncoderBatch]:
     """One epoch of what an encoder reads: distinct purchases, whole rows, or single targets."""
-    if encoder.reads is Reads.PAIRS:
-        users, items = purchases.pairs()
-        rows = [(int(user), item[None], item[None]) for user, item in zip(users, items.numpy(), strict=True)]
-    elif encoder.reads is Reads.PLACES:
-        rows = _whole_rows(settings, development)
-    else:
-        rows = _single_targets(settings, development, generator)
-    for chosen in torch.randperm(len(rows), generator=generator).split(settings.batch_size):
-        picked = [rows[k] for k in chosen.tolist()]
+    lines = _lines(encoder, settings, development, purchases, generator)
+    yield from _batched(lines, settings, development, purchases, generator)
+
+
+def _batched(
+    lines: Sequence[Line],
+    settings: EncoderSettings,
+    development: Development,
+    purchases: PurchaseIndex,
+    generator: torch.Generator,
+) -> Iterator[EncoderBatch]:
+    for chosen in torch.randperm(len(lines), generator=generator).split(settings.batch_size):
+        picked = [lines[k] for k in chosen.tolist()]
         owners = torch.tensor([user for user, _, _ in picked])
         targets = stack([target for _, _, target in picked], -1)
         sampled = None
@@ -197,6 +251,21 @@ def encoder_batches(
             sampled = torch.randint(development.n_items, (settings.negatives,), generator=generator)
         unbought = purchases.sample_negatives(owners[:, None].expand_as(targets).flatten(), generator)
         yield EncoderBatch(owners, stack([h for _, h, _ in picked], -1), targets, unbought.view_as(targets), sampled)
+
+
+def _lines(
+    encoder: IDEncoder,
+    settings: EncoderSettings,
+    development: Development,
+    purchases: PurchaseIndex,
+    generator: torch.Generator,
+) -> list[Line]:
+    if encoder.reads is Reads.PAIRS:
+        users, items = purchases.pairs()
+        return [(int(user), item[None], item[None]) for user, item in zip(users, items.numpy(), strict=True)]
+    if encoder.reads is Reads.PLACES:
+        return _whole_rows(settings, development)
+    return _single_targets(settings, development, generator)
 
 
 Line = tuple[int, IntArray, IntArray]  # user, history, target after each place

@@ -22,7 +22,14 @@ from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.cache import default_cache
 from dasearch.models.pretrained import load_pretrained
 from dasearch.models.registry import MODELS, ModelSpec
-from dasearch.models.tiny_opt import TINY_OPT, Progress, tiny_opt, untrained_tiny_opt
+from dasearch.models.tiny_opt import (
+    TINY_OPT,
+    Progress,
+    TinyOPTSettings,
+    tiny_opt,
+    training_seconds,
+    untrained_tiny_opt,
+)
 from dasearch.training.method import Method
 from dasearch.training.shared import Catalogue, Shared
 
@@ -83,15 +90,28 @@ def open_backbone(
     if backbone.name != TINY_OPT:
         model, tokenizer = load_pretrained(backbone.name, layers=backbone.layers)
     else:
-        tiny = backbone.tiny.settings()
-        tiny = dataclasses.replace(tiny, layers=backbone.layers or tiny.layers)
-        texts = [item_sentence(item) for item in dataset.items]
-        prompt = " ".join(text for text in MODELS[settings.model.kind].prompts if text)
+        texts, tiny, prompt = _tiny(settings, dataset)
         if trained:
             model, tokenizer = tiny_opt(texts, tiny, cache=default_cache() / TINY_OPT, prompt=prompt, progress=progress)
         else:
             model, tokenizer = untrained_tiny_opt(texts, tiny, prompt=prompt)
     return FrozenBackbone(model, name=backbone.name, scale=settings.model.attn_scale), tokenizer
+
+
+def language_model_seconds(settings: StudySettings, dataset: Dataset) -> float:
+    """What training the study's tiny-opt will need on this machine; nothing for a model that is there."""
+    if settings.backbone.name != TINY_OPT:
+        return 0.0
+    texts, tiny, prompt = _tiny(settings, dataset)
+    return training_seconds(texts, tiny, cache=default_cache() / TINY_OPT, prompt=prompt)
+
+
+def _tiny(settings: StudySettings, dataset: Dataset) -> tuple[list[str], TinyOPTSettings, str]:
+    """What tiny-opt reads, its sizes, and the prompt that its tokenizer knows."""
+    tiny = settings.backbone.tiny.settings()
+    tiny = dataclasses.replace(tiny, layers=settings.backbone.layers or tiny.layers)
+    prompt = " ".join(text for text in MODELS[settings.model.kind].prompts if text)
+    return [item_sentence(item) for item in dataset.items], tiny, prompt
 
 
 def build_catalogue(

@@ -13,7 +13,19 @@ from torch import Tensor
 from dasearch.data import Development, Item, ItemRows, RowFormat, Sentences
 from dasearch.models.backbone import FrozenBackbone
 
-Say = Callable[[str], None]  # told each step as it begins
+Say = Callable[[str], None]  # told each step as it begins, how far it is (`Passing`), and what came of it (`Outcome`)
+
+
+class Passing(str):
+    """How far a step is: of no interest once it is over."""
+
+    __slots__ = ()
+
+
+class Outcome(str):
+    """What came of a step: a line that stays."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)

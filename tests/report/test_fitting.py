@@ -5,21 +5,28 @@ import pty
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dasearch.fitting import progress_line, shortened
+from dasearch.config import parse_study
+from dasearch.fitting import progress_line, shortened, show_table
 from dasearch.layout import Layout
-from dasearch.report.terminal import Layouts, Terminal, show_status
+from dasearch.report.ablation import ablation_table
+from dasearch.report.terminal import Layouts, show_status
+from dasearch.search.ablation import Scored, Variant
 from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search.events import ABLATION, CONFIRMATION, SEARCH, TRIAL, Finished, Training
+from dasearch.search.progress import Terminal
 from dasearch.search.store import Confirmation, Result
 from dasearch.search.study import Status, status
-from dasearch.short_layout import layout_id
+from dasearch.search_space import shipped
+from dasearch.short_layout import WIDTH, layout_id
 from dasearch.training.metrics import Interval
 from dasearch.training.stack import Epoch
 from tests.report.stored import NAME, large_study
@@ -187,4 +194,22 @@ def test_a_log_has_layouts_at_one_width_and_no_line_is_broken(capsys: pytest.Cap
     training = Training(ABLATION, 3, 30, Layout.all_serial(30), label, 10)
     Terminal(Console(width=80)).finished(Finished(training, 0.1, None, None, 2.0, 60.0))
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line)
-    assert line == f" 3/30  {layout_id(training.layout)} SSS*30  {label}  MRR 0.1000    2.0 s  left 1:00"
+    layout = f"{layout_id(training.layout)} SSS*30".ljust(WIDTH)
+    assert line == f" 3/30  {layout}  {label}  MRR 0.1000    2.0 s  left 1:00"
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+@pytest.mark.parametrize("study", ["darec", "darec-sites", "idle", "ra-rec"])
+def test_the_table_of_every_shipped_ablation_fits(watched: Watched, study: str, columns: int) -> None:
+    file = yaml.safe_load((shipped("studies/ablations") / f"{study}.yaml").read_text())
+    whole = Variant("", "the study itself", parse_study({"name": "toy"}), Layout.all_serial(30), 1)
+    variants = [replace(whole, group=group, name=name) for group, named in file["groups"].items() for name in named]
+    interval = Interval(0.1234, 0.1178, 0.129)
+    metrics = dict.fromkeys(("MRR", "Recall@10", "NDCG@10"), interval)
+    scored = [
+        Scored(one, metrics, interval if one.group else None, 1_234_567, 3, "NDCG@10") for one in (whole, *variants)
+    ]
+    lines = watched(columns, lambda console: show_table(console, ablation_table(scored, console.width)))
+    assert max(map(len, lines)) <= columns
+    assert sum("0.1234 ±0.0056" in line for line in lines) == len(scored)
+    assert sum("+0.1234 ±0.0056" in line for line in lines) == len(variants)

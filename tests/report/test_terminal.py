@@ -17,6 +17,7 @@ from dasearch.search.progress import Terminal
 from dasearch.search.store import Result
 from dasearch.search.study import status
 from dasearch.training.metrics import Interval
+from dasearch.training.shared import Outcome, Passing
 from dasearch.training.stack import Epoch
 from tests.report.stored import NAME, empty_study, evaluate, give_up
 from tests.report.views import later_trainings
@@ -136,6 +137,38 @@ def test_a_batch_is_one_live_line_and_a_line_for_each_that_ended() -> None:
     printed = shown.console.export_text().splitlines()
     assert printed[-1] == " 7/30  SSS-SSS-SSS-SSP  MRR 0.0500  best 0.0600   12.5 s  left 1:02:05"
     assert max(map(len, [*printed, *shown.lines])) <= 80
+
+
+def test_a_log_has_a_line_an_event_and_none_for_what_passes() -> None:
+    console = Console(width=80, record=True, file=StringIO())
+    terminal = Terminal(console)
+    terminal.says("reading the data")
+    for epoch in range(3):
+        terminal.says(Passing(f"ID encoder sasrec, epoch {epoch}/3: validation NDCG@10 0.1"))
+    terminal.language_model(1, 2, 9.0)
+    terminal.language_model(2, 2, 8.0)
+    done = "4/12  ID encoder sasrec: validation NDCG@10 0.1234  35.1 s, which is longer than a line of eighty columns"
+    terminal.says(Outcome(done))
+    terminal.close()
+    assert console.export_text().splitlines() == [
+        "reading the data",
+        "tiny-opt trained on the catalogue's text: 2 steps, loss 8.00",
+        done,
+    ]
+
+
+def test_the_time_left_stands_beside_what_passes_and_never_at_nothing() -> None:
+    shown = Shown()
+    shown.left(600.0)
+    shown.says(Passing("ID encoder sasrec, epoch 1/3"))
+    shown.left(0.0)
+    shown.says(Passing("ID encoder sasrec, epoch 2/3"))
+    assert shown.lines == ["ID encoder sasrec, epoch 1/3  left 10:00", "ID encoder sasrec, epoch 2/3"]
+    layout = Layout.parse("SPS-PPS")
+    training = Training(SEARCH, 1, 2, layout, "trial", 3)
+    for seconds in (90.0, 0.0):
+        shown.finished(Finished(training, 0.05, None, None, 1.0, seconds))
+    assert [line.rpartition("  ")[2] for line in shown.console.export_text().splitlines()] == ["left 1:30", "1.0 s"]
 
 
 @pytest.mark.parametrize("long", [False, True])

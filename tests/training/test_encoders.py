@@ -10,18 +10,21 @@ import torch
 from dasearch.data import LeaveOneOut
 from dasearch.errors import StudyError
 from dasearch.models.id_encoders import ENCODERS, EncoderSettings, build_encoder
+from dasearch.training import encoders as encoders_module
 from dasearch.training.encoders import (
     encoder_batches,
     encoder_ranks,
+    needs_training,
     read_encoder,
     study_encoder,
     train_encoder,
+    training_seconds,
     write_encoder,
 )
 from dasearch.training.materials import Materials
 from dasearch.training.metrics import summarise
 from dasearch.training.preparation import prepare_study
-from dasearch.training.shared import PurchaseIndex
+from dasearch.training.shared import Outcome, Passing, PurchaseIndex
 from tests.conftest import seeded, toy_dataset
 from tests.training.studies import materials, small_settings
 
@@ -105,6 +108,58 @@ def test_trained_once_then_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     study_encoder(wanted, ready, 6, heard.append)
     assert heard
+
+
+def test_training_tells_passing_epochs_and_an_outcome(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DASEARCH_CACHE", str(tmp_path))
+    wanted, ready = study()
+    heard: list[str] = []
+    study_encoder(wanted, ready, 5, heard.append)
+    begins, *epochs, done = heard
+    assert type(begins) is str
+    assert [type(text) for text in epochs] == [Passing] * wanted.epochs
+    assert epochs[-1].startswith(f"ID encoder sasrec, epoch {wanted.epochs}/{wanted.epochs}: validation NDCG@10 0.")
+    assert isinstance(done, Outcome)
+    best = max(text.rpartition(" ")[2] for text in epochs)
+    assert done.startswith(f"ID encoder sasrec: validation NDCG@10 {best}  ")
+
+
+def test_a_training_that_was_timed_comes_out_as_it_would(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wanted, ready = study()
+    monkeypatch.setenv("DASEARCH_CACHE", str(tmp_path / "plain"))
+    plain = study_encoder(wanted, ready, 5, lambda _: None)
+    monkeypatch.setenv("DASEARCH_CACHE", str(tmp_path / "timed"))
+    assert needs_training(wanted, ready, 5)
+    drawn = torch.get_rng_state()
+    once = training_seconds(wanted, ready)
+    assert once > 0
+    assert torch.equal(torch.get_rng_state(), drawn)
+    timed = study_encoder(wanted, ready, 5, lambda _: None)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), timed.parameters(), strict=True))
+    assert not needs_training(wanted, ready, 5)
+    assert needs_training(wanted, ready, 6)
+    assert not needs_training(wanted.model_copy(update={"epochs": 0}), ready, 6)
+
+
+@pytest.mark.parametrize("name", ["sasrec", "mf", "comirec-sa"])
+def test_every_way_of_reading_is_timed_by_its_epochs(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a clock that only a step moves, by a second: steps of all batches of all epochs."""
+    monkeypatch.setenv("DASEARCH_CACHE", str(tmp_path))
+    _, ready = study()
+    wanted, ticks, steps = settings(name, epochs=7), [0.0], []
+
+    def stepped(*args: object) -> None:
+        steps.append(args)
+        ticks[0] += 1.0
+
+    monkeypatch.setattr(encoders_module, "_step", stepped)
+    monkeypatch.setattr(encoders_module.time, "perf_counter", lambda: ticks[0])
+    expected = training_seconds(wanted, ready)
+    steps.clear()
+    train_encoder(wanted.model_copy(update={"epochs": 1}), ready.development, ready.purchases, ready.text_vectors, 0)
+    assert expected == 7 * len(steps)
 
 
 def written(tmp_path: Path) -> tuple[Path, EncoderSettings, Materials]:

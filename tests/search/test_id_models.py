@@ -1,0 +1,96 @@
+"""ID models of the final table: how long they will take, and what is told while they train."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dasearch.search import id_models, runner
+from dasearch.search.events import CONFIRMATION, FINAL, SEARCH, Finished, Listener, Listeners
+from dasearch.search.id_models import encoder_seconds, planned_encoders, train_encoders
+from dasearch.search.study import Study
+from dasearch.training.shared import Outcome, Passing
+from tests.training.studies import materials, small_settings, small_study
+
+HOUR = 3600.0
+
+
+class Ears(Listener):
+    """Keeps what is said, and the time left, in order."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.lefts: list[float] = []
+        self.ended: list[Finished] = []
+
+    def says(self, text: str) -> None:
+        self.said.append(text)
+
+    def left(self, seconds: float) -> None:
+        self.lefts.append(seconds)
+
+    def finished(self, finished: Finished) -> None:
+        self.ended.append(finished)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DASEARCH_CACHE", str(tmp_path / "cache"))
+
+
+def test_the_seeds_of_an_encoder_are_timed_once_and_what_is_kept_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = small_settings(comparison={"encoders": ["sasrec", "gru4rec"], "seeds": 3})
+    ready = materials(settings)
+    timed: list[str] = []
+
+    def seconds(recipe: Any, _: Any) -> float:
+        timed.append(recipe.name)
+        return 7.0 if recipe.name == "sasrec" else 11.0
+
+    monkeypatch.setattr(id_models, "training_seconds", seconds)
+    assert [one.recipe.name for one in planned_encoders(settings)] == ["sasrec"] * 3 + ["gru4rec"] * 3
+    assert len({one.seed for one in planned_encoders(settings)}) == 3
+    assert encoder_seconds(settings, ready) == [7.0] * 3 + [11.0] * 3
+    assert timed == ["sasrec", "gru4rec"]
+    one_seed = small_settings(comparison={"encoders": ["sasrec"], "seeds": 1})
+    train_encoders(one_seed, ready, Listener(), [0.0])
+    assert encoder_seconds(settings, ready) == [0.0, 7.0, 7.0] + [11.0] * 3
+
+
+def test_the_time_left_falls_from_one_id_model_to_the_next_and_ends_at_nothing() -> None:
+    settings = small_settings(comparison={"encoders": ["sasrec", "gru4rec"], "seeds": 2})
+    ears = Ears()
+    found = train_encoders(settings, materials(settings), ears, [HOUR] * 4)
+    assert {title: len(trained) for title, trained in found.items()} == {"SASRec": 2, "GRU4Rec": 2}
+    assert ears.lefts == sorted(ears.lefts, reverse=True)
+    assert 3 * HOUR < ears.lefts[0] <= 4 * HOUR
+    assert ears.lefts[-1] == 0
+    outcomes = [text for text in ears.said if isinstance(text, Outcome)]
+    assert [text[:5] for text in outcomes] == ["1/4  ", "2/4  ", "3/4  ", "4/4  "]
+    assert all("validation NDCG@10" in text for text in outcomes)
+    assert any(isinstance(text, Passing) for text in ears.said)
+
+
+def heard(study: Study, **options: Any) -> Ears:
+    ears = Ears()
+    study.run(listener=Listeners(ears), **options)
+    return ears
+
+
+def test_id_models_count_in_the_time_left_from_the_first_trial_to_the_last_final_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "encoder_seconds", lambda settings, materials: [HOUR] * 2)
+    ears = heard(Study(small_study(tmp_path)))
+    assert {one.training.phase for one in ears.ended} == {SEARCH, CONFIRMATION, FINAL}
+    assert all(one.seconds_left >= 2 * HOUR for one in ears.ended)
+    assert ears.ended[-1].seconds_left == 2 * HOUR
+    assert ears.said[0] == "reading the study and its data"
+
+
+def test_no_final_training_counts_where_none_will_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "encoder_seconds", lambda settings, materials: [HOUR] * 2)
+    without = heard(Study(small_study(tmp_path)), train=False).ended
+    assert {one.training.phase for one in without} == {SEARCH, CONFIRMATION}
+    assert without[-1].seconds_left == 0
+    assert all(0 < one.seconds_left < HOUR for one in without[:-1])
