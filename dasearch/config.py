@@ -6,6 +6,7 @@ Each field is described; an unknown key is refused with the nearest known one.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from enum import StrEnum
@@ -363,7 +364,7 @@ class SearchSettings(Section):
             return {"pareto": [metric, cost]}
         raise ValueError(
             f"an objective is a metric ({', '.join(METRICS)}) or {{pareto: [METRIC, COST]}}, as in "
-            f"{{pareto: [ndcg@10, parameters]}} (got {objective!r})"
+            f"{{pareto: [ndcg@10, parameters]}} (got {objective!r:.200})"
         )
 
     @field_validator("also", mode="before")
@@ -371,13 +372,13 @@ class SearchSettings(Section):
     def _something_to_choose(cls, also: Any) -> Any:
         form = "{log: [FROM, TO]}, {linear: [FROM, TO]} or a list of values"
         if not isinstance(also, Mapping):
-            raise ValueError(f"settings stand by their keys, as in {{trial.lr: {form}}} (got {also!r})")
+            raise ValueError(f"settings stand by their keys, as in {{trial.lr: {form}}} (got {also!r:.200})")
         for key, able in also.items():
             if isinstance(able, list | tuple):
                 if len(set(able)) < max(2, len(able)):
                     raise ValueError(f"{key} takes two different values or more, each named once (got {list(able)})")
             elif not isinstance(able, Range) and not _is_range(able):
-                raise ValueError(f"{key} takes {form} (got {able!r})")
+                raise ValueError(f"{key} takes {form} (got {able!r:.200})")
         return also
 
     @model_validator(mode="after")
@@ -404,7 +405,7 @@ class SearchSettings(Section):
     def _at_least_one(cls, number: Any, info: ValidationInfo) -> Any:
         if number != "auto" and (type(number) is not int or number < 1):
             what = "a batch" if info.field_name == "batch" else "pending"
-            raise ValueError(f"{what} is auto or a number from 1 on (got {number!r})")
+            raise ValueError(f"{what} is auto or a number from 1 on (got {number!r:.200})")
         return number
 
 
@@ -417,7 +418,7 @@ def _known_name(name: Any, known: Iterable[str], what: str) -> str:
     able = list(known)
     lowered = str(name).lower()
     if lowered not in able:
-        raise ValueError(f"there is no {what} {name!r}{suggestion(lowered, able)}; choose {', '.join(able)}")
+        raise ValueError(f"there is no {what} {name!r:.200}{suggestion(lowered, able)}; choose {', '.join(able)}")
     return lowered
 
 
@@ -817,7 +818,7 @@ def _checked(content: Mapping[str, Any]) -> StudySettings:
     kind = str(model.get("kind", ModelKind.DAREC)) if isinstance(model, Mapping) else ModelKind.DAREC.value
     kind = spelled(kind, ModelKind)
     if kind not in STUDIES:
-        raise StudyError(f"model.kind is {kind!r}{suggestion(kind, list(ModelKind))}; choose {', '.join(ModelKind)}")
+        raise StudyError(f"model.kind is {kind!r:.200}{suggestion(kind, list(ModelKind))}; choose {', '.join(ModelKind)}")
     study = STUDIES[ModelKind(kind)]
     try:
         return study.model_validate(_spelled(_spelled_names(content), study))
@@ -858,7 +859,7 @@ def _spelled_names(content: Mapping[str, Any]) -> dict[str, Any]:
     found = deepcopy(dict(content))
     for key, known in KNOWN_NAMES.items():
         name = value_at(found, key)
-        if isinstance(name, str) and not Path(name).exists():
+        if isinstance(name, str) and not os.path.exists(name):
             _put(found, key, spelled(name, known), source=key)
     return found
 
