@@ -325,7 +325,7 @@ def test_recommend_interrupted_says_what_was_done(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dasearch.report.terminal.Terminal.answering", interrupt)
+    monkeypatch.setattr("dasearch.search.progress.Terminal.answering", interrupt)
     (tmp_path / "in.jsonl").write_text('{"history": ["item1"]}\n')
     places = ["--from", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl")]
     sentence = refused(capsys, "recommend", str(trained / "runs" / "toy" / "model"), *places, code=130)
