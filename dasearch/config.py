@@ -818,7 +818,9 @@ def _checked(content: Mapping[str, Any]) -> StudySettings:
     kind = str(model.get("kind", ModelKind.DAREC)) if isinstance(model, Mapping) else ModelKind.DAREC.value
     kind = spelled(kind, ModelKind)
     if kind not in STUDIES:
-        raise StudyError(f"model.kind is {kind!r:.200}{suggestion(kind, list(ModelKind))}; choose {', '.join(ModelKind)}")
+        raise StudyError(
+            f"model.kind is {kind!r:.200}{suggestion(kind, list(ModelKind))}; choose {', '.join(ModelKind)}"
+        )
     study = STUDIES[ModelKind(kind)]
     try:
         return study.model_validate(_spelled(_spelled_names(content), study))

@@ -72,12 +72,12 @@ def study_tables(found: StudyDifference) -> list[Table]:
     """Winners and scores, site by site, test results, settings; some may have no rows."""
     names = (found.before.name, found.after.name)
     metric = " and ".join(dict.fromkeys(view.metric for view in found.studies))
-    facts = {"winner": _winner_text, f"validation {metric}": _score_text, "phase": _phase_text}
+    facts = {"layout": _winner_text, f"validation {metric}": _score_text, "phase": _phase_text}
     winners = tuple((label, *map(cell, found.studies)) for label, cell in facts.items())
     settings = tuple((key, *map(shown, values)) for key, values in found.settings.items())
     caption = "Test split: mean ± sd over seeds, 95% interval over users"
     return [
-        Table("Winners", ("", *names), winners),
+        Table("Winners, or the best so far", ("", *names), winners),
         sites_table(found.before, found.sites or (), names),
         Table(caption, ("row", "metric", *names), _result_rows(found)),
         Table("Settings that differ", ("setting", *names), settings),
@@ -107,7 +107,7 @@ def _print(console: Console, found: Table) -> None:
 
 
 def _winner_text(view: StudyView) -> str:
-    return "none yet" if view.winner is None else short_text(view.winner)
+    return "none yet" if view.winner is None else f"{short_text(view.winner)}, {view.best_word}"
 
 
 def _phase_text(view: StudyView) -> str:

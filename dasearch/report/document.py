@@ -18,7 +18,8 @@ from dasearch.report.terminal import (
     symmetric,
     warm_start,
 )
-from dasearch.report.view import State, StudyView
+from dasearch.report.theme import written
+from dasearch.report.view import LEAD_METRIC, State, StudyView
 from dasearch.search.causes import note
 from dasearch.search.confirmation import WINNER
 from dasearch.search.domain import number, settings_text
@@ -27,7 +28,6 @@ from dasearch.search.progress import clock
 
 MIB = 2**20
 WHEN = "%Y-%m-%d %H:%M UTC"
-LEAD_METRIC = "NDCG@10"  # the metric that the closing table compares in
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ def sections(view: StudyView) -> list[Section]:
             "verdict",
             "Verdict",
             tuple(verdict_sentences(view)),
-            ("layout", *front_figures(view), "best-so-far", "confirmation", "difference"),
+            (*result_figures(view), "layout", *front_figures(view), "best-so-far", "confirmation", "difference"),
             (facts_table(view), front_table(view), costs_table(view)),
         ),
         Section(
             "results",
             "Confirmation and test results",
             tuple(_result_sentences(view)),
-            tables=(confirmation_table(view), results_table(view), trainings_table(view), artifacts_table(view)),
+            tables=(results_table(view), confirmation_table(view)),
         ),
         Section(
             "structure",
@@ -82,7 +82,7 @@ def sections(view: StudyView) -> list[Section]:
             tables=(effects_table(view), settings_table(view)),
         ),
         Section("search", "The search", figures=("curves", "probabilities", "calibration", "cost", "timeline")),
-        Section("trials", "Trials", tuple(failures(view)), tables=(trials_table(view), later_table(view))),
+        Section("trials", "Trials", tuple(failures(view)), tables=(trials_table(view),)),
         Section("data", "Data", tuple(_data_sentences(view)), tables=(data_table(view),)),
         Section(
             "configuration",
@@ -90,14 +90,20 @@ def sections(view: StudyView) -> list[Section]:
             listings=(Listing(f"The study as resolved, {view.name}.yaml", view.settings.yaml()),),
             tables=(space_table(view),),
         ),
-        Section("versions", "Versions", tables=(versions_table(view),)),
         Section(
             "reproduce",
             "How to reproduce",
             ("Install dasearch with the versions above, save the configuration above under its name, then:",),
             listings=(Listing("Commands", "\n".join(commands(view))),),
         ),
+        log_section(view),
     ]
+
+
+def log_section(view: StudyView) -> Section:
+    """What is looked up rather than read: every later training, versions, checksums."""
+    tables = (trainings_table(view), later_table(view), versions_table(view), artifacts_table(view))
+    return Section("log", "Trainings, versions and files", tables=tables)
 
 
 def verdict_sentences(view: StudyView) -> list[str]:
@@ -111,9 +117,9 @@ def verdict_sentences(view: StudyView) -> list[str]:
         return [f"No trial is complete yet, so nothing can be said ({_states(view) or 'no trial has begun'})."]
     if not view.standings:
         return [
-            f"Not confirmed yet: {best.layout} is the best of {counted(len(view.completed), 'evaluation')} with {view.metric} "
-            f"{best.score:.4f} from a single training. The best of several noisy scores is too good on average; "
-            "fresh seeds have to confirm it."
+            f"Not confirmed yet: {written(best.layout) if best.layout else ''} is the best of "
+            f"{counted(len(view.completed), 'evaluation')} with {view.metric} {best.score:.4f} from a single training. "
+            "The best of several noisy scores is too good on average; fresh seeds have to confirm it."
         ]
     found = conclusions(view.standings, view.trials, view.settings.search.worth, view.metric, view.selection)
     if any(result.lead is not None for result in view.results):
@@ -126,6 +132,11 @@ def verdict_sentences(view: StudyView) -> list[str]:
 def learned_figures(view: StudyView) -> tuple[str, ...]:
     """Of what was learned; that of settings where any are searched beside the layout."""
     return ("main-effects", "pairs", *(["settings"] if view.domain.also else []), "hamming")
+
+
+def result_figures(view: StudyView) -> tuple[str, ...]:
+    """Of a study whose test split was read, its result."""
+    return ("results",) if view.results else ()
 
 
 def front_figures(view: StudyView) -> tuple[str, ...]:
@@ -143,7 +154,7 @@ def front_table(view: StudyView) -> Table:
     whole = costs.get(view.space.all_serial) or selection.costs.of(view.space.all_serial)
     rows = [
         (
-            str(s.layout),
+            written(s.layout),
             s.role,
             f"{costs[s.layout]:,}",
             f"{costs[s.layout] / whole:.1%}",
@@ -215,7 +226,7 @@ def confirmation_table(view: StudyView) -> Table:
     """Standings with both intervals of the gain."""
     rows = [
         (
-            str(s.layout),
+            written(s.layout),
             s.role,
             str(s.seeds),
             symmetric(s.score),
@@ -226,7 +237,8 @@ def confirmation_table(view: StudyView) -> Table:
     ]
     gain = "gain over all-serial"
     headings = ("layout", "role", "seeds", f"validation {view.metric}", gain, f"{gain}, all comparisons together")
-    return Table("Confirmation with fresh seeds (95% t intervals; gains paired by seed)", headings, tuple(rows))
+    intervals = "95% t intervals; " if any(s.seeds > 1 for s in view.standings) else ""
+    return Table(f"Confirmation with fresh seeds ({intervals}gains paired by seed)", headings, tuple(rows))
 
 
 def results_table(view: StudyView) -> Table:
@@ -234,7 +246,7 @@ def results_table(view: StudyView) -> Table:
     rows = [
         (
             result.name,
-            result.layout or "",
+            "" if result.layout is None else written(view.space.parse(result.layout)),
             result.metric,
             spread(result),
             "" if result.low is None else f"[{result.low:.4f}, {result.high:.4f}]",
@@ -245,10 +257,13 @@ def results_table(view: StudyView) -> Table:
         for result in view.results
     ]
     headings = ("row", "layout", "metric", "mean ± sd", "95% interval", "seeds", "winner's lead", "p")
-    caption = (
-        "Test split, read once: mean ± sd over seeds, interval over users, the winner's lead with its 95% interval"
-    )
-    return Table(caption, headings, tuple(rows))
+    known = {
+        "mean ± sd over seeds": any(result.sd is not None for result in view.results),
+        "95% intervals over users": any(result.low is not None for result in view.results),
+        "the winner's lead with its 95% interval": any(result.lead is not None for result in view.results),
+    }
+    told = ", ".join(words for words, here in known.items() if here)
+    return Table(f"Test split, read once{': ' if told else ''}{told}", headings, tuple(rows))
 
 
 def trainings_table(view: StudyView) -> Table:
@@ -276,7 +291,7 @@ def later_table(view: StudyView) -> Table:
             t.phase,
             f"{t.place} of {t.total}",
             t.label,
-            str(t.layout),
+            written(t.layout),
             t.began.strftime(WHEN),
             "runs" if t.ended is None else f"{(t.ended - t.began).total_seconds():.1f}",
             note(t.reason, t.workers),
@@ -322,7 +337,9 @@ def trials_table(view: StudyView) -> Table:
     rows = [
         (
             str(t.number),
-            " ".join(part for part in (str(t.layout or ""), settings_text(t.settings)) if part),
+            " ".join(
+                part for part in ("" if t.layout is None else written(t.layout), settings_text(t.settings)) if part
+            ),
             t.state.word,
             "" if t.score is None else f"{t.score:.4f}",
             "" if t.seconds is None else f"{t.seconds:.1f}",

@@ -20,8 +20,9 @@ from dasearch.layout import Difference, Layout
 from dasearch.models.cost import Cost, SiteCosts
 from dasearch.report.learned import Learned, learn
 from dasearch.search.causes import cause_of, failed, workers_of
-from dasearch.search.confirmation import OBJECTIVE, Standing, standings, t_interval, winner_of
+from dasearch.search.confirmation import OBJECTIVE, WINNER, Standing, standings, t_interval, winner_of
 from dasearch.search.domain import Domain, Point, trial_run
+from dasearch.search.events import DONE
 from dasearch.search.front import Selection
 from dasearch.search.store import (
     Artifact,
@@ -37,6 +38,8 @@ from dasearch.search.study import stored_space
 from dasearch.search_space import SearchSpace
 from dasearch.training.metrics import Interval
 from dasearch.training.stack import Epoch
+
+LEAD_METRIC = "NDCG@10"  # the metric that the closing table compares in
 
 
 class State(StrEnum):
@@ -178,6 +181,11 @@ class StudyView:
     def best(self) -> Trial | None:
         """The complete trial with the best score, the first of equals."""
         return max(self.completed, key=lambda trial: (_score(trial), -trial.number), default=None)
+
+    @property
+    def best_word(self) -> str:
+        """What the layout of `winner` is called."""
+        return WINNER if self.phase == DONE else "best so far"
 
     @property
     def winner(self) -> Layout | None:

@@ -711,11 +711,11 @@ def test_a_trials_probabilities_beside_what_was_proposed() -> None:
     assert proposed.probabilities is not None
     moved = replace(proposed, probabilities={**proposed.probabilities, "layer01.recommendation": [0.2]})
     tables = proposal_tables(replace(study, proposals=(moved,)), chosen)
-    assert tables[1].headings == ("site", "serial", "parallel", "proposed", "note")
+    assert tables[1].headings == ("site", "proposed", "serial", "parallel", "note")
     assert tables[1].rows[:3] == (
-        ("layer01.causal", "0.850", "0.150", "serial", ""),
-        ("layer01.context", "0.050", "0.950", "parallel", ""),
-        ("layer01.recommendation", "0.800", "0.200", "parallel", AGAINST),
+        ("1 causal", "serial", "0.850", "0.150", ""),
+        ("1 context", "parallel", "0.050", "0.950", ""),
+        ("1 recommendation", "parallel", "0.800", "0.200", AGAINST),
     )
     assert [row[-1] for row in proposal_tables(study, chosen)[1].rows] == [""] * 6
 

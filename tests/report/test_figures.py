@@ -36,6 +36,7 @@ from dasearch.report.view import State, StudyView, Trial
 from dasearch.search.causes import EVALUATED
 from dasearch.search.confirmation import t_interval
 from dasearch.search_space import load_search_space
+from dasearch.short_layout import layout_id
 from tests.report.views import BEGUN, LAYOUTS, SCORES, complete, finished, later_trainings, space, view
 
 
@@ -209,7 +210,7 @@ def test_confirmation_is_ordered_and_has_intervals(study: StudyView) -> None:
 def test_one_seed_has_no_interval(study: StudyView) -> None:
     first = tuple(c for c in study.confirmations if c.seed == 1)
     found = figures.confirmation(finished(confirmations=first), LIGHT)
-    assert list(found.data[0].error_x.array) == [0.0, 0.0, 0.0]
+    assert found.data[0].error_x.array is None
     assert "all-serial ± sd" not in str(list(named(figures.best_so_far(finished(confirmations=first), LIGHT))))
 
 
@@ -350,5 +351,5 @@ def test_with_little_to_show_a_figure_is_a_sentence(trials: tuple[Trial, ...], k
 
 def test_long_layouts_become_labels() -> None:
     assert brief(Layout.all_serial(6)) == "SSS-SSS-SSS-SSS-SSS-SSS"
-    assert brief(Layout.all_serial(30)) == "SSS-SSS-SSS…SSS-SSS-SSS"
+    assert brief(Layout.all_serial(30)) == f"{layout_id(Layout.all_serial(30))} SSS*30"
     assert brief(None) == ""

@@ -27,7 +27,7 @@ from dasearch.report.dashboard.live import is_silent, live_version, progress_sen
 from dasearch.report.dashboard.numbers import numbers
 from dasearch.report.dashboard.reading import Missing, Reader, Snapshot, Unavailable, find_drawing
 from dasearch.report.dashboard.security import Guard, Visitors, content_policy
-from dasearch.report.document import verdict_sentences
+from dasearch.report.document import result_figures, verdict_sentences
 from dasearch.report.figures import FIGURES
 from dasearch.report.figures.layouts import difference_in_words
 from dasearch.report.figures.trials import TRIAL_FIGURES
@@ -130,6 +130,7 @@ class Dashboard:
             "study.html",
             snapshot,
             verdict=verdict_sentences(view),
+            first=[*result_figures(view), "best-so-far", "layout"],
             silent=is_silent(snapshot.progress),
             progress=progress_sentences(view, snapshot.progress),
             share=share(view),

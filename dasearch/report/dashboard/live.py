@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from dasearch.report.view import State, StudyView, Trial
-from dasearch.search.events import CONFIRMATION, FINAL, SEARCH
+from dasearch.search.events import CONFIRMATION, DONE, FINAL, SEARCH
 from dasearch.search.progress import clock
 from dasearch.search.store import GRACE_SECONDS, LaterTraining, Progress
+from dasearch.short_layout import short_text
 
 AFTER = {CONFIRMATION: "trainings with fresh seeds", FINAL: "final trainings"}
 
@@ -40,7 +41,8 @@ def progress_sentences(view: StudyView, progress: Progress) -> list[str]:
     done, budget = len(view.completed), view.settings.search.budget
     first = f"{view.phase}: {done} of {budget} evaluations complete"
     if view.best is not None:
-        first += f", the best so far {view.metric} {view.best.score:.4f} (trial {view.best.number})"
+        best = "the best" if view.phase == DONE else "the best so far"
+        first += f", {best} {view.metric} {view.best.score:.4f} (trial {view.best.number})"
     found = [first + "."]
     if view.phase in AFTER:
         found.append(_later_sentence(view))
@@ -93,8 +95,8 @@ def _later_sentence(view: StudyView) -> str:
 def _named(running: Sequence[LaterTraining]) -> str:
     since = f"since {running[0].began:%H:%M} UTC"
     if len(running) == 1:
-        return f"{running[0].label} runs {since}: {running[0].layout}"
-    return f"{len(running)} run side by side {since}: {'; '.join(f'{one.label}: {one.layout}' for one in running)}"
+        return f"{running[0].label} runs {since}: {short_text(running[0].layout)}"
+    return f"{len(running)} run side by side {since}: {'; '.join(f'{one.label}: {short_text(one.layout)}' for one in running)}"
 
 
 def _running_sentences(view: StudyView, trials: Sequence[Trial]) -> list[str]:
@@ -106,7 +108,10 @@ def _running_sentences(view: StudyView, trials: Sequence[Trial]) -> list[str]:
 
 def _side_by_side(view: StudyView, trials: Sequence[Trial]) -> str:
     """Which trials train, with their layouts, and the epochs that all of them have done."""
-    numbers, layouts = [str(trial.number) for trial in trials], ", ".join(str(trial.layout) for trial in trials)
+    numbers, layouts = (
+        [str(trial.number) for trial in trials],
+        ", ".join(short_text(t.layout) for t in trials if t.layout),
+    )
     epochs = f"{min(len(trial.curve or {}) for trial in trials)} of at most {view.settings.trial.epochs} epochs done"
     if len(trials) == 1:
         return f"Trial {numbers[0]} runs: {layouts}, {epochs}."

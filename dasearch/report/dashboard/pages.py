@@ -15,24 +15,22 @@ from dasearch.report.document import (
     Listing,
     Section,
     Table,
-    artifacts_table,
     confirmation_table,
     costs_table,
     data_table,
     facts_table,
     front_figures,
     front_table,
-    later_table,
     learned_figures,
+    log_section,
     results_table,
     space_table,
-    trainings_table,
     trials_table,
-    versions_table,
 )
 from dasearch.report.figures.search import against_odds, odds
+from dasearch.report.figures.structure import short
 from dasearch.report.terminal import failures, symmetric
-from dasearch.report.theme import CHOICE_COLOURS, OWN_COLOURS, choice_colours, ink_on
+from dasearch.report.theme import CHOICE_COLOURS, OWN_COLOURS, choice_colours, ink_on, written
 from dasearch.report.view import StudyView, Trial
 from dasearch.search.causes import attempts
 from dasearch.search.domain import settings_text
@@ -70,15 +68,7 @@ def study_sections(view: StudyView) -> list[Section]:
             "Confirmation and test results",
             () if view.standings else ("Nothing is confirmed with fresh seeds yet.",),
             (*front_figures(view), "confirmation", "difference"),
-            (
-                front_table(view),
-                costs_table(view),
-                confirmation_table(view),
-                results_table(view),
-                trainings_table(view),
-                later_table(view),
-                artifacts_table(view),
-            ),
+            (results_table(view), confirmation_table(view), front_table(view), costs_table(view)),
         ),
         Section("structure", "What was learned", figures=learned_figures(view)),
         Section("search", "The search", figures=("curves", "probabilities", "calibration", "cost", "timeline")),
@@ -86,9 +76,10 @@ def study_sections(view: StudyView) -> list[Section]:
         Section(
             "configuration",
             "Configuration and data",
-            tables=(facts_table(view), data_table(view), space_table(view), versions_table(view)),
+            tables=(facts_table(view), data_table(view), space_table(view)),
             listings=(Listing(f"The study as resolved, {view.name}.yaml", view.settings.yaml()),),
         ),
+        log_section(view),
     ]
 
 
@@ -146,6 +137,7 @@ def trial_facts(view: StudyView, trials: Mapping[str, Trial]) -> Table:
     facts = {
         "state": lambda trial: trial.state.value,
         "layout": lambda trial: str(trial.layout or ("none" if trial.reason else "not proposed yet")),
+        "in short": _in_short,
         "settings": lambda trial: settings_text(trial.settings),
         f"validation {view.metric}": lambda trial: "" if trial.score is None else f"{trial.score:.4f}",
         "seconds": lambda trial: "" if trial.seconds is None else f"{trial.seconds:.1f}",
@@ -160,6 +152,12 @@ def trial_facts(view: StudyView, trials: Mapping[str, Trial]) -> Table:
     }
     rows = ((label, *map(fact, trials.values())) for label, fact in facts.items())
     return Table("What is known", ("", *trials), tuple(row for row in rows if any(row[1:])))
+
+
+def _in_short(trial: Trial) -> str:
+    """A layout's id and its short text, as tables write it; nothing of one that they write in full."""
+    text = "" if trial.layout is None else written(trial.layout)
+    return "" if text == str(trial.layout) else text
 
 
 def confirmed(view: StudyView, trial: Trial) -> str:
@@ -212,15 +210,15 @@ def _odds_table(view: StudyView, proposal: Proposal) -> Table:
     names = list(dict.fromkeys(name for own in chances.values() for name in own))
     rows = [
         (
-            site,
-            *(f"{own[name]:.3f}" if name in own else "" for name in names),
+            short(site),
             str(proposal.layout.get(site, "")),
+            *(f"{own[name]:.3f}" if name in own else "" for name in names),
             AGAINST if site in against else "",
         )
         for site, own in chances.items()
     ]
     return Table(
-        "Probabilities where the climb of the acquisition ended", ("site", *names, "proposed", "note"), tuple(rows)
+        "Probabilities where the climb of the acquisition ended", ("site", "proposed", *names, "note"), tuple(rows)
     )
 
 

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from dasearch.report.figures.front import front
 from dasearch.report.figures.layouts import best_against_serial, best_layout, hamming_map, layout_difference
+from dasearch.report.figures.results import results
 from dasearch.report.figures.scores import best_so_far, confirmation, learning_curves, score_against_cost
 from dasearch.report.figures.search import calibration, probabilities_over_trials, timeline
 from dasearch.report.figures.settings import settings
@@ -27,6 +28,12 @@ class Drawing(NamedTuple):
 
 
 FIGURES: dict[str, Drawing] = {
+    "results": Drawing(
+        "The test result",
+        "Means over seeds of what was read once from the test split, with 95% intervals over users where there are any; the star "
+        "is the winner, circles are the other layouts, diamonds variations and ID models.",
+        results,
+    ),
     "layout": Drawing(
         "The best layout",
         "A letter and a colour a choice: S serial, P parallel, N none, A parallel-sum, L lora, others as the space defines them; "
@@ -119,6 +126,7 @@ __all__ = [
     "main_effects",
     "pair_interactions",
     "probabilities_over_trials",
+    "results",
     "score_against_cost",
     "settings",
     "timeline",

@@ -24,6 +24,7 @@ from dasearch.report.theme import (
 )
 from dasearch.report.view import StudyView, TrialDifference
 from dasearch.search_space import SearchSpace
+from dasearch.short_layout import short_text
 from dasearch.training.significance import FloatArray
 
 TOP = 5  # layouts whose agreement is shown
@@ -44,7 +45,8 @@ def best_layout(view: StudyView, theme: Theme) -> go.Figure:
         named = zip(group, agreeing, strict=True)
         cells.append([_Cell(choice, n / len(top), f"{choice.letter} {n}/{len(top)}") for choice, n in named])
     whole = sum(cell.strength == 1 for row in cells for cell in row)
-    says = f"{winner}: all of the top {len(top)} layouts agree on {whole} of its {len(winner.flat)} sites."
+    agreed = f"all of the top {len(top)} layouts agree on {whole} of its {len(winner.flat)} sites"
+    says = f"{short_text(winner)}, the {view.best_word}: {agreed}."
     return _map(view.space, cells, theme, says=says)
 
 
@@ -159,7 +161,7 @@ def hamming_map(view: StudyView, theme: Theme) -> go.Figure:
             "line": {"color": NEUTRAL, "width": 1},
         },
     )
-    marked = _marked(layouts, points, {"winner": winner, "all-serial": view.space.all_serial})
+    marked = _marked(layouts, points, {view.best_word: winner, "all-serial": view.space.all_serial})
     says = f"{len(trials)} evaluated layouts; the plane keeps {share:.0%} of the spread of their distances."
     bare = {"showticklabels": False, "zeroline": False}
     even = {**bare, "scaleanchor": "x"}

@@ -126,7 +126,8 @@ def _curves(
         curve = trial.curve or {}
         x += [*(epoch + 1 for epoch in curve), None]
         y += [*curve.values(), None]
-        sizes += [*([4] * (len(curve) - 1)), 11 if stopped else 4, 0]
+        alone = 8 if len(curve) == 1 else 4  # a single epoch has no line
+        sizes += [*([4] * (len(curve) - 1)), 11 if stopped else alone, 0]
         text += [f"trial {trial.number}: {brief(trial.layout)}"] * (len(curve) + 1)
     return go.Scatter(
         x=x,
@@ -148,12 +149,13 @@ def confirmation(view: StudyView, theme: Theme) -> go.Figure:
         return nothing(theme, "Nothing is confirmed with fresh seeds yet.")
     labels = [f"{escaped(standing.role)}<br>{brief(standing.layout)}" for standing in found]
     halves = [standing.score.high - standing.score.mean for standing in found]
+    sure = any(map(math.isfinite, halves))
     means = go.Scatter(
         x=[standing.score.mean for standing in found],
         y=labels,
         mode="markers",
-        name="mean, 95% interval",
-        error_x={"type": "data", "array": finite(halves), "thickness": 2, "color": NEUTRAL},
+        name="mean, 95% interval" if sure else "mean",
+        error_x={"type": "data", "array": finite(halves), "thickness": 2, "color": NEUTRAL} if sure else None,
         marker={"size": 11, "color": [ROLE_COLOURS.get(standing.role, NEUTRAL) for standing in found]},
         hovertemplate="%{y}: %{x:.4f}<extra></extra>",
     )

@@ -5,6 +5,7 @@ const root = document.documentElement;
 const main = document.getElementById("main");
 const announcement = document.getElementById("announcement");
 const gone = document.getElementById("gone");
+const phone = matchMedia("(max-width: 700px)"); // there the toolbar would lie on the legend
 const prefersDark = matchMedia("(prefers-color-scheme: dark)");
 let version = main.dataset.version;
 
@@ -61,7 +62,9 @@ async function draw(place) {
     const spec = await (await ask(address)).json();
     if (drawn.get(place) !== wanted) return;
     const layout = { ...spec.layout, autosize: true, uirevision: "kept" };
-    await Plotly.react(place, spec.data, layout, { responsive: true, displaylogo: false });
+    if (phone.matches) layout.dragmode = false; // dragging scrolls the page
+    const config = { responsive: true, displaylogo: false, displayModeBar: phone.matches ? false : "hover" };
+    await Plotly.react(place, spec.data, layout, config);
     caption.textContent = spec.layout.meta.says;
     const title = place.getAttribute("aria-label").split(". ")[0];
     place.setAttribute("aria-label", `${title}. ${spec.layout.meta.says}`);
