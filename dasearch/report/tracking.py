@@ -19,7 +19,7 @@ from dasearch.layout import as_record
 from dasearch.search.events import SEARCH, SINGLE, Finished, Listener, Listeners, Training
 from dasearch.search.store import Result
 from dasearch.search.study import Study
-from dasearch.training.stack import Epoch
+from dasearch.training.progress import Epoch
 
 TRACKERS = {
     "tensorboard": "TensorBoard",

@@ -37,7 +37,7 @@ from dasearch.search.store import (
 from dasearch.search.study import stored_space
 from dasearch.search_space import SearchSpace
 from dasearch.training.metrics import Interval
-from dasearch.training.stack import Epoch
+from dasearch.training.progress import Epoch
 
 LEAD_METRIC = "NDCG@10"  # the metric that the closing table compares in
 

@@ -10,8 +10,8 @@ from dasearch.config import Recipe
 from dasearch.errors import BrokenTraining
 from dasearch.search.executors.base import Event, Executor, Job, Kind, out_of_memory
 from dasearch.search.objective import Objective, Outcome, Run
+from dasearch.training.progress import Epoch
 from dasearch.training.shared import Say
-from dasearch.training.stack import Epoch
 
 MOST_ATTEMPTS = 3  # of a training whose worker is lost: it goes on from its checkpoint twice
 

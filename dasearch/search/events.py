@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dasearch.layout import Layout
 from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search.store import Result
-from dasearch.training.stack import Epoch
+from dasearch.training.progress import Epoch
 
 SEARCH, CONFIRMATION, FINAL, DONE = "search", "confirmation", "final", "done"
 TRIAL = "trial"  # label of a training of the search that has nothing but its layout

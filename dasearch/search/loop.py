@@ -28,7 +28,7 @@ from dasearch.search.store import HEARTBEAT_SECONDS, RETRY
 from dasearch.search.trainings import Group, Planned, Report, Trainings, confirmation_trainings
 from dasearch.search.worth import UNLIKELY, chance_of_gain
 from dasearch.training.loop import Fit
-from dasearch.training.stack import Epoch
+from dasearch.training.progress import Epoch
 
 # attributes of a trial
 BROKEN = "broken"  # its training raised an error

@@ -19,10 +19,11 @@ from dasearch.errors import TrainingError, described
 from dasearch.layout import Layout
 from dasearch.training.loop import Fit, Trained, candidates_at_once, train_together
 from dasearch.training.materials import Materials
+from dasearch.training.progress import Epoch
 from dasearch.training.ranks import ALONE, Peers
 from dasearch.training.seeds import generator_for
 from dasearch.training.shared import Say
-from dasearch.training.stack import Candidate, Epoch
+from dasearch.training.stack import Candidate
 
 TRIAL_SEED = 0  # common random numbers: every trial starts from the same weights and sees the same batches
 Outcome = Fit | Exception  # a training, or why there is none: TrainingError where it diverged

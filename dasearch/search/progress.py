@@ -24,9 +24,9 @@ from dasearch.search.events import (
     Listener,
     Training,
 )
+from dasearch.training.progress import Epoch
 from dasearch.training.request_files import Progress
 from dasearch.training.shared import Outcome, Passing
-from dasearch.training.stack import Epoch
 
 HEADINGS = {
     SEARCH: "Search: validation {metric} on Data_BO",

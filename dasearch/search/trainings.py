@@ -23,7 +23,7 @@ from dasearch.search.store import LaterTraining, Store
 from dasearch.search_space import SearchSpace
 from dasearch.training.loop import Fit, Trained
 from dasearch.training.materials import Materials
-from dasearch.training.stack import Epoch
+from dasearch.training.progress import Epoch
 
 T = TypeVar("T")
 Report = Callable[[int, Epoch], None]  # a training's place in its group, and its epoch

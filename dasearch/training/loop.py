@@ -28,9 +28,10 @@ from dasearch.models.stacking import StackedParameters
 from dasearch.threads import fitting, most_threads, using
 from dasearch.training.materials import Materials, compute_dtype
 from dasearch.training.metrics import Metrics
+from dasearch.training.progress import Epoch, Progress
 from dasearch.training.ranks import ALONE, Peers
 from dasearch.training.seeds import generator_for
-from dasearch.training.stack import Candidate, Epoch, Ground, Progress, Run, Stack
+from dasearch.training.stack import Candidate, Ground, Run, Stack
 
 MOST_AT_ONCE = 4  # of a search: regret within .01 of one at a time, where 8 add .02 (benchmarks/README.md)
 MEMORY_SHARE = 0.6  # of a GPU for a step's activations, which stay in the pool of its CUDA graphs

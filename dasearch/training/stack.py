@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,14 +31,13 @@ from dasearch.training.evaluation import held_out, validation_plan
 from dasearch.training.graphs import StepGraphs
 from dasearch.training.materials import Materials
 from dasearch.training.method import Drawn, weighted_total
-from dasearch.training.metrics import TOP_K, summarise
+from dasearch.training.metrics import summarise
 from dasearch.training.preparation import build_model
+from dasearch.training.progress import LOSS, Epoch, Progress
 from dasearch.training.ranks import ALONE, Peers
 from dasearch.training.seeds import generator_for
 
 T = TypeVar("T")
-SELECTION = f"NDCG@{TOP_K}"  # the validation metric of early stopping and of the epoch kept; the paper names none
-LOSS = "loss"  # mean cross-entropy of the validation items, beside the ranking metrics
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
 CUDA_ATTENTION = [
     SDPBackend.FLASH_ATTENTION,
@@ -59,49 +58,6 @@ class Candidate:
     layout: Layout
     seed: int = 0
     checkpoint: Path | None = None
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One epoch's means of every loss term, its validation metrics, and its seconds.
-
-    Of candidates side by side each has its share of the seconds.
-    """
-
-    number: int
-    losses: dict[str, float]
-    metrics: dict[str, float]
-    seconds: float
-
-
-@dataclass
-class Progress:
-    """What a training has seen so far; all of it is in the checkpoint."""
-
-    epochs: list[Epoch] = field(default_factory=list)
-    best_epoch: int = 0
-
-    @property
-    def best(self) -> Epoch:
-        return self.epochs[self.best_epoch]
-
-    def add(self, epoch: Epoch) -> bool:
-        """Append an epoch; True if it is the best so far."""
-        self.epochs.append(epoch)
-        better = len(self.epochs) == 1 or epoch.metrics[SELECTION] > self.best.metrics[SELECTION]
-        if better:
-            self.best_epoch = len(self.epochs) - 1
-        return better
-
-    def stale(self, patience: int | None) -> bool:
-        return patience is not None and len(self.epochs) - 1 - self.best_epoch >= patience
-
-    def record(self) -> dict[str, Any]:
-        return {"epochs": [asdict(epoch) for epoch in self.epochs], "best_epoch": self.best_epoch}
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> Progress:
-        return cls([Epoch(**epoch) for epoch in record["epochs"]], record["best_epoch"])
 
 
 class Stopped(Exception):

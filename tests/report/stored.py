@@ -15,7 +15,7 @@ from dasearch.config import parse_study
 from dasearch.layout import PLACEMENTS, Layout
 from dasearch.search.store import Store, open_store
 from dasearch.search.store.engines import shown
-from dasearch.training.stack import Epoch
+from dasearch.training.progress import Epoch
 from tests.report.views import space
 
 NAMES = [choice.name for choice in PLACEMENTS]

@@ -28,7 +28,7 @@ from dasearch.search.study import Status, status
 from dasearch.search_space import shipped
 from dasearch.short_layout import WIDTH, layout_id
 from dasearch.training.metrics import Interval
-from dasearch.training.stack import Epoch
+from dasearch.training.progress import Epoch
 from tests.report.stored import NAME, large_study
 
 DEPTHS, WIDTHS = (12, 30), (80, 120)

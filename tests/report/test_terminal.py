@@ -17,8 +17,8 @@ from dasearch.search.progress import Terminal
 from dasearch.search.store import Result
 from dasearch.search.study import status
 from dasearch.training.metrics import Interval
+from dasearch.training.progress import Epoch
 from dasearch.training.shared import Outcome, Passing
-from dasearch.training.stack import Epoch
 from tests.report.stored import NAME, empty_study, evaluate, give_up
 from tests.report.views import later_trainings
 

@@ -22,7 +22,7 @@ from dasearch.report.tracking import STUDY, TRACKERS, Tracking, flat, markdown, 
 from dasearch.search.events import CONFIRMATION, FINAL, SEARCH, Finished, Listener, Listeners, Training
 from dasearch.search.store import Store, open_store
 from dasearch.search.study import Status, Study
-from dasearch.training.stack import Epoch
+from dasearch.training.progress import Epoch
 from tests.training.studies import small_settings, small_study
 
 FLOAT32 = 1e-6  # TensorBoard's numbers

@@ -14,7 +14,7 @@ from dasearch.search.confirmation import ALL_PARALLEL, ALL_SERIAL, CANDIDATE
 from dasearch.search.store import Artifact, Confirmation, FinalTraining, LaterTraining, Result
 from dasearch.search_space import SearchSpace, load_search_space
 from dasearch.training.metrics import Interval
-from dasearch.training.stack import Epoch
+from dasearch.training.progress import Epoch
 
 DIVERGED = "loss <b>nan</b>"
 BEGUN = datetime(2026, 1, 1, tzinfo=UTC)

@@ -20,7 +20,7 @@ from dasearch.search import loop
 from dasearch.search.events import Finished, Listener, Training
 from dasearch.search.store import Store, open_store
 from dasearch.search.study import Status, Study
-from dasearch.training.stack import Epoch
+from dasearch.training.progress import Epoch
 from tests.search.trainings import Stub, curve
 from tests.training.studies import small_settings, small_study
 

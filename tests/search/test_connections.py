@@ -42,7 +42,7 @@ from dasearch.search.store import (
 from dasearch.search.store.connections import Connections, Lost
 from dasearch.search.store.storage import StudyStorage
 from dasearch.search.study import Study
-from dasearch.training.stack import Epoch
+from dasearch.training.progress import Epoch
 from tests.postgres import Server
 from tests.report.views import space
 from tests.search.test_schema import RESULTS

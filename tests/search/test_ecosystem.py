@@ -23,7 +23,7 @@ from dasearch.search import objective
 from dasearch.search.events import SEARCH, Listener, Training
 from dasearch.search.store import open_store
 from dasearch.search.study import Status, Study
-from dasearch.training.stack import Epoch
+from dasearch.training.progress import Epoch
 from tests.training.studies import small_study
 
 SITES = [f"layer0{layer}.{site}" for layer in (1, 2) for site in ("causal", "context", "recommendation")]

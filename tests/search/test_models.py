@@ -15,8 +15,8 @@ from dasearch.search.confirmation import recommended
 from dasearch.search.estimate import estimate
 from dasearch.search.single import evaluate_saved, train_layout
 from dasearch.search.study import Study
+from dasearch.training.progress import Epoch
 from dasearch.training.recommender import load
-from dasearch.training.stack import Epoch
 from tests.search.test_study import Ears, outcome, run
 from tests.training.studies import merged, small_study
 

@@ -29,8 +29,8 @@ from dasearch.search.events import Finished, Listener, Listeners, Training
 from dasearch.search.store import Confirmation, Store, open_store
 from dasearch.search.study import Status, Study
 from dasearch.search_space import SearchSpace, SearchSpaceFile
+from dasearch.training.progress import Epoch
 from dasearch.training.recommender import load
-from dasearch.training.stack import Epoch
 from tests.conftest import toy_dataset, write_folder
 from tests.training.studies import small_study
 

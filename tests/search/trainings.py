@@ -11,7 +11,8 @@ from dasearch.errors import TrainingError
 from dasearch.layout import Layout
 from dasearch.models.base import RecommenderModel
 from dasearch.training.loop import Trained
-from dasearch.training.stack import Candidate, Epoch, Progress
+from dasearch.training.progress import Epoch, Progress
+from dasearch.training.stack import Candidate
 
 EPOCHS = 2
 NO_MODEL = RecommenderModel.__new__(RecommenderModel)

@@ -15,8 +15,8 @@ from dasearch.errors import RankError
 from dasearch.search.events import Listener, Training
 from dasearch.search.single import train_layout
 from dasearch.search.study import Study
+from dasearch.training.progress import Epoch
 from dasearch.training.ranks import started
-from dasearch.training.stack import Epoch
 
 LAYOUT = "SPS-PPS"
 

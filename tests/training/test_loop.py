@@ -19,7 +19,8 @@ from dasearch.training.loop import Trained, train
 from dasearch.training.method import weighted_total
 from dasearch.training.metrics import summarise
 from dasearch.training.preparation import build_model
-from dasearch.training.stack import Candidate, Epoch, Ground, Run, Stack
+from dasearch.training.progress import Epoch
+from dasearch.training.stack import Candidate, Ground, Run, Stack
 from tests.conftest import seeded
 from tests.training.studies import materials, small_settings
 

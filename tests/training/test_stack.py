@@ -28,7 +28,8 @@ from dasearch.training.darec import DARecDrawn
 from dasearch.training.graphs import StepGraphs, tensors_of
 from dasearch.training.loop import Trained, _threads_of_one, train, train_together
 from dasearch.training.method import Drawn
-from dasearch.training.stack import Candidate, Epoch, Ground, Run, Stack
+from dasearch.training.progress import Epoch
+from dasearch.training.stack import Candidate, Ground, Run, Stack
 from tests.conftest import seeded
 from tests.training.studies import materials, small_settings
 

@@ -18,7 +18,7 @@ from dasearch.layout import CHOICES, Layout
 from dasearch.layout_file import ChoiceRecord
 from dasearch.search.objective import Run, Users
 from dasearch.training.loop import Fit
-from dasearch.training.stack import Epoch, Progress
+from dasearch.training.progress import Epoch, Progress
 
 Heard = Callable[["Event"], None]
 

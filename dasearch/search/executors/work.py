@@ -14,7 +14,7 @@ from dasearch.errors import BrokenTraining
 from dasearch.search.executors.base import Event, Heard, Job, Kind
 from dasearch.search.objective import Objective, Users, data_bo
 from dasearch.training.materials import Materials
-from dasearch.training.stack import Epoch
+from dasearch.training.progress import Epoch
 
 
 class Workshop:

@@ -74,7 +74,7 @@ from dasearch.search.store.tables import (
 from dasearch.search.store.trials import last_heard, library_version, running, states, trials_of, utc
 from dasearch.search_space import SearchSpace
 from dasearch.training.metrics import Interval
-from dasearch.training.stack import Epoch
+from dasearch.training.progress import Epoch
 
 DATABASE = "dasearch.db"
 P = ParamSpec("P")
