@@ -21,7 +21,6 @@ from dasearch.errors import LayoutError
 from dasearch.folders import place_of, write_text
 from dasearch.layout import SITES, Depth, Layout, ModelKind, carried
 from dasearch.layout_file import LAYOUT_NAME, ChoiceRecord, LayoutFile, choice_records
-from dasearch.search.causes import workers_of
 from dasearch.search.loop import REASON
 from dasearch.search.store import PriorTrial, Store, TrialRecord, open_store
 from dasearch.search_space import SearchSpace
@@ -42,8 +41,7 @@ class ScoredLayout(BaseModel):
         None, description="what the search learned from, the mean of the validation curve; null: the score"
     )
     workers: list[str] = Field(
-        default_factory=list,
-        description="since 1.3: where it was trained, an attempt after the other; [] in the study's process",
+        default_factory=list, exclude=True, description="of 1.3 alone, as MACHINE:PROCESS; no longer written"
     )
 
 
@@ -54,16 +52,18 @@ class FailedLayout(BaseModel):
 
     layout: str
     reason: str
-    workers: list[str] = Field(default_factory=list, description="as of a scored layout")
+    workers: list[str] = Field(default_factory=list, exclude=True, description="as of a scored layout")
 
 
 class TrialsFile(VersionedFile):
     """The contents of ``trials.json``: the complete trials of a study, for another one to begin with, and those that failed."""
 
-    VERSION = "1.3"
+    VERSION = "1.4"
     WHAT = "trials file (trials.json)"
 
-    schema_version: str = Field(VERSION, description="MAJOR.MINOR; a minor version only adds fields")
+    schema_version: str = Field(
+        VERSION, description="MAJOR.MINOR; a minor version only adds fields, or leaves out optional ones"
+    )
     model: ModelKind
     sites: list[str] = Field(description="of a layer, in the order of a layout's letters")
     layers: int = Field(ge=1, description="layers of the backbone")
@@ -138,16 +138,14 @@ def trials_of(store: Store, name: str) -> TrialsFile:
 def _scored(trial: TrialRecord, space: SearchSpace) -> ScoredLayout | None:
     if trial.state != "complete" or trial.score is None or not space.holds(trial.params):
         return None
-    layout, workers = str(space.decode(trial.params)), list(workers_of(trial))
-    return ScoredLayout(layout=layout, score=trial.score, signal=trial.signal, workers=workers)
+    return ScoredLayout(layout=str(space.decode(trial.params)), score=trial.score, signal=trial.signal)
 
 
 def _failed(trial: TrialRecord, space: SearchSpace) -> FailedLayout | None:
     """Of a trial that was given up; what was only interrupted is trained again."""
     if trial.state != "pruned" or REASON not in trial.attributes or not space.holds(trial.params):
         return None
-    layout, reason = str(space.decode(trial.params)), str(trial.attributes[REASON])
-    return FailedLayout(layout=layout, reason=reason, workers=list(workers_of(trial)))
+    return FailedLayout(layout=str(space.decode(trial.params)), reason=str(trial.attributes[REASON]))
 
 
 def write_trials(store: Store, name: str, path: Path) -> Path:

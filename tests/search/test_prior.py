@@ -63,9 +63,9 @@ def test_a_study_writes_what_another_reads(tmp_path: Path) -> None:
         path = write_trials(store, "toy", tmp_path / "new" / "trials.json")
     content = json.loads(path.read_text())
     mean = pytest.approx(0.39)  # of .38 and .40
-    assert content["trials"][0] == {"layout": "SPS-PPS", "score": 0.4, "signal": mean, "workers": []}
+    assert content["trials"][0] == {"layout": "SPS-PPS", "score": 0.4, "signal": mean}
     assert {k: content[k] for k in ("schema_version", "model", "layers", "replaced", "dataset", "seed")} == {
-        "schema_version": "1.3",
+        "schema_version": "1.4",
         "model": "darec",
         "layers": 2,
         "replaced": [1, 2],
@@ -159,17 +159,26 @@ def test_what_is_refused(tmp_path: Path, changes: dict[str, Any], sentence: str)
         prior_trials(written(tmp_path, record(**changes)), space(2))
 
 
-def test_a_study_writes_what_failed_and_which_workers_trained_it(tmp_path: Path) -> None:
+def test_a_study_writes_what_failed_and_not_where_it_was_trained(tmp_path: Path) -> None:
+    """The file is made to be passed on: no machine's name is in it."""
     with closing(empty_study(tmp_path)) as store:
-        evaluate(store, "SPS-PPS", 0.4, workers=["a:1", "b:2"])
-        give_up(store, "PPP-PPP", "its worker was lost, 3 times", ["a:1", "b:2", "b:3"])
+        evaluate(store, "SPS-PPS", 0.4, workers=["a-machine:1", "b-machine:2"])
+        give_up(store, "PPP-PPP", "its worker was lost, 3 times", ["a-machine:1", "b-machine:2", "b-machine:3"])
         path = write_trials(store, "toy", tmp_path / "trials.json")
     content = json.loads(path.read_text())
-    assert content["trials"][0]["workers"] == ["a:1", "b:2"]
-    lost = {"layout": "PPP-PPP", "reason": "its worker was lost, 3 times", "workers": ["a:1", "b:2", "b:3"]}
-    assert content["failed"] == [lost]
+    assert "machine" not in path.read_text()
+    assert content["failed"] == [{"layout": "PPP-PPP", "reason": "its worker was lost, 3 times"}]
     jsonschema.validate(content, TrialsFile.json_schema())
     assert pairs(prior_trials(str(path), space(2))) == [("SPS-PPS", pytest.approx(0.39))]
+
+
+def test_a_file_that_says_where_its_trials_were_trained_is_read(tmp_path: Path) -> None:
+    """As version 1.3 wrote it; it is not said again."""
+    failed = [{"layout": "PPP-PPP", "reason": "diverged", "workers": ["a:1"]}]
+    source = record(schema_version="1.3", trials=[{**SCORED, "workers": ["a:1", "b:2"]}], failed=failed)
+    found = read_trials(written(tmp_path, source))
+    assert found.trials[0].workers == ["a:1", "b:2"]
+    assert "a:1" not in found.text()
 
 
 def test_a_newer_minor_version_is_read(tmp_path: Path) -> None:
