@@ -23,8 +23,9 @@ from dasearch.data.rows import stack
 from dasearch.errors import StudyError
 from dasearch.models.cache import default_cache
 from dasearch.models.id_encoders import EncoderBatch, EncoderSettings, IDEncoder, Reads, build_encoder, encoder_entry
-from dasearch.training.checkpoints import load_tensors, save_tensors
+from dasearch.training.checkpoints import load_tensors, prefixed, save_tensors, under
 from dasearch.training.metrics import summarise, target_ranks
+from dasearch.training.progress import SELECTION, Epoch, Progress
 from dasearch.training.seeds import derive_seed, generator_for
 from dasearch.training.shared import Outcome, Passing, PurchaseIndex, Say, Shared
 
@@ -39,6 +40,23 @@ def study_encoder(settings: EncoderSettings, materials: Shared, seed: int, say: 
     Raises:
         StudyError: for a file that cannot be read, or that another catalogue, other users or other settings made.
     """
+    found = known_encoder(settings, materials, seed)
+    if found is not None:
+        return found
+    say(f"training the ID encoder {settings.name}")
+    training = encoder_training(settings, materials, seed)
+    while not training.over:
+        say(epoch_words(settings, training.epoch()))
+    say(outcome_words(training))
+    return kept_encoder(training, materials)
+
+
+def known_encoder(settings: EncoderSettings, materials: Shared, seed: int) -> IDEncoder | None:
+    """The study's encoder where it is not to be trained: it lies in its file or the cache, or stays untrained.
+
+    Raises:
+        StudyError: as of `study_encoder`.
+    """
     if settings.file is not None:
         return read_encoder(Path(settings.file), settings, materials)
     if settings.epochs == 0:
@@ -46,24 +64,39 @@ def study_encoder(settings: EncoderSettings, materials: Shared, seed: int, say: 
         generator, texts = generator_for(seed, "encoder", settings.name), materials.text_vectors.cpu()
         encoder = build_encoder(settings, development.n_users, development.n_items, texts, generator)
         return encoder.to(materials.device).eval()
-    path = _cached(settings, materials, seed)
-    if not path.is_file():
-        say(f"training the ID encoder {settings.name}")
-        texts, began = materials.text_vectors.cpu(), time.perf_counter()
-        encoder, validation = train_encoder(settings, materials.development, materials.purchases, texts, seed, say)
-        write_encoder(path, encoder, settings, materials, validation)
-        seconds = time.perf_counter() - began
-        say(Outcome(f"ID encoder {settings.name}: validation NDCG@10 {validation['NDCG@10']:.4f}  {seconds:.1f} s"))
-    return read_encoder(path, settings, materials)
+    path = _cached(_key(settings, materials, seed))
+    return read_encoder(path, settings, materials) if path.is_file() else None
 
 
-def _cached(settings: EncoderSettings, materials: Shared, seed: int) -> Path:
-    return default_cache() / "encoders" / f"{_key(settings, materials, seed)}.safetensors"
+def encoder_training(
+    settings: EncoderSettings, materials: Shared, seed: int, checkpoint: Path | None = None
+) -> EncoderTraining:
+    """The training of the study's encoder, at its start or where its checkpoint stands."""
+    return EncoderTraining(
+        settings,
+        materials.development,
+        materials.purchases,
+        materials.text_vectors.cpu(),
+        seed,
+        checkpoint=checkpoint,
+        identity=_key(settings, materials, seed),
+    )
+
+
+def kept_encoder(training: EncoderTraining, materials: Shared) -> IDEncoder:
+    """What came of a training by `encoder_training` that is over, kept in the cache."""
+    path = _cached(training.identity)
+    write_encoder(path, training.trained(), training.settings, materials, training.progress.best.metrics)
+    return read_encoder(path, training.settings, materials)
+
+
+def _cached(key: str) -> Path:
+    return default_cache() / "encoders" / f"{key}.safetensors"
 
 
 def needs_training(settings: EncoderSettings, materials: Shared, seed: int) -> bool:
     """Whether `study_encoder` would train it now, rather than read it."""
-    return settings.file is None and settings.epochs > 0 and not _cached(settings, materials, seed).is_file()
+    return settings.file is None and settings.epochs > 0 and not _cached(_key(settings, materials, seed)).is_file()
 
 
 def training_seconds(settings: EncoderSettings, materials: Shared) -> float:
@@ -181,46 +214,134 @@ def train_encoder(
     seed: int,
     say: Say = lambda _: None,
 ) -> tuple[IDEncoder, dict[str, float]]:
-    """Train on the training split until validation NDCG@10 stops rising; the best epoch and its validation metrics.
+    """Train on the training split until validation NDCG@10 stops rising; the best epoch and its validation metrics."""
+    training = EncoderTraining(settings, development, purchases, texts, seed)
+    while not training.over:
+        say(epoch_words(settings, training.epoch()))
+    return training.trained(), training.progress.best.metrics
 
-    Runs on CPU, so that it repeats bit for bit; dropout draws from a stream that is put back afterwards.
+
+def epoch_words(settings: EncoderSettings, epoch: Epoch) -> Passing:
+    """An epoch of an encoder, in a line."""
+    place = f"epoch {epoch.number + 1}/{settings.epochs}"
+    return Passing(f"ID encoder {settings.name}, {place}: validation {SELECTION} {epoch.metrics[SELECTION]:.4f}")
+
+
+def outcome_words(training: EncoderTraining) -> Outcome:
+    """What came of an encoder's training, in a line."""
+    progress = training.progress
+    best, seconds = progress.best.metrics[SELECTION], sum(epoch.seconds for epoch in progress.epochs)
+    return Outcome(f"ID encoder {training.settings.name}: validation {SELECTION} {best:.4f}  {seconds:.1f} s")
+
+
+class EncoderTraining:
+    """The training of one encoder, from epoch to epoch.
+
+    Runs on CPU, so that it repeats bit for bit; dropout draws from a stream that is put back after each epoch.
+
+    Args:
+        checkpoint: file to write after each epoch and to go on from; one of another training is not used.
+        identity: what the checkpoint is of.
+
+    Attributes:
+        order, dropout: states of the generators of the data's order and of dropout.
     """
-    generator = generator_for(seed, "encoder", settings.name)
-    encoder = build_encoder(settings, development.n_users, development.n_items, texts, generator)
-    optimizer = _optimizer(encoder, settings)
-    users, sequences = torch.from_numpy(development.users), [torch.from_numpy(s) for s in development.train]
-    best: dict[str, Tensor] = {}
-    reached, score, stale = {}, -1.0, 0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "encoder dropout"))
-        for epoch in range(settings.epochs):
-            encoder.train()
-            for batch in encoder_batches(encoder, settings, development, purchases, generator):
-                _step(encoder, optimizer, batch)
-            encoder.fit_newcomers(users, sequences)
-            ranks = encoder_ranks(encoder, development.users, development.train, development.valid)
-            metrics = summarise(ranks)
-            so_far = f"epoch {epoch + 1}/{settings.epochs}: validation NDCG@10 {metrics.ndcg:.4f}"
-            say(Passing(f"ID encoder {settings.name}, {so_far}"))
-            stale += 1
-            if metrics.ndcg > score:
-                score, stale, reached = metrics.ndcg, 0, metrics.record()
-                best = {name: tensor.detach().clone() for name, tensor in encoder.state_dict().items()}
-            if stale >= settings.patience:
-                break
-    encoder.load_state_dict(best)
-    return encoder.eval(), reached
+
+    def __init__(
+        self,
+        settings: EncoderSettings,
+        development: Development,
+        purchases: PurchaseIndex,
+        texts: Tensor,
+        seed: int,
+        *,
+        checkpoint: Path | None = None,
+        identity: str = "",
+    ) -> None:
+        self.settings, self.development, self.purchases = settings, development, purchases
+        self.checkpoint, self.identity = checkpoint, identity
+        generator = generator_for(seed, "encoder", settings.name)
+        self.encoder = build_encoder(settings, development.n_users, development.n_items, texts, generator)
+        self.optimizer = _optimizer(self.encoder, settings)
+        self.order = generator.get_state()
+        self.dropout = torch.Generator().manual_seed(derive_seed(seed, "encoder dropout")).get_state()
+        self.progress, self.best = Progress(), dict[str, Tensor]()
+        if checkpoint is not None and checkpoint.is_file():
+            self._resume(checkpoint)
+
+    @property
+    def over(self) -> bool:
+        """Whether it has all its epochs, or has stopped improving."""
+        return len(self.progress.epochs) >= self.settings.epochs or self.progress.stale(self.settings.patience)
+
+    def epoch(self) -> Epoch:
+        """Train on every row once, validate, and save."""
+        began, development = time.perf_counter(), self.development
+        loss = self._optimise()
+        users, sequences = torch.from_numpy(development.users), [torch.from_numpy(s) for s in development.train]
+        self.encoder.fit_newcomers(users, sequences)
+        ranks = encoder_ranks(self.encoder, development.users, development.train, development.valid)
+        metrics, seconds = summarise(ranks).record(), time.perf_counter() - began
+        found = Epoch(len(self.progress.epochs), {"total": loss}, metrics, seconds)
+        if self.progress.add(found):
+            self.best = {name: tensor.detach().clone() for name, tensor in self.encoder.state_dict().items()}
+        if self.checkpoint is not None:
+            self._save(self.checkpoint)
+        return found
+
+    def trained(self) -> IDEncoder:
+        """With the weights of its best epoch."""
+        self.encoder.load_state_dict(self.best)
+        return self.encoder.eval()
+
+    def _optimise(self) -> float:
+        """The mean loss of an epoch's batches."""
+        losses, generator = list[Tensor](), torch.Generator()
+        generator.set_state(self.order)
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self.dropout)
+            self.encoder.train()
+            for batch in encoder_batches(self.encoder, self.settings, self.development, self.purchases, generator):
+                losses.append(_step(self.encoder, self.optimizer, batch))
+            self.dropout = torch.get_rng_state()
+        self.order = generator.get_state()
+        return float(torch.stack(losses).mean()) if losses else 0.0
+
+    def _save(self, path: Path) -> None:
+        tensors = {
+            **prefixed("parameter", self.encoder.state_dict()),
+            **prefixed("best", self.best),
+            "order": self.order,
+            "dropout": self.dropout,
+        }
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= prefixed(f"optimizer/{number}", state)
+        save_tensors(path, tensors, {"identity": self.identity, "progress": self.progress.record()})
+
+    def _resume(self, path: Path) -> None:
+        tensors, record = load_tensors(path)
+        if record.get("identity") != self.identity:
+            return
+        self.encoder.load_state_dict(under("parameter", tensors))
+        moments, own = under("optimizer", tensors), self.optimizer.state_dict()
+        numbers = dict.fromkeys(name.partition("/")[0] for name in moments)
+        own["state"] = {int(number): under(number, moments) for number in numbers}
+        self.optimizer.load_state_dict(own)
+        self.best, self.order, self.dropout = under("best", tensors), tensors["order"], tensors["dropout"]
+        self.progress = Progress.from_record(record["progress"])
 
 
 def _optimizer(encoder: IDEncoder, settings: EncoderSettings) -> torch.optim.Optimizer:
     return torch.optim.AdamW(encoder.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
 
 
-def _step(encoder: IDEncoder, optimizer: torch.optim.Optimizer, batch: EncoderBatch) -> None:
+def _step(encoder: IDEncoder, optimizer: torch.optim.Optimizer, batch: EncoderBatch) -> Tensor:
+    """One step of the optimizer; the batch's loss."""
     loss = encoder.loss(batch)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
+    return loss.detach()
 
 
 def encoder_batches(

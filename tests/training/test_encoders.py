@@ -12,6 +12,7 @@ from dasearch.errors import StudyError
 from dasearch.models.id_encoders import ENCODERS, EncoderSettings, build_encoder
 from dasearch.training import encoders as encoders_module
 from dasearch.training.encoders import (
+    EncoderTraining,
     encoder_batches,
     encoder_ranks,
     needs_training,
@@ -199,3 +200,25 @@ def test_an_encoder_of_another_kind_or_none(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(StudyError, match="cannot be read"):
         read_encoder(path, wanted, ready)
+
+
+def training(name: str, checkpoint: Path | None = None, identity: str = "mine") -> EncoderTraining:
+    wanted = settings(name, epochs=4, patience=4)
+    return EncoderTraining(wanted, DEVELOPMENT, PURCHASES, TEXTS, 0, checkpoint=checkpoint, identity=identity)
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path: Path, name: str) -> None:
+    """Interrupted after two of four epochs, in another process for all it knows."""
+    whole, place = training(name), tmp_path / "encoder.safetensors"
+    expected = [whole.epoch() for _ in range(4)]
+    first = training(name, place)
+    found = [first.epoch(), first.epoch()]
+    second = training(name, place)
+    assert len(second.progress.epochs) == 2
+    found += [second.epoch(), second.epoch()]
+    assert second.over
+    assert [(one.losses, one.metrics) for one in found] == [(one.losses, one.metrics) for one in expected]
+    ours, theirs = (one.trained().state_dict() for one in (second, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert training(name, place, identity="another's").progress.epochs == []
