@@ -112,6 +112,41 @@ StoredStudy = Annotated[
     ),
 ]
 OutputOption = Annotated[str, typer.Option(metavar="FOLDER", help="The studies' output folder.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Train in so many processes at once, on Ray or SLURM. Default: in this one."),
+]
+CpusOption = Annotated[
+    int | None,
+    typer.Option(
+        "--cpus-per-worker", metavar="N", min=1, help="Threads of each worker. Default: its share of the cores."
+    ),
+]
+GpusOption = Annotated[
+    float,
+    typer.Option(
+        "--gpus-per-worker", metavar="SHARE", min=0, help="GPUs of each worker, as in 1, or 0.25 of a shared one."
+    ),
+]
+RayOption = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="A Ray cluster that runs, for --workers; auto: the one of this machine."),
+]
+SlurmOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY=VALUE,...",
+        help="Queue each of the --workers as a job of SLURM that asks for this, as in "
+        "partition=gpu,time=120,gpus_per_node=1; local: jobs are processes of this machine.",
+    ),
+]
+ExchangeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URI",
+        help="Where workers on Ray that share no disk with this machine exchange files with it, as in s3://BUCKET/PREFIX.",
+    ),
+]
 OwnOutput = Annotated[
     str | None,
     typer.Option("--output", metavar="FOLDER", help="The studies' output folder. Default: the study's own, or runs."),
@@ -181,36 +216,12 @@ def run(
         ),
     ] = None,
     trackers: TrackOption = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, help="Train in so many processes at once, on Ray or SLURM. Default: in this one."
-        ),
-    ] = None,
-    cpus: Annotated[
-        int | None,
-        typer.Option(
-            "--cpus-per-worker", metavar="N", min=1, help="Threads of each worker. Default: its share of the cores."
-        ),
-    ] = None,
-    gpus: Annotated[
-        float,
-        typer.Option(
-            "--gpus-per-worker", metavar="SHARE", min=0, help="GPUs of each worker, as in 1, or 0.25 of a shared one."
-        ),
-    ] = 0.0,
-    ray: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="A Ray cluster that runs, for --workers; auto: the one of this machine."),
-    ] = None,
-    slurm: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KEY=VALUE,...",
-            help="Queue each of the --workers as a job of SLURM that asks for this, as in "
-            "partition=gpu,time=120,gpus_per_node=1; local: jobs are processes of this machine.",
-        ),
-    ] = None,
+    workers: WorkersOption = None,
+    cpus: CpusOption = None,
+    gpus: GpusOption = 0.0,
+    ray: RayOption = None,
+    slurm: SlurmOption = None,
+    exchange: ExchangeOption = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -234,7 +245,7 @@ def run(
     require_alone("run")
     if as_json and not dry_run:
         raise WrongUse("a run prints its progress, not JSON; add --dry-run, or ask `dasearch status --json`")
-    crew = _crew(workers, Workers(workers or 1, cpus, gpus, ray, slurm))
+    crew = _crew(workers, Workers(workers or 1, cpus, gpus, ray, slurm, exchange))
     console = _console()
     loaded = _study(study, _overrides(changes, budget, seed), output, storage, console=_beside(as_json))
     if dry_run:
@@ -254,6 +265,7 @@ def run(
 def _crew(count: int | None, asked: Workers) -> Workers | None:
     """What was asked of workers, where there are any; refused before the study is prepared for them."""
     from dasearch.search.executors import Workers
+    from dasearch.search.executors.exchange import require_exchange
     from dasearch.search.executors.slurm import asked_of_slurm
 
     if count is None:
@@ -263,7 +275,11 @@ def _crew(count: int | None, asked: Workers) -> Workers | None:
     if asked.slurm is not None:
         if asked.address is not None:
             raise WrongUse("workers run on Ray or as jobs of SLURM; leave out --ray or --slurm")
+        if asked.exchange is not None:
+            raise WrongUse("jobs of SLURM speak through files of the shared output; leave out --exchange")
         asked_of_slurm(asked)
+    if asked.exchange is not None:
+        require_exchange(asked.exchange)
     return asked
 
 
@@ -454,6 +470,12 @@ def ablate(
     storage: StorageOption = None,
     changes: SetOption = None,
     trackers: TrackOption = None,
+    workers: WorkersOption = None,
+    cpus: CpusOption = None,
+    gpus: GpusOption = 0.0,
+    ray: RayOption = None,
+    slurm: SlurmOption = None,
+    exchange: ExchangeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train the paper's ablations of a study: one thing changed at a time, on validation data.
@@ -465,15 +487,17 @@ def ablate(
     from dasearch.report.ablation import ablation_figure, ablation_record, ablation_table
     from dasearch.report.page import write_figure
     from dasearch.search.ablation import Ablation, load_variants
+    from dasearch.search.executors import Workers
     from dasearch.search.progress import Terminal
 
     require_alone("ablate")
+    crew = _crew(workers, Workers(workers or 1, cpus, gpus, ray, slurm, exchange))
     console, beside = _console(), _beside(as_json)
     loaded = _study(study, changes or (), output, storage, console=beside)
     variants = load_variants(loaded, file, layout=layout, only=only or (), short=short)
     heard = Terminal(beside)
     with closing(_tracked(loaded, heard, trackers)) as listener:
-        scored = Ablation(loaded, variants, seeds, short=short, listener=listener).run()
+        scored = Ablation(loaded, variants, seeds, short=short, listener=listener, workers=crew).run()
     path = loaded.folder / "ablation.html"
     write_figure(ablation_figure(scored, title=f"Ablations of {loaded.settings.name}"), path)
     if as_json:

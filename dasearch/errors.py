@@ -64,6 +64,10 @@ class BundleError(DasearchError):
     """What a study prepared cannot be opened: it is missing, damaged, or another study's."""
 
 
+class ExchangeError(DasearchError):
+    """Object storage between workers does not answer, or holds something damaged."""
+
+
 class Interrupted(DasearchError):
     """The user stopped a command that cannot go on from where it stood; the message says what was done."""
 

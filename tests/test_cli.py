@@ -592,9 +592,9 @@ def test_doctor_of_a_study(trained: Path, capsys: pytest.CaptureFixture[str], mo
     assert run_command(["doctor", "toy"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[:-1]] == [
-        *("database", "trials", "checkpoints", "saved model", "versions", "disk")
+        *("database", "trials", "checkpoints", "for workers", "saved model", "versions", "disk")
     ]
-    assert lines[3] == "saved model: runs/toy/model, as saved"
+    assert lines[4] == "saved model: runs/toy/model, as saved"
     assert lines[-1] == "nothing is wrong"
     assert files(trained) == before
 

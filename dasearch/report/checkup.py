@@ -21,10 +21,12 @@ from dasearch.errors import NoStudies, StoreError
 from dasearch.folders import place_of, remove, sha256, unfinished_name
 from dasearch.search.domain import Domain, trial_run
 from dasearch.search.events import CONFIRMATION, DONE
+from dasearch.search.executors.places import BUNDLES
 from dasearch.search.loop import give_back
 from dasearch.search.objective import checkpoint_name
 from dasearch.search.store import GRACE_SECONDS, Artifact, Store, Stored, TrialRecord, open_store, require_writable
-from dasearch.search.study import only_runner, stored_space
+from dasearch.search.store.locks import locked_in
+from dasearch.search.study import stored_space
 from dasearch.training.checkpoints import load_tensors
 from dasearch.version import installed_version
 
@@ -50,11 +52,18 @@ class Check:
 
 @dataclass(frozen=True)
 class Leftovers:
-    """What a killed process may leave: trials that run for nobody, checkpoints that cannot be read or that nobody reads."""
+    """What a killed process may leave.
+
+    Attributes:
+        lost: trials that run for nobody.
+        damaged, orphaned: checkpoints that cannot be read or that nobody reads.
+        prepared: the folder that was prepared for workers, where there are none any more; else None.
+    """
 
     lost: tuple[int, ...]
     damaged: tuple[Path, ...]
     orphaned: tuple[Path, ...]
+    prepared: Path | None
 
 
 class StoredStudy:
@@ -86,7 +95,18 @@ class StoredStudy:
         needless = self._needless([path for path in found if path.parent == own and path not in damaged])
         killed = sorted(path for pattern in UNFINISHED for path in own.glob(pattern))
         unused = [path for path in (*needless, *killed) if _is_left(path)]
-        return Leftovers(self._lost(), damaged, tuple(unused))
+        return Leftovers(self._lost(), damaged, tuple(unused), self._prepared())
+
+    def _prepared(self) -> Path | None:
+        """The workers' folder ends with the driver, which holds the lock of the study's folder as long as it lives."""
+        folder = self.folder / BUNDLES
+        if not folder.is_dir():
+            return None
+        try:
+            with locked_in(self.folder):
+                return folder
+        except StoreError:
+            return None
 
     def _lost(self) -> tuple[int, ...]:
         oldest = datetime.now(UTC) - timedelta(seconds=GRACE_SECONDS)
@@ -160,6 +180,7 @@ def checks(study: StoredStudy) -> list[Check]:
         Check("database", good=True, says=f"readable; its tables are those of optuna {study.store.optuna_version()}"),
         check_trials(study, found.lost),
         check_checkpoints(study, found),
+        check_prepared(found.prepared),
         check_artifacts(study.store.artifacts(study.name)),
         check_versions(study.stored),
         check_disk(study.folder),
@@ -184,6 +205,13 @@ def check_checkpoints(study: StoredStudy, found: Leftovers) -> Check:
         return Check("checkpoints", good=False, says=f"{', '.join(wrong)}; --fix removes")
     count = sum(len(list((study.folder / folder).glob("*.safetensors"))) for folder in FOLDERS)
     return Check("checkpoints", good=True, says=f"{count}, all readable" if count else "none")
+
+
+def check_prepared(left: Path | None) -> Check:
+    """Nothing lies prepared for workers of a driver that is gone."""
+    if left is None:
+        return Check("for workers", good=True, says="nothing left")
+    return Check("for workers", good=False, says=f"{left} is of a driver that was killed; --fix removes")
 
 
 def check_artifacts(artifacts: Sequence[Artifact]) -> Check:
@@ -233,10 +261,11 @@ def mend(study: StoredStudy) -> list[str]:
         StoreError: while another process runs the study.
     """
     require_writable(study.folder)
-    with only_runner(study.folder), study.store.only_runner(study.name):
+    with study.store.only_runner(study.name, study.folder):
         found = study.leftovers()
         done = list(_removed(found.damaged, "damaged; its training begins again"))
         done += _removed(found.orphaned, "of no unfinished training")
+        done += _removed_bundles(study.folder / BUNDLES)
         if found.lost:
             _give_back(study, found.lost)
         return done + [f"gave trial {number} back to the queue" for number in found.lost]
@@ -246,6 +275,12 @@ def _removed(paths: Iterable[Path], reason: str) -> Iterable[str]:
     for path in paths:
         remove(path)
         yield f"removed {path}: {reason}"
+
+
+def _removed_bundles(folder: Path) -> Iterable[str]:
+    if folder.is_dir():
+        shutil.rmtree(folder)
+        yield f"removed {folder}: of a driver that was killed"
 
 
 def _give_back(study: StoredStudy, lost: Sequence[int]) -> None:

@@ -34,6 +34,7 @@ EXTRAS = {  # distributions of pyproject's extras; a test compares the two
     "ray": ("ray",),
     "slurm": ("submitit",),
     "postgres": ("psycopg",),
+    "cloud": ("pyarrow",),
     "export": ("onnx", "onnxscript"),
     "test": (
         "onnxruntime",

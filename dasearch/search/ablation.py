@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,21 @@ from dasearch.data import Development, LeaveOneOut
 from dasearch.errors import StudyError, suggestion
 from dasearch.layout import SERIAL, Layout, ModelKind
 from dasearch.search.confirmation import ALL_SERIAL, OBJECTIVE, t_interval
-from dasearch.search.events import ABLATION, Finished, Listener, Training
-from dasearch.search.objective import Objective, Run, data_bo, raise_failed
+from dasearch.search.events import ABLATION, Listener, Training
+from dasearch.search.executors import Executor, Workers
+from dasearch.search.executors.chosen import executor_of
+from dasearch.search.objective import Objective, Prepared, Run, Users, checkpoint_name, data_bo
 from dasearch.search.single import named_layout
 from dasearch.search.store import AblationTraining, Store, open_store
-from dasearch.search.study import Study, only_runner, settings_differences
-from dasearch.search.trainings import Planned, batches
+from dasearch.search.study import Study, settings_differences
+from dasearch.search.trainings import Ledger, Planned, Trainer
 from dasearch.shipped import find_shipped, shipped
 from dasearch.threads import using
-from dasearch.training.loop import Trained, objective_hash
+from dasearch.training.loop import objective_hash
 from dasearch.training.materials import Materials, resolve_device
 from dasearch.training.metrics import Interval
 from dasearch.training.preparation import prepare_study
+from dasearch.training.progress import Fit
 from dasearch.yaml_files import read_yaml
 
 FOLDER = "studies/ablations"
@@ -98,6 +101,7 @@ class Ablation:
 
     Args:
         short: trials on Data_BO by the trial recipe, instead of final trainings on everyone.
+        workers: None: the trainings run in this process.
     """
 
     study: Study
@@ -105,14 +109,19 @@ class Ablation:
     seeds: int
     short: bool = False
     listener: Listener = field(default_factory=Listener)
+    workers: Workers | None = None
 
     def run(self) -> list[Scored]:
-        """Train what the store does not hold yet; the scores of all variants in their order."""
+        """Train what the store does not hold yet; the scores of all variants in their order.
+
+        Raises:
+            Exception: what a training failed by, after all others are kept.
+        """
         settings = self.study.settings
         resolve_device(settings.device)
         store = open_store(self.study.storage, settings.output, create=True)
         try:
-            with only_runner(self.study.folder), store.only_runner(settings.name), using(settings.threads):
+            with store.only_runner(settings.name, self.study.folder), using(settings.threads):
                 self._train_missing(store)
             trainings = store.ablations(self._run_key())
             return scores(self.variants, [training for training in trainings if training.seed <= self.seeds])
@@ -126,7 +135,7 @@ class Ablation:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def _train_missing(self, store: Store) -> None:
-        distinct: dict[str, Variant] = {}
+        settings, distinct = self.study.settings, dict[str, Variant]()
         for variant in self.variants:
             distinct.setdefault(variant.key, variant)
         seeds = range(1, self.seeds + 1)
@@ -136,14 +145,11 @@ class Ablation:
         first = len(each) - len(missing) + 1
         if missing and first > 1:
             self.listener.remarks(f"goes on with training {first} of {len(each)}; {first - 1} done")
-        planned = [(one[0], self._planned(*one, place, len(each))) for place, one in enumerate(missing, first)]
-        prepared, spent = Prepared(self.study, self.listener), list[float]()
-        for key in dict.fromkeys(variant.key for variant, _ in planned):
-            objective = self._objective(prepared, distinct[key])
-            own = [one for variant, one in planned if variant.key == key]
-            for batch in batches(own, objective.at_once):
-                self._train(store, key, objective, batch, spent)
-        shutil.rmtree(self._checkpoints, ignore_errors=True)
+        planned = [(one[0].key, self._planned(*one, place, len(each))) for place, one in enumerate(missing, first)]
+        if planned:
+            with closing(executor_of(settings, self.workers, self.listener)) as executor:
+                self._train(store, executor, [distinct[key] for key in dict.fromkeys(k for k, _ in planned)], planned)
+                executor.forget_all(self._checkpoints)
 
     def _planned(self, variant: Variant, seed: int, place: int, total: int) -> Planned:
         epochs = recipe_of(variant.settings, short=self.short).epochs
@@ -152,64 +158,73 @@ class Ablation:
         return Planned(training, Run(variant.layout, f"{self._run_key()}/{variant.key}/{seed}", seed))
 
     def _train(
-        self, store: Store, key: str, objective: Objective, batch: Sequence[Planned], spent: list[float]
+        self, store: Store, executor: Executor, variants: Sequence[Variant], planned: Sequence[tuple[str, Planned]]
     ) -> None:
-        """Train seeds of one variant side by side; their seconds join those ``spent`` before."""
-        heard = self.listener
-        for training, _ in batch:
-            heard.started(training)
-        outcomes = objective.train_together(
-            [run for _, run in batch],
-            on_epoch=lambda place, epoch: heard.epoch(batch[place].training, epoch),
-            say=heard.says,
+        """Train the seeds of each variant, side by side as they fit; each is in the store when it ends."""
+        trainer = Trainer(executor, Ledger(), self.listener, self.study.settings.search.metric)
+        prepared = Preparations(self.study, self.listener, executor)
+        keys = {one.run.name: key for key, one in planned}
+
+        def keep(one: Planned, fit: Fit) -> None:
+            metrics, key = fit.metrics.record(), keys[one.run.name]
+            record = AblationTraining(self._run_key(), key, one.run.seed, metrics, fit.parameters, fit.seconds)
+            store.add_ablation(record)
+            executor.forget(self._checkpoints / checkpoint_name(one.run.name))
+
+        parts = (
+            (self._objective(prepared, variant, executor), [one for key, one in planned if key == variant.key])
+            for variant in variants
         )
-        trained = [(one, each) for one, each in zip(batch, outcomes, strict=False) if isinstance(each, Trained)]
-        spent += [each.seconds for _, each in trained]
-        for (training, run), each in trained:
-            metrics = each.metrics.record()
-            store.add_ablation(AblationTraining(self._run_key(), key, run.seed, metrics, each.parameters, each.seconds))
-            objective.forget(run.name)
-            left = sum(spent) / len(spent) * (training.total - batch[-1].training.index)
-            heard.finished(Finished(training, metrics[training.metric], None, None, each.seconds, left))
-        raise_failed(outcomes)
+        trainer.later(parts, keep, needed=lambda one: True)
 
     @property
     def _checkpoints(self) -> Path:
         return resolve_output(self.study.settings) / "ablation-checkpoints"
 
-    def _objective(self, prepared: Prepared, variant: Variant) -> Objective:
-        materials = prepared.of(variant.settings)
+    def _objective(self, preparations: Preparations, variant: Variant, executor: Executor) -> Objective:
+        materials, prepared = preparations.of(variant.settings)
+        users = Users.DATA_BO if self.short else Users.EVERYONE
         if self.short:
             materials = materials.on(data_bo(variant.settings, materials.development))
         recipe = recipe_of(variant.settings, short=self.short)
-        return Objective(variant.settings, materials, recipe, variant.replace_every, self._checkpoints)
+        found = Objective(
+            variant.settings,
+            materials,
+            recipe,
+            variant.replace_every,
+            self._checkpoints,
+            users=users,
+            prepared=prepared,
+        )
+        return replace(found, counted=executor.width(found.at_once))
 
 
-class Prepared:
-    """What trainings share, prepared once for all variants that leave it as it is."""
+class Preparations:
+    """What trainings share, prepared once for all variants that leave it as it is, and given to the executor."""
 
-    def __init__(self, study: Study, listener: Listener) -> None:
-        self.listener = listener
+    def __init__(self, study: Study, listener: Listener, executor: Executor) -> None:
+        self.listener, self.executor = listener, executor
         self.variation = study.settings.model.variation.value
         listener.says("reading the data")
         self.dataset = study.dataset()
         for remark in self.dataset.remarks:
             listener.remarks(remark)
         self.development: Development = LeaveOneOut(self.dataset).development
-        self._ready: list[tuple[StudySettings, Materials]] = []
+        self._ready: list[tuple[StudySettings, Materials, Prepared]] = []
 
-    def of(self, settings: StudySettings) -> Materials:
+    def of(self, settings: StudySettings) -> tuple[Materials, Prepared]:
         """Materials for these settings; an earlier variant's, where none of what preparation reads differs."""
-        for earlier, materials in self._ready:
+        for earlier, materials, prepared in self._ready:
             before, after = earlier.model_dump(mode="json"), settings.model_dump(mode="json")
             if not any(materials.method.prepared_by(key) for key in settings_differences(before, after)):
-                return materials.under(settings)
+                return materials.under(settings), prepared
         said, whole = self.listener, settings.varied(self.variation)  # a part prepares less than others need
         materials = prepare_study(
             whole, self.dataset, self.development, say=said.says, language_model=said.language_model
         )
-        self._ready.append((whole, materials))
-        return materials.under(settings)
+        prepared = self.executor.prepare(materials)
+        self._ready.append((whole, materials, prepared))
+        return materials.under(settings), prepared
 
 
 def load_variants(

@@ -15,7 +15,7 @@ from dasearch.search.objective import Run
 from dasearch.search.runs import RunId, RunPhase
 from dasearch.search.store import Confirmation
 from dasearch.search.trainings import Planned, Trainings
-from dasearch.training.loop import Fit
+from dasearch.training.progress import Fit
 
 
 def confirm(
@@ -42,7 +42,7 @@ def confirm(
         layout, name, seed = one.run
         record = Confirmation(layout, roles[layout], seed, fit.metrics.record(), fit.seconds)
         store.add_confirmation(settings.name, record)
-        trainings.short.forget(name)
+        trainings.forget(name)
 
     serial = domain.space.all_serial
     confirmed = trainings.later([(trainings.short, missing)], keep, needed=lambda one: one.run.layout == serial)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from dasearch.config import Recipe
 from dasearch.errors import BrokenTraining
 from dasearch.search.executors.base import Event, Executor, Job, Kind, out_of_memory
-from dasearch.search.objective import Objective, Outcome, Run
-from dasearch.training.progress import Epoch
+from dasearch.search.executors.tasks import OnEpoch, Task
+from dasearch.search.objective import Outcome, Prepared
 from dasearch.training.shared import Say
 
+OnOver = Callable[[int, Outcome], None]
 MOST_ATTEMPTS = 3  # of a training whose worker is lost: it goes on from its checkpoint twice
 
 
@@ -21,36 +22,40 @@ class Batch:
     """Trainings submitted together, and what has become of each.
 
     Attributes:
-        on_epoch: told each epoch with the place of its run, some twice.
+        on_epoch: told each epoch with the place of its training, some twice.
+        on_over: told what became of a training, with its place.
         outcomes: by place.
-        workers: where each run was trained, by place: ``machine:process``, the last attempt's last.
-        recipes: of the runs whose memory did not suffice, by place: the same rows a step in smaller parts.
+        workers: where each was trained, by place: ``machine:process``, the last attempt's last.
+        smaller: places of the trainings whose memory did not suffice, and which were tried again with less.
     """
 
-    objective: Objective
-    runs: Sequence[Run]
-    on_epoch: Callable[[int, Epoch], None]
+    task: Task
+    prepared: Prepared
+    checkpoints: Path
+    on_epoch: OnEpoch
+    on_over: OnOver
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     workers: dict[int, list[str]] = field(default_factory=dict)
-    recipes: dict[int, Recipe] = field(default_factory=dict)
+    smaller: set[int] = field(default_factory=set)
 
     @property
     def over(self) -> bool:
-        return len(self.outcomes) == len(self.runs)
+        return len(self.outcomes) == len(self.task.names)
+
+    def end(self, place: int, outcome: Outcome) -> None:
+        """Note what became of a training, and tell it."""
+        self.outcomes[place] = outcome
+        self.on_over(place, outcome)
 
     @property
     def in_order(self) -> list[Outcome]:
-        """Of a batch that is over: what became of its runs."""
-        return [self.outcomes[place] for place in range(len(self.runs))]
-
-    def objective_of(self, place: int) -> Objective:
-        """What trained a run in the end."""
-        return replace(self.objective, recipe=self.recipes.get(place, self.objective.recipe))
+        """Of a batch that is over: what became of its trainings."""
+        return [self.outcomes[place] for place in range(len(self.task.names))]
 
 
 @dataclass
 class _Flight:
-    """A job on its way: its batch, the places of its runs in it, and which of them are not over."""
+    """A job on its way: its batch, the places of its trainings in it, and which of them are not over."""
 
     job: Job
     batch: Batch
@@ -75,30 +80,25 @@ class Dispatcher:
         """How many jobs could begin at once."""
         return self.executor.slots - len(self._flights)
 
-    def submit(self, objective: Objective, runs: Sequence[Run], on_epoch: Callable[[int, Epoch], None]) -> Batch:
-        """Train runs side by side in one job, each from its own checkpoint on."""
-        batch = Batch(objective, runs, on_epoch)
-        self._send(batch, range(len(runs)), attempt=1)
+    def submit(
+        self,
+        task: Task,
+        prepared: Prepared,
+        checkpoints: Path,
+        on_epoch: OnEpoch,
+        on_over: OnOver = lambda place, outcome: None,
+    ) -> Batch:
+        """Train a task in one job, each of its trainings from its own checkpoint on."""
+        batch = Batch(task, prepared, checkpoints, on_epoch, on_over)
+        self._send(batch, task, range(len(task.names)), attempt=1)
         return batch
 
     def wait(self) -> None:
         """Until something has happened."""
         self.executor.advance(self._heard)
 
-    def _send(self, batch: Batch, places: Sequence[int], attempt: int) -> None:
-        objective = batch.objective_of(places[0])
-        job = Job(
-            next(self._numbers),
-            tuple(batch.runs[place] for place in places),
-            objective.settings,
-            objective.recipe,
-            objective.users,
-            objective.replace_every,
-            objective.lora,
-            objective.at_once,
-            objective.folder,
-            attempt,
-        )
+    def _send(self, batch: Batch, task: Task, places: Sequence[int], attempt: int) -> None:
+        job = Job(next(self._numbers), task, batch.prepared, batch.checkpoints, attempt)
         self._flights[job.number] = _Flight(job, batch, places, set(places))
         self.executor.submit(job)
 
@@ -119,36 +119,27 @@ class Dispatcher:
             self._over(flight, flight.places[event.place], outcome)
 
     def _over(self, flight: _Flight, place: int, outcome: Outcome) -> None:
-        batch = flight.batch
+        batch, job = flight.batch, flight.job
         flight.left.discard(place)
         if not flight.left:
-            del self._flights[flight.job.number]
-        smaller = _in_smaller_parts(flight.job.recipe)
+            del self._flights[job.number]
+        smaller = job.task.part([flight.places.index(place)]).smaller()
         wanted = isinstance(outcome, Exception) and out_of_memory(outcome)
-        if wanted and smaller is not None and place not in batch.recipes:
-            batch.recipes[place] = smaller
-            self._say(
-                f"{batch.runs[place].name} did not fit into memory; it is tried again with batch_size={smaller.batch_size} "
-                f"and accumulate={smaller.accumulate}"
-            )
-            self._send(batch, [place], flight.job.attempt)
+        if wanted and smaller is not None and place not in batch.smaller:
+            batch.smaller.add(place)
+            self._say(f"{smaller.names[0]} did not fit into memory; it is tried again with {smaller.rows()}")
+            self._send(batch, smaller, [place], job.attempt)
         else:
-            batch.outcomes[place] = outcome
+            batch.end(place, outcome)
 
     def _lost(self, flight: _Flight, cause: str) -> None:
         """Each of its trainings goes on alone, so that one that takes its worker down takes no other with it."""
-        del self._flights[flight.job.number]
+        job = flight.job
+        del self._flights[job.number]
         for place in sorted(flight.left):
-            if flight.job.attempt < MOST_ATTEMPTS:
-                self._say(f"{flight.batch.runs[place].name}: {cause}; it goes on from its last epoch")
-                self._send(flight.batch, [place], flight.job.attempt + 1)
+            if job.attempt < MOST_ATTEMPTS:
+                alone = job.task.part([flight.places.index(place)])
+                self._say(f"{alone.names[0]}: {cause}; it goes on from its last epoch")
+                self._send(flight.batch, alone, [place], job.attempt + 1)
             else:
-                error = BrokenTraining(f"{cause}, {MOST_ATTEMPTS} times")
-                flight.batch.outcomes[place] = error
-
-
-def _in_smaller_parts(recipe: Recipe) -> Recipe | None:
-    """Half of the rows of a forward pass, and as many rows a step; None where they cannot be halved."""
-    if recipe.batch_size % 2:
-        return None
-    return recipe.model_copy(update={"batch_size": recipe.batch_size // 2, "accumulate": 2 * recipe.accumulate})
+                flight.batch.end(place, BrokenTraining(f"{cause}, {MOST_ATTEMPTS} times"))

@@ -79,7 +79,7 @@ def train_rows(trainings: Trainings, rows: Mapping[str, Model]) -> dict[Model, l
     found: dict[Model, list[Trained]] = {}
     for model, one in planned:
         if model not in failed:
-            found.setdefault(model, []).append(kept[one.run.name].trained)
+            found.setdefault(model, []).append(kept[one.run.name].trained(trainings.executor))
     return found
 
 

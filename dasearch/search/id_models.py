@@ -1,38 +1,58 @@
-"""The ID models that stand in the final table by themselves: which are trained, and how long that takes."""
+"""The ID models that stand in the final table by themselves: which are trained, where, and how long that takes."""
 
 from __future__ import annotations
 
-import time
 from typing import NamedTuple
 
 from dasearch.config import StudySettings
+from dasearch.errors import described
 from dasearch.models.id_encoders import ENCODERS, EncoderSettings, IDEncoder
-from dasearch.search.events import Listener
-from dasearch.training.encoders import needs_training, study_encoder, training_seconds
+from dasearch.search.dispatch import Batch
+from dasearch.search.events import FINAL
+from dasearch.search.executors.tasks import EncoderTask
+from dasearch.search.objective import Outcome, checkpoint_name
+from dasearch.search.trainings import Trainings
+from dasearch.training.encoders import (
+    encoder_training,
+    epoch_words,
+    kept_encoder,
+    known_encoder,
+    needs_training,
+    outcome_words,
+    training_seconds,
+)
+from dasearch.training.materials import Materials
+from dasearch.training.progress import Epoch
 from dasearch.training.seeds import derive_seed
-from dasearch.training.shared import Say, Shared
+from dasearch.training.shared import Passing, Shared
 
 
-class Planned(NamedTuple):
-    """An ID encoder of the final table."""
+class PlannedEncoder(NamedTuple):
+    """An ID encoder of the final table, the ``number``-th of its kind."""
 
     recipe: EncoderSettings
+    number: int
     seed: int
 
+    @property
+    def title(self) -> str:
+        """As tables have it."""
+        return ENCODERS[self.recipe.name].title
 
-def planned_encoders(settings: StudySettings) -> list[Planned]:
+
+def planned_encoders(settings: StudySettings) -> list[PlannedEncoder]:
     """An encoder after the other, each with every seed."""
     comparison = settings.comparison
     recipes = [comparison.encoder.model_copy(update={"name": name, "file": None}) for name in comparison.encoders]
-    seeds = [derive_seed(settings.seed, "comparison", seed) for seed in range(comparison.seeds)]
-    return [Planned(one, seed) for one in recipes for seed in seeds]
+    seeds = [derive_seed(settings.seed, "comparison", number) for number in range(comparison.seeds)]
+    return [PlannedEncoder(one, number, seed) for one in recipes for number, seed in enumerate(seeds)]
 
 
 def encoder_seconds(settings: StudySettings, materials: Shared) -> list[float]:
     """What each of `planned_encoders` will need on this machine, at most; nothing where the cache holds it."""
     paces: dict[str, float] = {}  # one seed takes as long as another
     found = []
-    for recipe, seed in planned_encoders(settings):
+    for recipe, _, seed in planned_encoders(settings):
         is_new = needs_training(recipe, materials, seed)
         if is_new and recipe.name not in paces:
             paces[recipe.name] = training_seconds(recipe, materials)
@@ -40,29 +60,67 @@ def encoder_seconds(settings: StudySettings, materials: Shared) -> list[float]:
     return found
 
 
-def train_encoders(
-    settings: StudySettings, materials: Shared, listener: Listener, seconds: list[float]
-) -> dict[str, list[IDEncoder]]:
-    """The ID encoders of the final table by their titles, one a seed, from the cache where they were trained before.
+class EncoderTrainings:
+    """The ID encoders of the final table, trained in the study's executor, from the cache where they were trained before.
+
+    They wait for workers together with the rows of the table.
 
     Args:
         seconds: as of `encoder_seconds`.
     """
-    found: dict[str, list[IDEncoder]] = {}
-    planned = planned_encoders(settings)
-    for index, (recipe, seed) in enumerate(planned):
-        say = _telling(listener, f"{index + 1}/{len(planned)}  ", seconds[index], sum(seconds[index + 1 :]))
-        found.setdefault(ENCODERS[recipe.name].title, []).append(study_encoder(recipe, materials, seed, say))
-        listener.left(sum(seconds[index + 1 :]))
-    return found
 
+    def __init__(self, trainings: Trainings, materials: Materials, seconds: list[float]) -> None:
+        self.trainings, self.materials, self.seconds = trainings, materials, seconds
+        self.planned = planned_encoders(trainings.settings)
+        self._batches: dict[int, Batch] = {}
 
-def _telling(listener: Listener, place: str, own: float, later: float) -> Say:
-    """Tells what an encoder's training says with its place, and the time left: its ``own`` and that of ``later`` ones."""
-    began = time.perf_counter()
+    def begin(self) -> None:
+        """Send those that are to be trained on their way."""
+        for index, one in enumerate(self.planned):
+            if known_encoder(one.recipe, self.materials, one.seed) is None:
+                self._batches[index] = self._sent(index, one)
+        self._count()
 
-    def say(text: str) -> None:
-        listener.left(later + max(0.0, own - (time.perf_counter() - began)))
-        listener.says(type(text)(f"{place}{text}"))
+    def ended(self) -> dict[str, list[IDEncoder]]:
+        """Wait for them; the encoders by title, one a seed. One of which a training failed is left out."""
+        while any(not batch.over for batch in self._batches.values()):
+            self.trainings.wait()
+        found: dict[str, list[IDEncoder | None]] = {}
+        for index, one in enumerate(self.planned):
+            found.setdefault(one.title, []).append(self._trained(index, one))
+        whole = {title: [one for one in own if one is not None] for title, own in found.items()}
+        return {title: own for title, own in whole.items() if len(own) == len(found[title])}
 
-    return say
+    def _sent(self, index: int, one: PlannedEncoder) -> Batch:
+        trainings, place = self.trainings, f"{index + 1}/{len(self.planned)}  "
+
+        def heard(_: int, epoch: Epoch) -> None:
+            trainings.listener.says(Passing(f"{place}{epoch_words(one.recipe, epoch)} (seed {one.number})"))
+
+        def over(_: int, outcome: Outcome) -> None:
+            if isinstance(outcome, Exception):
+                trainings.listener.says(f"{FINAL} without {one.title}, seed {one.number}: {described(outcome)}")
+            else:
+                words = outcome_words(one.recipe, outcome.progress)
+                trainings.listener.says(type(words)(f"{place}{words}"))
+            self._count()
+            trainings.listener.left(trainings.seconds_left(0, trainings.ahead.finals))
+
+        task = EncoderTask(f"encoder/{one.recipe.name}/{one.number}", one.recipe, one.seed)
+        return trainings.dispatcher.submit(task, trainings.prepared, trainings.checkpoints, heard, over)
+
+    def _count(self) -> None:
+        """What is to come takes part in the time left."""
+        to_come = sum(self.seconds[index] for index, batch in self._batches.items() if not batch.over)
+        slots = self.trainings.executor.slots
+        self.trainings.ahead = self.trainings.ahead._replace(id_models=to_come / slots)
+
+    def _trained(self, index: int, one: PlannedEncoder) -> IDEncoder | None:
+        batch = self._batches.get(index)
+        if batch is None:
+            return known_encoder(one.recipe, self.materials, one.seed)
+        if isinstance(batch.in_order[0], Exception):
+            return None
+        checkpoint = self.trainings.checkpoints / checkpoint_name(batch.task.names[0])
+        self.trainings.executor.fetch(checkpoint)
+        return kept_encoder(encoder_training(one.recipe, self.materials, one.seed, checkpoint), self.materials)

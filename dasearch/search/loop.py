@@ -27,8 +27,7 @@ from dasearch.search.objective import TRIAL_SEED, Outcome, Run
 from dasearch.search.store import HEARTBEAT_SECONDS, RETRY
 from dasearch.search.trainings import Group, Planned, Report, Trainings, confirmation_trainings
 from dasearch.search.worth import UNLIKELY, chance_of_gain
-from dasearch.training.loop import Fit
-from dasearch.training.progress import Epoch
+from dasearch.training.progress import Epoch, Fit
 
 # attributes of a trial
 BROKEN = "broken"  # its training raised an error
@@ -320,7 +319,7 @@ class Search:
             trial.set_user_attr("peak_memory", outcome.peak_memory)
             score = self.trainings.score(outcome)
             self.study.tell(trial, score if self.costs is None else [score, self.costs.of(one.run.layout)])
-            self.trainings.short.forget(one.run.name)
+            self.trainings.forget(one.run.name)
             self._tell_finished(one.training, score, outcome.seconds, untold)
         else:
             if not isinstance(outcome, TrainingError):

@@ -17,9 +17,9 @@ from dasearch.config import Recipe, StudySettings
 from dasearch.data import Development
 from dasearch.errors import TrainingError, described
 from dasearch.layout import Layout
-from dasearch.training.loop import Fit, Trained, candidates_at_once, train_together
+from dasearch.training.loop import Trained, candidates_at_once, train_together
 from dasearch.training.materials import Materials
-from dasearch.training.progress import Epoch
+from dasearch.training.progress import Epoch, Fit
 from dasearch.training.ranks import ALONE, Peers
 from dasearch.training.seeds import generator_for
 from dasearch.training.shared import Say
@@ -45,6 +45,19 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A prepared study, as an executor keeps it for its jobs.
+
+    Attributes:
+        name: the sha256 of its bundle, where there is one.
+        settings: those it was prepared under.
+    """
+
+    name: str
+    settings: StudySettings
+
+
+@dataclass(frozen=True)
 class Objective:
     """Trains layouts of one study under one recipe.
 
@@ -55,6 +68,7 @@ class Objective:
         users: of the materials.
         counted: how many runs train side by side, where it was counted before; None: as `at_once` counts them.
         peers: the processes that share each training.
+        prepared: the materials, of all users, as an executor has them; None of an objective that trains by itself.
     """
 
     settings: StudySettings
@@ -66,6 +80,7 @@ class Objective:
     users: Users = Users.EVERYONE
     counted: int | None = None
     peers: Peers = ALONE
+    prepared: Prepared | None = None
 
     def train(self, layout: Layout, *, run: str, seed: int, on_epoch: Callable[[Epoch], None]) -> Trained:
         """Train a layout by itself, with every core, going on from this run's checkpoint if there is one.
@@ -157,13 +172,6 @@ def at_once(settings: StudySettings, materials: Materials, recipe: Recipe) -> in
 def _at(place: int, on_epoch: Callable[[int, Epoch], None]) -> Callable[[int, Epoch], None]:
     """What is told of a run that trains alone, at its place among others."""
     return lambda _, epoch: on_epoch(place, epoch)
-
-
-def raise_failed(outcomes: Sequence[Outcome]) -> None:
-    """Raise the first outcome that is an error, where every training must succeed."""
-    for outcome in outcomes:
-        if isinstance(outcome, Exception):
-            raise outcome
 
 
 def data_bo(settings: StudySettings, development: Development) -> Development:

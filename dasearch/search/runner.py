@@ -6,7 +6,6 @@ alg. 1 and sec. 2.4.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
@@ -21,14 +20,13 @@ from dasearch.search.confirm import confirm
 from dasearch.search.confirmation import WINNER, recommended
 from dasearch.search.domain import Domain, settings_text
 from dasearch.search.events import CONFIRMATION, FINAL, SEARCH, Listener
-from dasearch.search.executors import Executor, Inline, Workers
-from dasearch.search.executors.ray import RayExecutor
-from dasearch.search.executors.slurm import SlurmExecutor, end_left_over
+from dasearch.search.executors import Workers
+from dasearch.search.executors.chosen import executor_of
 from dasearch.search.final import Finalists, evaluate_finally, final_rows, train_rows
 from dasearch.search.front import Selection
-from dasearch.search.id_models import encoder_seconds, train_encoders
+from dasearch.search.id_models import EncoderTrainings, encoder_seconds
 from dasearch.search.loop import Search
-from dasearch.search.objective import TRIAL_SEED
+from dasearch.search.objective import TRIAL_SEED, Prepared
 from dasearch.search.store import Artifact, FinalTraining, Result, Store
 from dasearch.search.trainings import Ahead, Trainings, final_trainings
 from dasearch.search_space import SearchSpace
@@ -63,21 +61,21 @@ class Runner:
             say=listener.says,
             language_model=listener.language_model,
         )
-        self.executor = self._executor(workers)
+        self.executor = executor_of(settings, workers, listener)
+        self.prepared = self._prepared()
         self.id_model_seconds: list[float] = []
         self.trainings = self._trainings(Ahead())
 
-    def _executor(self, workers: Workers | None) -> Executor:
-        output = resolve_output(self.settings)
-        end_left_over(output)
-        if workers is None:
-            return Inline(self.materials)
-        self.listener.says("starting the workers")
-        kind = RayExecutor if workers.slurm is None else SlurmExecutor
-        return kind(self.materials, self.settings, workers, output)
+    def _prepared(self) -> Prepared:
+        try:
+            return self.executor.prepare(self.materials)
+        except BaseException:
+            self.executor.close()
+            raise
 
     def _trainings(self, ahead: Ahead) -> Trainings:
-        return Trainings(self.settings, self.space, self.materials, self.store, self.listener, self.executor, ahead)
+        given = (self.settings, self.space, self.materials, self.store, self.listener)
+        return Trainings(*given, self.executor, self.prepared, ahead)
 
     def run(self, *, train: bool) -> None:
         """Go through the phases; each goes on where it stopped. Leaves no worker behind."""
@@ -102,7 +100,7 @@ class Runner:
         if train:
             self.store.enter_phase(name, FINAL)
             self.train_finally((selection or recommended)(ranked).layout)
-        shutil.rmtree(self.trainings.checkpoints, ignore_errors=True)
+        self.executor.forget_all(self.trainings.checkpoints)
 
     def _hold(self, values: Mapping[str, Any]) -> None:
         """Train what follows under the values that the search found for settings beside the layout."""
@@ -129,11 +127,12 @@ class Runner:
     def train_finally(self, winner: Layout) -> None:
         """Train every row of the final table on everyone, then read the test split, once, for all of them."""
         rows = final_rows(self.settings, self.space, winner)
+        encoders = EncoderTrainings(self.trainings, self.materials, self.id_model_seconds)
+        encoders.begin()
         trained = train_rows(self.trainings, rows)
         rows = {name: model for name, model in rows.items() if model in trained}
-        encoders = train_encoders(self.settings, self.materials, self.listener, self.id_model_seconds)
+        finalists = Finalists(rows, trained, encoders.ended())
         self.listener.says("reading the test split, once")
-        finalists = Finalists(rows, trained, encoders)
         results, trainings = evaluate_finally(finalists, self.materials, self.split, seed=self.settings.seed)
         saved = self._save(trained[rows[WINNER]][0], results, trainings)
         self.store.finish(self.settings.name, results, [saved], trainings)

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from dasearch.commands import command
@@ -46,7 +45,6 @@ from dasearch.search.store import (
     Store,
     Stored,
     TrialRecord,
-    another_runs,
     open_store,
     require_writable,
 )
@@ -233,7 +231,7 @@ class Study:
             dataset = self.dataset()
             with closing(open_store(self.storage, settings.output, create=True)) as store:
                 require_writable(resolve_output(settings))
-                with only_runner(resolve_output(settings)), store.only_runner(settings.name):
+                with store.only_runner(settings.name, resolve_output(settings)):
                     before = store.study(settings.name)
                     if _begin(store, settings, space, dataset, prior) != DONE:
                         with _withdrawn_if_refused(store, settings.name, fresh=before is None), using(settings.threads):
@@ -402,20 +400,6 @@ def _view(trial: TrialRecord, domain: Domain) -> TrialView:
     parameters = trial.attributes.get("parameters")
     told = (workers_of(trial), cause_of(trial, domain))
     return TrialView(trial.number, layout, trial.state, score, trial.seconds, parameters, settings, *told)
-
-
-@contextmanager
-def only_runner(folder: Path) -> Iterator[None]:
-    """Hold the study's lock; the operating system drops it with the process."""
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise another_runs(folder) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,13 +16,14 @@ from dasearch.search.confirmation import CONTROLS
 from dasearch.search.dispatch import Batch, Dispatcher
 from dasearch.search.events import FINAL, Finished, Listener, Training
 from dasearch.search.executors import Executor, Inline
+from dasearch.search.executors.tasks import LayoutTask, in_smaller_parts
 from dasearch.search.executors.work import elsewhere
-from dasearch.search.objective import Objective, Outcome, Run, Users, data_bo
+from dasearch.search.objective import Objective, Outcome, Prepared, Run, Users, checkpoint_name, data_bo
 from dasearch.search.store import LaterTraining, Store
 from dasearch.search_space import SearchSpace
-from dasearch.training.loop import Fit, Trained
+from dasearch.training.loop import Trained
 from dasearch.training.materials import Materials
-from dasearch.training.progress import Epoch
+from dasearch.training.progress import Epoch, Fit
 
 T = TypeVar("T")
 Report = Callable[[int, Epoch], None]  # a training's place in its group, and its epoch
@@ -45,6 +45,7 @@ class Group:
         began: when its first epoch did.
     """
 
+    objective: Objective
     planned: Sequence[Planned]
     batch: Batch
     report: Report
@@ -53,6 +54,11 @@ class Group:
     @property
     def over(self) -> bool:
         return self.batch.over
+
+    def objective_of(self, place: int) -> Objective:
+        """What trained one of them in the end."""
+        recipe = in_smaller_parts(self.objective.recipe) if place in self.batch.smaller else None
+        return self.objective if recipe is None else replace(self.objective, recipe=recipe)
 
 
 class Ahead(NamedTuple):
@@ -74,64 +80,61 @@ class Kept(NamedTuple):
     fit: Fit
     objective: Objective
 
-    @property
-    def trained(self) -> Trained:
-        """With its model."""
+    def trained(self, executor: Executor) -> Trained:
+        """With its model, which the executor may have elsewhere."""
+        executor.fetch(self.objective.checkpoint(self.run.name))
         return self.objective.trained(self.run, self.fit)
 
 
-class Trainings:
-    """Trains layouts of one study by its trial recipe (``short``) and by its final one (``full``).
+class Ledger:
+    """Where trainings are recorded while they run; this one nowhere, for those whose result alone is kept."""
+
+    def epoch(self, run: str, epoch: Epoch) -> None:
+        """An epoch is over; told some twice."""
+
+    def began(self, one: Planned, began: datetime) -> None:
+        """A training after the search begins; Optuna keeps the times of trials alone."""
+
+    def ended(self, one: Planned, ended: datetime, *, workers: Sequence[str], reason: str | None) -> None:
+        """It is over: where it ran, and why it failed if it did."""
+
+
+class StudyLedger(Ledger):
+    """In the database of a study."""
+
+    def __init__(self, store: Store, study: str) -> None:
+        self._store, self._study = store, study
+
+    def epoch(self, run: str, epoch: Epoch) -> None:
+        self._store.add_epoch(self._study, run, epoch)
+
+    def began(self, one: Planned, began: datetime) -> None:
+        training = one.training
+        record = LaterTraining(
+            one.run.name, training.phase, training.label, training.layout, training.index, training.total, began
+        )
+        self._store.begin_training(self._study, record)
+
+    def ended(self, one: Planned, ended: datetime, *, workers: Sequence[str], reason: str | None) -> None:
+        self._store.end_training(self._study, one.run.name, ended, workers=workers, reason=reason)
+
+
+class Trainer:
+    """Trains layouts side by side in an executor: records them, tells of them, times them.
 
     Args:
-        executor: where trainings run; None: in this process.
-        ahead: None: nothing after the confirmation.
+        metric: that the study chooses by.
     """
 
-    def __init__(
-        self,
-        settings: StudySettings,
-        space: SearchSpace,
-        materials: Materials,
-        store: Store,
-        listener: Listener,
-        executor: Executor | None = None,
-        ahead: Ahead | None = None,
-    ) -> None:
-        self.settings, self.store, self.listener = settings, store, listener
-        self.checkpoints = resolve_output(settings) / "checkpoints"
-        self.dispatcher = Dispatcher(executor or Inline(materials), listener.says)
-
-        def objective(materials: Materials, recipe: Recipe, users: Users) -> Objective:
-            found = Objective(
-                settings,
-                materials,
-                recipe,
-                space.file.replace_every,
-                self.checkpoints,
-                lora=space.file.has_lora,
-                users=users,
-            )
-            return replace(found, counted=self.dispatcher.executor.width(found.at_once))
-
-        development: Development = materials.development
-        self.short = objective(materials.on(data_bo(settings, development)), settings.trial, Users.DATA_BO)
-        self.full = objective(materials, settings.final, Users.EVERYONE)
-        self.ahead = ahead or Ahead()
+    def __init__(self, executor: Executor, ledger: Ledger, listener: Listener, metric: str) -> None:
+        self.executor, self.ledger, self.listener, self.metric = executor, ledger, listener, metric
+        self.dispatcher = Dispatcher(executor, listener.says)
         self.pace = 0.0  # seconds a user and epoch of one training, its share where several run side by side
         self._last_over = 0.0
 
-    def trying(self, values: Mapping[str, Any]) -> Objective:
-        """``short`` under values of the settings that are searched beside the layout."""
-        if not values:
-            return self.short
-        settings = with_found(self.settings, values)
-        materials = self.short.materials.under(settings)
-        return replace(self.short, settings=settings, materials=materials, recipe=settings.trial)
-
     def score(self, fit: Fit) -> float:
         """In the metric that the study chooses by."""
-        return fit.metrics.record()[self.settings.search.metric]
+        return fit.metrics.record()[self.metric]
 
     def begin(
         self,
@@ -149,7 +152,10 @@ class Trainings:
             report(place, epoch)
             self.listener.epoch(planned[place].training, epoch)
 
-        group = Group(planned, self.dispatcher.submit(objective, [run for _, run in planned], heard), report)
+        assert objective.prepared is not None  # whoever trains by an executor gave it the materials
+        task = LayoutTask.of(objective, [run for _, run in planned])
+        batch = self.dispatcher.submit(task, objective.prepared, objective.folder, heard)
+        group = Group(objective, planned, batch, report)
         return group
 
     def wait(self) -> None:
@@ -168,7 +174,7 @@ class Trainings:
         return found
 
     def _record(self, one: Planned, epoch: Epoch) -> None:
-        self.store.add_epoch(self.settings.name, one.run.name, epoch)
+        self.ledger.epoch(one.run.name, epoch)
 
     def later(
         self,
@@ -180,7 +186,7 @@ class Trainings:
         """Train after the search, as many batches at a time as there are workers; each is kept as it ends.
 
         Args:
-            parts: trainings, and what trains them.
+            parts: trainings, and what trains them; each is asked for when there is room for it.
             needed: whether the study cannot go on without a training; others that fail are left out, and it is said.
 
         Returns:
@@ -189,12 +195,14 @@ class Trainings:
         Raises:
             Exception: what a needed training failed by, after all others are kept.
         """
-        waiting = deque((by, batch) for by, planned in parts for batch in batches(planned, by.at_once))
+        waiting = ((by, batch) for by, planned in parts for batch in batches(planned, by.at_once))
         running, failed = list[Group](), list[tuple[Planned, Exception]]()
         found: dict[str, Kept] = {}
-        while waiting or running:
-            while waiting and (self.dispatcher.idle > 0 or not running):
-                running.append(self._begin_later(*waiting.popleft()))
+        while True:
+            while (self.dispatcher.idle > 0 or not running) and (part := next(waiting, None)):
+                running.append(self._begin_later(*part))
+            if not running:
+                break
             self.wait()
             for group in [group for group in running if group.over]:
                 running.remove(group)
@@ -206,11 +214,9 @@ class Trainings:
         return found
 
     def _begin_later(self, objective: Objective, batch: Sequence[Planned]) -> Group:
-        """Optuna keeps the times of trials alone."""
         began = datetime.now(UTC)
-        for one, run in batch:
-            record = LaterTraining(run.name, one.phase, one.label, one.layout, one.index, one.total, began)
-            self.store.begin_training(self.settings.name, record)
+        for one in batch:
+            self.ledger.began(one, began)
         return self.begin(objective, batch)
 
     def _keep(
@@ -219,14 +225,14 @@ class Trainings:
         """Keep what a group trained; what failed of it, and by what."""
         failed = []
         outcomes, ended = self.outcomes(group), datetime.now(UTC)
-        left = self._left_after(group.planned[-1].training)
+        left = self.left_after(group.planned[-1].training, group.objective)
         for place, (one, outcome) in enumerate(zip(group.planned, outcomes, strict=True)):
             workers = elsewhere(group.batch.workers.get(place, []))
             reason = None if isinstance(outcome, Fit) else described(outcome)
-            self.store.end_training(self.settings.name, one.run.name, ended, workers=workers, reason=reason)
+            self.ledger.ended(one, ended, workers=workers, reason=reason)
             if isinstance(outcome, Fit):
                 keep(one, outcome)
-                found[one.run.name] = Kept(one.run, outcome, group.batch.objective_of(place))
+                found[one.run.name] = Kept(one.run, outcome, group.objective_of(place))
                 self.listener.finished(Finished(one.training, self.score(outcome), None, None, outcome.seconds, left))
             else:
                 failed.append((one, outcome))
@@ -239,12 +245,74 @@ class Trainings:
         if not trained:
             return
         whole = max(elapsed, sum(one.seconds for one in trained) / slots)  # more, where they went on from checkpoints
-        pace = whole / (len(trained) * group.batch.objective.work)
+        pace = whole / (len(trained) * group.objective.work)
         self.pace = pace if not self.pace else 0.7 * self.pace + 0.3 * pace
 
-    def _left_after(self, last: Training) -> float:
+    def left_after(self, last: Training, objective: Objective) -> float:
+        """A guess at the seconds that are left after a training by an objective."""
+        return self.pace * (last.total - last.index) * objective.work
+
+
+class Trainings(Trainer):
+    """Trains layouts of one study by its trial recipe (``short``) and by its final one (``full``).
+
+    Args:
+        executor: where trainings run; None: in this process.
+        prepared: the materials as the executor has them; None: it is given them now.
+        ahead: None: nothing after the confirmation.
+    """
+
+    def __init__(
+        self,
+        settings: StudySettings,
+        space: SearchSpace,
+        materials: Materials,
+        store: Store,
+        listener: Listener,
+        executor: Executor | None = None,
+        prepared: Prepared | None = None,
+        ahead: Ahead | None = None,
+    ) -> None:
+        executor = executor or Inline()
+        super().__init__(executor, StudyLedger(store, settings.name), listener, settings.search.metric)
+        self.settings, self.store = settings, store
+        self.checkpoints = resolve_output(settings) / "checkpoints"
+        self.prepared = prepared or executor.prepare(materials)
+
+        def objective(materials: Materials, recipe: Recipe, users: Users) -> Objective:
+            found = Objective(
+                settings,
+                materials,
+                recipe,
+                space.file.replace_every,
+                self.checkpoints,
+                lora=space.file.has_lora,
+                users=users,
+                prepared=self.prepared,
+            )
+            return replace(found, counted=executor.width(found.at_once))
+
+        development: Development = materials.development
+        self.short = objective(materials.on(data_bo(settings, development)), settings.trial, Users.DATA_BO)
+        self.full = objective(materials, settings.final, Users.EVERYONE)
+        self.ahead = ahead or Ahead()
+
+    def forget(self, run: str) -> None:
+        """Remove the checkpoint of a run whose result is kept."""
+        self.executor.forget(self.checkpoints / checkpoint_name(run))
+
+    def trying(self, values: Mapping[str, Any]) -> Objective:
+        """``short`` under values of the settings that are searched beside the layout."""
+        if not values:
+            return self.short
+        settings = with_found(self.settings, values)
+        materials = self.short.materials.under(settings)
+        return replace(self.short, settings=settings, materials=materials, recipe=settings.trial)
+
+    def left_after(self, last: Training, objective: Objective) -> float:
         to_come = last.total - last.index
         if last.phase == FINAL:
+            self.ahead = self.ahead._replace(finals=to_come)
             return self.seconds_left(0, to_come)
         return self.seconds_left(to_come, self.ahead.finals)
 

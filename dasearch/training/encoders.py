@@ -47,7 +47,7 @@ def study_encoder(settings: EncoderSettings, materials: Shared, seed: int, say: 
     training = encoder_training(settings, materials, seed)
     while not training.over:
         say(epoch_words(settings, training.epoch()))
-    say(outcome_words(training))
+    say(outcome_words(settings, training.progress))
     return kept_encoder(training, materials)
 
 
@@ -227,11 +227,10 @@ def epoch_words(settings: EncoderSettings, epoch: Epoch) -> Passing:
     return Passing(f"ID encoder {settings.name}, {place}: validation {SELECTION} {epoch.metrics[SELECTION]:.4f}")
 
 
-def outcome_words(training: EncoderTraining) -> Outcome:
+def outcome_words(settings: EncoderSettings, progress: Progress) -> Outcome:
     """What came of an encoder's training, in a line."""
-    progress = training.progress
     best, seconds = progress.best.metrics[SELECTION], sum(epoch.seconds for epoch in progress.epochs)
-    return Outcome(f"ID encoder {training.settings.name}: validation {SELECTION} {best:.4f}  {seconds:.1f} s")
+    return Outcome(f"ID encoder {settings.name}: validation {SELECTION} {best:.4f}  {seconds:.1f} s")
 
 
 class EncoderTraining:

@@ -27,8 +27,7 @@ from dasearch.models.lora import ALPHA, RANK
 from dasearch.models.stacking import StackedParameters
 from dasearch.threads import fitting, most_threads, using
 from dasearch.training.materials import Materials, compute_dtype
-from dasearch.training.metrics import Metrics
-from dasearch.training.progress import Epoch, Progress
+from dasearch.training.progress import Epoch, Fit
 from dasearch.training.ranks import ALONE, Peers
 from dasearch.training.seeds import generator_for
 from dasearch.training.stack import Candidate, Ground, Run, Stack
@@ -54,25 +53,10 @@ OnEpoch = Callable[[int, Epoch], None]  # a candidate's place, and its new epoch
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What is told of a finished training; its weights are in its checkpoint."""
+class Trained(Fit):
+    """A finished training of a layout with its model, which holds the weights of its best epoch."""
 
     layout: Layout
-    progress: Progress
-    parameters: int
-    seconds: float
-    peak_memory: int  # bytes: of the GPU, or of the whole process on CPU
-
-    @property
-    def metrics(self) -> Metrics:
-        """Validation metrics of the best epoch."""
-        return Metrics.from_record(self.progress.best.metrics)
-
-
-@dataclass(frozen=True)
-class Trained(Fit):
-    """A finished training with its model, which holds the weights of its best epoch."""
-
     model: RecommenderModel
 
 
@@ -279,7 +263,7 @@ def _result(ground: Ground, run: Run) -> Trained | TrainingError:
     seconds = sum(epoch.seconds for epoch in run.progress.epochs)
     peak = peak_memory(ground.materials.device)
     layout = run.candidate.layout
-    return Trained(layout, run.progress, model.count_trained(layout), seconds, peak, model.eval())
+    return Trained(run.progress, model.count_trained(layout), seconds, peak, layout, model.eval())
 
 
 def _identity(settings: StudySettings, recipe: Recipe, candidate: Candidate) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dasearch.training.metrics import TOP_K
+from dasearch.training.metrics import TOP_K, Metrics
 
 SELECTION = f"NDCG@{TOP_K}"  # the validation metric of early stopping and of the epoch kept; the paper names none
 LOSS = "loss"  # mean cross-entropy of the validation items, beside the ranking metrics
@@ -52,3 +52,18 @@ class Progress:
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Progress:
         return cls([Epoch(**epoch) for epoch in record["epochs"]], record["best_epoch"])
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What is told of a finished training; its weights are in its checkpoint."""
+
+    progress: Progress
+    parameters: int
+    seconds: float
+    peak_memory: int  # bytes: of the GPU, or of the whole process on CPU
+
+    @property
+    def metrics(self) -> Metrics:
+        """Validation metrics of the best epoch."""
+        return Metrics.from_record(self.progress.best.metrics)

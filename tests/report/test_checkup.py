@@ -23,9 +23,11 @@ from dasearch.folders import sha256, unfinished_name
 from dasearch.layout import Layout
 from dasearch.report import checkup
 from dasearch.report.checkup import Check, StoredStudy, checks, examine_study, mend, mend_study
+from dasearch.search.executors.places import BUNDLES
 from dasearch.search.store import Artifact, LaterTraining, Store, open_store
 from dasearch.search.store.engines import shown
-from dasearch.search.study import Study, only_runner
+from dasearch.search.store.locks import locked_in
+from dasearch.search.study import Study
 from dasearch.training.checkpoints import save_tensors
 from tests.report.stored import NAME, empty_study, evaluate, optuna_study
 from tests.report.views import space
@@ -72,7 +74,7 @@ def found(store: Store, folder: Path) -> dict[str, Check]:
 
 def test_a_study_that_has_just_begun(store: Store, tmp_path: Path) -> None:
     seen = found(store, tmp_path)
-    assert list(seen) == ["database", "trials", "checkpoints", "saved model", "versions", "disk"]
+    assert list(seen) == ["database", "trials", "checkpoints", "for workers", "saved model", "versions", "disk"]
     assert all(one.good for one in seen.values())
     assert seen["database"].says.endswith(f"optuna {optuna.__version__}")
     assert (seen["trials"].says, seen["checkpoints"].says) == ("none runs", "none")
@@ -165,10 +167,26 @@ def test_of_a_study_that_is_done_no_checkpoint_is_needed(store: Store, tmp_path:
 def test_nothing_is_mended_while_the_study_runs(store: Store, tmp_path: Path) -> None:
     ask(store, "SPS-PPS", silent=True)
     path = leave(tmp_path / NAME / "checkpoints", "trial_SSS-SSS.safetensors")
-    with only_runner(tmp_path / NAME), pytest.raises(StoreError, match="another process runs this study"):
+    with locked_in(tmp_path / NAME), pytest.raises(StoreError, match="another process runs this study"):
         mend_study(NAME, output=str(tmp_path), storage=None)
     assert path.is_file()
     assert [trial.state for trial in store.trials(NAME)] == ["running"]
+
+
+def test_what_was_prepared_for_workers_of_a_killed_driver_is_removed(store: Store, tmp_path: Path) -> None:
+    """And nothing of one that runs."""
+    bundle = tmp_path / NAME / BUNDLES / "abc" / "materials.safetensors"
+    save_tensors(bundle, {"x": torch.arange(2.0)}, {})
+    with locked_in(tmp_path / NAME):
+        assert found(store, tmp_path)["for workers"].good
+    wrong = found(store, tmp_path)["for workers"]
+    assert not wrong.good
+    assert wrong.says == f"{bundle.parents[1]} is of a driver that was killed; --fix removes"
+    assert f"removed {bundle.parents[1]}: of a driver that was killed" in mend(
+        StoredStudy(store, NAME, tmp_path / NAME)
+    )
+    assert not bundle.parents[1].exists()
+    assert found(store, tmp_path)["for workers"].good
 
 
 def test_a_saved_model_that_is_gone_or_changed(store: Store, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 from dasearch.search import objective
 from dasearch.search.executors import slurm
 from dasearch.search.executors.ray import Worker
+from dasearch.training.encoders import EncoderTraining
+from dasearch.training.progress import Epoch
 from dasearch.training.stack import Candidate
 from tests.search.trainings import Stub
 
@@ -63,3 +65,22 @@ def train(*given: Any) -> None:
     """What a job of SLURM does, likewise."""
     objective.train_together = Faults()
     slurm.train(*given)
+
+
+class Dying(Worker):
+    """A worker that is killed when the ID encoder it trains has two epochs, the first time."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        original = EncoderTraining.epoch
+
+        def epoch(training: EncoderTraining) -> Epoch:
+            found = original(training)
+            assert training.checkpoint is not None
+            died = training.checkpoint.with_suffix(".died")
+            if len(training.progress.epochs) == 2 and not died.exists():
+                died.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return found
+
+        EncoderTraining.epoch = epoch  # type: ignore[method-assign]

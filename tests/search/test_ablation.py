@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,9 +13,11 @@ from dasearch.data import LeaveOneOut
 from dasearch.errors import StudyError
 from dasearch.layout import Layout
 from dasearch.report.ablation import ablation_figure, ablation_record, ablation_table
+from dasearch.search import objective
 from dasearch.search.ablation import WHOLE, Ablation, load_variants
 from dasearch.search.confirmation import t_interval
 from dasearch.search.events import Finished, Listener
+from dasearch.search.executors import Workers
 from dasearch.search.study import Study
 from tests.training.studies import small_study
 
@@ -98,6 +101,46 @@ def test_scores_are_those_of_the_trainings_and_twins_are_trained_once(tmp_path: 
     again = Ears()
     assert Ablation(own, load_variants(own, plan), 2, listener=again).run() == scored
     assert again.labels == []
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_workers_find_what_one_process_finds(tmp_path: Path, plan: str, short: bool) -> None:
+    """To the last digit; with a variant that prepares other data, and one that trains in another way."""
+    pytest.importorskip("ray", reason="workers run on Ray, which is not installed")
+    groups = {
+        "parts": PLAN["groups"]["parts"],  # type: ignore[index]
+        "r": PLAN["groups"]["r"],  # type: ignore[index]
+        "data": {"other Data_BO": {"data.bo_fraction": 0.6}, "fewer items a row": {"data.max_items": 4}},
+    }
+    wanted = _with(plan, groups)
+    one, many = (study(tmp_path, output=str(tmp_path / name), search={"batch": 1}) for name in ("one", "many"))
+    expected = Ablation(one, load_variants(one, wanted), 1, short=short).run()
+    ears = Ears()
+    found = Ablation(many, load_variants(many, wanted), 1, short=short, listener=ears, workers=Workers(2, cpus=1)).run()
+    assert ablation_record(found) == ablation_record(expected)
+    assert "starting the workers" in ears.said
+    assert not (many.folder / "prepared").exists()
+    assert not (many.folder / "ablation-checkpoints").exists()
+
+
+def test_what_fails_ends_the_ablation_when_the_others_are_kept(
+    tmp_path: Path, plan: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, original = study(tmp_path, search={"batch": 1}), objective.train_together
+
+    def breaks(settings: Any, *given: Any, **options: Any) -> Any:
+        if settings.losses.align == 0:
+            raise ValueError("no such thing")
+        return original(settings, *given, **options)
+
+    reordered = _with(plan, {"weights": PLAN["groups"]["weights"], "r": PLAN["groups"]["r"]})  # type: ignore[index]
+    monkeypatch.setattr(objective, "train_together", breaks)
+    with pytest.raises(ValueError, match="no such thing"):
+        Ablation(own, load_variants(own, reordered), 1).run()
+    monkeypatch.undo()
+    ears = Ears()
+    Ablation(own, load_variants(own, reordered), 1, listener=ears).run()
+    assert ears.labels == ["weights: no alignment, seed 1"]
 
 
 def test_gains_are_paired_by_seed(tmp_path: Path, plan: str) -> None:

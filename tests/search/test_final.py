@@ -9,9 +9,12 @@ import pytest
 
 from dasearch.errors import StudyError
 from dasearch.layout import Layout
+from dasearch.search.events import Listener
 from dasearch.search.final import Model, final_rows
 from dasearch.search.store import open_store
 from dasearch.search.study import Study
+from dasearch.training.encoders import EncoderTraining
+from dasearch.training.shared import Passing
 from tests.training.studies import small_settings, small_study
 
 SERIAL, PARALLEL = Layout.parse("SSS-SSS"), Layout.parse("PPP-PPP")
@@ -88,3 +91,60 @@ def test_seeds_differ_and_variations_are_smaller(finished: Study) -> None:
     assert trainings["llmrec", 0].parameters < trainings["darec-base", 0].parameters
     assert trainings["darec-base", 0].parameters < trainings["all-serial", 0].parameters
     assert trainings["llmrec", 0].layout is None
+
+
+class Stopped(Exception):
+    """The study was killed, for all it knows."""
+
+
+class Encoders(Listener):
+    """Hears epochs of ID encoders, and breaks off after so many."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.epochs: list[str] = []
+        self.said: list[str] = []
+        self.stop_after = stop_after
+
+    def says(self, text: str) -> None:
+        self.said.append(text)
+        if isinstance(text, Passing):
+            self.epochs.append(text)
+            if len(self.epochs) == self.stop_after:
+                raise Stopped
+
+
+def compared(folder: Path) -> Study:
+    """A study whose table has an ID encoder of three epochs and two seeds, and little else."""
+    encoder = {"width": 8, "epochs": 3, "patience": 3, "history": 6}
+    comparison = {"seeds": 2, "encoders": ["gru4rec"], "encoder": encoder, "variations": []}
+    short = {"epochs": 1}
+    return Study(small_study(folder, comparison=comparison, trial=short, final=short, search={"budget": 3}))
+
+
+def test_an_interrupted_encoder_goes_on_from_its_last_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DASEARCH_CACHE", str(tmp_path / "first"))
+    whole = Encoders()
+    expected = compared(tmp_path / "whole").run(listener=whole)
+    monkeypatch.setenv("DASEARCH_CACHE", str(tmp_path / "second"))
+    first, second = Encoders(stop_after=4), Encoders()
+    with pytest.raises(Stopped):
+        compared(tmp_path / "stopped").run(listener=first)
+    found = compared(tmp_path / "stopped").run(listener=second)
+    assert len(whole.epochs) == 6
+    assert [*first.epochs, *second.epochs] == whole.epochs
+    assert found.results == expected.results
+    assert not (tmp_path / "stopped/runs/toy/checkpoints").exists()
+
+
+def test_an_encoder_that_fails_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DASEARCH_CACHE", str(tmp_path / "cache"))
+
+    def broken(self: EncoderTraining) -> None:
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(EncoderTraining, "epoch", broken)
+    ears = Encoders()
+    status = compared(tmp_path).run(listener=ears)
+    assert "final without GRU4Rec, seed 0: ValueError: no such thing" in ears.said
+    assert "GRU4Rec" not in {result.name for result in status.results}
+    assert status.phase == "done"

@@ -1,14 +1,19 @@
 """ID models of the final table: how long they will take, and what is told while they train."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dasearch.config import StudySettings
+from dasearch.models.id_encoders import IDEncoder
 from dasearch.search import id_models, runner
 from dasearch.search.events import CONFIRMATION, FINAL, SEARCH, Finished, Listener, Listeners
-from dasearch.search.id_models import encoder_seconds, planned_encoders, train_encoders
+from dasearch.search.id_models import EncoderTrainings, encoder_seconds, planned_encoders
+from dasearch.search.store import open_store
 from dasearch.search.study import Study
+from dasearch.search.trainings import Trainings
 from dasearch.training.shared import Outcome, Passing
 from tests.training.studies import materials, small_settings, small_study
 
@@ -38,7 +43,19 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DASEARCH_CACHE", str(tmp_path / "cache"))
 
 
-def test_the_seeds_of_an_encoder_are_timed_once_and_what_is_kept_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def trained(settings: StudySettings, folder: Path, ears: Listener, seconds: list[float]) -> dict[str, list[IDEncoder]]:
+    """The ID encoders of a study's final table, trained in this process."""
+    own = settings.model_copy(update={"output": str(folder / "runs")})
+    with closing(open_store(None, own.output, create=True)) as store:
+        trainings = Trainings(own, Study(own).space(), materials(settings), store, ears)
+        encoders = EncoderTrainings(trainings, materials(settings), seconds)
+        encoders.begin()
+        return encoders.ended()
+
+
+def test_the_seeds_of_an_encoder_are_timed_once_and_what_is_kept_takes_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     settings = small_settings(comparison={"encoders": ["sasrec", "gru4rec"], "seeds": 3})
     ready = materials(settings)
     timed: list[str] = []
@@ -53,18 +70,16 @@ def test_the_seeds_of_an_encoder_are_timed_once_and_what_is_kept_takes_nothing(m
     assert encoder_seconds(settings, ready) == [7.0] * 3 + [11.0] * 3
     assert timed == ["sasrec", "gru4rec"]
     one_seed = small_settings(comparison={"encoders": ["sasrec"], "seeds": 1})
-    train_encoders(one_seed, ready, Listener(), [0.0])
+    trained(one_seed, tmp_path, Ears(), [0.0])
     assert encoder_seconds(settings, ready) == [0.0, 7.0, 7.0] + [11.0] * 3
 
 
-def test_the_time_left_falls_from_one_id_model_to_the_next_and_ends_at_nothing() -> None:
+def test_the_time_left_falls_from_one_id_model_to_the_next_and_ends_at_nothing(tmp_path: Path) -> None:
     settings = small_settings(comparison={"encoders": ["sasrec", "gru4rec"], "seeds": 2})
     ears = Ears()
-    found = train_encoders(settings, materials(settings), ears, [HOUR] * 4)
-    assert {title: len(trained) for title, trained in found.items()} == {"SASRec": 2, "GRU4Rec": 2}
-    assert ears.lefts == sorted(ears.lefts, reverse=True)
-    assert 3 * HOUR < ears.lefts[0] <= 4 * HOUR
-    assert ears.lefts[-1] == 0
+    found = trained(settings, tmp_path, ears, [HOUR] * 4)
+    assert {title: len(own) for title, own in found.items()} == {"SASRec": 2, "GRU4Rec": 2}
+    assert ears.lefts == [3 * HOUR, 2 * HOUR, HOUR, 0]
     outcomes = [text for text in ears.said if isinstance(text, Outcome)]
     assert [text[:5] for text in outcomes] == ["1/4  ", "2/4  ", "3/4  ", "4/4  "]
     assert all("validation NDCG@10" in text for text in outcomes)
@@ -83,8 +98,8 @@ def test_id_models_count_in_the_time_left_from_the_first_trial_to_the_last_final
     monkeypatch.setattr(runner, "encoder_seconds", lambda settings, materials: [HOUR] * 2)
     ears = heard(Study(small_study(tmp_path)))
     assert {one.training.phase for one in ears.ended} == {SEARCH, CONFIRMATION, FINAL}
-    assert all(one.seconds_left >= 2 * HOUR for one in ears.ended)
-    assert ears.ended[-1].seconds_left == 2 * HOUR
+    assert all(one.seconds_left >= 2 * HOUR for one in ears.ended if one.training.phase != FINAL)
+    assert ears.ended[-1].seconds_left == 0
     assert ears.said[0] == "reading the study and its data"
 
 

@@ -20,6 +20,7 @@ from dasearch.search.dispatch import Batch, Dispatcher
 from dasearch.search.events import Finished, Listener
 from dasearch.search.executors import Event, Kind, Workers, slurm, watch
 from dasearch.search.executors.slurm import SlurmExecutor, asked_of_slurm, end_left_over
+from dasearch.search.executors.tasks import LayoutTask
 from dasearch.search.objective import Objective, Outcome, Run
 from dasearch.search.study import Study
 from tests.search import faulty
@@ -70,7 +71,8 @@ class Crew:
         self.folder, self.said = folder, list[str]()
         self.settings = small_settings(search={"batch": 1})
         self.materials = materials(self.settings)
-        self.executor = SlurmExecutor(self.materials, self.settings, workers, folder)
+        self.executor = SlurmExecutor(self.settings, workers, folder)
+        self.prepared = self.executor.prepare(self.materials)
         self.dispatcher = Dispatcher(self.executor, self.said.append)
 
     def __enter__(self) -> Crew:
@@ -83,7 +85,8 @@ class Crew:
         found = self.settings.trial.model_copy(update=recipe)
         objective = Objective(self.settings, self.materials, found, 0, self.folder / "checkpoints", counted=1)
         run = Run(Layout.parse(layout), f"trial/{layout}", 0)
-        return self.dispatcher.submit(objective, [run], lambda place, epoch: None)
+        task = LayoutTask.of(objective, [run])
+        return self.dispatcher.submit(task, self.prepared, objective.folder, lambda place, epoch: None)
 
     def trained(self, **recipes: Any) -> dict[str, Outcome]:
         batches = {layout: self.submit(layout, **recipe) for layout, recipe in recipes.items()}

@@ -22,11 +22,11 @@ from dasearch.config import StudySettings
 from dasearch.data import LeaveOneOut
 from dasearch.errors import SearchSpaceError, StoreError, StudyError, TestSplitError
 from dasearch.layout import Layout
-from dasearch.search import study as study_module
 from dasearch.search.confirmation import contenders, controls, recommended, standings, t_interval
 from dasearch.search.domain import Domain, Point
 from dasearch.search.events import Finished, Listener, Listeners, Training
 from dasearch.search.store import Confirmation, Store, open_store
+from dasearch.search.store.locks import locked_in
 from dasearch.search.study import Status, Study
 from dasearch.search_space import SearchSpace, SearchSpaceFile
 from dasearch.training.progress import Epoch
@@ -411,7 +411,7 @@ def test_two_processes_cannot_run_one_study(tmp_path: Path) -> None:
     settings = small_study(tmp_path)
     (tmp_path / "runs" / "toy").mkdir(parents=True)
     with (
-        study_module.only_runner(tmp_path / "runs" / "toy"),
+        locked_in(tmp_path / "runs" / "toy"),
         pytest.raises(StoreError, match="another process runs this study; watch it with `dasearch status`"),
     ):
         run(settings)

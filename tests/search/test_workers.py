@@ -6,7 +6,9 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,19 +17,23 @@ import pytest
 
 from dasearch.config import StudySettings
 from dasearch.errors import StudyError
+from dasearch.folders import sha256
 from dasearch.layout import Layout
-from dasearch.search.events import Finished, Listener
+from dasearch.search.dispatch import Dispatcher
+from dasearch.search.events import Finished, Listener, Training
 from dasearch.search.executors import Workers, ray, watch
+from dasearch.search.executors.tasks import EncoderTask, Workshop
 from dasearch.search.store import LaterTraining, open_store
 from dasearch.search.study import Status, Study
+from dasearch.training.progress import Epoch, Fit
 from tests.search import faulty
 from tests.search.trainings import curve
-from tests.training.studies import small_study
+from tests.training.studies import materials, small_settings, small_study
 
 if find_spec("ray") is None:
     pytest.skip("workers run on Ray, which is not installed", allow_module_level=True)
 TWO = Workers(2, cpus=1)
-FINAL = {"encoders": [], "variations": ["llmrec"], "seeds": 1}
+FINAL = {"encoders": ["gru4rec", "mf"], "variations": ["llmrec"], "seeds": 1, "encoder": {"epochs": 3, "patience": 3}}
 
 
 class Ears(Listener):
@@ -48,6 +54,17 @@ def kept(status: Status) -> list[Any]:
     return [*trials, *status.standings, *status.results]
 
 
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Path]:
+    """Where ID encoders are kept from now on: a cache of its own for each name, so that they are trained again."""
+
+    def chosen(name: str) -> Path:
+        monkeypatch.setenv("DASEARCH_CACHE", str(tmp_path / f"cache-{name}"))
+        return tmp_path / f"cache-{name}" / "encoders"
+
+    return chosen
+
+
 class Strangers(Ears):
     """Once, as a trial is finished, tries to connect to the workers' cluster: without its token, and with it."""
 
@@ -65,17 +82,23 @@ Together = tuple[Path, Status, Strangers]
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Together:
-    """A study in two workers: its folder, what it found, and who listened."""
+    """A study in two workers, which trained every ID encoder: its folder, what it found, and who listened."""
     folder, ears = tmp_path_factory.mktemp("together"), Strangers()
-    return folder, Study(study(folder, 4)).run(workers=TWO, listener=ears), ears
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("DASEARCH_CACHE", str(folder / "cache"))
+        return folder, Study(study(folder, 4)).run(workers=TWO, listener=ears), ears
 
 
-def test_workers_find_what_one_process_finds(together: Together, tmp_path: Path) -> None:
-    """Layouts, scores, confirmation and the final table, to the last digit."""
+def test_workers_find_what_one_process_finds(together: Together, tmp_path: Path, cache: Callable[[str], Path]) -> None:
+    """Layouts, scores, confirmation and the final table with its ID encoders, to the last digit."""
     folder, status, ears = together
+    before, after = cache("alone"), folder / "cache/encoders"
     alone = Study(study(tmp_path, 4)).run()
     assert kept(status) == kept(alone)
+    assert {"GRU4Rec", "MF"} <= {result.name for result in status.results}
+    assert sorted(sha256(path) for path in after.iterdir()) == sorted(sha256(path) for path in before.iterdir())
     assert "starting the workers" in ears.said
+    assert sum("ID encoder gru4rec, epoch" in text for text in ears.said) == 3
     assert not (folder / "runs/toy/prepared").exists()
 
 
@@ -84,6 +107,33 @@ def test_a_connection_without_the_token_is_refused(together: Together) -> None:
     without, within = together[2].answers
     assert without.startswith("refused ConnectionError Failed to connect to Ray cluster at")
     assert within == "connected"
+
+
+class Here(Ears):
+    """Looks for what workers leave in the driver's output."""
+
+    def __init__(self, output: Path) -> None:
+        super().__init__()
+        self.output, self.seen = output, set[str]()
+
+    def epoch(self, training: Training, epoch: Epoch) -> None:
+        self.seen |= {path.name for path in self.output.rglob("*.safetensors")}
+
+
+def test_workers_without_a_shared_disk_find_the_same(tmp_path: Path, cache: Callable[[str], Path]) -> None:
+    """What goes between them lies in the exchange alone while the search runs, and nowhere at the end."""
+    pytest.importorskip("pyarrow.fs", reason="needs dasearch[cloud]")
+    cache("alone")
+    alone = Study(study(tmp_path / "alone", 2)).run()
+    cache("apart")
+    ears, there = Here(tmp_path / "apart/runs"), tmp_path / "there"
+    settings = study(tmp_path / "apart", 2)
+    apart = Study(settings).run(train=False, workers=replace(TWO, exchange=f"file://{there}"), listener=ears)
+    assert ears.seen == set()
+    assert kept(apart)[:2] == kept(alone)[:2]
+    whole = Study(settings).run(workers=replace(TWO, exchange=f"file://{there}"))
+    assert kept(whole) == kept(alone)
+    assert [path for path in there.rglob("*") if path.is_file()] == []
 
 
 Survived = tuple[Status, list[str], dict[str, str], list[LaterTraining]]
@@ -153,6 +203,29 @@ def test_trainings_after_the_search_say_where_they_ran_and_why_they_failed(survi
     machine, process = later[0].workers[0].split(":")
     assert machine == platform.node()
     assert int(process) != os.getpid()
+
+
+def test_an_encoder_whose_worker_is_lost_goes_on_from_its_last_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "Worker", faulty.Dying)
+    settings, said = small_settings(comparison={"encoder": {"epochs": 4, "patience": 4}}), list[str]()
+    task = EncoderTask("encoder/sasrec/0", settings.comparison.encoder.model_copy(update={"name": "sasrec"}), 3)
+    executor = ray.RayExecutor(settings, Workers(1, cpus=1), tmp_path)
+    with closing(executor):
+        dispatcher, heard = Dispatcher(executor, said.append), list[int]()
+        prepared = executor.prepare(materials(settings))
+        batch = dispatcher.submit(task, prepared, tmp_path / "there", lambda _, epoch: heard.append(epoch.number))
+        while not batch.over:
+            dispatcher.wait()
+    (found,) = batch.in_order
+    (expected,) = task.train(Workshop(materials(settings)), tmp_path / "here", lambda _, epoch: None, said.append)
+    assert isinstance(found, Fit)
+    assert isinstance(expected, Fit)
+    assert [epoch.metrics for epoch in found.progress.epochs] == [epoch.metrics for epoch in expected.progress.epochs]
+    assert len(batch.workers[0]) == 2
+    assert heard == [0, 2, 3]  # the second one was saved, and not told
+    assert [text.split(":")[0] for text in said] == ["encoder/sasrec/0"]
 
 
 def test_more_workers_than_fit_are_refused(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class Stub:
                     self._end_epoch(candidate, run, number)
                     on_epoch(place, run.epochs[-1])
         return [
-            TrainingError("diverged") if self.diverges(str(c.layout)) else Trained(c.layout, run, 1, 0.5, 1, NO_MODEL)
+            TrainingError("diverged") if self.diverges(str(c.layout)) else Trained(run, 1, 0.5, 1, c.layout, NO_MODEL)
             for c, run in zip(candidates, runs, strict=True)
         ]
 

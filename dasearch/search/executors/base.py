@@ -12,13 +12,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from dasearch.config import Recipe, StudySettings, parse_study
+from dasearch.config import parse_study
 from dasearch.errors import BrokenTraining, TrainingError, described
-from dasearch.layout import CHOICES, Layout
-from dasearch.layout_file import ChoiceRecord
-from dasearch.search.objective import Run, Users
-from dasearch.training.loop import Fit
-from dasearch.training.progress import Epoch, Progress
+from dasearch.search.executors.tasks import Task, read_task
+from dasearch.search.objective import Prepared
+from dasearch.training.materials import Materials
+from dasearch.training.progress import Epoch, Fit, Progress
 
 Heard = Callable[["Event"], None]
 
@@ -32,6 +31,7 @@ class Workers:
         gpus: of each, such as a quarter of one.
         address: of a Ray cluster that runs; None: a cluster on this machine, for as long as the study runs.
         slurm: None: on Ray; else what each job asks of SLURM, as in ``partition=gpu,time=120``, or ``local``.
+        exchange: the URI of an object store, where workers share no disk with the driver.
     """
 
     count: int = 1
@@ -39,61 +39,46 @@ class Workers:
     gpus: float = 0.0
     address: str | None = None
     slurm: str | None = None
+    exchange: str | None = None
 
 
 @dataclass(frozen=True)
 class Job:
-    """Trainings side by side under one recipe.
+    """A task on its way.
 
     Attributes:
         number: of the job in its driver.
-        users: whom it trains on.
-        replace_every, lora: as of `Objective`.
-        at_once: how many trainings a job has as a rule, who share a worker's cores.
+        prepared: what the task trains on.
         checkpoints: a folder that driver and workers see alike.
         attempt: from 1 on; what an earlier one still says counts for nothing.
     """
 
     number: int
-    runs: tuple[Run, ...]
-    settings: StudySettings
-    recipe: Recipe
-    users: Users
-    replace_every: int
-    lora: bool
-    at_once: int
+    task: Task
+    prepared: Prepared
     checkpoints: Path
     attempt: int = 1
 
-    @property
-    def minutes(self) -> float | None:
-        """How long it may take; None: as long as it wants."""
-        return None if self.recipe.minutes is None else self.recipe.minutes * len(self.runs)
-
     def record(self) -> dict[str, Any]:
         """As JSON values."""
-        own = {"users": self.users.value, "checkpoints": str(self.checkpoints), "replace_every": self.replace_every}
+        prepared = {"name": self.prepared.name, "settings": self.prepared.settings.model_dump(mode="json")}
         return {
-            **own,
             "number": self.number,
             "attempt": self.attempt,
-            "lora": self.lora,
-            "at_once": self.at_once,
-            "settings": self.settings.model_dump(mode="json"),
-            "recipe": self.recipe.model_dump(mode="json"),
-            "runs": [{**run._asdict(), "layout": _layout_record(run.layout)} for run in self.runs],
+            "prepared": prepared,
+            "checkpoints": str(self.checkpoints),
+            "task": self.task.record(),
         }
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Job:
-        runs = tuple(Run(_layout(run["layout"]), run["name"], run["seed"]) for run in record["runs"])
+        prepared = record["prepared"]
         read = {
-            "settings": parse_study(record["settings"], source="a job"),
-            "recipe": Recipe.model_validate(record["recipe"]),
-            "users": Users(record["users"]),
+            "task": read_task(record["task"]),
+            "prepared": Prepared(prepared["name"], parse_study(prepared["settings"], source="a job")),
             "checkpoints": Path(record["checkpoints"]),
         }
-        return cls(**{**record, **read, "runs": runs})
+        return cls(**{**record, **read})
 
 
 class Kind(StrEnum):
@@ -141,13 +126,13 @@ class Event:
         return found
 
     @classmethod
-    def from_record(cls, record: dict[str, Any], job: Job) -> Event:
+    def from_record(cls, record: dict[str, Any]) -> Event:
         found = {**record, "kind": Kind(record["kind"])}
         if "epoch" in record:
             found["epoch"] = Epoch(**record["epoch"])
         if "fit" in record:
             progress = Progress.from_record(record["fit"]["progress"])
-            found["fit"] = Fit(**{**record["fit"], "layout": job.runs[record["place"]].layout, "progress": progress})
+            found["fit"] = Fit(**{**record["fit"], "progress": progress})
         if "error" in record:
             found["error"] = _error(record["error"])
         return cls(**found)
@@ -161,6 +146,22 @@ class Executor(Protocol):
     """
 
     slots: int
+
+    def prepare(self, materials: Materials) -> Prepared:
+        """Keep a prepared study for jobs to come.
+
+        Args:
+            materials: of all users.
+        """
+
+    def fetch(self, checkpoint: Path) -> None:
+        """Have a checkpoint here that a worker has written."""
+
+    def forget(self, checkpoint: Path) -> None:
+        """Remove a checkpoint whose result is kept."""
+
+    def forget_all(self, checkpoints: Path) -> None:
+        """Remove a folder of checkpoints."""
 
     def width(self, at_once: int) -> int:
         """How many trainings one job should have, where this process would train so many side by side."""
@@ -191,12 +192,3 @@ def _error(record: dict[str, Any]) -> Exception:
     if record["diverged"]:
         return TrainingError(record["text"])
     return BrokenTraining(record["text"], memory=record["memory"])
-
-
-def _layout_record(layout: Layout) -> dict[str, Any]:
-    return {"text": str(layout), "choices": [choice.record() for choice in layout.own_choices]}
-
-
-def _layout(record: dict[str, Any]) -> Layout:
-    own = [ChoiceRecord(**choice).choice() for choice in record["choices"]]
-    return Layout.parse(record["text"], [*CHOICES.values(), *own])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import shutil
 import signal
 import sys
 import threading
@@ -21,15 +20,16 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from dasearch.config import StudySettings, parse_study
+from dasearch.config import StudySettings
 from dasearch.errors import BrokenTraining, StudyError, first_line
 from dasearch.search.executors.base import Event, Heard, Job, Workers, out_of_memory
+from dasearch.search.executors.exchange import Exchange
 from dasearch.search.executors.own_folder import OwnFolder
+from dasearch.search.executors.tasks import Workshop
 from dasearch.search.executors.watch import Watched, Watching
-from dasearch.search.executors.work import Workshop, overtime, read_job, with_threads, work_or_fail
+from dasearch.search.executors.work import opened, overtime, read_job, work_or_fail
+from dasearch.search.objective import Prepared
 from dasearch.threads import cores
-from dasearch.training.bundle import load_bundle, save_bundle
-from dasearch.training.materials import Materials
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -42,14 +42,15 @@ class Worker:
     """One worker.
 
     Args:
-        bundles, sha256: where the prepared study lies, and what it is.
-        settings: of the study.
+        bundles: where prepared studies lie.
+        cpus: its threads.
+        exchange: as of `Exchange`; None: it sees the driver's output.
     """
 
-    def __init__(self, bundles: str, sha256: str, settings: dict[str, Any], cpus: int) -> None:
-        self._bundles, self._sha256, self._cpus = Path(bundles), sha256, cpus
-        self._settings = with_threads(parse_study(settings, source="a job"), cpus)
-        self._workshop: Workshop | None = None
+    def __init__(self, bundles: str, cpus: int, exchange: tuple[str, str] | None = None) -> None:
+        self._bundles, self._cpus = Path(bundles), cpus
+        self._exchange = None if exchange is None else Exchange(*exchange)
+        self._opened: tuple[str, Workshop] | None = None  # the last one; an ablation has several
 
     def train(self, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The events of a job, as JSON values."""
@@ -62,14 +63,15 @@ class Worker:
 
     def _work(self, job: Job, told: SimpleQueue[Event | None]) -> None:
         try:
-            work_or_fail(job, self._opened, told.put)
+            work_or_fail(job, lambda: self._workshop(job.prepared), told.put, self._exchange)
         finally:
             told.put(None)
 
-    def _opened(self) -> Workshop:
-        if self._workshop is None:
-            self._workshop = Workshop(load_bundle(self._bundles, self._sha256, self._settings))
-        return self._workshop
+    def _workshop(self, prepared: Prepared) -> Workshop:
+        if self._opened is None or self._opened[0] != prepared.name:
+            self._opened = None  # its memory first
+            self._opened = prepared.name, opened(self._bundles, prepared, cpus=self._cpus, exchange=self._exchange)
+        return self._opened[1]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -84,19 +86,18 @@ class RayExecutor(Watching[_Busy]):
     """The executor of ``--workers`` and ``--ray``.
 
     Args:
-        materials: of all users; saved for the workers in ``folder``, which they must see under the same path.
+        output: as of `Watching`.
 
     Raises:
         StudyError: where Ray is not installed, or the cluster is smaller than the workers.
     """
 
-    def __init__(self, materials: Materials, settings: StudySettings, workers: Workers, folder: Path) -> None:
+    def __init__(self, settings: StudySettings, workers: Workers, output: Path) -> None:
         cpus = workers.cpus or max(1, cores() // workers.count)
-        super().__init__(settings, slots=workers.count, cpus=cpus, gpus=workers.gpus)
+        self._place = None if workers.exchange is None else (workers.exchange, settings.name)
+        exchange = None if self._place is None else Exchange(*self._place)
+        super().__init__(settings, output, slots=workers.count, cpus=cpus, gpus=workers.gpus, exchange=exchange)
         self._address = workers.address
-        self._bundles = folder.resolve() / "prepared"
-        bundle = save_bundle(materials, self._bundles)
-        self._begin = (str(self._bundles), bundle, settings.model_dump(mode="json"), self._cpus)
         self._ray = _imported(own_cluster=workers.address is None)
         self._own_cluster = OwnFolder() if workers.address is None else None
         self._idle = list[Any]()
@@ -131,7 +132,7 @@ class RayExecutor(Watching[_Busy]):
             self._ray.shutdown()
         if self._own_cluster is not None:
             self._own_cluster.remove()
-        shutil.rmtree(self._bundles, ignore_errors=True)
+        self._remove_bundles()
 
     def _connect(self) -> None:
         with _own_signals():
@@ -172,7 +173,7 @@ class RayExecutor(Watching[_Busy]):
 
     def _new_worker(self) -> Any:
         asked = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_restarts": 0, "max_task_retries": 0}
-        return self._ray.remote(Worker).options(**asked).remote(*self._begin)
+        return self._ray.remote(Worker).options(**asked).remote(str(self._bundles), self._cpus, self._place)
 
     def _hear(self, busy: _Busy, heard: Heard) -> None:
         """Tell the next event of a worker, or its end."""

@@ -23,14 +23,12 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dasearch.config import StudySettings, parse_study
+from dasearch.config import StudySettings
 from dasearch.errors import BrokenTraining, DasearchError, StudyError, first_line, suggestion
 from dasearch.search.executors.base import Event, Heard, Job, Workers
 from dasearch.search.executors.watch import Watched, Watching
-from dasearch.search.executors.work import Workshop, overtime, read_job, with_threads, work_or_fail
+from dasearch.search.executors.work import opened, overtime, read_job, work_or_fail
 from dasearch.threads import cores
-from dasearch.training.bundle import load_bundle, save_bundle
-from dasearch.training.materials import Materials
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -74,24 +72,19 @@ END = 15.0  # seconds in which processes that are told to end do
 NEVER = 60 * 24 * 365  # minutes; a process of this machine has a deadline of its own only where its job has
 
 
-def train(record: str, settings: str, bundle: str, stream: str, cpus: int) -> None:
+def train(record: str, bundles: str, stream: str, cpus: int) -> None:
     """What a job of SLURM does.
 
     Args:
-        record, settings: the job and the study, as JSON.
-        bundle: the prepared study.
+        record: the job, as JSON.
+        bundles: where prepared studies lie.
         stream: the file for what it says; the job ends where that is gone.
         cpus: its threads.
     """
     _leave_signals_to_slurm()
-    said, prepared = Path(stream), Path(bundle)
+    said, job = Path(stream), read_job(json.loads(record), cpus=cpus)
     threading.Thread(target=_end_without, args=(said,), daemon=True).start()
-
-    def opened() -> Workshop:
-        own = with_threads(parse_study(json.loads(settings), source="a job"), cpus)
-        return Workshop(load_bundle(prepared.parent, prepared.name, own))
-
-    work_or_fail(read_job(json.loads(record), cpus=cpus), opened, partial(_append, said))
+    work_or_fail(job, lambda: opened(Path(bundles), job.prepared, cpus=cpus), partial(_append, said))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -115,21 +108,20 @@ class SlurmExecutor(Watching[_Busy]):
     """The executor of ``--slurm``.
 
     Args:
-        materials: of all users; saved for the jobs in ``folder``, which they must see under the same path.
+        output: as of `Watching`.
         workers: ``slurm``: as of `asked_of_slurm`, or ``local``.
 
     Raises:
         StudyError: where submitit or SLURM's programs are missing, or what is asked cannot be.
     """
 
-    def __init__(self, materials: Materials, settings: StudySettings, workers: Workers, folder: Path) -> None:
+    def __init__(self, settings: StudySettings, workers: Workers, output: Path) -> None:
         asked = asked_of_slurm(workers)
         gpus = 1.0 if any(card in asked for card in CARDS) else workers.gpus
-        super().__init__(settings, slots=workers.count, cpus=_cpus(workers, asked), gpus=gpus)
+        super().__init__(settings, output, slots=workers.count, cpus=_cpus(workers, asked), gpus=gpus)
         self._local = workers.slurm == LOCAL
-        self._folder, self._bundles = folder.resolve() / FOLDER, folder.resolve() / "prepared"
+        self._folder = output.resolve() / FOLDER
         self._queue = self._submitit(workers, asked)
-        self._bundle = str(self._bundles / save_bundle(materials, self._bundles))
         self._ending = list[Any]()
         self._looked, self._logs_wanted = time.monotonic(), False
 
@@ -153,7 +145,7 @@ class SlurmExecutor(Watching[_Busy]):
         while self._ending and time.monotonic() < last:
             time.sleep(TICK)
             self._ending = [handle for handle in self._ending if not handle.done()]
-        shutil.rmtree(self._bundles, ignore_errors=True)
+        self._remove_bundles()
         _clear(self._folder, logs=not self._logs_wanted)
 
     def _submitit(self, workers: Workers, asked: dict[str, Any]) -> Any:
@@ -173,7 +165,7 @@ class SlurmExecutor(Watching[_Busy]):
     def _started(self, job: Job) -> _Busy:
         stream = self._folder / f"{job.number}-{job.attempt}-{secrets.token_hex(4)}.jsonl"
         stream.touch()
-        texts = (json.dumps(job.record()), self._settings.model_dump_json(), self._bundle, str(stream))
+        texts = (json.dumps(job.record()), str(self._bundles), str(stream))
         try:
             handle = self._queue.submit(train, *texts, self._cpus)
         except Exception as error:  # submitit has no kind of its own for what sbatch says

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from abc import ABC, abstractmethod
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from dasearch.config import StudySettings
+from dasearch.errors import ExchangeError
 from dasearch.search.executors.base import Event, Heard, Job, Kind
+from dasearch.search.executors.exchange import Exchange
+from dasearch.search.executors.places import BUNDLES, bundle_object, checkpoint_object
+from dasearch.search.objective import Prepared
+from dasearch.training.bundle import save_bundle
 from dasearch.training.loop import MOST_AT_ONCE
+from dasearch.training.materials import Materials
 
 GRACE = 30.0  # seconds over its minutes after which a job counts as hanging
 
@@ -31,18 +40,19 @@ class Watched:
     @property
     def left(self) -> list[int]:
         """Places whose outcome was not told."""
-        return [place for place in range(len(self.job.runs)) if place not in self.over]
+        return [place for place in range(len(self.job.task.names)) if place not in self.over]
 
     @property
     def hangs(self) -> bool:
         """Whether it is still there long after its minutes."""
-        if self.job.minutes is None or self.began is None:
+        minutes = self.job.task.minutes
+        if minutes is None or self.began is None:
             return False
-        return time.monotonic() - self.began > 60 * self.job.minutes + GRACE
+        return time.monotonic() - self.began > 60 * minutes + GRACE
 
     def tell(self, record: dict[str, Any], heard: Heard) -> None:
         """An event that came as JSON values; keeps what it says of how far the job is."""
-        event = Event.from_record(record, self.job)
+        event = Event.from_record(record)
         if event.kind is Kind.BEGAN:
             self.began = time.monotonic()
         elif event.kind in (Kind.DONE, Kind.FAILED):
@@ -67,11 +77,45 @@ class Watching(ABC, Generic[B]):
 
     Args:
         cpus, gpus: of each worker; with a share of a GPU it trains one at a time.
+        output: of the study, where bundles lie; the workers must see it under the same path, or share an ``exchange``.
     """
 
-    def __init__(self, settings: StudySettings, *, slots: int, cpus: int, gpus: float) -> None:
+    def __init__(
+        self,
+        settings: StudySettings,
+        output: Path,
+        *,
+        slots: int,
+        cpus: int,
+        gpus: float,
+        exchange: Exchange | None = None,
+    ) -> None:
         self.slots, self._settings, self._cpus, self._gpus = slots, settings, cpus, gpus
+        self._bundles = output.resolve() / BUNDLES
+        self._exchange = exchange
         self._jobs, self._busy = deque[Job](), list[B]()
+
+    def prepare(self, materials: Materials) -> Prepared:
+        """Save a prepared study for the workers."""
+        name = save_bundle(materials, self._bundles)
+        if self._exchange is not None:
+            self._exchange.put_folder(bundle_object(name), self._bundles / name)
+            shutil.rmtree(self._bundles / name)
+        return Prepared(name, materials.method.settings)
+
+    def fetch(self, checkpoint: Path) -> None:
+        if self._exchange is not None:
+            self._exchange.get(checkpoint_object(checkpoint), checkpoint)
+
+    def forget(self, checkpoint: Path) -> None:
+        checkpoint.unlink(missing_ok=True)
+        if self._exchange is not None:
+            self._exchange.forget(checkpoint_object(checkpoint))
+
+    def forget_all(self, checkpoints: Path) -> None:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        if self._exchange is not None:
+            self._exchange.clear(checkpoints.name)
 
     def width(self, at_once: int) -> int:
         """As the study says; else as many as a whole GPU holds, or as the worker has cores."""
@@ -88,6 +132,12 @@ class Watching(ABC, Generic[B]):
         self._jobs.clear()
         for busy in list(self._busy):
             self._give_up(busy)
+
+    def _remove_bundles(self) -> None:
+        shutil.rmtree(self._bundles, ignore_errors=True)
+        if self._exchange is not None:
+            with suppress(ExchangeError):  # it may be why the study ends; the next one puts the same there
+                self._exchange.clear(BUNDLES)
 
     def _fill(self) -> None:
         """Start what there is room for."""

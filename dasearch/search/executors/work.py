@@ -4,63 +4,54 @@ from __future__ import annotations
 
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from dasearch.config import StudySettings
-from dasearch.errors import BrokenTraining
+from dasearch.errors import BrokenTraining, ExchangeError
 from dasearch.search.executors.base import Event, Heard, Job, Kind
-from dasearch.search.objective import Objective, Users, data_bo
-from dasearch.training.materials import Materials
+from dasearch.search.executors.exchange import Exchange
+from dasearch.search.executors.places import bundle_object, checkpoint_object
+from dasearch.search.executors.tasks import Workshop, with_threads
+from dasearch.search.objective import Prepared, checkpoint_name
+from dasearch.training.bundle import load_bundle
 from dasearch.training.progress import Epoch
 
 
-class Workshop:
-    """A prepared study, as jobs want it.
+def work(job: Job, workshop: Workshop, tell: Heard, exchange: Exchange | None = None) -> None:
+    """Train a job's task and tell each epoch, then what became of each training; what telling raises ends the job.
 
     Args:
-        materials: of all users.
+        exchange: where checkpoints are put before their epochs are told; None: they are seen where they are written.
     """
-
-    def __init__(self, materials: Materials) -> None:
-        self._materials = {Users.EVERYONE: materials}
-
-    def objective(self, job: Job) -> Objective:
-        """What trains a job's runs."""
-        materials = self._of(job.users, job.settings).under(job.settings)
-        return Objective(
-            job.settings,
-            materials,
-            job.recipe,
-            job.replace_every,
-            job.checkpoints,
-            lora=job.lora,
-            users=job.users,
-            counted=job.at_once,
-        )
-
-    def _of(self, users: Users, settings: StudySettings) -> Materials:
-        if users not in self._materials:
-            everyone = self._materials[Users.EVERYONE]
-            self._materials[users] = everyone.on(data_bo(settings, everyone.development))
-        return self._materials[users]
+    if exchange is None:
+        _work(job, workshop, tell, job.checkpoints, lambda place: None)
+        return
+    names = [checkpoint_name(name) for name in job.task.names]
+    objects = [checkpoint_object(job.checkpoints / name) for name in names]
+    with tempfile.TemporaryDirectory(prefix="dasearch-checkpoints-") as folder:
+        files = [Path(folder) / name for name in names]
+        for name, file in zip(objects, files, strict=True):
+            exchange.get(name, file)
+        _work(job, workshop, tell, Path(folder), lambda place: exchange.put(objects[place], files[place]))
 
 
-def work(job: Job, workshop: Workshop, tell: Heard) -> None:
-    """Train a job's runs and tell each epoch, then what became of each run; what telling raises ends the job."""
-    began = time.monotonic()
+def _work(job: Job, workshop: Workshop, tell: Heard, folder: Path, saved: Callable[[int], None]) -> None:
+    began, minutes = time.monotonic(), job.task.minutes
 
     def event(kind: Kind, place: int = 0, **parts: object) -> Event:
         return Event(job.number, job.attempt, kind, place, **parts)  # type: ignore[arg-type]
 
     def on_epoch(place: int, epoch: Epoch) -> None:
         try:
+            saved(place)
             tell(event(Kind.EPOCH, place, epoch=epoch))
         except Exception as error:
             raise _Unheard(error) from error
-        if job.minutes is not None and time.monotonic() - began > 60 * job.minutes:
+        if minutes is not None and time.monotonic() - began > 60 * minutes:
             raise overtime(job)
 
     def say(text: str) -> None:
@@ -68,7 +59,7 @@ def work(job: Job, workshop: Workshop, tell: Heard) -> None:
 
     tell(event(Kind.BEGAN, text=this_process()))
     try:
-        outcomes = workshop.objective(job).train_together(job.runs, on_epoch=on_epoch, say=say)
+        outcomes = job.task.train(workshop, folder, on_epoch, say)
     except _Unheard as stopped:
         raise stopped.error from None
     for place, outcome in enumerate(outcomes):
@@ -78,24 +69,30 @@ def work(job: Job, workshop: Workshop, tell: Heard) -> None:
             tell(event(Kind.DONE, place, fit=outcome))
 
 
-def work_or_fail(job: Job, opened: Callable[[], Workshop], tell: Heard) -> None:
-    """Train a job in a worker, which has to open the prepared study first; an error outside the trainings fails its runs."""
+def work_or_fail(job: Job, opened: Callable[[], Workshop], tell: Heard, exchange: Exchange | None = None) -> None:
+    """Train a job in a worker, which has to open the prepared study first; an error outside the trainings fails them."""
     try:
-        work(job, opened(), tell)
+        work(job, opened(), tell, exchange)
+    except ExchangeError as error:  # nothing of the trainings: they go on from what was put there
+        tell(Event(job.number, job.attempt, Kind.LOST, text=str(error)))
     except Exception as error:
-        for place in range(len(job.runs)):
+        for place in range(len(job.task.names)):
             tell(Event(job.number, job.attempt, Kind.FAILED, place, error=error))
 
 
 def read_job(record: dict[str, Any], *, cpus: int) -> Job:
     """A job from its JSON values, in a worker of so many cores."""
     job = Job.from_record(record)
-    return replace(job, settings=with_threads(job.settings, cpus))
+    return replace(job, task=job.task.with_threads(cpus))
 
 
-def with_threads(settings: StudySettings, cpus: int) -> StudySettings:
-    """With as many threads as a worker has cores."""
-    return settings.model_copy(update={"threads": cpus})
+def opened(bundles: Path, prepared: Prepared, *, cpus: int, exchange: Exchange | None = None) -> Workshop:
+    """A prepared study that lies in a folder of bundles or in an exchange, in a worker of so many cores."""
+    if exchange is not None:
+        with tempfile.TemporaryDirectory(prefix="dasearch-prepared-") as folder:
+            exchange.get_folder(bundle_object(prepared.name), Path(folder) / prepared.name)
+            return opened(Path(folder), prepared, cpus=cpus)
+    return Workshop(load_bundle(bundles, prepared.name, with_threads(prepared.settings, cpus)))
 
 
 def this_process() -> str:
@@ -110,7 +107,7 @@ def elsewhere(workers: Sequence[str]) -> list[str]:
 
 def overtime(job: Job) -> BrokenTraining:
     """What ends a job that takes longer than it may."""
-    return BrokenTraining(f"it took longer than its {job.recipe.minutes:g} minutes")
+    return BrokenTraining(f"it took longer than its {job.task.minutes_each:g} minutes")
 
 
 class _Unheard(BaseException):

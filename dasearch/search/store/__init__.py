@@ -6,7 +6,6 @@ Optuna has no place for. All SQL of the project is in this package; typed rows c
 
 from dasearch.search.store.connections import PATIENCE, Patience
 from dasearch.search.store.engines import LOCK_SECONDS, database_url, shown
-from dasearch.search.store.locks import another_runs
 from dasearch.search.store.records import (
     AblationTraining,
     Artifact,
@@ -41,7 +40,6 @@ __all__ = [
     "Store",
     "Stored",
     "TrialRecord",
-    "another_runs",
     "database_url",
     "open_store",
     "require_writable",

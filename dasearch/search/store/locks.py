@@ -55,6 +55,17 @@ def locked_beside(url: URL, study: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def locked_in(folder: Path) -> Iterator[None]:
+    """The right to run the study of an output folder; it ends with the process.
+
+    Raises:
+        StoreError: if another process has it.
+    """
+    with _held(folder / ".lock", 0, another_runs(folder)):
+        yield
+
+
 def _lock_file(file: Path, *of: str) -> Path:
     """Beside the database itself, by whichever link it was reached."""
     real = file.resolve()

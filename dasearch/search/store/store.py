@@ -9,7 +9,7 @@ import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import lru_cache, partial, wraps
 from pathlib import Path
@@ -42,7 +42,7 @@ from dasearch.search.store.engines import (
     sqlite_file,
     unusable,
 )
-from dasearch.search.store.locks import StudyLock, locked_beside
+from dasearch.search.store.locks import StudyLock, locked_beside, locked_in
 from dasearch.search.store.places import whereabouts
 from dasearch.search.store.records import (
     AblationTraining,
@@ -162,12 +162,17 @@ class Store:
             raise self._connections.lost(error) from error
 
     @contextmanager
-    def only_runner(self, name: str) -> Iterator[None]:
-        """Run a study alone among all processes that have its database, whatever their output folders.
+    def only_runner(self, name: str, folder: Path | None = None) -> Iterator[None]:
+        """Run a study alone among all processes that have its database, or write to its output ``folder``.
 
         Raises:
             StoreError: if another process runs it.
         """
+        with nullcontext() if folder is None else locked_in(folder), self._only_here(name):
+            yield
+
+    @contextmanager
+    def _only_here(self, name: str) -> Iterator[None]:
         if self._engine.dialect.name != POSTGRESQL:
             with locked_beside(self._engine.url, name):
                 yield
