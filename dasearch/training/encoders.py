@@ -45,10 +45,9 @@ def study_encoder(settings: EncoderSettings, materials: Shared, seed: int, say: 
         return found
     say(f"training the ID encoder {settings.name}")
     training = encoder_training(settings, materials, seed)
-    while not training.over:
-        say(epoch_words(settings, training.epoch()))
+    encoder = kept_encoder(training, materials, say)
     say(outcome_words(settings, training.progress))
-    return kept_encoder(training, materials)
+    return encoder
 
 
 def known_encoder(settings: EncoderSettings, materials: Shared, seed: int) -> IDEncoder | None:
@@ -83,9 +82,11 @@ def encoder_training(
     )
 
 
-def kept_encoder(training: EncoderTraining, materials: Shared) -> IDEncoder:
-    """What came of a training by `encoder_training` that is over, kept in the cache."""
+def kept_encoder(training: EncoderTraining, materials: Shared, say: Say = lambda _: None) -> IDEncoder:
+    """What came of a training by `encoder_training`, kept in the cache; what its checkpoint lacks is trained first."""
     path = _cached(training.identity)
+    while not training.over:
+        say(epoch_words(training.settings, training.epoch()))
     write_encoder(path, training.trained(), training.settings, materials, training.progress.best.metrics)
     return read_encoder(path, training.settings, materials)
 

@@ -12,8 +12,16 @@ import pytest
 from dasearch.cli import run_command
 from dasearch.errors import ExchangeError, WrongUse
 from dasearch.folders import sha256
+from dasearch.layout import Layout
+from dasearch.search import objective
+from dasearch.search.executors import Event, Job, Kind
 from dasearch.search.executors import exchange as module
 from dasearch.search.executors.exchange import Exchange, require_exchange
+from dasearch.search.executors.tasks import LayoutTask, Workshop
+from dasearch.search.executors.work import work_or_fail
+from dasearch.search.objective import Objective, Prepared, Run
+from tests.search.trainings import Stub
+from tests.training.studies import materials, small_settings
 
 fs = pytest.importorskip("pyarrow.fs", reason="needs dasearch[cloud]")
 BUCKET = "bucket"
@@ -164,3 +172,31 @@ def test_what_is_refused(
     assert SECRET not in said
     assert run_command(["run", "quickstart", "--exchange", uri]) == 2
     assert "add --workers N" in capsys.readouterr().err
+
+
+class Gone(Exchange):
+    """Holds nothing and takes nothing."""
+
+    def get(self, name: str, path: Path) -> bool:
+        return False
+
+    def put(self, name: str, path: Path) -> None:
+        raise ExchangeError("file:///x does not answer")
+
+
+def test_a_worker_that_cannot_leave_a_checkpoint_is_lost_and_its_training_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub, heard = Stub(), list[Event]()
+    monkeypatch.setattr(objective, "train_together", stub)
+    settings = small_settings()
+    ready = materials(settings)
+    task = LayoutTask.of(
+        Objective(settings, ready, settings.trial, 1, tmp_path, counted=1), [Run(Layout.parse("SSS-SSS"), "trial/x", 0)]
+    )
+    job = Job(7, task, Prepared("", settings), tmp_path, attempt=2)
+    work_or_fail(job, lambda: Workshop(ready), heard.append, Gone("file:///x", "toy"))
+    assert [(event.kind, event.job, event.attempt) for event in heard] == [(Kind.BEGAN, 7, 2), (Kind.LOST, 7, 2)]
+    assert heard[-1].text == "file:///x does not answer"
+    assert stub.epochs == [("SSS-SSS", 0)]
+    assert list(tmp_path.iterdir()) == []
