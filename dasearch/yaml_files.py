@@ -41,7 +41,8 @@ def parse_yaml(text: str) -> Any:
     """
     try:
         found = yaml.safe_load(text)
-        json.dumps(found, default=str, skipkeys=True)  # refuses an anchor inside itself
+        written = json.dumps(found, ensure_ascii=False, default=str, skipkeys=True)  # refuses an anchor inside itself
+        written.encode()  # and half a surrogate pair, which no file of ours could hold
     except RecursionError:
         raise ValueError("it nests too deep") from None
     except UNREADABLE as problem:

@@ -109,7 +109,9 @@ def test_ablation_files(times: int, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("content", ["[" * 5000, "a: " * 5000, "&a [*a]", "name: &a {x: *a}", "seed: " + "9" * 5000])
+@pytest.mark.parametrize(
+    "content", ["[" * 5000, "a: " * 5000, "&a [*a]", "name: &a {x: *a}", 'name: "\\ud800"', "seed: " + "9" * 5000]
+)
 def test_yaml_that_is_too_much(content: str, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(content)
     assert not used_or_refused(lambda: checked(str(tmp_path / "study.yaml")))

@@ -8,7 +8,6 @@ whoever reads it checks.
 from __future__ import annotations
 
 import hashlib
-import os
 import tarfile
 import tempfile
 import time
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from dasearch.errors import ExchangeError, WrongUse, first_line, without_passwords
-from dasearch.folders import READ
+from dasearch.folders import READ, whole_file
 
 T = TypeVar("T")
 SCHEMES = ("s3", "gs", "file")
@@ -159,22 +158,20 @@ class Exchange:
     def _read(self, name: str, path: Path) -> None:
         filesystem, place = self._place()
         digest = hashlib.sha256()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
-        try:
-            with filesystem.open_input_file(f"{place}/{name}") as stream, beside.open("wb") as content:
-                left = stream.size() - DIGEST
-                while left > 0 and (part := stream.read(min(READ, left))):
-                    left -= len(part)
-                    digest.update(part)
-                    content.write(part)
-                if stream.read(DIGEST) != digest.digest():
-                    raise ExchangeError(
-                        f"{self._shown}/{self._study}/{name} is damaged; delete it and run the same command again"
-                    )
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with (
+            whole_file(path) as unfinished,
+            filesystem.open_input_file(f"{place}/{name}") as stream,
+            unfinished.open("wb") as content,
+        ):
+            left = stream.size() - DIGEST
+            while left > 0 and (part := stream.read(min(READ, left))):
+                left -= len(part)
+                digest.update(part)
+                content.write(part)
+            if stream.read(DIGEST) != digest.digest():
+                raise ExchangeError(
+                    f"{self._shown}/{self._study}/{name} is damaged; delete it and run the same command again"
+                )
 
     def _again(self, work: Callable[[], T]) -> T:
         """Try a few times; that something is not there, or damaged, is an answer."""
