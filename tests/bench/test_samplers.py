@@ -338,7 +338,7 @@ def bench(tmp_path: Path, **changes: object) -> None:
     ("changes", "message"),
     [
         ({"families": ["smoth"]}, "no family 'smoth'; did you mean smooth"),
-        ({"samplers": ["tpe"]}, "no sampler 'tpe'"),
+        ({"samplers": ["tpee"]}, "no sampler 'tpee'"),
         ({"sites": [35]}, "35 sites are no whole layers"),
         ({"choices": [1]}, "has 2 to 8 choices; give --choices such a number, not 1"),
         ({"choices": [3, 9]}, "has 2 to 8 choices; give --choices such a number, not 9"),
