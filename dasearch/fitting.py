@@ -155,7 +155,10 @@ def _padded(layout: Layout, room: int) -> str:
 
 
 def shortened(label: str, width: int) -> str:
-    """As many words as fit, with an ellipsis, and the seed at its end; no number is cut."""
+    """What fits of ``group: name, seed 3``: without the group, then as many words as fit, with an ellipsis; no number is cut."""
+    if len(label) <= width:
+        return label
+    label = label.rpartition(": ")[2]
     if len(label) <= width:
         return label
     ending = found[0] if (found := ENDING.search(label)) else ""

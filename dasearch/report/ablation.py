@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 from rich.table import Table
 
 from dasearch.fitting import COLUMN, fitting, plain_table, shortened, width_of
-from dasearch.report.terminal import finite_record, symmetric
+from dasearch.report.terminal import counted, finite_record, symmetric
 from dasearch.search.ablation import Scored
 
 BLUE, GREY = "#0072B2", "#999999"  # Okabe & Ito 2008
@@ -26,7 +26,9 @@ def ablation_table(scored: Sequence[Scored], width: int) -> Table:
         width: of the console; what a narrow one has no room for is left out, that metric and the gain last.
     """
     seeds = max(score.seeds for score in scored)
-    table = plain_table(f"Validation data, {seeds} seeds (95% t interval); gain: the study over the variant, paired")
+    table = plain_table(
+        f"Validation data, {counted(seeds, 'seed')} (95% t interval); gain: the study over the variant, paired"
+    )
     cells = _cells(scored)
     names = [score.variant.name for score in scored]
     named = {**cells, "": [*(INDENT + name for name in names), *(score.variant.group for score in scored)]}

@@ -8,6 +8,7 @@ from typing import Any
 
 from dasearch.config import flattened
 from dasearch.report.terminal import (
+    CORRECTED_P,
     against_baselines,
     conclusions,
     counted,
@@ -256,7 +257,7 @@ def results_table(view: StudyView) -> Table:
         )
         for result in view.results
     ]
-    headings = ("row", "layout", "metric", "mean ± sd", "95% interval", "seeds", "winner's lead", "p")
+    headings = ("row", "layout", "metric", "mean ± sd", "95% interval", "seeds", "winner's lead", CORRECTED_P)
     known = {
         "mean ± sd over seeds": any(result.sd is not None for result in view.results),
         "95% intervals over users": any(result.low is not None for result in view.results),

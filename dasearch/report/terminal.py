@@ -84,7 +84,7 @@ def standings_table(status: Status, width: int | None) -> Table:
         cells[selection.cost.words] = [f"{selection.costs.of(one.layout):,}" for one in found]
         cells["front"] = [_yes(one in on_front) for one in found]
     kept = fitted(cells, [one.layout for one in found], width, ["front", "role"])
-    title = f"Confirmed on validation data with {found[0].seeds} fresh seeds (95% t interval)"
+    title = f"Confirmed on validation data with {counted(found[0].seeds, 'fresh seed')} (95% t interval)"
     return table_of(title, kept, ["bold" if one.layout == winner else None for one in found])
 
 

@@ -213,3 +213,11 @@ def test_the_table_of_every_shipped_ablation_fits(watched: Watched, study: str, 
     assert max(map(len, lines)) <= columns
     assert sum("0.1234 ±0.0056" in line for line in lines) == len(scored)
     assert sum("+0.1234 ±0.0056" in line for line in lines) == len(variants)
+
+
+def test_a_label_loses_its_group_before_its_name() -> None:
+    label = "one site left out of every layer: no context adapter, seed 3"
+    assert shortened(label, 60) == label
+    assert shortened(label, 59) == "no context adapter, seed 3"
+    assert shortened(label, 25) == "no context …, seed 3"
+    assert shortened(label, 5) == ""
