@@ -8,6 +8,7 @@ import pytest
 
 from dasearch.layout import Layout
 from dasearch.report import figures
+from dasearch.report.dashboard.numbers import numbers
 from dasearch.report.dashboard.pages import study_sections
 from dasearch.report.document import result_figures, results_table, sections
 from dasearch.report.theme import BEST, LIGHT, NEUTRAL, SERIAL, words
@@ -31,6 +32,9 @@ def test_the_result_is_the_closing_tables_with_intervals() -> None:
     assert list(trace.marker.symbol) == ["star", "circle", "diamond"]
     assert list(trace.marker.color) == [BEST, SERIAL, NEUTRAL]
     assert found.layout.xaxis.title.text == "test NDCG@10"
+    table = numbers(found, "any")
+    assert table.headings == ("test NDCG@10", "up to", "down to", "y")
+    assert table.rows[1] == ("0.15", "0.17", "0.14", "all-serial")
     assert words(found).startswith("On the test split the winner has NDCG@10 0.2000 [0.1800, 0.2200]. In NDCG@10 the")
 
 

@@ -32,17 +32,19 @@ def _points(trace: Any, layout: Any) -> Iterator[Row]:
         row = {"series": _plain(trace.name)} if trace.name else {}
         row |= {"point": _plain(trace.text[index])} if _listed(trace.text) else {}
         for at, value in (("x", x), ("y", y)):
-            heading, errors = axes[at]
+            heading, error = axes[at]
             row[heading] = _shown(value)
-            if errors is not None:
-                row["±" if "±" not in named else f"± {heading}"] = _shown(errors[index])
+            if error.arrayminus is not None:
+                row |= {"up to": _shown(value + error.array[index]), "down to": _shown(value - error.arrayminus[index])}
+            elif error.array is not None:
+                row["±" if "±" not in named else f"± {heading}"] = _shown(error.array[index])
         yield row
 
 
 def _axis(trace: Any, layout: Any, at: str) -> tuple[str, Any]:
     """An axis's title, or its letter, and the errors along it."""
     axis = layout[(getattr(trace, f"{at}axis") or at).replace(at, f"{at}axis", 1)]
-    return _plain(axis.title.text or at), getattr(trace, f"error_{at}").array
+    return _plain(axis.title.text or at), getattr(trace, f"error_{at}")
 
 
 def _cells(trace: Any, layout: Any) -> Iterator[Row]:
