@@ -78,7 +78,7 @@ def steps_of(given: argparse.Namespace) -> tuple[Any, Callable[[], Iterator[Any]
 def _before_stacks(settings: Any, materials: Any, layout: Any, recipe: Any, every: int) -> Any:
     import torch
 
-    from dasearch.training.evaluation import validation_held
+    from dasearch.training.evaluation import rank_validation
     from dasearch.training.loop import _Run
     from dasearch.training.method import weighted_total
 
@@ -97,7 +97,7 @@ def _before_stacks(settings: Any, materials: Any, layout: Any, recipe: Any, ever
         run.optimizer.step()
         return batch.rows.tokens.numel()
 
-    step.validate = lambda: validation_held(run.model, materials.catalogue, materials.development, run.bits)  # type: ignore[attr-defined]
+    step.validate = lambda: rank_validation(run.model, materials.catalogue, materials.development, run.bits)  # type: ignore[attr-defined]
     return materials, stream, step, len(materials.development.users)
 
 

@@ -26,7 +26,7 @@ from dasearch.bayes import Observation, PRSampler
 from dasearch.bayes.sampler import FEWEST_STARTUP
 from dasearch.bench.landscapes import FAMILIES, Planted
 from dasearch.bench.samplers import play, space_of
-from dasearch.layout import Depth, Layout, carried
+from dasearch.layout import Depth, Layout, map_to_depth
 from dasearch.search.confirmation import t_interval
 
 SHALLOW, DEEP = 12, 24
@@ -74,7 +74,7 @@ def observations(study: optuna.Study, names: list[str]) -> list[Observation]:
     of, to = (Depth(tuple(range(layers)), layers) for layers in (SHALLOW, DEEP))
     for trial in study.trials:
         bits = [trial.params[name] for name in sorted(trial.params)]
-        layout = carried(Layout.from_bits(bits, sites=len(names) // DEEP), of, to)
+        layout = map_to_depth(Layout.from_bits(bits, sites=len(names) // DEEP), of, to)
         found.append(Observation(dict(zip(names, layout.z, strict=True)), trial.values[0]))
     return found
 

@@ -24,7 +24,7 @@ READERS = 0o666  # a new file's mode before the umask
 DESCRIPTORS = ("/dev/fd/", "/dev/std", "/proc/")
 
 
-class Taken(StrEnum):
+class IfExists(StrEnum):
     """What becomes of a folder that is there already when another is finished."""
 
     KEPT = "kept"  # and what was filled goes: another process was faster
@@ -33,7 +33,7 @@ class Taken(StrEnum):
 
 
 @contextmanager
-def written_beside(folder: Path, taken: Taken = Taken.KEPT) -> Iterator[Path]:
+def written_beside(folder: Path, taken: IfExists = IfExists.KEPT) -> Iterator[Path]:
     """A folder to fill, renamed to ``folder`` at the end, so that an interruption leaves none."""
     folder = _behind_links(folder)
     with unfinished_in(folder.parent, folder.name) as unfinished:
@@ -66,15 +66,15 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def put(unfinished: Path, folder: Path, taken: Taken) -> None:
+def put(unfinished: Path, folder: Path, taken: IfExists) -> None:
     """Rename a filled folder to its place beside it."""
     _open_to_readers(unfinished)
-    if taken is Taken.REPLACED and folder.exists():
+    if taken is IfExists.REPLACED and folder.exists():
         shutil.rmtree(folder)
     try:
         unfinished.rename(folder)
     except OSError:
-        if taken is not Taken.KEPT or not folder.is_dir():
+        if taken is not IfExists.KEPT or not folder.is_dir():
             raise
 
 
@@ -170,7 +170,7 @@ def whole_folder(out: Path, error: type[WrongUse]) -> Iterator[Path]:
     """
     require_free(out, error)
     try:
-        with written_beside(out.absolute(), Taken.REFUSED) as unfinished:
+        with written_beside(out.absolute(), IfExists.REFUSED) as unfinished:
             yield unfinished
     except OSError as problem:
         raise error(f"{out} cannot be written ({problem.strerror}); choose another place") from None

@@ -315,7 +315,7 @@ class Depth(NamedTuple):
     layers: int
 
 
-def carried(layout: Layout, of: Depth, to: Depth) -> Layout:
+def map_to_depth(layout: Layout, of: Depth, to: Depth) -> Layout:
     """A layout of one depth at another: every layer takes the choices of the layer nearest to it in relative depth.
 
     Layer k of L stands at (2k + 1) / 2L. Of two layers equally near, the deeper one counts, so that where every r-th layer

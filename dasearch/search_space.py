@@ -221,7 +221,7 @@ class SearchSpace:
         return {n: choice for pattern, choice in self.file.fixed.items() for n in fnmatch.filter(self.names, pattern)}
 
     @cached_property
-    def leaders(self) -> dict[str, str]:
+    def tied_to(self) -> dict[str, str]:
         """For every site the one it follows (itself, where no constraint joins it to an earlier one)."""
         leaders = {name: name for name in self.names}
         for pattern in self.file.equal:
@@ -235,7 +235,7 @@ class SearchSpace:
     @cached_property
     def free(self) -> tuple[str, ...]:
         """The sites that a search chooses for."""
-        return tuple(n for n, leader in self.leaders.items() if n == leader and n not in self.fixed)
+        return tuple(n for n, leader in self.tied_to.items() if n == leader and n not in self.fixed)
 
     @property
     def all_serial(self) -> Layout:
@@ -272,7 +272,7 @@ class SearchSpace:
                 given = f"{name} is {chosen[name]!r}" if name in chosen else f"no choice is given for {name}"
                 raise LayoutError(f"{given}; give one of {', '.join(self._by_name[name])}")
         full = {**chosen, **self.fixed}
-        names = {name: full[name] if name in self.fixed else full[self.leaders[name]] for name in self.names}
+        names = {name: full[name] if name in self.fixed else full[self.tied_to[name]] for name in self.names}
         return Layout.of((self._by_name[name][names[name]] for name in self.names), sites=len(self.sites))
 
     def codes(self, layout: Layout) -> tuple[int, ...]:

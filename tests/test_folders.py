@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from dasearch.errors import ExportError
-from dasearch.folders import Taken, whole_file, whole_folder, write_text, written_beside
+from dasearch.folders import IfExists, whole_file, whole_folder, write_text, written_beside
 from dasearch.training.checkpoints import save_tensors
 
 
@@ -56,7 +56,7 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
 
 def test_the_later_one_may_replace(tmp_path: Path) -> None:
     for text in ("first", "second"):
-        with written_beside(tmp_path / "key", Taken.REPLACED) as unfinished:
+        with written_beside(tmp_path / "key", IfExists.REPLACED) as unfinished:
             (unfinished / text).touch()
     assert [path.name for path in (tmp_path / "key").iterdir()] == ["second"]
     (tmp_path / "plain").mkdir()
@@ -107,8 +107,8 @@ def weights(path: Path) -> None:
     save_file({"x": torch.zeros(2)}, path)
 
 
-@pytest.mark.parametrize("taken", [Taken.KEPT, Taken.REPLACED])
-def test_the_umask_says_who_reads_a_folder(tmp_path: Path, mask: int, taken: Taken) -> None:
+@pytest.mark.parametrize("taken", [IfExists.KEPT, IfExists.REPLACED])
+def test_the_umask_says_who_reads_a_folder(tmp_path: Path, mask: int, taken: IfExists) -> None:
     with written_beside(tmp_path / "model", taken) as unfinished:
         (unfinished / "deeper").mkdir()
         weights(unfinished / "deeper" / "model.safetensors")
@@ -168,8 +168,8 @@ def test_a_descriptor_is_written_where_it_is_open(tmp_path: Path) -> None:
         assert file.read() == "as of a shell"
 
 
-@pytest.mark.parametrize("taken", list(Taken))
-def test_a_folder_is_written_through_a_link(tmp_path: Path, taken: Taken) -> None:
+@pytest.mark.parametrize("taken", list(IfExists))
+def test_a_folder_is_written_through_a_link(tmp_path: Path, taken: IfExists) -> None:
     real, link = tmp_path / "real", tmp_path / "link"
     real.mkdir()
     link.symlink_to(real)

@@ -23,7 +23,7 @@ from dasearch.layout import (
     Difference,
     Join,
     Layout,
-    carried,
+    map_to_depth,
     replaced_layers,
     site_names,
 )
@@ -103,12 +103,12 @@ def depth(layers: int, every: int = 1) -> Depth:
 @given(layouts, st.integers(1, 3), st.integers(1, 3), st.integers(1, 6))
 def test_carried_to_another_depth(layout: Layout, every: int, times: int, other: int) -> None:
     here = depth(layout.layers, every)
-    assert carried(layout, here, here) == layout
+    assert map_to_depth(layout, here, here) == layout
     deeper = depth(layout.layers * times)
-    there = carried(layout, depth(layout.layers), deeper)
+    there = map_to_depth(layout, depth(layout.layers), deeper)
     assert there.groups == tuple(group for group in layout.groups for _ in range(times))  # each layer becomes so many
-    assert carried(there, deeper, depth(layout.layers)) == layout
-    anywhere = carried(layout, here, depth(other))
+    assert map_to_depth(there, deeper, depth(layout.layers)) == layout
+    anywhere = map_to_depth(layout, here, depth(other))
     places = [layout.groups.index(group) for group in anywhere.groups]  # of layouts whose layers all differ
     assert len(set(layout.groups)) < layout.layers or places == sorted(places)
     assert set(anywhere.groups) <= set(layout.groups)
@@ -125,12 +125,12 @@ def test_carried_to_another_depth(layout: Layout, every: int, times: int, other:
     ],
 )
 def test_carried_by_hand(text: str, of: Depth, to: Depth, expected: str) -> None:
-    assert str(carried(Layout.parse(text), of, to)) == expected
+    assert str(map_to_depth(Layout.parse(text), of, to)) == expected
 
 
 def test_a_layout_of_other_layers_than_its_depth_is_refused() -> None:
     with pytest.raises(LayoutError, match=r"SPS has 1 layers of 3 sites and the model has 2 of 3"):
-        carried(Layout.parse("SPS"), depth(2), depth(4))
+        map_to_depth(Layout.parse("SPS"), depth(2), depth(4))
 
 
 def test_what_a_forward_pass_reads_of_each_choice() -> None:

@@ -1,6 +1,9 @@
 """Bayesian optimization over categorical choices; `PRSampler` works in any Optuna study. Knows nothing of recommenders."""
 
-from dasearch.bayes.acquisition import Improvement
+import warnings
+from typing import Any
+
+from dasearch.bayes.acquisition import LogExpectedImprovement
 from dasearch.bayes.choices import Choices
 from dasearch.bayes.hypervolume import (
     HypervolumeImprovement,
@@ -38,10 +41,10 @@ __all__ = [
     "Choices",
     "Effects",
     "HypervolumeImprovement",
-    "Improvement",
     "KnownCost",
     "LayeredKernel",
     "LeaveOneOut",
+    "LogExpectedImprovement",
     "Maximum",
     "Observation",
     "PRSampler",
@@ -69,6 +72,15 @@ __all__ = [
     "spread_over",
     "startup_trials",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Improvement":
+        warnings.warn(
+            "dasearch.bayes.Improvement is called LogExpectedImprovement now", DeprecationWarning, stacklevel=2
+        )
+        return LogExpectedImprovement
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -30,11 +30,11 @@ def log_expected_improvement(mean: Tensor, sd: Tensor, best: Tensor) -> Tensor:
     return sd.log() + torch.where(u > -1.0, near.clamp(min=1e-300).log(), log_density + tail)
 
 
-class Improvement(AcquisitionFunction):  # type: ignore[misc]  # BoTorch is not typed for mypy
+class LogExpectedImprovement(AcquisitionFunction):  # type: ignore[misc]  # BoTorch is not typed for mypy
     """Log expected improvement under a mixture, as BoTorch calls acquisitions.
 
     Args:
-        surrogate: what is known, running points believed (`Surrogate.believing`).
+        surrogate: what is known, running points believed (`Surrogate.fantasize`).
     """
 
     def __init__(self, surrogate: Surrogate) -> None:

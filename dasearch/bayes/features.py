@@ -134,17 +134,17 @@ class Dictionary:
         """``exp(-Hamming distance / reach)``, a Gaussian kernel on bits; shapes as in `pair_kernel`."""
         sizes = self.choices.column_size
         agreeing = (a / sizes) @ b.mT + sum(1 / size for size in self.choices.sizes)
-        return torch.exp((agreeing - self.choices.d) / self.reach)
+        return torch.exp((agreeing - self.choices.d) / self.lengthscale)
 
     @property
-    def reach(self) -> float:
+    def lengthscale(self) -> float:
         """In Hamming distance."""
         return max(1.0, REACH * self.choices.d)
 
     def isotropic_weights(self) -> tuple[float, Tensor]:
         """The isotropic kernel's expansion: the constant's weight, and the factor ``(D,)`` by which a column raises it."""
         sizes = self.choices.column_size
-        differing = torch.exp(torch.tensor(-1 / self.reach, dtype=torch.float64))
+        differing = torch.exp(torch.tensor(-1 / self.lengthscale, dtype=torch.float64))
         share = (1 - differing) / sizes  # of one column
         rest = 1 - share * (sizes - 1)  # of the constant, within one variable
         first = self.choices.column_choice == 1

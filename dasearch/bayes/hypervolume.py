@@ -167,11 +167,12 @@ class KnownCost:
 class HypervolumeImprovement(AcquisitionFunction):  # type: ignore[misc]  # BoTorch is not typed for mypy
     """Log expected hypervolume improvement under a mixture, as BoTorch calls acquisitions.
 
-    The front to beat is that of the posterior means of evaluated and running points, as the value to beat of `Improvement`
-    is. The reference point lies a tenth of the range below the lowest of these means, and a tenth beyond the highest cost.
+    The front to beat is that of the posterior means of evaluated and running points, as the value to beat of
+    `LogExpectedImprovement` is. The reference point lies a tenth of the range below the lowest of these means, and a tenth beyond
+    the highest cost.
 
     Args:
-        surrogate: what is known, running points believed (`Surrogate.believing`).
+        surrogate: what is known, running points believed (`Surrogate.fantasize`).
     """
 
     def __init__(self, surrogate: Surrogate, cost: KnownCost) -> None:

@@ -89,7 +89,7 @@ class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc
         self.generator = generator
         self.temperature, self.samples, self.restarts, self.steps = temperature, samples, restarts, steps
         self.free = [i for i in range(choices.d) if i not in self.fixed]
-        self.held = torch.tensor([i in self.fixed for i, _ in choices.columns])  # (D,)
+        self.fixed_mask = torch.tensor([i in self.fixed for i, _ in choices.columns])  # (D,)
         self.count = math.prod(choices.sizes[i] for i in self.free)
 
     @property
@@ -212,7 +212,7 @@ class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc
         """Gradient of ``log p(z)`` by theta; shapes: ``(r or 1, s, d)``, ``(r, d, most)`` -> ``(r, s, D)``."""
         variable, choice = self.choices.column_variable, self.choices.column_choice
         score = ((z[..., variable] == choice).double() - p[:, None, variable, choice]) / self.temperature
-        found: Tensor = score.masked_fill(self.held, 0.0)
+        found: Tensor = score.masked_fill(self.fixed_mask, 0.0)
         return found
 
     def _inside(self, excluded: Tensor) -> Tensor:

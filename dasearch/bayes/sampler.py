@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from dasearch.bayes.acquisition import Improvement
+from dasearch.bayes.acquisition import LogExpectedImprovement
 from dasearch.bayes.choices import Choices, among, hold
 from dasearch.bayes.claims import claim, claimed
 from dasearch.bayes.hypervolume import Cost, HypervolumeImprovement, KnownCost
@@ -220,13 +220,13 @@ def propose(
     Raises:
         SpaceExhausted: if every point is excluded.
     """
-    believed = surrogate.believing(running)
+    believed = surrogate.fantasize(running)
     generator = generator or torch.Generator().manual_seed(0)
     if cost is not None:
         of_front = HypervolumeImprovement(believed, cost)
         reparameterized = ProbabilisticReparameterization(of_front, surrogate.choices, fixed, generator=generator)
         return reparameterized.maximise(excluded, near=of_front.promising(PROMISING))
-    improvement = Improvement(believed)
+    improvement = LogExpectedImprovement(believed)
     reparameterized = ProbabilisticReparameterization(improvement, surrogate.choices, fixed, generator=generator)
     codes, means = believed.codes, improvement.means
     if surrogate.prior is not None:

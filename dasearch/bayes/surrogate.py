@@ -229,7 +229,7 @@ class Surrogate:
         return cross.view(len(own), *covariances.shape[1:]), self._shares @ variances + own @ features.square_()
 
     @torch.no_grad()
-    def each(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+    def member_posteriors(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Every member's mean and sd in the units of the values; shapes: codes ``(m, d)`` -> ``(M, m)`` twice."""
         parts = self.choices.contrasts(codes).split(AT_ONCE)
         found = [self._conditional(*self._of_points(part), least=1e-12) for part in parts]
@@ -251,7 +251,7 @@ class Surrogate:
 
     def posterior(self, codes: Tensor) -> Posterior:
         """Of the mixture; shapes: codes ``(m, d)`` -> mean, sd ``(m,)``."""
-        return Posterior(*_mixed(self.weights, *self.each(codes)))
+        return Posterior(*_mixed(self.weights, *self.member_posteriors(codes)))
 
     @torch.no_grad()
     def draws(self, codes: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -264,7 +264,7 @@ class Surrogate:
         member = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         standard = torch.randn(count, len(codes), dtype=torch.float64, generator=generator)
         cross = self._of_points(contrasts)[0] * self.correlation[:, :, None]
-        mean, _ = self.each(codes)
+        mean, _ = self.member_posteriors(codes)
         found = torch.empty(count, len(codes), dtype=torch.float64)
         for m in member.unique().tolist():
             own = (
@@ -285,7 +285,7 @@ class Surrogate:
         """Standard deviation of the noise in the units of the values, ``()``."""
         return self.spread * (self.weights @ (self.members.noise * self.scale)).sqrt()
 
-    def believing(self, running: Tensor) -> Surrogate:
+    def fantasize(self, running: Tensor) -> Surrogate:
         """This process after ``running`` ``(p, d)`` came out at their posterior means; members and scales stay."""
         if not len(running):
             return self

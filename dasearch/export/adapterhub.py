@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dasearch.errors import ExportError
-from dasearch.export.inserted import Inserted, inserted, row_in_words, write_surroundings
+from dasearch.export.inserted import AdapterWeights, adapter_weights, row_in_words, write_model_files
 from dasearch.export.options import ExportOptions
 from dasearch.layout import Choice, Join, site_names
 from dasearch.models.adapters import Activation, ParallelReduce
@@ -82,7 +82,7 @@ def write_adapters(recommender: Recommender, folder: Path, options: ExportOption
     Raises:
         ExportError: for the context site, unless ``options.sites`` leaves it out, and for placements it cannot express.
     """
-    found = inserted(recommender, FORM, options.sites)
+    found = adapter_weights(recommender, FORM, options.sites)
     _refuse(found)
     config = recommender.model.backbone.config
     home = HOMES[config.model_type]
@@ -96,7 +96,7 @@ def write_adapters(recommender: Recommender, folder: Path, options: ExportOption
         "version": f"adapters.{LIBRARY}",
     }
     interface = {"interface": home.interface(), "model_type": config.model_type, "version": f"adapters.{LIBRARY}"}
-    write_surroundings(recommender, found, folder)
+    write_model_files(recommender, found, folder)
     for name, content in {CONFIG_NAME: record, INTERFACE_NAME: interface}.items():
         (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_file(copied(weights(found.adapters, home.root)), folder / WEIGHTS_NAME)
@@ -104,7 +104,7 @@ def write_adapters(recommender: Recommender, folder: Path, options: ExportOption
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _refuse(found: Inserted) -> None:
+def _refuse(found: AdapterWeights) -> None:
     """What adapters in two places a layer cannot say; it is refused rather than left out."""
     if CONTEXT in found.sites:
         raise ExportError(
@@ -134,7 +134,7 @@ def _refuse(found: Inserted) -> None:
         )
 
 
-def union(found: Inserted, width: int, layers: int) -> dict[str, Any]:
+def union(found: AdapterWeights, width: int, layers: int) -> dict[str, Any]:
     """The library's ``ConfigUnion``: a ``BnConfig`` for each site and kind of adapter, the layers of others left out."""
     configs = []
     for column, site in enumerate(found.sites):
@@ -145,7 +145,7 @@ def union(found: Inserted, width: int, layers: int) -> dict[str, Any]:
     return {"architecture": "union", "configs": configs}
 
 
-def _config(found: Inserted, site: str, choice: Choice, *, width: int, left_out: list[int]) -> dict[str, Any]:
+def _config(found: AdapterWeights, site: str, choice: Choice, *, width: int, left_out: list[int]) -> dict[str, Any]:
     """Fields of a ``BnConfig`` that matter here; the library fills in the rest."""
     return {
         "architecture": None,
@@ -184,7 +184,7 @@ def _template(name: str) -> str:
     return (files("dasearch.export") / "templates" / "adapters" / name).read_text(encoding="utf-8")
 
 
-def _readme(recommender: Recommender, found: Inserted) -> str:
+def _readme(recommender: Recommender, found: AdapterWeights) -> str:
     whole = found.settings.variation is Variation.BASE
     return _template("README.md").format(
         layout=found.layout,

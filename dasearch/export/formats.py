@@ -18,7 +18,7 @@ from dasearch.export.layout import write_layout, write_picked_layout, write_stud
 from dasearch.export.options import ExportOptions
 from dasearch.export.pick import Picked, picked_of, require_trained
 from dasearch.export.pytorch import write_torch
-from dasearch.export.snippet import sketch, write_snippet
+from dasearch.export.snippet import untrained_snippet, write_snippet
 from dasearch.export.source import open_trained
 from dasearch.folders import require_free, whole_folder
 from dasearch.search.store import Store, open_store
@@ -76,7 +76,7 @@ FORMATS: dict[str, Format] = {
         write_snippet,
         "python {out}/snippet.py",
         ("sites",),
-        sketch,
+        untrained_snippet,
     ),
     "adapters": Format(
         "AdapterHub's adapters 1.3.0: configuration, weights and a loader",

@@ -29,7 +29,7 @@ ITEMS_NAME, USERS_NAME = "items.json", "users.json"  # ids, in the order of the 
 USER_KEYS = "user_keys"
 
 
-class Inserted(NamedTuple):
+class AdapterWeights(NamedTuple):
     """A trained layout as `dasearch.models.insertion.apply_layout` inserts it.
 
     Attributes:
@@ -48,7 +48,7 @@ class Inserted(NamedTuple):
     parts: dict[str, Tensor]
 
 
-def inserted(recommender: Recommender, form: str, wanted: Sequence[str] | None) -> Inserted:
+def adapter_weights(recommender: Recommender, form: str, wanted: Sequence[str] | None) -> AdapterWeights:
     """The adapters of ``wanted`` sites (None: all that the model has).
 
     Raises:
@@ -67,7 +67,7 @@ def inserted(recommender: Recommender, form: str, wanted: Sequence[str] | None) 
     layout = Layout(tuple(tuple(choice for choice in choices if choice is not None) for choices in layers))
     replaced = tuple(layer + 1 for layer in model.replaced)
     users = len(recommender.users) if CONTEXT in sites else 0
-    return Inserted(settings, layout, sites, replaced, _adapters(recommender, model, sites), _parts(model, users))
+    return AdapterWeights(settings, layout, sites, replaced, _adapters(recommender, model, sites), _parts(model, users))
 
 
 def _sites(layout: Layout, have: tuple[str, ...], wanted: Sequence[str] | None) -> tuple[str, ...]:
@@ -122,7 +122,7 @@ def _parts(model: DARec, users: int) -> dict[str, Tensor]:
     return parts if keys is None else {**parts, USER_KEYS: keys.transpose(0, 1)}
 
 
-def write_surroundings(recommender: Recommender, found: Inserted, folder: Path) -> None:
+def write_model_files(recommender: Recommender, found: AdapterWeights, folder: Path) -> None:
     """``layout.json`` of the whole model, the frozen backbone, what is trained beside the adapters, and whose rows those are."""
     write_layout_file(recommender, folder)
     recommender.model.backbone.model.save_pretrained(folder / BACKBONE_FOLDER)

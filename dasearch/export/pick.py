@@ -10,7 +10,7 @@ from dasearch.config import Pick, StudySettings, parse_study, with_found
 from dasearch.errors import ExportError, spelled, suggestion
 from dasearch.layout import Layout
 from dasearch.layout_file import LayoutFile, Metric
-from dasearch.search.confirmation import WINNER, Standing, standings
+from dasearch.search.confirmation import WINNER, ConfirmedLayout, standings
 from dasearch.search.domain import Domain
 from dasearch.search.front import Selection
 from dasearch.search.store import open_store
@@ -29,7 +29,7 @@ class Picked:
 
     settings: StudySettings
     space: SearchSpace
-    standing: Standing
+    standing: ConfirmedLayout
     trained: bool
 
     @property

@@ -13,10 +13,10 @@ from dasearch.export.inserted import (
     PARTS_NAME,
     USER_KEYS,
     USERS_NAME,
-    Inserted,
-    inserted,
+    AdapterWeights,
+    adapter_weights,
     row_in_words,
-    write_surroundings,
+    write_model_files,
 )
 from dasearch.export.options import ExportOptions
 from dasearch.layout import Layout
@@ -68,13 +68,13 @@ model = AutoModel.from_pretrained({backbone})  # {where}
 
 def write_snippet(recommender: Recommender, folder: Path, options: ExportOptions) -> None:
     """``snippet.py``, ``layout.json``, ``backbone/``, and the trained tensors as safetensors."""
-    found = inserted(recommender, FORM, options.sites)
-    write_surroundings(recommender, found, folder)
+    found = adapter_weights(recommender, FORM, options.sites)
+    write_model_files(recommender, found, folder)
     save_file(copied(found.adapters), folder / ADAPTERS_NAME)
     (folder / SNIPPET_NAME).write_text(trained_snippet(recommender, found), encoding="utf-8")
 
 
-def trained_snippet(recommender: Recommender, found: Inserted) -> str:
+def trained_snippet(recommender: Recommender, found: AdapterWeights) -> str:
     """Lines that open the folder they lie in."""
     vocabulary = recommender.model.backbone.vocabulary
     n_items, width = found.parts["head.weight"].shape
@@ -98,9 +98,9 @@ def trained_snippet(recommender: Recommender, found: Inserted) -> str:
     )
 
 
-def sketch(recommender: Recommender, options: ExportOptions) -> str:
+def untrained_snippet(recommender: Recommender, options: ExportOptions) -> str:
     """Lines that insert the layout, untrained, into the named backbone."""
-    found = inserted(recommender, FORM, options.sites)
+    found = adapter_weights(recommender, FORM, options.sites)
     name, layers = recommender.settings.backbone.name, len(recommender.model.backbone.blocks)
     known = NAMED.get(name)
     here_alone = known is not None and (known.package is not None or name == TINY_OPT)
@@ -114,7 +114,7 @@ def sketch(recommender: Recommender, options: ExportOptions) -> str:
     return opening + _call(found, None)
 
 
-def _titles(recommender: Recommender, found: Inserted) -> dict[str, str]:
+def _titles(recommender: Recommender, found: AdapterWeights) -> dict[str, str]:
     return {"model": found.settings.label, "layout": str(found.layout), "study": recommender.settings.name}
 
 
@@ -124,7 +124,7 @@ def _arguments(place: str, recommender: Recommender) -> str:
     return ", ".join([place, *(f"{name}=0.0" for name in DROPOUTS if getattr(config, name, 0))])
 
 
-def _call(found: Inserted, weights: str | None) -> str:
+def _call(found: AdapterWeights, weights: str | None) -> str:
     settings = found.settings
     choices = {
         "sites": found.sites,

@@ -106,7 +106,7 @@ class RecommenderModel(nn.Module):
             self.encoder.eval()
         return self
 
-    def fit_newcomers(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
+    def fit_cold_start(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
         """Learn what is needed to score users outside the training data (users -1 of a batch), if anything is."""
 
     def compile_layers(self) -> None:

@@ -99,7 +99,7 @@ def cost_of_choices(space: SearchSpace, costs: SiteCosts) -> Callable[[Mapping[s
     own: dict[str, dict[str, int]] = {name: {} for name in space.free}
     shared: dict[str, dict[str, frozenset[str]]] = {name: {} for name in space.free}
     for name in space.names:
-        site, leader = name.partition(".")[2], space.leaders[name]
+        site, leader = name.partition(".")[2], space.tied_to[name]
         held = space.fixed.get(name) or space.fixed.get(leader)
         for choice in space.choices[name]:
             price, brought = costs.choices[site][choice.name], {site} & set(costs.once) if choice.active else set()

@@ -797,11 +797,11 @@ class DARec(RecommenderModel):
         return self.logits
 
     def _user_vectors(self, batch: SequenceBatch) -> Tensor:
-        """CF vectors ``(batch, cf width)``: a user's own, or one estimated from the history (`fit_newcomers`)."""
+        """CF vectors ``(batch, cf width)``: a user's own, or one estimated from the history (`fit_cold_start`)."""
         assert self.cf is not None
         return own_or_estimated(self.cf, self.fold_in, batch.users, batch.histories)
 
-    def fit_newcomers(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
+    def fit_cold_start(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
         if self.cf is not None and self.settings.uses_collaborative:
             self.fold_in.copy_(fold_in_matrix(self.cf, users, sequences))
 

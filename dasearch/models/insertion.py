@@ -97,9 +97,9 @@ def apply_layout(
     places = _places(layout, len(blocks), replaced)
     model.requires_grad_(False).train(was_training)
     generator = generator or torch.Generator().manual_seed(0)
-    for turn, (place, choices) in enumerate(zip(places, three_site_choices(layout, sites), strict=True)):
+    for index, (place, choices) in enumerate(zip(places, three_site_choices(layout, sites), strict=True)):
         block, width = blocks[place], model.config.hidden_size
-        _insert(block, AdapterPlaces(block, settings, width, generator, choices=choices, turn=turn))
+        _insert(block, AdapterHooks(block, settings, width, generator, choices=choices, adapted_index=index))
     if context:
         model.get_decoder().register_forward_pre_hook(_read_rows, with_kwargs=True)
     if weights is not None:
@@ -107,13 +107,13 @@ def apply_layout(
     return model
 
 
-class AdapterPlaces(AdaptedSites):
+class AdapterHooks(AdaptedSites):
     """The adapters of one layer as the layout places them; hooks of the frozen layer call them.
 
     Args:
         block: the frozen layer.
         choices: of DARec's three sites; None for one that is left out.
-        turn: which adapted layer this is, from 0.
+        adapted_index: which adapted layer this is, from 0.
     """
 
     layout: Tensor
@@ -126,7 +126,7 @@ class AdapterPlaces(AdaptedSites):
         generator: torch.Generator,
         *,
         choices: Sequence[Choice | None],
-        turn: int,
+        adapted_index: int,
     ) -> None:
         super().__init__(settings, width, generator, choices=choices)
         ranks = {
@@ -136,7 +136,7 @@ class AdapterPlaces(AdaptedSites):
         }
         for site, rank in ranks.items():
             self.lora[site] = LoRA(block, width, rank=rank, alpha=settings.lora_alpha, generator=generator)
-        self.turn = turn
+        self.adapted_index = adapted_index
         self.ffn_input: Tensor | None = None  # between the hooks of one pass
         self.within_items = False  # while the context branch projects, which has no part in the causal one's LoRA
         self.register_buffer("layout", _numbers(choices), persistent=False)
@@ -212,7 +212,7 @@ def _places(layout: Layout, layers: int, replaced: Sequence[int] | None) -> tupl
     return tuple(layer - 1 for layer in rising)
 
 
-def _insert(block: DecoderBlock, places: AdapterPlaces) -> None:
+def _insert(block: DecoderBlock, places: AdapterHooks) -> None:
     """On the layer's device and in its dtype."""
     like = next(block.layer.parameters())
     block.layer.add_module(ADAPTERS, places.to(device=like.device, dtype=like.dtype))
@@ -241,7 +241,7 @@ def _read_rows(decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[A
 
 
 def _after_projection(
-    places: AdapterPlaces, update: LowRank, module: nn.Module, args: tuple[Tensor], output: Tensor
+    places: AdapterHooks, update: LowRank, module: nn.Module, args: tuple[Tensor], output: Tensor
 ) -> Tensor:
     """The causal branch's queries or values with their LoRA."""
     if places.within_items:
@@ -252,7 +252,7 @@ def _after_projection(
 
 
 def _after_attention(
-    places: AdapterPlaces, block: DecoderBlock, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
+    places: AdapterHooks, block: DecoderBlock, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
 ) -> Any:
     normed = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     causal, *others = output
@@ -261,7 +261,7 @@ def _after_attention(
 
 
 def _attend_within_items(
-    places: AdapterPlaces, block: DecoderBlock, normed: Tensor, kwargs: Mapping[str, Any]
+    places: AdapterHooks, block: DecoderBlock, normed: Tensor, kwargs: Mapping[str, Any]
 ) -> Tensor:
     """The context branch: the frozen attention under the item mask, and on the collaborative key."""
     rows: LayerInputs = kwargs[ROWS]
@@ -274,7 +274,7 @@ def _attend_within_items(
     positions = Positions(*(cos_and_sin or (None, None)))
     places.within_items = True
     try:
-        key = None if keys is None else block.project_key(keys[:, min(places.turn, keys.shape[1] - 1)])
+        key = None if keys is None else block.project_key(keys[:, min(places.adapted_index, keys.shape[1] - 1)])
         projected = block.project(normed, positions)
     finally:
         places.within_items = False
@@ -283,11 +283,11 @@ def _attend_within_items(
     return block.output(rows.blocks.attend(projected, key))
 
 
-def _before_ffn(places: AdapterPlaces, module: nn.Module, args: tuple[Tensor]) -> None:
+def _before_ffn(places: AdapterHooks, module: nn.Module, args: tuple[Tensor]) -> None:
     (places.ffn_input,) = args
 
 
-def _after_ffn(places: AdapterPlaces, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+def _after_ffn(places: AdapterHooks, module: nn.Module, args: Any, output: Tensor) -> Tensor:
     normed, places.ffn_input = places.ffn_input, None
     assert normed is not None
     return places.after_ffn(normed, output, places.layout)

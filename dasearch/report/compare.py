@@ -16,7 +16,7 @@ from dasearch.report.document import Table, shown
 from dasearch.report.figures.layouts import difference_in_words
 from dasearch.report.terminal import finite_record, spread, symmetric
 from dasearch.report.view import StudyView, Trial, TrialDifference
-from dasearch.search.confirmation import Standing
+from dasearch.search.confirmation import ConfirmedLayout
 from dasearch.search.store import Result
 from dasearch.search.study import settings_differences
 from dasearch.short_layout import short_text
@@ -181,7 +181,7 @@ def study_difference_record(found: StudyDifference) -> dict[str, Any]:
 
 
 def _study_record(view: StudyView) -> dict[str, Any]:
-    top: Standing | None = view.standings[0] if view.standings else None
+    top: ConfirmedLayout | None = view.standings[0] if view.standings else None
     return {
         "name": view.name,
         "phase": view.phase,

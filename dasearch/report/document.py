@@ -160,7 +160,7 @@ def front_table(view: StudyView) -> Table:
             f"{costs[s.layout]:,}",
             f"{costs[s.layout] / whole:.1%}",
             symmetric(s.score),
-            "" if s.together is None else symmetric(s.together, "+"),
+            "" if s.simultaneous_interval is None else symmetric(s.simultaneous_interval, "+"),
             "yes" if s in on_front else "",
             selection.pick.value if s is picked else "",
         )
@@ -232,7 +232,7 @@ def confirmation_table(view: StudyView) -> Table:
             str(s.seeds),
             symmetric(s.score),
             "" if s.gain is None else symmetric(s.gain, "+"),
-            "" if s.together is None else symmetric(s.together, "+"),
+            "" if s.simultaneous_interval is None else symmetric(s.simultaneous_interval, "+"),
         )
         for s in view.standings
     ]

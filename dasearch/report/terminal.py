@@ -17,13 +17,13 @@ from dasearch.commands import Place, command
 from dasearch.config import Pick
 from dasearch.fitting import LAYOUT, fitted, show_table, table_of
 from dasearch.layout import Layout
-from dasearch.search.confirmation import OBJECTIVE, WINNER, Standing, cheapest, recommended, winner_of
+from dasearch.search.confirmation import OBJECTIVE, WINNER, ConfirmedLayout, cheapest, recommended, winner_of
 from dasearch.search.domain import briefly, settings_text
 from dasearch.search.estimate import Estimate
 from dasearch.search.events import DONE
 from dasearch.search.front import Selection
 from dasearch.search.progress import clock
-from dasearch.search.store import LaterTraining, PriorTrial, Result
+from dasearch.search.store import PostSearchTraining, PriorTrial, Result
 from dasearch.search.study import Status
 from dasearch.short_layout import short_text
 from dasearch.training.metrics import Interval
@@ -93,7 +93,7 @@ def _yes(true: bool) -> str:
 
 
 def conclusions(
-    found: Sequence[Standing],
+    found: Sequence[ConfirmedLayout],
     trials: Sequence[Counted],
     worth: float,
     metric: str,
@@ -106,35 +106,37 @@ def conclusions(
     return [verdict(found, metric), *([] if lighter is None else [lighter])]
 
 
-def front_in_words(found: Sequence[Standing], metric: str, selection: Selection) -> str:
+def front_in_words(found: Sequence[ConfirmedLayout], metric: str, selection: Selection) -> str:
     """How many confirmed layouts stand on the front, and which one is picked, at what gain and cost."""
     picked, cost = selection(found), selection.cost.words
     own = selection.costs.of(picked.layout)
     parts = [f"{metric} {symmetric(picked.score)}", f"{own:,} {cost}"]
     serial = next((standing for standing in found if standing.gain is None), None)
-    if serial is not None and picked.together is not None:
+    if serial is not None and picked.simultaneous_interval is not None:
         whole = selection.costs.of(serial.layout)
         less = f"{abs(1 - own / whole):.1%} {'fewer' if own < whole else 'more'} than"
         parts.append(f"{'as many as' if own == whole else less} all-serial")
-        parts.append(f"gain over it {symmetric(picked.together, '+')}, corrected for {len(found) - 1} comparisons")
+        parts.append(
+            f"gain over it {symmetric(picked.simultaneous_interval, '+')}, corrected for {len(found) - 1} comparisons"
+        )
     return (
         f"{len(selection.front(found))} of {len(found)} confirmed layouts stand on the front of {metric} and {cost}; "
         f"{PICKS[selection.pick]} is {short_text(picked.layout)}: {', '.join(parts)}."
     )
 
 
-def verdict(standings: Sequence[Standing], metric: str = OBJECTIVE) -> str:
+def verdict(standings: Sequence[ConfirmedLayout], metric: str = OBJECTIVE) -> str:
     """One sentence: does the winner beat all-serial beyond seed noise?"""
     winner, kept = standings[0], recommended(standings)
     name = short_text(winner.layout)
-    if winner.together is None:
+    if winner.simultaneous_interval is None:
         return f"All-serial itself ({name}) came out best; the search found nothing better."
-    if kept is not winner and kept.together is not None:
-        gain = f"{symmetric(kept.together, '+')} {metric}, corrected for {len(standings) - 1} comparisons"
+    if kept is not winner and kept.simultaneous_interval is not None:
+        gain = f"{symmetric(kept.simultaneous_interval, '+')} {metric}, corrected for {len(standings) - 1} comparisons"
         sure = short_text(kept.layout)
         return f"{sure} beats all-serial beyond seed noise: {gain}; {name} has the best mean, with wider noise."
-    gain = f"{symmetric(winner.together, '+')} {metric}, corrected for {len(standings) - 1} comparisons"
-    if winner.together.low > 0:
+    gain = f"{symmetric(winner.simultaneous_interval, '+')} {metric}, corrected for {len(standings) - 1} comparisons"
+    if winner.simultaneous_interval.low > 0:
         return f"{name} beats all-serial beyond seed noise: {gain}."
     return (
         f"{name} came out best, but its gain over all-serial ({gain}) is within seed noise, so "
@@ -153,19 +155,19 @@ class Counted(Protocol):
 
 
 def cheapest_in_words(
-    found: Sequence[Standing], trials: Sequence[Counted], worth: float, metric: str = OBJECTIVE
+    found: Sequence[ConfirmedLayout], trials: Sequence[Counted], worth: float, metric: str = OBJECTIVE
 ) -> str | None:
     """One sentence, where a confirmed layout needs fewer trained parameters than all-serial and is not worse."""
     parameters = {t.layout: t.parameters for t in trials if t.layout is not None and t.parameters is not None}
     lighter = cheapest(found, parameters, worth)
-    if lighter is None or lighter.together is None:
+    if lighter is None or lighter.simultaneous_interval is None:
         return None
     serial = next(standing.layout for standing in found if standing.gain is None)
     saved = 1 - parameters[lighter.layout] / parameters[serial]
     return (
         f"{short_text(lighter.layout)} trains {saved:.1%} fewer parameters than all-serial and is at most "
         f"{worth:.0%} behind it, if at all: "
-        f"{symmetric(lighter.together, '+')} {metric}, corrected for {len(found) - 1} comparisons."
+        f"{symmetric(lighter.simultaneous_interval, '+')} {metric}, corrected for {len(found) - 1} comparisons."
     )
 
 
@@ -321,7 +323,7 @@ class Trained(Protocol):
     def trials(self) -> Sequence[Failing]: ...
 
     @property
-    def later_trainings(self) -> Sequence[LaterTraining]: ...
+    def later_trainings(self) -> Sequence[PostSearchTraining]: ...
 
 
 def failures(study: Trained) -> list[str]:
@@ -407,13 +409,13 @@ def prior_record(trial: PriorTrial) -> dict[str, Any]:
     return {**trial._asdict(), "layout": str(trial.layout)}
 
 
-def later_record(training: LaterTraining) -> dict[str, Any]:
+def later_record(training: PostSearchTraining) -> dict[str, Any]:
     """A training after the search."""
     times = {"began": training.began.isoformat(), "ended": training.ended and training.ended.isoformat()}
     return {**training._asdict(), "layout": str(training.layout), **times}
 
 
-def standings_record(found: Sequence[Standing], selection: Selection | None) -> list[dict[str, Any]]:
+def standings_record(found: Sequence[ConfirmedLayout], selection: Selection | None) -> list[dict[str, Any]]:
     """The confirmed layouts; in a study with a cost with theirs, and which of them stand on the front and are picked."""
     records = [standing_record(standing) for standing in found]
     if selection is None or not found:
@@ -425,9 +427,9 @@ def standings_record(found: Sequence[Standing], selection: Selection | None) -> 
     ]
 
 
-def standing_record(standing: Standing) -> dict[str, Any]:
+def standing_record(standing: ConfirmedLayout) -> dict[str, Any]:
     """A confirmed layout."""
-    intervals = {"score": standing.score, "gain": standing.gain, "together": standing.together}
+    intervals = {"score": standing.score, "gain": standing.gain, "together": standing.simultaneous_interval}
     return {
         "layout": str(standing.layout),
         "role": standing.role,

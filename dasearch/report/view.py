@@ -20,7 +20,7 @@ from dasearch.layout import Difference, Layout
 from dasearch.models.cost import Cost, SiteCosts
 from dasearch.report.learned import Learned, learn
 from dasearch.search.causes import cause_of, failed, workers_of
-from dasearch.search.confirmation import OBJECTIVE, WINNER, Standing, standings, t_interval, winner_of
+from dasearch.search.confirmation import OBJECTIVE, WINNER, ConfirmedLayout, standings, t_interval, winner_of
 from dasearch.search.domain import Domain, Point, trial_run
 from dasearch.search.events import DONE
 from dasearch.search.front import Selection
@@ -28,7 +28,7 @@ from dasearch.search.store import (
     Artifact,
     Confirmation,
     FinalTraining,
-    LaterTraining,
+    PostSearchTraining,
     PriorTrial,
     Result,
     Store,
@@ -95,7 +95,7 @@ class Trial:
         return failed(self.state, self.reason)
 
     @property
-    def signal(self) -> float | None:
+    def surrogate_target(self) -> float | None:
         """What the surrogate learns from a complete trial: the mean of its curve (`dasearch.bayes.curve_mean`)."""
         if not self.curve:
             return self.score
@@ -136,7 +136,7 @@ class StudyView:
     confirmations: tuple[Confirmation, ...] = ()
     results: tuple[Result, ...] = ()
     final_trainings: tuple[FinalTraining, ...] = ()
-    later_trainings: tuple[LaterTraining, ...] = ()
+    later_trainings: tuple[PostSearchTraining, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     prior: tuple[PriorTrial, ...] = ()  # of another study, with which this one was begun
     costs: Mapping[Cost, SiteCosts] = field(default_factory=dict)  # of layouts, in a study with a cost
@@ -159,7 +159,7 @@ class StudyView:
     @cached_property
     def _signals(self) -> dict[Point, float]:
         """What the surrogate learns from every complete trial."""
-        signals = {Point(t.layout, tuple(t.settings.values())): t.signal for t in self.completed if t.layout}
+        signals = {Point(t.layout, tuple(t.settings.values())): t.surrogate_target for t in self.completed if t.layout}
         return {point: signal for point, signal in signals.items() if signal is not None}
 
     @cached_property
@@ -173,7 +173,7 @@ class StudyView:
         return tuple(t for t in self.trials if t.state is State.COMPLETE and t.layout and t.score is not None)
 
     @cached_property
-    def standings(self) -> tuple[Standing, ...]:
+    def standings(self) -> tuple[ConfirmedLayout, ...]:
         """Confirmed layouts, the best mean first."""
         return tuple(standings(self.confirmations, self.space.all_serial, self.metric))
 

@@ -32,7 +32,7 @@ from dasearch.search.trainings import Ledger, Planned, Trainer
 from dasearch.shipped import find_shipped, shipped
 from dasearch.threads import using
 from dasearch.training.loop import objective_hash
-from dasearch.training.materials import Materials, resolve_device
+from dasearch.training.materials import StudyContext, resolve_device
 from dasearch.training.metrics import Interval
 from dasearch.training.preparation import prepare_study
 from dasearch.training.progress import Fit
@@ -210,9 +210,9 @@ class Preparations:
         for remark in self.dataset.remarks:
             listener.remarks(remark)
         self.development: Development = LeaveOneOut(self.dataset).development
-        self._ready: list[tuple[StudySettings, Materials, Prepared]] = []
+        self._ready: list[tuple[StudySettings, StudyContext, Prepared]] = []
 
-    def of(self, settings: StudySettings) -> tuple[Materials, Prepared]:
+    def of(self, settings: StudySettings) -> tuple[StudyContext, Prepared]:
         """Materials for these settings; an earlier variant's, where none of what preparation reads differs."""
         for earlier, materials, prepared in self._ready:
             before, after = earlier.model_dump(mode="json"), settings.model_dump(mode="json")

@@ -7,7 +7,13 @@ from functools import partial
 
 from dasearch.layout import Layout
 from dasearch.models.cost import SiteCosts
-from dasearch.search.confirmation import Contender, Standing, by_posterior_mean, contenders, standings
+from dasearch.search.confirmation import (
+    ConfirmationCandidate,
+    ConfirmedLayout,
+    by_posterior_mean,
+    contenders,
+    standings,
+)
 from dasearch.search.domain import Domain, Point
 from dasearch.search.events import CONFIRMATION, Training
 from dasearch.search.front import by_front
@@ -20,7 +26,7 @@ from dasearch.training.progress import Fit
 
 def confirm(
     trainings: Trainings, domain: Domain, signals: Mapping[Point, float], costs: SiteCosts | None = None
-) -> list[Standing]:
+) -> list[ConfirmedLayout]:
     """Train the best layouts and the controls again with fresh seeds, the same for each; the best mean first.
 
     A layout of which a training fails is left out; all-serial, which the others are compared with, is not.
@@ -51,7 +57,7 @@ def confirm(
     return standings(kept, serial, search.metric)
 
 
-def _planned(trainings: Trainings, found: list[Contender]) -> list[Planned]:
+def _planned(trainings: Trainings, found: list[ConfirmationCandidate]) -> list[Planned]:
     """Every contender with every seed."""
     settings = trainings.settings
     epochs, metric = settings.trial.epochs, settings.search.metric

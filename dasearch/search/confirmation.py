@@ -28,7 +28,7 @@ Order = Callable[[Domain, Mapping[Point, float]], list[Layout]]
 
 
 @dataclass(frozen=True)
-class Contender:
+class ConfirmationCandidate:
     """A layout to be confirmed, and why."""
 
     layout: Layout
@@ -36,7 +36,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Standing:
+class ConfirmedLayout:
     """A confirmed layout: its mean score over seeds, and its gain over all-serial, with 95% t intervals.
 
     Attributes:
@@ -50,22 +50,22 @@ class Standing:
     score: Interval
     gain: Interval | None
     seeds: int
-    together: Interval | None = None
+    simultaneous_interval: Interval | None = None
 
 
-def controls(space: SearchSpace, seed: int) -> list[Contender]:
+def controls(space: SearchSpace, seed: int) -> list[ConfirmationCandidate]:
     """All serial, all parallel and a random layout of the space, as near as its sites allow."""
     n, sites = space.layers, len(space.sites)
     wanted = {ALL_SERIAL: Layout.all_serial(n, sites), ALL_PARALLEL: Layout.all_parallel(n, sites)}
     nearest = {
         space.nearest(layout): role for role, layout in reversed(wanted.items())
     }  # all serial, where both are one
-    found = [Contender(layout, role) for layout, role in reversed(nearest.items())]
+    found = [ConfirmationCandidate(layout, role) for layout, role in reversed(nearest.items())]
     generator = generator_for(seed, "random control")
     for _ in range(100):  # a tiny space may hold nothing else
         drawn = space.random(generator)
         if drawn not in [contender.layout for contender in found]:
-            return [*found, Contender(drawn, RANDOM)]
+            return [*found, ConfirmationCandidate(drawn, RANDOM)]
     return found
 
 
@@ -90,15 +90,17 @@ def contenders(
     candidates: int,
     seed: int,
     order: Order = by_posterior_mean,
-) -> list[Contender]:
+) -> list[ConfirmationCandidate]:
     """The best evaluated layouts by what the search learned from, then the controls that are not among them."""
     ordered = order(domain, signals)[:candidates]
     roles = {contender.layout: contender.role for contender in controls(domain.space, seed)}
-    best = [Contender(layout, roles.get(layout, CANDIDATE)) for layout in ordered]
-    return [*best, *(Contender(layout, role) for layout, role in roles.items() if layout not in ordered)]
+    best = [ConfirmationCandidate(layout, roles.get(layout, CANDIDATE)) for layout in ordered]
+    return [*best, *(ConfirmationCandidate(layout, role) for layout, role in roles.items() if layout not in ordered)]
 
 
-def standings(confirmations: Iterable[Confirmation], baseline: Layout, metric: str = OBJECTIVE) -> list[Standing]:
+def standings(
+    confirmations: Iterable[Confirmation], baseline: Layout, metric: str = OBJECTIVE
+) -> list[ConfirmedLayout]:
     """Every confirmed layout, best mean first; gains are paired with the baseline by seed."""
     scores: dict[Layout, dict[int, float]] = {}
     roles: dict[Layout, str] = {}
@@ -113,11 +115,11 @@ def standings(confirmations: Iterable[Confirmation], baseline: Layout, metric: s
         gains = [by_seed[s] - against[s] for s in shared] if layout != baseline else []
         alone, together = (t_interval(gains, level=wanted) if gains else None for wanted in (0.95, level))
         score = t_interval(list(by_seed.values()))
-        found.append(Standing(layout, roles[layout], score, alone, len(by_seed), together))
+        found.append(ConfirmedLayout(layout, roles[layout], score, alone, len(by_seed), together))
     return sorted(found, key=lambda standing: -standing.score.mean)
 
 
-def recommended(found: Sequence[Standing]) -> Standing:
+def recommended(found: Sequence[ConfirmedLayout]) -> ConfirmedLayout:
     """The layout to train in full: the best of those that beat all-serial beyond seed noise, else all-serial.
 
     A layout that came out best by luck is no reason to leave the simplest one.
@@ -125,12 +127,12 @@ def recommended(found: Sequence[Standing]) -> Standing:
     Args:
         found: as `standings` gives them; at least one.
     """
-    proven = (standing for standing in found if standing.together is not None and standing.together.low > 0)
+    proven = (one for one in found if one.simultaneous_interval is not None and one.simultaneous_interval.low > 0)
     serial = (standing for standing in found if standing.gain is None)
     return next(proven, None) or next(serial, found[0])
 
 
-def cheapest(found: Sequence[Standing], costs: Mapping[Layout, int], worth: float) -> Standing | None:
+def cheapest(found: Sequence[ConfirmedLayout], costs: Mapping[Layout, int], worth: float) -> ConfirmedLayout | None:
     """The cheapest confirmed layout that is not worse than all-serial; None where that is all-serial.
 
     Not worse: its loss, with the interval that all confirmed layouts keep to at once, is below a relative ``worth``.
@@ -143,16 +145,18 @@ def cheapest(found: Sequence[Standing], costs: Mapping[Layout, int], worth: floa
     if serial is None or serial.layout not in costs:
         return None
     least = -worth * abs(serial.score.mean)
-    level = (s for s in found if s.together is not None and s.together.low > least and s.layout in costs)
-    lighter = [standing for standing in level if costs[standing.layout] < costs[serial.layout]]
+    level = [one for one in found if one.simultaneous_interval is not None and one.simultaneous_interval.low > least]
+    lighter = [
+        standing for standing in level if standing.layout in costs and costs[standing.layout] < costs[serial.layout]
+    ]
     return min(lighter, key=lambda standing: costs[standing.layout], default=None)
 
 
 def winner_of(
     results: Iterable[Result],
-    found: Sequence[Standing],
+    found: Sequence[ConfirmedLayout],
     space: SearchSpace,
-    selection: Callable[[Sequence[Standing]], Standing] | None = None,
+    selection: Callable[[Sequence[ConfirmedLayout]], ConfirmedLayout] | None = None,
 ) -> Layout | None:
     """What was trained in full as the winner; before that, what will be. None where nothing is confirmed yet.
 

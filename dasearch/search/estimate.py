@@ -15,7 +15,7 @@ from dasearch.search.trainings import confirmation_trainings, final_trainings
 from dasearch.threads import WAITING, Waiting, cores, most_threads, using
 from dasearch.training.encoders import needs_training, training_seconds
 from dasearch.training.loop import Trained, train_together
-from dasearch.training.materials import Materials, build_catalogue, language_model_seconds, open_backbone
+from dasearch.training.materials import StudyContext, build_catalogue, language_model_seconds, open_backbone
 from dasearch.training.preparation import prepare
 from dasearch.training.seeds import generator_for
 from dasearch.training.shared import PurchaseIndex
@@ -102,7 +102,7 @@ def _estimate(study: Study, settings: StudySettings, *, train: bool) -> Estimate
     )
 
 
-def _own_encoder_seconds(settings: StudySettings, materials: Materials) -> float:
+def _own_encoder_seconds(settings: StudySettings, materials: StudyContext) -> float:
     """Of the encoder that the study's model reads, where it reads one that is not there yet."""
     if not settings.reads_encoder or not needs_training(settings.encoder, materials, settings.seed):
         return 0.0
@@ -110,7 +110,7 @@ def _own_encoder_seconds(settings: StudySettings, materials: Materials) -> float
 
 
 def timed(
-    settings: StudySettings, materials: Materials, candidates: list[Candidate], replace_every: int
+    settings: StudySettings, materials: StudyContext, candidates: list[Candidate], replace_every: int
 ) -> list[Trained]:
     """Train candidates side by side for two epochs, of which the second is warm.
 

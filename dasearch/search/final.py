@@ -23,7 +23,7 @@ from dasearch.training.baselines import markov_ranks, popularity_ranks
 from dasearch.training.encoders import encoder_ranks
 from dasearch.training.evaluation import final_ranks
 from dasearch.training.loop import Trained
-from dasearch.training.materials import Materials
+from dasearch.training.materials import StudyContext
 from dasearch.training.metrics import bootstrap_interval, per_user, summarise
 from dasearch.training.seeds import generator_for
 from dasearch.training.significance import FloatArray, holm, paired_lead, paired_p
@@ -39,7 +39,7 @@ class Model(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Finalists:
+class FinalModels:
     """Everything that the test split is read for.
 
     Attributes:
@@ -110,7 +110,7 @@ def _objective(trainings: Trainings, variation: str | None) -> Objective:
 
 
 def evaluate_finally(
-    finalists: Finalists, materials: Materials, split: LeaveOneOut, *, seed: int
+    finalists: FinalModels, materials: StudyContext, split: LeaveOneOut, *, seed: int
 ) -> tuple[list[Result], list[FinalTraining]]:
     """Test metrics of every row, with intervals over users, standard deviations over seeds, and the winner's lead.
 
@@ -131,7 +131,7 @@ def evaluate_finally(
     return sorted(results, key=lambda result: order.index(result.name)), _trainings(finalists, ranks, layouts)
 
 
-def _model_ranks(finalists: Finalists, materials: Materials, test: TestSplit) -> dict[str, list[IntArray]]:
+def _model_ranks(finalists: FinalModels, materials: StudyContext, test: TestSplit) -> dict[str, list[IntArray]]:
     found = {
         model: [
             final_ranks(t.model, materials.catalogue, test, t.model.layout_tensor(t.layout))
@@ -142,7 +142,7 @@ def _model_ranks(finalists: Finalists, materials: Materials, test: TestSplit) ->
     return {name: found[model] for name, model in finalists.rows.items()}
 
 
-def _baseline_ranks(finalists: Finalists, materials: Materials, test: TestSplit) -> dict[str, list[IntArray]]:
+def _baseline_ranks(finalists: FinalModels, materials: StudyContext, test: TestSplit) -> dict[str, list[IntArray]]:
     found = {
         title: [encoder_ranks(encoder, test.users, test.history, test.target) for encoder in encoders]
         for title, encoders in finalists.encoders.items()
@@ -178,7 +178,7 @@ def _results(
 
 
 def _trainings(
-    finalists: Finalists, ranks: Mapping[str, list[IntArray]], layouts: Mapping[str, str]
+    finalists: FinalModels, ranks: Mapping[str, list[IntArray]], layouts: Mapping[str, str]
 ) -> list[FinalTraining]:
     """Every training behind the table, by name and seed."""
     return [

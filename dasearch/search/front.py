@@ -12,7 +12,7 @@ from dasearch.bayes import front, knee, spread_over
 from dasearch.config import Pick, SearchSettings
 from dasearch.layout import Layout
 from dasearch.models.cost import Cost, SiteCosts
-from dasearch.search.confirmation import Standing, cheapest, posterior_means, recommended
+from dasearch.search.confirmation import ConfirmedLayout, cheapest, posterior_means, recommended
 from dasearch.search.domain import Domain, Point
 
 
@@ -43,11 +43,11 @@ class Selection:
             return None
         return cls(search.cost, costs[search.cost], search.pick or Pick.KNEE, search.worth)
 
-    def front(self, found: Sequence[Standing]) -> list[Standing]:
+    def front(self, found: Sequence[ConfirmedLayout]) -> list[ConfirmedLayout]:
         """Confirmed layouts that no other one dominates by mean and cost, the cheapest first."""
         return [found[i] for i in front(*self._both(found))]
 
-    def __call__(self, found: Sequence[Standing]) -> Standing:
+    def __call__(self, found: Sequence[ConfirmedLayout]) -> ConfirmedLayout:
         """The layout that wins.
 
         - knee: of the confirmed front, as of `dasearch.bayes.knee`;
@@ -65,5 +65,5 @@ class Selection:
         costs = {standing.layout: self.costs.of(standing.layout) for standing in found}
         return cheapest(found, costs, self.worth) or serial
 
-    def _both(self, found: Sequence[Standing]) -> tuple[list[float], list[float]]:
+    def _both(self, found: Sequence[ConfirmedLayout]) -> tuple[list[float], list[float]]:
         return [s.score.mean for s in found], [float(self.costs.of(s.layout)) for s in found]

@@ -21,10 +21,10 @@ from dasearch.training.encoders import (
     outcome_words,
     training_seconds,
 )
-from dasearch.training.materials import Materials
+from dasearch.training.materials import StudyContext
 from dasearch.training.progress import Epoch
 from dasearch.training.seeds import derive_seed
-from dasearch.training.shared import Passing, Shared
+from dasearch.training.shared import Passing, SharedInputs
 
 
 class PlannedEncoder(NamedTuple):
@@ -48,7 +48,7 @@ def planned_encoders(settings: StudySettings) -> list[PlannedEncoder]:
     return [PlannedEncoder(one, number, seed) for one in recipes for number, seed in enumerate(seeds)]
 
 
-def encoder_seconds(settings: StudySettings, materials: Shared) -> list[float]:
+def encoder_seconds(settings: StudySettings, materials: SharedInputs) -> list[float]:
     """What each of `planned_encoders` will need on this machine, at most; nothing where the cache holds it."""
     paces: dict[str, float] = {}  # one seed takes as long as another
     found = []
@@ -69,7 +69,7 @@ class EncoderTrainings:
         seconds: as of `encoder_seconds`.
     """
 
-    def __init__(self, trainings: Trainings, materials: Materials, seconds: list[float]) -> None:
+    def __init__(self, trainings: Trainings, materials: StudyContext, seconds: list[float]) -> None:
         self.trainings, self.materials, self.seconds = trainings, materials, seconds
         self.planned = planned_encoders(trainings.settings)
         self._batches: dict[int, Batch] = {}

@@ -109,7 +109,7 @@ class Search:
         if self.prior:
             self.listener.says(f"warm start: {self.prior[0].source}, layouts: {len(self.prior)}")
         window = deque[Asking]()
-        with self._released_if_interrupted(), beating(self.storage, self._alive):
+        with self._released_if_interrupted(), heartbeat(self.storage, self._alive):
             for members in self._interrupted():
                 window.append(self._begin(members))
             while True:
@@ -427,7 +427,7 @@ def flat_from(startup: int | None, free: int) -> int:
 
 
 @contextmanager
-def beating(storage: optuna.storages.RDBStorage, batch: Sequence[Asked]) -> Iterator[None]:
+def heartbeat(storage: optuna.storages.RDBStorage, batch: Sequence[Asked]) -> Iterator[None]:
     """Record the heartbeats of a batch, which may still grow, from a thread for as long as the block runs."""
     over = threading.Event()
 

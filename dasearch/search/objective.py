@@ -18,7 +18,7 @@ from dasearch.data import Development
 from dasearch.errors import TrainingError, described
 from dasearch.layout import Layout
 from dasearch.training.loop import Trained, candidates_at_once, train_together
-from dasearch.training.materials import Materials
+from dasearch.training.materials import StudyContext
 from dasearch.training.progress import Epoch, Fit
 from dasearch.training.ranks import ALONE, Peers
 from dasearch.training.seeds import generator_for
@@ -72,7 +72,7 @@ class Objective:
     """
 
     settings: StudySettings
-    materials: Materials
+    materials: StudyContext
     recipe: Recipe
     replace_every: int
     folder: Path
@@ -163,7 +163,7 @@ def checkpoint_name(run: str) -> str:
     return f"{run.replace('/', '_')}.safetensors"
 
 
-def at_once(settings: StudySettings, materials: Materials, recipe: Recipe) -> int:
+def at_once(settings: StudySettings, materials: StudyContext, recipe: Recipe) -> int:
     """How many trainings run side by side: what the study says, or what the device holds."""
     batch = settings.search.batch
     return candidates_at_once(settings, materials, recipe) if batch == "auto" else batch

@@ -1,6 +1,6 @@
 """What another study found, as prior trials of a new one.
 
-A file of any form below becomes `TrialsFile`; its layouts are carried to the new study's depth (`layout.carried`) and, where
+A file of any form below becomes `TrialsFile`; its layouts are carried to the new study's depth (`layout.map_to_depth`) and, where
 the new space holds sites fixed, to the nearest layout of that space; a choice that it lacks, to its most similar one there.
 Leaving out all that differ would often leave nothing. What the difference was worth then counts as the other study's noise.
 """
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from dasearch.config import parse_study
 from dasearch.errors import LayoutError
 from dasearch.folders import place_of, write_text
-from dasearch.layout import SITES, Depth, Layout, ModelKind, carried
+from dasearch.layout import SITES, Depth, Layout, ModelKind, map_to_depth
 from dasearch.layout_file import LAYOUT_NAME, ChoiceRecord, LayoutFile, choice_records
 from dasearch.search.loop import REASON
 from dasearch.search.store import PriorTrial, Store, TrialRecord, open_store
@@ -138,7 +138,7 @@ def trials_of(store: Store, name: str) -> TrialsFile:
 def _scored(trial: TrialRecord, space: SearchSpace) -> ScoredLayout | None:
     if trial.state != "complete" or trial.score is None or not space.holds(trial.params):
         return None
-    return ScoredLayout(layout=str(space.decode(trial.params)), score=trial.score, signal=trial.signal)
+    return ScoredLayout(layout=str(space.decode(trial.params)), score=trial.score, signal=trial.surrogate_target)
 
 
 def _failed(trial: TrialRecord, space: SearchSpace) -> FailedLayout | None:
@@ -170,7 +170,7 @@ def prior_trials(source: str, space: SearchSpace) -> list[PriorTrial]:
         )
     return [
         PriorTrial(
-            space.nearest(carried(file.parsed(trial), file.depth, space.depth)),
+            space.nearest(map_to_depth(file.parsed(trial), file.depth, space.depth)),
             trial.score if trial.signal is None else trial.signal,
             file.source,
         )

@@ -22,7 +22,7 @@ from dasearch.search.domain import Domain, settings_text
 from dasearch.search.events import CONFIRMATION, FINAL, SEARCH, Listener
 from dasearch.search.executors import Workers
 from dasearch.search.executors.chosen import executor_of
-from dasearch.search.final import Finalists, evaluate_finally, final_rows, train_rows
+from dasearch.search.final import FinalModels, evaluate_finally, final_rows, train_rows
 from dasearch.search.front import Selection
 from dasearch.search.id_models import EncoderTrainings, encoder_seconds
 from dasearch.search.loop import Search
@@ -131,7 +131,7 @@ class Runner:
         encoders.begin()
         trained = train_rows(self.trainings, rows)
         rows = {name: model for name, model in rows.items() if model in trained}
-        finalists = Finalists(rows, trained, encoders.ended())
+        finalists = FinalModels(rows, trained, encoders.ended())
         self.listener.says("reading the test split, once")
         results, trainings = evaluate_finally(finalists, self.materials, self.split, seed=self.settings.seed)
         saved = self._save(trained[rows[WINNER]][0], results, trainings)

@@ -19,7 +19,7 @@ from dasearch.search.study import Study
 from dasearch.search_space import SearchSpace
 from dasearch.short_layout import is_layout_id, layout_of_id
 from dasearch.threads import using
-from dasearch.training.evaluation import final_ranks, validation_held
+from dasearch.training.evaluation import final_ranks, rank_validation
 from dasearch.training.loop import Trained
 from dasearch.training.materials import resolve_device
 from dasearch.training.metrics import Metrics, summarise
@@ -123,7 +123,7 @@ def evaluate_saved(recommender: Recommender, *, source: str | None = None, test:
     layout = recommender.model.layout_tensor(recommender.layout)
     if test:
         return summarise(final_ranks(recommender.model, recommender.catalogue, split.open_test(), layout))
-    return summarise(validation_held(recommender.model, recommender.catalogue, split.development, layout).ranks)
+    return summarise(rank_validation(recommender.model, recommender.catalogue, split.development, layout).ranks)
 
 
 def _require_same(recommender: Recommender, dataset: Dataset) -> None:

@@ -29,7 +29,7 @@ from dasearch.models.pretrained import pretrained_layers
 from dasearch.models.registry import MODELS
 from dasearch.models.tiny_opt import TINY_OPT
 from dasearch.search.causes import cause_of, failed, workers_of
-from dasearch.search.confirmation import OBJECTIVE, Standing, standings
+from dasearch.search.confirmation import OBJECTIVE, ConfirmedLayout, standings
 from dasearch.search.domain import Domain, Point
 from dasearch.search.events import CONFIRMATION, DONE, FINAL, SEARCH, Listener
 from dasearch.search.executors import Workers
@@ -39,7 +39,7 @@ from dasearch.search.progress import heard, libraries_quiet
 from dasearch.search.runner import Runner
 from dasearch.search.store import (
     Artifact,
-    LaterTraining,
+    PostSearchTraining,
     PriorTrial,
     Result,
     Store,
@@ -51,7 +51,7 @@ from dasearch.search.store import (
 from dasearch.search_space import SearchSpace, load_search_space, space_differences
 from dasearch.threads import using
 from dasearch.training.materials import resolve_device
-from dasearch.training.preparation import METHODS
+from dasearch.training.preparation import TRAINING_TASKS
 from dasearch.training.seeds import derive_seed
 from dasearch.version import installed_versions
 
@@ -109,7 +109,7 @@ class Status:
     phase: str
     budget: int
     trials: list[TrialView]
-    standings: list[Standing]
+    standings: list[ConfirmedLayout]
     results: list[Result]
     artifacts: list[Artifact]
     space: SearchSpace
@@ -118,7 +118,7 @@ class Status:
     metric: str = OBJECTIVE
     selection: Selection | None = None  # of a study with a cost, once costs are counted
     settings_found: Mapping[str, Any] = field(default_factory=dict)  # of `search.also`: the best so far, by key
-    later_trainings: Sequence[LaterTraining] = ()
+    later_trainings: Sequence[PostSearchTraining] = ()
 
     def __repr__(self) -> str:
         done = f"{len(self.completed)} of {self.budget} trials complete"
@@ -302,7 +302,7 @@ def _require_costs(settings: StudySettings, space: SearchSpace) -> None:
 def _require_unprepared(settings: StudySettings, space: SearchSpace) -> None:
     """A setting that is searched beside the layout is one that only training reads; its values fit the space."""
     for key, able in settings.searched.items():
-        if METHODS[settings.model.kind].prepared_by(key):
+        if TRAINING_TASKS[settings.model.kind].prepared_by(key):
             raise StudyError(
                 f"search.also: {key} is read before any training, once a study; compare its values with `dasearch ablate`"
             )
@@ -372,7 +372,7 @@ def goes_on(found: Status, before: Stored, *, train: bool) -> str:
 def signals_of(records: Iterable[TrialRecord], domain: Domain) -> dict[Point, float]:
     """What the surrogate learned from every complete trial."""
     complete = (trial for trial in records if trial.state == "complete" and domain.holds(trial.params))
-    signals = {domain.point(trial.params): trial.signal for trial in complete}
+    signals = {domain.point(trial.params): trial.surrogate_target for trial in complete}
     return {point: signal for point, signal in signals.items() if signal is not None}
 
 
@@ -411,7 +411,7 @@ def _withdrawn_if_refused(store: Store, name: str, *, fresh: bool) -> Iterator[N
         raise
     except WrongUse:
         if fresh and not status(store, name).completed:
-            store.withdraw(name)
+            store.delete_study(name)
         raise
 
 

@@ -19,10 +19,10 @@ from dasearch.search.executors import Executor, Inline
 from dasearch.search.executors.tasks import LayoutTask, in_smaller_parts
 from dasearch.search.executors.work import elsewhere
 from dasearch.search.objective import Objective, Outcome, Prepared, Run, Users, checkpoint_name, data_bo
-from dasearch.search.store import LaterTraining, Store
+from dasearch.search.store import PostSearchTraining, Store
 from dasearch.search_space import SearchSpace
 from dasearch.training.loop import Trained
-from dasearch.training.materials import Materials
+from dasearch.training.materials import StudyContext
 from dasearch.training.progress import Epoch, Fit
 
 T = TypeVar("T")
@@ -110,7 +110,7 @@ class StudyLedger(Ledger):
 
     def began(self, one: Planned, began: datetime) -> None:
         training = one.training
-        record = LaterTraining(
+        record = PostSearchTraining(
             one.run.name, training.phase, training.label, training.layout, training.index, training.total, began
         )
         self._store.begin_training(self._study, record)
@@ -266,7 +266,7 @@ class Trainings(Trainer):
         self,
         settings: StudySettings,
         space: SearchSpace,
-        materials: Materials,
+        materials: StudyContext,
         store: Store,
         listener: Listener,
         executor: Executor | None = None,
@@ -279,7 +279,7 @@ class Trainings(Trainer):
         self.checkpoints = resolve_output(settings) / "checkpoints"
         self.prepared = prepared or executor.prepare(materials)
 
-        def objective(materials: Materials, recipe: Recipe, users: Users) -> Objective:
+        def objective(materials: StudyContext, recipe: Recipe, users: Users) -> Objective:
             found = Objective(
                 settings,
                 materials,

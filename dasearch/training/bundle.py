@@ -19,7 +19,7 @@ from torch import Tensor
 from dasearch.config import StudySettings, flattened
 from dasearch.data import Development, IntArray, RowFormat, Sentences
 from dasearch.errors import BundleError
-from dasearch.folders import Taken, put, sha256, unfinished_in
+from dasearch.folders import IfExists, put, sha256, unfinished_in
 from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.pretrained import load_pretrained, opens_by_name, weights_sha256
 from dasearch.models.tiny_opt import TINY_OPT
@@ -32,16 +32,16 @@ from dasearch.training.catalogue_files import (
 )
 from dasearch.training.checkpoints import load_tensors, prefixed, save_tensors, under
 from dasearch.training.encoders import filled_encoder
-from dasearch.training.materials import Materials, Tokens, lay_out, resolve_device
-from dasearch.training.preparation import METHODS
-from dasearch.training.shared import Catalogue, PurchaseIndex, Shared
+from dasearch.training.materials import StudyContext, Tokens, lay_out, resolve_device
+from dasearch.training.preparation import TRAINING_TASKS
+from dasearch.training.shared import Catalogue, PurchaseIndex, SharedInputs
 
 FORMAT = 1
 MATERIALS = "materials.safetensors"
 PLACES = {"device", "data.source", "data.items", "encoder.file"}  # settings that another machine may have otherwise
 
 
-def save_bundle(materials: Materials, folder: Path) -> str:
+def save_bundle(materials: StudyContext, folder: Path) -> str:
     """Write ``folder/SHA256``, whole or not at all, unless it is there undamaged; the sha256 of its content.
 
     The same materials give the same name, whatever the folder, the process or the machine.
@@ -51,13 +51,13 @@ def save_bundle(materials: Materials, folder: Path) -> str:
         name = sha256(unfinished)
         place = folder / name
         if not place.is_dir():
-            put(unfinished, place, Taken.KEPT)
+            put(unfinished, place, IfExists.KEPT)
         elif sha256(place) != name:
-            put(unfinished, place, Taken.REPLACED)
+            put(unfinished, place, IfExists.REPLACED)
     return name
 
 
-def load_bundle(folder: Path, name: str, settings: StudySettings) -> Materials:
+def load_bundle(folder: Path, name: str, settings: StudySettings) -> StudyContext:
     """The materials that `save_bundle` wrote under this sha256, on the device that ``settings`` name.
 
     Raises:
@@ -75,7 +75,7 @@ def load_bundle(folder: Path, name: str, settings: StudySettings) -> Materials:
     return _restored(place, settings, tensors, record)
 
 
-def _write(folder: Path, materials: Materials) -> None:
+def _write(folder: Path, materials: StudyContext) -> None:
     catalogue = materials.catalogue
     record = {
         "format": FORMAT,
@@ -100,7 +100,7 @@ def _write_backbone(folder: Path, catalogue: Catalogue) -> dict[str, str | None]
     return {"name": None, "weights": None}
 
 
-def _tensors(materials: Materials) -> dict[str, Tensor]:
+def _tensors(materials: StudyContext) -> dict[str, Tensor]:
     sentences, development, method = materials.catalogue.sentences, materials.development, materials.method
     lengths = [len(sequence) for sequence in development.train]
     return {
@@ -117,7 +117,7 @@ def _tensors(materials: Materials) -> dict[str, Tensor]:
 
 def _prepared(settings: StudySettings) -> dict[str, Any]:
     """The settings that preparation reads, by dotted key, but for places of a machine."""
-    method = METHODS[settings.model.kind]
+    method = TRAINING_TASKS[settings.model.kind]
     places = {*PLACES, "backbone.name"} if Path(settings.backbone.name).is_dir() else PLACES
     found = flattened(settings.model_dump(mode="json"))
     return {key: value for key, value in found.items() if method.prepared_by(key) and key not in places}
@@ -138,10 +138,10 @@ def _require_fit(settings: StudySettings, record: Mapping[str, Any], place: Path
 
 def _restored(
     place: Path, settings: StudySettings, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
-) -> Materials:
+) -> StudyContext:
     backbone, tokenizer = _read_backbone(place, settings, record["backbone"])
     device = resolve_device(settings.device)
-    shared = Shared(
+    shared = SharedInputs(
         lay_out(
             settings,
             catalogue_dataset(record["dataset"], read_items(place)),
@@ -157,8 +157,8 @@ def _restored(
     )
     weights = under("encoder", tensors)
     encoder = filled_encoder(settings.encoder, shared, weights) if weights else None
-    method = METHODS[settings.model.kind].restored(settings, encoder, under("method", tensors))
-    return Materials(**vars(shared), method=method)
+    method = TRAINING_TASKS[settings.model.kind].restored(settings, encoder, under("method", tensors))
+    return StudyContext(**vars(shared), method=method)
 
 
 def _read_backbone(

@@ -45,9 +45,17 @@ from dasearch.models.stacking import take
 from dasearch.training.checkpoints import prefixed, under
 from dasearch.training.encoders import encoder_ranks, study_encoder
 from dasearch.training.losses import bpr_loss, contrastive_loss, item_cross_entropy, reduced
-from dasearch.training.method import SHARED_READS, Drawn, Method, example_tensors, kept, restored_examples, widened
+from dasearch.training.method import (
+    SHARED_READS,
+    Drawn,
+    TrainingTask,
+    example_tensors,
+    kept,
+    restored_examples,
+    widened,
+)
 from dasearch.training.seeds import generator_for
-from dasearch.training.shared import PurchaseIndex, Say, Shared
+from dasearch.training.shared import PurchaseIndex, Say, SharedInputs
 
 WHITENED_ROWS, WHITENED_BATCHES = 32, 60
 WHITENING_FLOOR = 1e-4  # of the largest variance, so that directions of rounding alone are not blown up
@@ -87,7 +95,7 @@ class Whitening(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DARecMethod(Method):
+class DARecMethod(TrainingTask):
     """DARec with what its readings need: hard negatives, pre-trained CF vectors, whitening, an ID encoder."""
 
     settings: DARecStudy
@@ -111,7 +119,7 @@ class DARecMethod(Method):
     )
 
     @classmethod
-    def prepare(cls, settings: DARecStudy, materials: Shared, examples: Examples | None, say: Say) -> DARecMethod:
+    def prepare(cls, settings: DARecStudy, materials: SharedInputs, examples: Examples | None, say: Say) -> DARecMethod:
         """Find hard negatives and train the CF vectors, on training data alone."""
         development, data = materials.development, settings.data
         negatives = cf_state = None
@@ -153,7 +161,7 @@ class DARecMethod(Method):
             restored_examples(tensors),
         )
 
-    def start(self, model: DARec, materials: Shared, generator: torch.Generator) -> None:
+    def start(self, model: DARec, materials: SharedInputs, generator: torch.Generator) -> None:
         settings = self.settings.model
         if self.whitening is not None and settings.head_states is HeadStates.WHITENED:
             model.state_mean.copy_(self.whitening.mean)
@@ -169,11 +177,11 @@ class DARecMethod(Method):
     def reads_padding(self) -> bool:
         return self.settings.model.mask_mode is MaskMode.POST_SOFTMAX
 
-    def plan(self, materials: Shared, batch_size: int) -> RowPlan:
+    def plan(self, materials: SharedInputs, batch_size: int) -> RowPlan:
         catalogue = materials.catalogue
         return training_plan(materials.development, catalogue.row_sentences, catalogue.row_format, self.examples)
 
-    def draw(self, batch: SequenceBatch, materials: Shared, generator: torch.Generator) -> DARecDrawn:
+    def draw(self, batch: SequenceBatch, materials: SharedInputs, generator: torch.Generator) -> DARecDrawn:
         """Anchors of L_cl, the items of L_align, and an item that the user did not buy for each that L_cf counts."""
         losses = self.settings.losses
         if self.settings.model.variation is Variation.LLMREC:
@@ -197,7 +205,7 @@ class DARecMethod(Method):
         return self._with_dropout(found, batch, materials, generator)
 
     def _with_dropout(
-        self, drawn: DARecDrawn, batch: SequenceBatch, materials: Shared, generator: torch.Generator
+        self, drawn: DARecDrawn, batch: SequenceBatch, materials: SharedInputs, generator: torch.Generator
     ) -> DARecDrawn:
         model = self.settings.model
         if not model.dropout:
@@ -227,8 +235,8 @@ class DARecMethod(Method):
         joint = model.has_collaborative and model.cf_mode is CFMode.JOINT
         return joint and self.settings.losses.collaborative > 0
 
-    def losses(
-        self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: Shared
+    def drawn_losses(
+        self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: SharedInputs
     ) -> dict[str, Tensor]:
         """sequence, align, contrastive, collaborative (sec. 2.4)."""
         assert isinstance(model, DARec)
@@ -271,7 +279,7 @@ class DARecMethod(Method):
 
 
 @torch.inference_mode()
-def state_whitening(settings: DARecStudy, materials: Shared) -> Whitening:
+def state_whitening(settings: DARecStudy, materials: SharedInputs) -> Whitening:
     """Mean and principal directions of the frozen model's states at ``[SEQ]``, over training rows.
 
     Frozen states are almost one direction (three quarters of their energy is in the mean), on which a linear head learns
@@ -350,7 +358,7 @@ def _alignment_items(
     return items
 
 
-def _drawn_rows(materials: Shared, items: Tensor) -> DARecDrawn:
+def _drawn_rows(materials: SharedInputs, items: Tensor) -> DARecDrawn:
     alignment = materials.catalogue.item_rows
     rows = alignment.select(items)
     ends = alignment.ends(items)

@@ -15,8 +15,8 @@ from dasearch.models.e4s_rec import E4SRec
 from dasearch.models.id_encoders import IDEncoder
 from dasearch.training.encoders import study_encoder
 from dasearch.training.losses import item_cross_entropy
-from dasearch.training.method import SHARED_READS, Drawn, Method, example_tensors, kept, restored_examples
-from dasearch.training.shared import Say, Shared
+from dasearch.training.method import SHARED_READS, Drawn, TrainingTask, example_tensors, kept, restored_examples
+from dasearch.training.shared import Say, SharedInputs
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class E4SRecDrawn(Drawn):
 
 
 @dataclass(frozen=True)
-class E4SRecMethod(Method):
+class E4SRecMethod(TrainingTask):
     """E4SRec with its trained ID encoder."""
 
     settings: E4SRecStudy
@@ -36,7 +36,9 @@ class E4SRecMethod(Method):
     reads = (*SHARED_READS, "encoder")
 
     @classmethod
-    def prepare(cls, settings: E4SRecStudy, materials: Shared, examples: Examples | None, say: Say) -> E4SRecMethod:
+    def prepare(
+        cls, settings: E4SRecStudy, materials: SharedInputs, examples: Examples | None, say: Say
+    ) -> E4SRecMethod:
         """Train or read the ID encoder."""
         return cls(settings, study_encoder(settings.encoder, materials, settings.seed, say), examples)
 
@@ -47,14 +49,14 @@ class E4SRecMethod(Method):
     def restored(cls, settings: E4SRecStudy, encoder: IDEncoder, tensors: Mapping[str, Tensor]) -> E4SRecMethod:
         return cls(settings, encoder, restored_examples(tensors))
 
-    def start(self, model: E4SRec, materials: Shared, generator: torch.Generator) -> None:
+    def start(self, model: E4SRec, materials: SharedInputs, generator: torch.Generator) -> None:
         model.start(materials.item_counts.to(materials.device), materials.text_vectors.to(materials.device))
 
-    def plan(self, materials: Shared, batch_size: int) -> RowPlan:
+    def plan(self, materials: SharedInputs, batch_size: int) -> RowPlan:
         catalogue = materials.catalogue
         return training_plan(materials.development, catalogue.row_sentences, catalogue.row_format, self.examples)
 
-    def draw(self, batch: SequenceBatch, materials: Shared, generator: torch.Generator) -> E4SRecDrawn:
+    def draw(self, batch: SequenceBatch, materials: SharedInputs, generator: torch.Generator) -> E4SRecDrawn:
         """Dropout."""
         if not self.settings.model.dropout:
             return E4SRecDrawn()
@@ -62,8 +64,8 @@ class E4SRecMethod(Method):
         vectors, states = (kept(shape, self.settings.model.dropout, generator) for _ in range(2))
         return E4SRecDrawn(vectors, states)
 
-    def losses(
-        self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: Shared
+    def drawn_losses(
+        self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: SharedInputs
     ) -> dict[str, Tensor]:
         """``sequence``: every item's next one."""
         assert isinstance(model, E4SRec)

@@ -27,14 +27,14 @@ from dasearch.training.checkpoints import load_tensors, prefixed, save_tensors, 
 from dasearch.training.metrics import summarise, target_ranks
 from dasearch.training.progress import SELECTION, Epoch, Progress
 from dasearch.training.seeds import derive_seed, generator_for
-from dasearch.training.shared import Outcome, Passing, PurchaseIndex, Say, Shared
+from dasearch.training.shared import Outcome, Passing, PurchaseIndex, Say, SharedInputs
 
 RECIPE_VERSION = 1  # part of the cache key: raise it when the training below changes
 TIMED_STEPS, TIMED_USERS = 4, 256  # of an estimate, which takes less than a second
 SCORED = 2**19  # users x items whose scores are held at once
 
 
-def study_encoder(settings: EncoderSettings, materials: Shared, seed: int, say: Say) -> IDEncoder:
+def study_encoder(settings: EncoderSettings, materials: SharedInputs, seed: int, say: Say) -> IDEncoder:
     """The study's encoder: from its file, from the cache, or trained now and kept there; untrained for 0 epochs.
 
     Raises:
@@ -50,7 +50,7 @@ def study_encoder(settings: EncoderSettings, materials: Shared, seed: int, say: 
     return encoder
 
 
-def known_encoder(settings: EncoderSettings, materials: Shared, seed: int) -> IDEncoder | None:
+def known_encoder(settings: EncoderSettings, materials: SharedInputs, seed: int) -> IDEncoder | None:
     """The study's encoder where it is not to be trained: it lies in its file or the cache, or stays untrained.
 
     Raises:
@@ -68,7 +68,7 @@ def known_encoder(settings: EncoderSettings, materials: Shared, seed: int) -> ID
 
 
 def encoder_training(
-    settings: EncoderSettings, materials: Shared, seed: int, checkpoint: Path | None = None
+    settings: EncoderSettings, materials: SharedInputs, seed: int, checkpoint: Path | None = None
 ) -> EncoderTraining:
     """The training of the study's encoder, at its start or where its checkpoint stands."""
     return EncoderTraining(
@@ -82,7 +82,7 @@ def encoder_training(
     )
 
 
-def kept_encoder(training: EncoderTraining, materials: Shared, say: Say = lambda _: None) -> IDEncoder:
+def kept_encoder(training: EncoderTraining, materials: SharedInputs, say: Say = lambda _: None) -> IDEncoder:
     """What came of a training by `encoder_training`, kept in the cache; what its checkpoint lacks is trained first."""
     path = _cached(training.identity)
     while not training.over:
@@ -95,12 +95,12 @@ def _cached(key: str) -> Path:
     return default_cache() / "encoders" / f"{key}.safetensors"
 
 
-def needs_training(settings: EncoderSettings, materials: Shared, seed: int) -> bool:
+def needs_training(settings: EncoderSettings, materials: SharedInputs, seed: int) -> bool:
     """Whether `study_encoder` would train it now, rather than read it."""
     return settings.file is None and settings.epochs > 0 and not _cached(_key(settings, materials, seed)).is_file()
 
 
-def training_seconds(settings: EncoderSettings, materials: Shared) -> float:
+def training_seconds(settings: EncoderSettings, materials: SharedInputs) -> float:
     """What its training needs on this machine: a few timed steps and rankings, scaled up to all epochs.
 
     Early stopping shortens it.
@@ -126,7 +126,7 @@ def training_seconds(settings: EncoderSettings, materials: Shared) -> float:
     return settings.epochs * (step * math.ceil(len(lines) / settings.batch_size) + ranking)
 
 
-def _key(settings: EncoderSettings, materials: Shared, seed: int) -> str:
+def _key(settings: EncoderSettings, materials: SharedInputs, seed: int) -> str:
     digest = hashlib.sha256(
         json.dumps([RECIPE_VERSION, seed, settings.model_dump(mode="json")], sort_keys=True).encode()
     )
@@ -138,7 +138,7 @@ def _key(settings: EncoderSettings, materials: Shared, seed: int) -> str:
     return digest.hexdigest()[:24]
 
 
-def _made_from(materials: Shared) -> dict[str, str | int]:
+def _made_from(materials: SharedInputs) -> dict[str, str | int]:
     catalogue, development = materials.catalogue, materials.development
     return {
         "dataset": catalogue.dataset_name,
@@ -149,14 +149,14 @@ def _made_from(materials: Shared) -> dict[str, str | int]:
 
 
 def write_encoder(
-    path: Path, encoder: IDEncoder, settings: EncoderSettings, materials: Shared, validation: dict[str, float]
+    path: Path, encoder: IDEncoder, settings: EncoderSettings, materials: SharedInputs, validation: dict[str, float]
 ) -> None:
     """Write an encoder with what it was trained on."""
     record = {"encoder": settings.model_dump(mode="json"), "made_from": _made_from(materials), "validation": validation}
     save_tensors(path, encoder.state_dict(), record)
 
 
-def read_encoder(path: Path, settings: EncoderSettings, materials: Shared) -> IDEncoder:
+def read_encoder(path: Path, settings: EncoderSettings, materials: SharedInputs) -> IDEncoder:
     """An encoder that `write_encoder` wrote, for the same catalogue.
 
     Raises:
@@ -194,7 +194,7 @@ def read_encoder(path: Path, settings: EncoderSettings, materials: Shared) -> ID
         ) from None
 
 
-def filled_encoder(settings: EncoderSettings, materials: Shared, tensors: Mapping[str, Tensor]) -> IDEncoder:
+def filled_encoder(settings: EncoderSettings, materials: SharedInputs, tensors: Mapping[str, Tensor]) -> IDEncoder:
     """An encoder whose weights were stored.
 
     Raises:
@@ -279,7 +279,7 @@ class EncoderTraining:
         began, development = time.perf_counter(), self.development
         loss = self._optimise()
         users, sequences = torch.from_numpy(development.users), [torch.from_numpy(s) for s in development.train]
-        self.encoder.fit_newcomers(users, sequences)
+        self.encoder.fit_cold_start(users, sequences)
         ranks = encoder_ranks(self.encoder, development.users, development.train, development.valid)
         metrics, seconds = summarise(ranks).record(), time.perf_counter() - began
         found = Epoch(len(self.progress.epochs), {"total": loss}, metrics, seconds)

@@ -22,7 +22,7 @@ CUDA_BATCH = 1024  # rows enough that launching their kernels takes less time th
 SCORES_IN_MEMORY = 2**24  # users x items whose scores are held at once
 
 
-class Held(NamedTuple):
+class HeldOutRanks(NamedTuple):
     """Each user's held-out item, ``(users,)``: its rank, and its cross-entropy under the scores' softmax in nats."""
 
     ranks: IntArray
@@ -38,7 +38,7 @@ def rank_batches(
     *,
     users: int,
     peers: Peers = ALONE,
-) -> list[Held]:
+) -> list[HeldOutRanks]:
     """The held-out item of each of so many users, by every candidate; batches come with the places of their rows.
 
     What is found is read from the device once, at the end. Each of ``peers`` computes its own batches, and finds all.
@@ -53,7 +53,7 @@ def rank_batches(
         ranks[:, places], losses[:, places] = found.view(k, -1), lost.view(k, -1)
     peers.fill(ranks, losses)
     lines = zip(ranks.cpu().numpy(), losses.double().cpu().numpy(), strict=True)
-    return [Held(*line) for line in lines]
+    return [HeldOutRanks(*line) for line in lines]
 
 
 def _ranks_and_losses(
@@ -89,7 +89,9 @@ def validation_plan(catalogue: Catalogue, development: Development) -> RowPlan:
     return _plan(catalogue, development.users, development.train, development.valid)
 
 
-def validation_held(model: RecommenderModel, catalogue: Catalogue, development: Development, layout: Tensor) -> Held:
+def rank_validation(
+    model: RecommenderModel, catalogue: Catalogue, development: Development, layout: Tensor
+) -> HeldOutRanks:
     """Every user's validation item after the training items."""
     (held,) = held_out(model, catalogue, validation_plan(catalogue, development), layout)
     return held
@@ -103,7 +105,7 @@ def final_ranks(model: RecommenderModel, catalogue: Catalogue, split: TestSplit,
 
 def held_out(
     model: RecommenderModel, catalogue: Catalogue, plan: RowPlan, layout: Tensor, *, peers: Peers = ALONE
-) -> list[Held]:
+) -> list[HeldOutRanks]:
     """The one target of each of a plan's rows, by every candidate that the layout is of; ``peers`` share the rows."""
     model.eval()
     with torch.inference_mode():

@@ -18,7 +18,7 @@ from dasearch.models.idle import ALIGNMENT, IDLEAdapter
 from dasearch.training.encoders import study_encoder
 from dasearch.training.losses import item_cross_entropy, mmd
 from dasearch.training.method import Drawn, restored_examples
-from dasearch.training.shared import Say, Shared
+from dasearch.training.shared import Say, SharedInputs
 from dasearch.training.with_encoder import EncoderMethod, frozen_examples
 
 
@@ -36,7 +36,7 @@ class IDLEMethod(EncoderMethod):
     settings: IDLEStudy
 
     @classmethod
-    def prepare(cls, settings: IDLEStudy, materials: Shared, examples: Examples, say: Say) -> IDLEMethod:
+    def prepare(cls, settings: IDLEStudy, materials: SharedInputs, examples: Examples, say: Say) -> IDLEMethod:
         """Train or read the ID encoder, run the frozen model over the examples."""
         encoder = study_encoder(settings.encoder, materials, settings.seed, say)
         frozen = None
@@ -51,10 +51,10 @@ class IDLEMethod(EncoderMethod):
         assert examples is not None
         return cls(settings, encoder, examples, tensors.get("frozen"))
 
-    def start(self, model: IDLEAdapter, materials: Shared, generator: torch.Generator) -> None:
+    def start(self, model: IDLEAdapter, materials: SharedInputs, generator: torch.Generator) -> None:
         model.start_head(materials.item_counts.to(materials.device), materials.text_vectors.to(materials.device))
 
-    def plan(self, materials: Shared, batch_size: int) -> RowPlan:
+    def plan(self, materials: SharedInputs, batch_size: int) -> RowPlan:
         found = super().plan(materials, batch_size)
         if len(found) < MMD_BATCH and self.settings.aligns:
             raise StudyError(
@@ -63,14 +63,14 @@ class IDLEMethod(EncoderMethod):
             )
         return found
 
-    def draw(self, batch: SequenceBatch, materials: Shared, generator: torch.Generator) -> IDLEDrawn:
+    def draw(self, batch: SequenceBatch, materials: SharedInputs, generator: torch.Generator) -> IDLEDrawn:
         """Nothing is random; the frozen model's states, where the batch is large enough for MMD."""
         if not self.settings.aligns or len(batch.users) < MMD_BATCH:
             return IDLEDrawn()
         return IDLEDrawn(self.frozen_means(batch, materials))
 
-    def losses(
-        self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: Shared
+    def drawn_losses(
+        self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: SharedInputs
     ) -> dict[str, Tensor]:
         """``next`` and, for a batch large enough, ``mmd`` averaged over the layers that the layout aligns."""
         assert isinstance(model, IDLEAdapter)

@@ -26,7 +26,7 @@ from dasearch.models.base import RecommenderModel
 from dasearch.models.lora import ALPHA, RANK
 from dasearch.models.stacking import StackedParameters
 from dasearch.threads import fitting, most_threads, using
-from dasearch.training.materials import Materials, compute_dtype
+from dasearch.training.materials import StudyContext, compute_dtype
 from dasearch.training.progress import Epoch, Fit
 from dasearch.training.ranks import ALONE, Peers
 from dasearch.training.seeds import generator_for
@@ -62,7 +62,7 @@ class Trained(Fit):
 
 def train(
     settings: StudySettings,
-    materials: Materials,
+    materials: StudyContext,
     layout: Layout,
     recipe: Recipe,
     *,
@@ -99,7 +99,7 @@ def train(
 
 def train_together(
     settings: StudySettings,
-    materials: Materials,
+    materials: StudyContext,
     candidates: Sequence[Candidate],
     recipe: Recipe,
     *,
@@ -206,7 +206,7 @@ def _train_stacked(ground: Ground, runs: Sequence[Run], on_epoch: OnEpoch) -> No
         _train_level(ground, level, runs, on_epoch)
 
 
-def candidates_at_once(settings: StudySettings, materials: Materials, recipe: Recipe) -> int:
+def candidates_at_once(settings: StudySettings, materials: StudyContext, recipe: Recipe) -> int:
     """How many candidates train side by side on this device where ``search.batch`` is ``auto``.
 
     As many as a search can be told of at once without finding less, and no more than gain time: on a CPU its threads; on a
@@ -218,7 +218,7 @@ def candidates_at_once(settings: StudySettings, materials: Materials, recipe: Re
     return max(1, min(MOST_AT_ONCE, int(MEMORY_SHARE * memory / _activation_bytes(settings, materials, recipe))))
 
 
-def _activation_bytes(settings: StudySettings, materials: Materials, recipe: Recipe) -> int:
+def _activation_bytes(settings: StudySettings, materials: StudyContext, recipe: Recipe) -> int:
     """What one candidate's step keeps for its backward, by the longest rows."""
     method, backbone = materials.method, materials.catalogue.backbone
     plan = method.plan(materials, recipe.batch_size)

@@ -30,8 +30,8 @@ from dasearch.models.tiny_opt import (
     training_seconds,
     untrained_tiny_opt,
 )
-from dasearch.training.method import Method
-from dasearch.training.shared import Catalogue, Shared
+from dasearch.training.method import TrainingTask
+from dasearch.training.shared import Catalogue, SharedInputs
 
 SEPARATOR = ","  # between the items of a hard prompt
 CUDA_MULTIPLE = 16  # of tokens of a row with one key more: fewer shapes, and masks that its kernels read as they are
@@ -48,21 +48,21 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Materials(Shared):
+class StudyContext(SharedInputs):
     """And what the study's own model adds."""
 
-    method: Method
+    method: TrainingTask
 
-    def on(self, development: Development) -> Materials:
+    def on(self, development: Development) -> StudyContext:
         """The same study on other users, such as Data_BO."""
         return dataclasses.replace(self, development=development)
 
-    def computing_in(self, precision: Precision) -> Materials:
+    def computing_in(self, precision: Precision) -> StudyContext:
         """The same study with the frozen model as this precision reads it."""
         backbone = self.catalogue.backbone.computing_in(compute_dtype(precision, self.device), self.device)
         return dataclasses.replace(self, catalogue=dataclasses.replace(self.catalogue, backbone=backbone))
 
-    def under(self, settings: StudySettings) -> Materials:
+    def under(self, settings: StudySettings) -> StudyContext:
         """The same study with a variation of its model."""
         return dataclasses.replace(self, method=self.method.under(settings))
 

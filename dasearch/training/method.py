@@ -20,7 +20,7 @@ from dasearch.models.id_encoders import ENCODERS, IDEncoder
 from dasearch.models.registry import MODELS
 from dasearch.training.checkpoints import prefixed, under
 from dasearch.training.encoders import encoder_ranks
-from dasearch.training.shared import Say, Shared
+from dasearch.training.shared import Say, SharedInputs
 
 SHARED_READS = ("seed", "device", "data", "backbone", "examples", "model.kind", "model.attn_scale")
 
@@ -75,7 +75,7 @@ def _padded(parts: Sequence[Tensor | None], fill: int) -> Tensor | None:
 
 
 @dataclass(frozen=True)
-class Method(ABC):
+class TrainingTask(ABC):
     """One of the models with all that a study prepared for it; no layout, recipe or seed changes it.
 
     Attributes:
@@ -88,7 +88,7 @@ class Method(ABC):
 
     @classmethod
     @abstractmethod
-    def prepare(cls, settings: Any, materials: Shared, examples: Any, say: Say) -> Self:
+    def prepare(cls, settings: Any, materials: SharedInputs, examples: Any, say: Say) -> Self:
         """What the method needs of a study, from training and validation data alone.
 
         Args:
@@ -116,7 +116,7 @@ class Method(ABC):
         return dataclasses.replace(self, settings=settings)
 
     def build(
-        self, materials: Shared, *, replace_every: int, generator: torch.Generator, lora: bool = False
+        self, materials: SharedInputs, *, replace_every: int, generator: torch.Generator, lora: bool = False
     ) -> RecommenderModel:
         """A recommender at its start; ``lora``: with LoRA for layouts that choose it."""
         model = (
@@ -137,7 +137,7 @@ class Method(ABC):
         return model
 
     @abstractmethod
-    def start(self, model: Any, materials: Shared, generator: torch.Generator) -> None:
+    def start(self, model: Any, materials: SharedInputs, generator: torch.Generator) -> None:
         """Set what of a new model does not start at random."""
 
     has_fixed_shapes: ClassVar[bool] = False  # whether there is `fixed`
@@ -152,7 +152,7 @@ class Method(ABC):
         return False
 
     @abstractmethod
-    def plan(self, materials: Shared, batch_size: int) -> RowPlan:
+    def plan(self, materials: SharedInputs, batch_size: int) -> RowPlan:
         """The rows of an epoch.
 
         Raises:
@@ -160,12 +160,12 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def draw(self, batch: SequenceBatch, materials: Shared, generator: torch.Generator) -> Drawn:
+    def draw(self, batch: SequenceBatch, materials: SharedInputs, generator: torch.Generator) -> Drawn:
         """What a batch's losses draw at random, and everything else that no layout changes; on the CPU."""
 
     @abstractmethod
-    def losses(
-        self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: Shared
+    def drawn_losses(
+        self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: SharedInputs
     ) -> dict[str, Tensor]:
         """The terms of the loss whose weight is not zero, by name, each ``(K,)``: one of every candidate.
 
@@ -173,17 +173,17 @@ class Method(ABC):
         ``(layers, sites)`` for K = 1, ``(K, layers, sites)`` for more.
         """
 
-    def terms(
+    def losses(
         self,
         model: RecommenderModel,
         batch: SequenceBatch,
         layout: Tensor,
-        materials: Shared,
+        materials: SharedInputs,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """`losses` of a single candidate, with what they draw."""
+        """`drawn_losses` of a single candidate, with what they draw."""
         drawn = self.draw(batch, materials, generator)
-        return self.losses(model, batch.to(layout.device), drawn.to(layout.device), layout, materials)
+        return self.drawn_losses(model, batch.to(layout.device), drawn.to(layout.device), layout, materials)
 
     @property
     @abstractmethod
@@ -199,7 +199,7 @@ class Method(ABC):
 
 
 def example_tensors(examples: Examples | None) -> dict[str, Tensor]:
-    """For `Method.tensors`; nothing of None."""
+    """For `TrainingTask.tensors`; nothing of None."""
     return prefixed("examples", None if examples is None else vars(examples))
 
 

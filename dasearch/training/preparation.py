@@ -18,19 +18,19 @@ from dasearch.training.darec import DARecMethod
 from dasearch.training.e4s_rec import E4SRecMethod
 from dasearch.training.idle import IDLEMethod
 from dasearch.training.materials import (
-    Materials,
+    StudyContext,
     build_catalogue,
     compute_dtype,
     open_backbone,
     resolve_device,
     text_vectors,
 )
-from dasearch.training.method import Method
+from dasearch.training.method import TrainingTask
 from dasearch.training.ra_rec import RARecMethod
 from dasearch.training.seeds import generator_for
-from dasearch.training.shared import Catalogue, PurchaseIndex, Say, Shared
+from dasearch.training.shared import Catalogue, PurchaseIndex, Say, SharedInputs
 
-METHODS: dict[ModelKind, type[Method]] = {
+TRAINING_TASKS: dict[ModelKind, type[TrainingTask]] = {
     ModelKind.DAREC: DARecMethod,
     ModelKind.IDLE: IDLEMethod,
     ModelKind.RA_REC: RARecMethod,
@@ -45,7 +45,7 @@ def prepare_study(
     *,
     say: Say = lambda _: None,
     language_model: Progress | None = None,
-) -> Materials:
+) -> StudyContext:
     """Load the language model, read the catalogue, prepare the study's method; ``say`` is told each step as it begins."""
     say("loading the language model")
     opened = open_backbone(settings, dataset, progress=language_model)
@@ -54,13 +54,13 @@ def prepare_study(
 
 def prepare(
     settings: StudySettings, catalogue: Catalogue, development: Development, *, say: Say = lambda _: None
-) -> Materials:
+) -> StudyContext:
     """Everything that trainings share, from training and validation data alone."""
     device = resolve_device(settings.device)
     frozen = catalogue.backbone.computing_in(compute_dtype(settings.trial.precision, device), device)
     reading = dataclasses.replace(catalogue, backbone=frozen)
     say("reading the catalogue with the frozen model")
-    shared = Shared(
+    shared = SharedInputs(
         catalogue,
         development,
         PurchaseIndex(development),
@@ -69,7 +69,7 @@ def prepare(
         device,
     )
     method = _method(settings, dataclasses.replace(shared, catalogue=reading), say)
-    return Materials(**vars(shared), method=method)
+    return StudyContext(**vars(shared), method=method)
 
 
 def untrained_model(
@@ -99,12 +99,12 @@ def untrained_model(
     )
 
 
-def _method(settings: StudySettings, shared: Shared, say: Say) -> Method:
+def _method(settings: StudySettings, shared: SharedInputs, say: Say) -> TrainingTask:
     examples = _examples(settings, shared) if settings.selects_examples else None
-    return METHODS[settings.model.kind].prepare(settings, shared, examples, say)
+    return TRAINING_TASKS[settings.model.kind].prepare(settings, shared, examples, say)
 
 
-def _examples(settings: StudySettings, shared: Shared) -> Examples:
+def _examples(settings: StudySettings, shared: SharedInputs) -> Examples:
     wanted = settings.examples
     return select_examples(
         shared.development,
@@ -117,7 +117,7 @@ def _examples(settings: StudySettings, shared: Shared) -> Examples:
 
 
 def build_model(
-    settings: StudySettings, materials: Materials, *, replace_every: int, seed: int, lora: bool = False
+    settings: StudySettings, materials: StudyContext, *, replace_every: int, seed: int, lora: bool = False
 ) -> RecommenderModel:
     """A recommender at its start; the same seed gives every layout the same initial weights.
 

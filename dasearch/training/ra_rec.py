@@ -19,7 +19,7 @@ from dasearch.models.ra_rec import ITEM_BATCH, RARec
 from dasearch.training.encoders import study_encoder
 from dasearch.training.losses import bpr_loss, info_nce, reduced
 from dasearch.training.method import Drawn, restored_examples
-from dasearch.training.shared import Say, Shared
+from dasearch.training.shared import Say, SharedInputs
 from dasearch.training.with_encoder import EncoderMethod, frozen_examples, kept_or_computed
 
 
@@ -56,7 +56,7 @@ class RARecMethod(EncoderMethod):
     frozen_items: Tensor | None
 
     @classmethod
-    def prepare(cls, settings: RARecStudy, materials: Shared, examples: Examples, say: Say) -> RARecMethod:
+    def prepare(cls, settings: RARecStudy, materials: SharedInputs, examples: Examples, say: Say) -> RARecMethod:
         """Train or read the ID encoder, run the frozen model over examples and items."""
         encoder = study_encoder(settings.encoder, materials, settings.seed, say)
         frozen = frozen_of_items = None
@@ -74,10 +74,10 @@ class RARecMethod(EncoderMethod):
         assert examples is not None
         return cls(settings, encoder, examples, tensors.get("frozen"), tensors.get("frozen_items"))
 
-    def start(self, model: RARec, materials: Shared, generator: torch.Generator) -> None:
+    def start(self, model: RARec, materials: SharedInputs, generator: torch.Generator) -> None:
         model.start_bias(materials.item_counts.to(materials.device))
 
-    def draw(self, batch: SequenceBatch, materials: Shared, generator: torch.Generator) -> RARecDrawn:
+    def draw(self, batch: SequenceBatch, materials: SharedInputs, generator: torch.Generator) -> RARecDrawn:
         """Items drawn for the whole batch, with their rows and, where the losses align, the plain model's states."""
         n_items = materials.development.n_items
         positive = batch.at_last(batch.targets)
@@ -100,8 +100,8 @@ class RARecMethod(EncoderMethod):
         frozen_rows = kept_or_computed(self.frozen_items, items, rows, materials)[None]
         return dataclasses.replace(found, frozen_users=self.frozen_means(batch, materials), frozen_items=frozen_rows)
 
-    def losses(
-        self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: Shared
+    def drawn_losses(
+        self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: SharedInputs
     ) -> dict[str, Tensor]:
         """``bpr``, ``l2`` and, where asked for, ``align``, the mean over layers of both towers' InfoNCE."""
         assert isinstance(model, RARec)
@@ -169,7 +169,7 @@ def _visible_mean(injection: Injection) -> Tensor:
     return (injection.tokens * weights[..., None]).sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
 
 
-def frozen_items(materials: Shared) -> Tensor:
+def frozen_items(materials: SharedInputs) -> Tensor:
     """What each layer of the plain model reads for each item's row, token means: ``(items, layers, width)``."""
     backbone = materials.catalogue.backbone
     layers: Sequence[int] = range(len(backbone.blocks))

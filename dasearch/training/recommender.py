@@ -22,7 +22,7 @@ from dasearch.config import StudySettings, parse_study
 from dasearch.data import Dataset, IntArray, Item, evaluation_plan
 from dasearch.data.rows import NO_ITEM
 from dasearch.errors import DasearchError, ModelFolderError, suggestion_of_id
-from dasearch.folders import Taken, place_of, sha256, written_beside
+from dasearch.folders import IfExists, place_of, sha256, written_beside
 from dasearch.layout import Layout
 from dasearch.layout_file import LAYOUT_NAME, LayoutFile, Metric, choice_records
 from dasearch.models.base import RecommenderModel, Scorer
@@ -38,7 +38,7 @@ from dasearch.training.catalogue_files import (
 from dasearch.training.checkpoints import load_tensors, save_tensors
 from dasearch.training.evaluation import batch_rows, score_batch
 from dasearch.training.loop import Trained
-from dasearch.training.materials import Materials, build_catalogue, resolve_device
+from dasearch.training.materials import StudyContext, build_catalogue, resolve_device
 from dasearch.training.preparation import untrained_model
 from dasearch.training.seeds import generator_for
 from dasearch.training.shared import Catalogue
@@ -263,14 +263,14 @@ def save_recommender(
     folder: Path,
     trained: Trained,
     settings: StudySettings,
-    materials: Materials,
+    materials: StudyContext,
     dataset: Dataset,
     *,
     metric: Metric | None = None,
     results: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the folder beside its place and rename it there; one of the same name is replaced."""
-    with written_beside(folder, Taken.REPLACED) as unfinished:
+    with written_beside(folder, IfExists.REPLACED) as unfinished:
         _write(unfinished, trained, settings, materials, dataset, metric, results or {})
     return folder
 
@@ -279,7 +279,7 @@ def _write(
     folder: Path,
     trained: Trained,
     settings: StudySettings,
-    materials: Materials,
+    materials: StudyContext,
     dataset: Dataset,
     metric: Metric | None,
     results: Mapping[str, Any],
@@ -287,7 +287,7 @@ def _write(
     model, catalogue = trained.model, materials.catalogue
     development = materials.development
     users = torch.as_tensor(development.users, device=model.device)
-    model.fit_newcomers(users, [torch.as_tensor(s, device=model.device) for s in development.train])
+    model.fit_cold_start(users, [torch.as_tensor(s, device=model.device) for s in development.train])
     record = {"format": FORMAT, "layout": str(trained.layout)}
     save_tensors(folder / "model.safetensors", model.active_tensors(trained.layout), record)
     write_backbone(folder, catalogue.backbone, catalogue.tokenizer)

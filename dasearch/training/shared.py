@@ -44,7 +44,7 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedInputs:
     """What trainings of every model read besides their layout, recipe and seed."""
 
     catalogue: Catalogue

@@ -29,7 +29,7 @@ from dasearch.models.stacking import Flat, StackedParameters
 from dasearch.training.checkpoints import load_tensors, save_tensors
 from dasearch.training.evaluation import held_out, validation_plan
 from dasearch.training.graphs import StepGraphs
-from dasearch.training.materials import Materials
+from dasearch.training.materials import StudyContext
 from dasearch.training.method import Drawn, weighted_total
 from dasearch.training.metrics import summarise
 from dasearch.training.preparation import build_model
@@ -78,7 +78,7 @@ class Ground:
     def __init__(
         self,
         settings: StudySettings,
-        materials: Materials,
+        materials: StudyContext,
         recipe: Recipe,
         replace_every: int,
         lora: bool = False,
@@ -393,7 +393,7 @@ class Stack:
     def terms(self, batch: SequenceBatch, drawn: Drawn) -> dict[str, Tensor]:
         """Every term of the loss and its total, each ``(K,)``."""
         method = self.materials.method
-        terms = method.losses(self.model, batch, drawn, self.layout, self.materials)
+        terms = method.drawn_losses(self.model, batch, drawn, self.layout, self.materials)
         return {**terms, "total": weighted_total(terms, method.weights)}
 
     def _update(self, gradient: Tensor) -> None:

@@ -11,15 +11,15 @@ from dasearch.config import EncoderStudy
 from dasearch.data import Examples, RowPlan, Rows, SequenceBatch, example_plan
 from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.prefix import frozen_layer_means
-from dasearch.training.method import SHARED_READS, Method, example_tensors
-from dasearch.training.shared import Shared
+from dasearch.training.method import SHARED_READS, TrainingTask, example_tensors
+from dasearch.training.shared import SharedInputs
 
 FROZEN_BATCH = 128  # rows of one forward pass of the plain model
 KEPT_BYTES = 2**30  # frozen states are kept up to this size, else computed again for each batch
 
 
 @dataclass(frozen=True)
-class EncoderMethod(Method):
+class EncoderMethod(TrainingTask):
     """A method whose model reads vectors of a trained ID encoder.
 
     Attributes:
@@ -35,15 +35,15 @@ class EncoderMethod(Method):
     def tensors(self) -> dict[str, Tensor]:
         return {**example_tensors(self.examples), **({} if self.frozen is None else {"frozen": self.frozen})}
 
-    def plan(self, materials: Shared, batch_size: int) -> RowPlan:
+    def plan(self, materials: SharedInputs, batch_size: int) -> RowPlan:
         return _examples_plan(materials, self.examples)
 
-    def frozen_means(self, batch: SequenceBatch, materials: Shared) -> Tensor:
+    def frozen_means(self, batch: SequenceBatch, materials: SharedInputs) -> Tensor:
         """Token means of what every layer of the plain model reads: ``(1, batch, layers, width)``."""
         return kept_or_computed(self.frozen, batch.examples, batch.rows, materials)[None]
 
 
-def kept_or_computed(kept: Tensor | None, places: Tensor, rows: Rows, materials: Shared) -> Tensor:
+def kept_or_computed(kept: Tensor | None, places: Tensor, rows: Rows, materials: SharedInputs) -> Tensor:
     """Frozen means of ``rows``: ``kept`` at their places, or computed anew where none are kept."""
     if kept is not None:
         return kept[places]
@@ -51,12 +51,12 @@ def kept_or_computed(kept: Tensor | None, places: Tensor, rows: Rows, materials:
     return frozen_layer_means(backbone, rows.to(materials.device), range(len(backbone.blocks)))
 
 
-def _examples_plan(materials: Shared, examples: Examples) -> RowPlan:
+def _examples_plan(materials: SharedInputs, examples: Examples) -> RowPlan:
     catalogue = materials.catalogue
     return example_plan(materials.development, examples, catalogue.row_sentences, catalogue.row_format)
 
 
-def frozen_examples(materials: Shared, examples: Examples) -> Tensor | None:
+def frozen_examples(materials: SharedInputs, examples: Examples) -> Tensor | None:
     """`EncoderMethod.frozen`, or None where it would be larger than `KEPT_BYTES`."""
     backbone = materials.catalogue.backbone
     layers = range(len(backbone.blocks))

@@ -109,7 +109,9 @@ def test_kernels_by_their_definitions(choices: Choices) -> None:
     points = choices.contrasts(codes)
     features = dictionary(choices)
     hamming = (codes[:, None] != codes).sum(-1)
-    torch.testing.assert_close(features.isotropic_kernel(points, points), torch.exp(-hamming.double() / features.reach))
+    torch.testing.assert_close(
+        features.isotropic_kernel(points, points), torch.exp(-hamming.double() / features.lengthscale)
+    )
     count = len(choices.columns)
     variable = choices.column_variable.tolist()
     pairs = [(i, j) for i in range(count) for j in range(i + 1, count) if variable[i] != variable[j]]

@@ -155,7 +155,7 @@ def test_the_acquisition_mixes_members_as_their_expectations() -> None:
 
     found = HypervolumeImprovement(surrogate, KnownCost(of, 4.0))
     asked = choices.uniform(5, generator)
-    means, sds = surrogate.each(asked)
+    means, sds = surrogate.member_posteriors(asked)
     alone = [
         log_expected_hypervolume_improvement(mean, sd, of(asked), found.steps).exp()
         for mean, sd in zip(means, sds, strict=True)

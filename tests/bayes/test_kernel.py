@@ -38,7 +38,7 @@ def test_botorch_finds_a_members_posterior(choices: Choices) -> None:
         model = SingleTaskGP(codes, target, covar_module=kernel + level, mean_module=ZeroMean(), outcome_transform=None)
         model.likelihood.noise = float(found.members.noise[member])
         posterior = model.double().eval().posterior(every(choices))
-        mean, sd = (part[member] for part in found.each(every(choices)))
+        mean, sd = (part[member] for part in found.member_posteriors(every(choices)))
         torch.testing.assert_close(found.centre + found.spread * posterior.mean.squeeze(1), mean, rtol=1e-6, atol=1e-6)
         variance = posterior.variance.squeeze(1) * scale * found.spread**2
         torch.testing.assert_close(variance.sqrt(), sd, rtol=1e-4, atol=1e-5)

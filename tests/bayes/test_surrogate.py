@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from botorch.acquisition.analytic import LogExpectedImprovement
+from botorch.acquisition.analytic import LogExpectedImprovement as OfBoTorch
 from botorch.models import SingleTaskGP
 from scipy import integrate, stats
 
-from dasearch.bayes import Choices, Improvement, Surrogate
+from dasearch.bayes import Choices, LogExpectedImprovement, Surrogate
 from dasearch.bayes import surrogate as module
 from dasearch.bayes.acquisition import log_expected_improvement
 from tests.bayes.spaces import Landscape, every, layered, seeded
@@ -58,7 +58,7 @@ SPACES = [Choices.binary(5), Choices((2, 3, 2)), layered(3, 2)]
 def test_each_members_posterior_equals_a_dense_solve(choices: Choices) -> None:
     found = fitted(choices)
     points = every(choices)
-    mean, sd = found.each(points)
+    mean, sd = found.member_posteriors(points)
     for member in range(len(found.weights)):
         expected, covariance = joint(found, member, points)
         torch.testing.assert_close(mean[member], expected, rtol=1e-8, atol=1e-8)
@@ -72,12 +72,12 @@ def test_each_members_posterior_equals_a_dense_solve(choices: Choices) -> None:
 def test_points_are_predicted_alike_alone_and_among_many() -> None:
     found = fitted(layered(5, 3, 3), n=20)
     points = found.choices.uniform(2 * module.AT_ONCE + 3, seeded(4))
-    together = found.each(points)
+    together = found.member_posteriors(points)
     for at in (0, module.AT_ONCE, len(points) - 1):
-        alone = found.each(points[at][None])
+        alone = found.member_posteriors(points[at][None])
         for one, many in zip(alone, together, strict=True):
             torch.testing.assert_close(one[:, 0], many[:, at], rtol=1e-9, atol=1e-12)
-    assert [numbers.shape for numbers in found.each(points[:0])] == [(len(found.weights), 0)] * 2
+    assert [numbers.shape for numbers in found.member_posteriors(points[:0])] == [(len(found.weights), 0)] * 2
 
 
 def test_evidence_is_a_multivariate_t_density() -> None:
@@ -112,7 +112,7 @@ def test_leave_one_out_equals_fits_without_the_value() -> None:
     for i in range(len(found.values)):
         rest = [k for k in range(len(found.values)) if k != i]
         without = replace(found, codes=found.codes[rest], values=found.values[rest])
-        mean, sd = without.each(found.codes[i][None])
+        mean, sd = without.member_posteriors(found.codes[i][None])
         spread = (sd.squeeze(1).square() + found.members.noise * found.scale * found.spread**2).sqrt()
         normal = stats.norm(mean.squeeze(1), spread)
         weights = found.weights.numpy() / normal.pdf(float(found.values[i]))  # p(all) = p(the rest) p(this | the rest)
@@ -257,28 +257,35 @@ def test_log_expected_improvement_is_botorchs_far_out() -> None:
     for best in (values.max(), values.max() + 50, values.max() + 1e4):
         posterior = model.posterior(bits[:, None])
         mean, sd = posterior.mean.flatten().detach(), posterior.variance.flatten().sqrt().detach()
-        expected = LogExpectedImprovement(model, best_f=best)(bits[:, None]).detach()
+        expected = OfBoTorch(model, best_f=best)(bits[:, None]).detach()
         torch.testing.assert_close(log_expected_improvement(mean, sd, best), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_improvement_averages_over_members() -> None:
     found = fitted(layered(3, 2))
     points = every(found.choices)
-    mean, sd = found.each(points)
+    mean, sd = found.member_posteriors(points)
     best = found.posterior(found.codes).mean.max()
     expected = found.weights @ log_expected_improvement(mean, sd, best).exp()
-    torch.testing.assert_close(Improvement(found)(points[:, None]).exp(), expected, rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(LogExpectedImprovement(found)(points[:, None]).exp(), expected, rtol=1e-8, atol=1e-12)
 
 
 def test_running_trials_push_others_away_and_raise_the_bar() -> None:
     found = fitted(layered(4, 3), n=20)
     candidates = found.choices.uniform(300, seeded(2))
-    alone = Improvement(found)
+    alone = LogExpectedImprovement(found)
     top = candidates[alone(candidates[:, None]).argmax()][None]
-    believed = found.believing(top)
+    believed = found.fantasize(top)
     before, after = found.posterior(top), believed.posterior(top)
     assert float((after.mean - before.mean).abs()) < float(before.sd)
     assert float(after.sd) < float(before.sd)
-    beside = Improvement(believed)
+    beside = LogExpectedImprovement(believed)
     assert float(beside(top[:, None])) < float(alone(top[:, None]))
     assert float(beside.best) >= float(found.posterior(top).mean) - float(before.sd)
+
+
+def test_the_name_of_before_still_works() -> None:
+    import dasearch.bayes
+
+    with pytest.warns(DeprecationWarning, match="is called LogExpectedImprovement now"):
+        assert dasearch.bayes.Improvement is LogExpectedImprovement

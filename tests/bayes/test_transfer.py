@@ -51,7 +51,7 @@ def joint(found: Surrogate, member: int, points: torch.Tensor) -> tuple[torch.Te
 def test_each_members_posterior_is_that_of_two_correlated_processes(choices: Choices) -> None:
     found = informed(choices)
     points = every(choices)
-    mean, sd = found.each(points)
+    mean, sd = found.member_posteriors(points)
     assert found.members.correlation.max() > 0
     for member in range(len(found.weights)):
         expected, variance = joint(found, member, points)
@@ -138,7 +138,7 @@ def test_leave_one_out_leaves_out_own_values_alone() -> None:
     for i in range(len(found.values)):
         rest = [k for k in range(len(found.values)) if k != i]
         without = replace(found, codes=found.codes[rest], values=found.values[rest])
-        mean, sd = without.each(found.codes[i][None])
+        mean, sd = without.member_posteriors(found.codes[i][None])
         spread = (sd.squeeze(1).square() + found.members.noise * found.scale * found.spread**2).sqrt()
         weights = found.weights.numpy() / stats.norm(mean.squeeze(1), spread).pdf(float(found.values[i]))
         weights /= weights.sum()

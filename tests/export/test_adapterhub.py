@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from dasearch.errors import ExportError
 from dasearch.export import ExportOptions, export
 from dasearch.export.adapterhub import reduction_factor, union
-from dasearch.export.inserted import inserted
+from dasearch.export.inserted import adapter_weights
 from dasearch.layout import CHOICES, NONE, Choice, Layout
 from dasearch.models.insertion import TWO_SITES, apply_layout
 from dasearch.training.recommender import Recommender
@@ -74,7 +74,7 @@ def base_cases() -> dict[str, Recommender]:
 
 def states_of_apply_layout(recommender: Recommender, tokens: torch.Tensor) -> torch.Tensor:
     """The two-site model in this transformers."""
-    found, backbone = inserted(recommender, "adapters", TWO_SITES), recommender.model.backbone
+    found, backbone = adapter_weights(recommender, "adapters", TWO_SITES), recommender.model.backbone
     model = tiny_model(backbone.name, len(backbone.blocks))
     model.resize_token_embeddings(VOCABULARY + 2, mean_resizing=False)
     model.get_input_embeddings().weight.data[VOCABULARY:] = found.parts["special"].detach()
@@ -146,7 +146,7 @@ choices = st.sampled_from([*(one for one in CHOICES.values() if not one.lora), C
 def test_each_place_has_one_configuration(layout: list[tuple[Choice, Choice]], every: int) -> None:
     """The library refuses a place that two configurations claim."""
     layers = every * len(layout)
-    base = inserted(darec_model("opt", "SSS-SSS", **HE), "adapters", TWO_SITES)
+    base = adapter_weights(darec_model("opt", "SSS-SSS", **HE), "adapters", TWO_SITES)
     replaced = tuple(range(every, layers + 1, every))
     configs = union(base._replace(layout=Layout(tuple(layout)), replaced=replaced), 32, layers)["configs"]
     for layer in range(layers):

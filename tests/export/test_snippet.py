@@ -16,7 +16,7 @@ from dasearch.errors import ExportError
 from dasearch.export import ExportOptions, export
 from dasearch.export.formats import FORMATS
 from dasearch.layout import READS
-from dasearch.models.insertion import TWO_SITES, AdapterPlaces
+from dasearch.models.insertion import TWO_SITES, AdapterHooks
 from dasearch.training.recommender import Recommender
 from tests.export.darec_models import ITEMS, USERS, darec_model, rows_of
 from tests.training.studies import small_settings
@@ -116,7 +116,7 @@ def test_what_it_prints_builds_the_layout(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(text, "snippet", "exec"), names)
-    placed = [module for module in names["model"].modules() if isinstance(module, AdapterPlaces)]
+    placed = [module for module in names["model"].modules() if isinstance(module, AdapterHooks)]
     assert [module.layout[:, READS].tolist() for module in placed] == [[1, 0, 1], [0, 1, 0]]
     assert {module.settings.parallel_reduce for module in placed} == {"sum"}
     assert [hasattr(layer, "adapters") for layer in names["model"].decoder.layers] == [False, True, False, True]

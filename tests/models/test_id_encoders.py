@@ -228,7 +228,7 @@ def test_a_newcomer_gets_the_vector_that_history_suggests(name: str) -> None:
         encoder.model.items.weight.normal_(generator=seeded(4))
         for user, sequence in enumerate(sequences):
             encoder.model.users.weight[user] = 2 * encoder.model.items.weight[sequence].mean(0)
-    encoder.fit_newcomers(torch.arange(USERS), sequences)
+    encoder.fit_cold_start(torch.arange(USERS), sequences)
     stranger = encoder.user_embedding(torch.tensor([-1]), sequences[2][None])
     torch.testing.assert_close(stranger[0, 0], encoder.model.users.weight[2], atol=0.02, rtol=0.02)
     known = encoder.user_embedding(torch.tensor([2]), sequences[0][None])

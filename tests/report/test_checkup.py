@@ -24,7 +24,7 @@ from dasearch.layout import Layout
 from dasearch.report import checkup
 from dasearch.report.checkup import Check, StoredStudy, checks, examine_study, mend, mend_study
 from dasearch.search.executors.places import BUNDLES
-from dasearch.search.store import Artifact, LaterTraining, Store, open_store
+from dasearch.search.store import Artifact, PostSearchTraining, Store, open_store
 from dasearch.search.store.engines import shown
 from dasearch.search.store.locks import locked_in
 from dasearch.search.study import Study
@@ -112,7 +112,7 @@ def test_checkpoints_that_no_training_can_use_are_removed(store: Store, tmp_path
     ask(store, "SPS-PPS", silent=False)
     now = datetime.now(UTC)
     for seed, ended in ((1, now), (2, None)):
-        training = LaterTraining(
+        training = PostSearchTraining(
             f"confirm/{seed}/PPP-PPP", "confirmation", "control", Layout.parse("PPP-PPP"), 1, 2, now
         )
         store.begin_training(NAME, training)

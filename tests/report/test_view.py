@@ -75,7 +75,7 @@ def test_everything_of_a_trial(tmp_path: Path) -> None:
     assert (str(trial.layout), trial.score, trial.seconds, trial.parameters) == ("SPS-PPS", 0.13, 8.5, 1234)
     assert trial.curve == pytest.approx({0: 0.11, 1: 0.13})
     assert [epoch.losses for epoch in trial.epochs] == [{"total": 3.0}, {"total": 2.0}]
-    assert trial.signal == pytest.approx(0.12)
+    assert trial.surrogate_target == pytest.approx(0.12)
     assert trial.started is not None
     assert trial.ended is not None
     assert timedelta() < trial.ended - trial.started < timedelta(minutes=5)
@@ -141,7 +141,7 @@ def test_the_signal_is_the_searchs(tmp_path: Path) -> None:
     store = empty_study(tmp_path)
     evaluate(store, "SPS-PPS", 0.3)
     (frozen,), (trial,) = optuna_study(store).trials, read_view(store, NAME).trials
-    assert trial.signal == pytest.approx(curve_mean(frozen))
+    assert trial.surrogate_target == pytest.approx(curve_mean(frozen))
     store.close()
 
 
@@ -203,7 +203,8 @@ def test_a_search_space_of_a_later_version(tmp_path: Path) -> None:
 
 def test_top_is_by_posterior_mean() -> None:
     study = finished()
-    signals = {Point(trial.layout): trial.signal for trial in study.completed if trial.layout and trial.signal}
+    evaluated = [trial for trial in study.completed if trial.layout and trial.surrogate_target]
+    signals = {Point(trial.layout): trial.surrogate_target for trial in evaluated}
     assert study.top(3) == by_posterior_mean(study.domain, signals)[:3]
     few = view([complete(n, Layout.parse(t), s) for n, (t, s) in enumerate(zip(LAYOUTS[:3], SCORES, strict=False))])
     assert few.learned is None

@@ -11,7 +11,7 @@ from dasearch.config import parse_study
 from dasearch.layout import Layout, as_record
 from dasearch.report.view import State, StudyView, Trial
 from dasearch.search.confirmation import ALL_PARALLEL, ALL_SERIAL, CANDIDATE
-from dasearch.search.store import Artifact, Confirmation, FinalTraining, LaterTraining, Result
+from dasearch.search.store import Artifact, Confirmation, FinalTraining, PostSearchTraining, Result
 from dasearch.search_space import SearchSpace, load_search_space
 from dasearch.training.metrics import Interval
 from dasearch.training.progress import Epoch
@@ -127,11 +127,11 @@ def confirmations(layouts: Sequence[Layout]) -> tuple[Confirmation, ...]:
     )
 
 
-def later_trainings() -> tuple[LaterTraining, ...]:
+def later_trainings() -> tuple[PostSearchTraining, ...]:
     """Two of six confirmations, each of 8 s, then the first of four final trainings, which runs."""
     layout = Layout.parse(LAYOUTS[0])
     confirmed = [
-        LaterTraining(
+        PostSearchTraining(
             f"confirm/{seed}/{layout}",
             "confirmation",
             f"all-serial, seed {seed}",
@@ -143,7 +143,7 @@ def later_trainings() -> tuple[LaterTraining, ...]:
         )
         for seed, began in ((1, _at(100)), (2, _at(110)))
     ]
-    return (*confirmed, LaterTraining(f"final/{layout}", "final", "winner <b>, seed 0", layout, 1, 4, _at(120)))
+    return (*confirmed, PostSearchTraining(f"final/{layout}", "final", "winner <b>, seed 0", layout, 1, 4, _at(120)))
 
 
 def _after(began: datetime) -> datetime:

@@ -221,7 +221,7 @@ def ending(place: Place) -> Ending:
         [(str(trial.layout), trial.score) for trial in found.completed],
         sorted(curves, key=lambda one: one[:2]),
         sorted(confirmed, key=lambda one: one[:2]),
-        [(str(one.layout), one.role, one.score, one.gain, one.together) for one in found.standings],
+        [(str(one.layout), one.role, one.score, one.gain, one.simultaneous_interval) for one in found.standings],
         found.results,
         sorted(trainings, key=lambda one: (one.name, one.seed)),
     )

@@ -307,7 +307,7 @@ def test_every_trial_of_a_batch_gives_signs_of_life(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(loop, "HEARTBEAT_SECONDS", 0.01)
     beaten: dict[int, threading.Event] = {1: threading.Event(), 2: threading.Event()}
     batch: list[Any] = [(Named(1), None)]
-    with loop.beating(Hearts(beaten), batch):  # type: ignore[arg-type]
+    with loop.heartbeat(Hearts(beaten), batch):  # type: ignore[arg-type]
         assert beaten[1].wait(5)
         assert not beaten[2].is_set()
         batch.append((Named(2), None))

@@ -32,11 +32,11 @@ def test_intervals_that_hold_together_are_bonferronis() -> None:
     winner = found[0]
     assert winner.layout == FIRST
     error = math.sqrt(sum((g - sum(gains) / 3) ** 2 for g in gains) / 2 / 3)
-    for interval, tail in ((winner.gain, 0.025), (winner.together, 0.0125)):
+    for interval, tail in ((winner.gain, 0.025), (winner.simultaneous_interval, 0.0125)):
         assert interval is not None
         assert interval.mean == pytest.approx(sum(gains) / 3)
         assert interval.high - interval.mean == pytest.approx(float(stats.t.ppf(1 - tail, 2)) * error)
-    assert next(standing for standing in found if standing.layout == BASELINE).together is None
+    assert next(standing for standing in found if standing.layout == BASELINE).simultaneous_interval is None
 
 
 def test_a_gain_that_only_one_comparison_would_show_is_called_noise() -> None:

@@ -33,8 +33,8 @@ from dasearch.search.store import (
     Artifact,
     Confirmation,
     FinalTraining,
-    LaterTraining,
     Patience,
+    PostSearchTraining,
     PriorTrial,
     Store,
     open_store,
@@ -135,7 +135,7 @@ def live(store: Store, name: str) -> None:
         trial.set_user_attr("seconds", 1.5)
         study.tell(trial, score, state=TrialState.FAIL if score is None else None)
     store.enter_phase(name, "confirmation")
-    store.begin_training(name, LaterTraining("confirm/1", "confirmation", "c", LAYOUT, 1, 1, WHEN))
+    store.begin_training(name, PostSearchTraining("confirm/1", "confirmation", "c", LAYOUT, 1, 1, WHEN))
     store.end_training(name, "confirm/1", WHEN)
     store.add_confirmation(name, Confirmation(LAYOUT, "candidate", 1, {"MRR": 0.3}, 1.0))
     store.add_ablation(AblationTraining(name, "v", 1, {"MRR": 0.3}, 5, 1.0))

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, event
 from dasearch.search import loop, runner
 from dasearch.search.loop import Search
 from dasearch.search.store import RETRY
-from dasearch.training.materials import Materials
+from dasearch.training.materials import StudyContext
 from tests.search.test_batches_of_trials import evaluated, search, stub, study  # noqa: F401
 from tests.search.trainings import Stub
 
@@ -53,11 +53,11 @@ def counted(moments: Moments) -> Iterator[None]:
         event.remove(Engine, "commit", moments)
 
 
-def once(prepare: Callable[..., Materials]) -> Callable[..., Materials]:
+def once(prepare: Callable[..., StudyContext]) -> Callable[..., StudyContext]:
     """Every study of a test is prepared alike."""
-    found: list[Materials] = []
+    found: list[StudyContext] = []
 
-    def prepared(*args: Any, **settings: Any) -> Materials:
+    def prepared(*args: Any, **settings: Any) -> StudyContext:
         if not found:
             found.append(prepare(*args, **settings))
         return found[0]

@@ -281,7 +281,7 @@ def test_withdrawn_with_its_study(tmp_path: Path) -> None:
         kept = {k: getattr(fields, k) for k in ("settings", "space", "space_hash", "dataset", "versions")}
         store.begin("warm", **kept, prior=prior)
         assert store.prior("warm") == prior
-        store.withdraw("warm")
+        store.delete_study("warm")
         assert store.study_names() == ["toy"]
     with sqlite3.connect(tmp_path / "dasearch.db") as connection:
         assert connection.execute("select count(*) from dasearch_prior").fetchone() == (0,)

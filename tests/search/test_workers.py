@@ -23,7 +23,7 @@ from dasearch.search.dispatch import Dispatcher
 from dasearch.search.events import Finished, Listener, Training
 from dasearch.search.executors import Workers, ray, watch
 from dasearch.search.executors.tasks import EncoderTask, Workshop
-from dasearch.search.store import LaterTraining, open_store
+from dasearch.search.store import PostSearchTraining, open_store
 from dasearch.search.study import Status, Study
 from dasearch.training.progress import Epoch, Fit
 from tests.search import faulty
@@ -136,7 +136,7 @@ def test_workers_without_a_shared_disk_find_the_same(tmp_path: Path, cache: Call
     assert [path for path in there.rglob("*") if path.is_file()] == []
 
 
-Survived = tuple[Status, list[str], dict[str, str], list[LaterTraining]]
+Survived = tuple[Status, list[str], dict[str, str], list[PostSearchTraining]]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 
 from dasearch.bayes import Choices, Surrogate
 from dasearch.layout import Layout
-from dasearch.search.confirmation import Standing, recommended
+from dasearch.search.confirmation import ConfirmedLayout, recommended
 from dasearch.search.domain import Domain, Point
 from dasearch.search.events import Listener
 from dasearch.search.loop import flat_from
@@ -65,10 +65,10 @@ def test_draws_have_the_posterior() -> None:
     torch.testing.assert_close(drawn.std(0), expected.sd, atol=0.02, rtol=0.05)
 
 
-def standing(letters: str, mean: float, low: float | None) -> Standing:
+def standing(letters: str, mean: float, low: float | None) -> ConfirmedLayout:
     layout = Layout.parse(letters)
     gain = None if low is None else Interval(mean - 0.1, low, 2 * mean - low)
-    return Standing(layout, "candidate", Interval(mean, mean, mean), gain, 3, gain)
+    return ConfirmedLayout(layout, "candidate", Interval(mean, mean, mean), gain, 3, gain)
 
 
 def test_all_serial_stands_until_a_gain_is_proven() -> None:

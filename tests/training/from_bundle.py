@@ -14,7 +14,7 @@ from dasearch.threads import using
 from dasearch.training.bundle import load_bundle, save_bundle
 from dasearch.training.checkpoints import save_tensors
 from dasearch.training.loop import train
-from dasearch.training.materials import Materials
+from dasearch.training.materials import StudyContext
 from dasearch.training.preparation import prepare_study
 from tests.conftest import toy_dataset
 
@@ -26,14 +26,14 @@ def layout_of(settings: StudySettings) -> Layout:
     return Layout.parse("SP-PS" if settings.model.kind is ModelKind.E4S_REC else "SPS-PPS")
 
 
-def prepared(settings: StudySettings) -> Materials:
+def prepared(settings: StudySettings) -> StudyContext:
     """On 60 users and 40 items, as another number of threads than trains does it."""
     dataset = toy_dataset(60, 40)
     with using(PREPARING):
         return prepare_study(settings, dataset, LeaveOneOut(dataset).development)
 
 
-def write_trained(path: Path, settings: StudySettings, materials: Materials, **more: Any) -> None:
+def write_trained(path: Path, settings: StudySettings, materials: StudyContext, **more: Any) -> None:
     """All tensors of a trained model with its epochs' losses and metrics."""
     with using(TRAINING):
         trained = train(settings, materials, layout_of(settings), settings.trial)

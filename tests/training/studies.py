@@ -12,7 +12,7 @@ from dasearch.config import StudySettings, parse_study
 from dasearch.data import LeaveOneOut
 from dasearch.layout import Layout
 from dasearch.training.loop import train
-from dasearch.training.materials import Materials
+from dasearch.training.materials import StudyContext
 from dasearch.training.preparation import prepare_study
 from dasearch.training.recommender import Recommender, load, save_recommender
 from tests.conftest import toy_dataset, write_folder
@@ -103,13 +103,13 @@ def recommender(kind: str) -> Recommender:
         )
 
 
-def materials(settings: StudySettings) -> Materials:
+def materials(settings: StudySettings) -> StudyContext:
     """Prepared once a process for equal settings."""
     return _materials(settings.model_dump_json())
 
 
 @lru_cache(maxsize=32)
-def _materials(record: str) -> Materials:
+def _materials(record: str) -> StudyContext:
     settings = parse_study(json.loads(record))
     dataset = toy_dataset(60, 40)
     return prepare_study(settings, dataset, LeaveOneOut(dataset).development)

@@ -21,7 +21,7 @@ from dasearch.models import pretrained
 from dasearch.training.bundle import MATERIALS, load_bundle, save_bundle
 from dasearch.training.checkpoints import load_tensors
 from dasearch.training.loop import train
-from dasearch.training.materials import Materials, text_vectors
+from dasearch.training.materials import StudyContext, text_vectors
 from dasearch.training.preparation import prepare_study
 from tests.conftest import seeded, tiny_model, toy_dataset, word_tokenizer
 from tests.training import from_bundle
@@ -207,7 +207,7 @@ def test_a_flipped_byte_of_any_file_is_refused(stored: tuple[Path, str, StudySet
             with pytest.raises(BundleError, match=f"{name} is damaged; delete it and start the study again"):
                 load_bundle(folder, name, settings)
             flipped(path, place)
-    assert isinstance(load_bundle(folder, name, settings), Materials)
+    assert isinstance(load_bundle(folder, name, settings), StudyContext)
 
 
 def test_a_missing_file_and_a_missing_bundle_are_refused(stored: tuple[Path, str, StudySettings]) -> None:
@@ -228,7 +228,7 @@ def test_what_is_there_is_not_written_again_unless_it_is_damaged(stored: tuple[P
     assert (place.stat().st_ino, place.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     flipped(place, -1)
     assert save_bundle(materials(settings), folder) == name
-    assert isinstance(load_bundle(folder, name, settings), Materials)
+    assert isinstance(load_bundle(folder, name, settings), StudyContext)
 
 
 def test_an_interruption_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +259,7 @@ def test_another_study_is_refused(changes: dict[str, Any], said: str, stored: tu
 def test_places_of_this_machine_are_no_part_of_it(stored: tuple[Path, str, StudySettings]) -> None:
     folder, name, settings = stored
     elsewhere = small_settings(data={"source": "/another/place"}, output="/another/output", trial={"epochs": 1})
-    assert isinstance(load_bundle(folder, name, elsewhere), Materials)
+    assert isinstance(load_bundle(folder, name, elsewhere), StudyContext)
     moved = materials(settings).under(elsewhere)
     assert save_bundle(moved, folder) == name
 

@@ -17,9 +17,9 @@ from dasearch.data import LeaveOneOut, SequenceBatch
 from dasearch.layout import SITES, Layout
 from dasearch.models.base import RecommenderModel
 from dasearch.models.id_encoders import ENCODERS
-from dasearch.training.evaluation import validation_held
+from dasearch.training.evaluation import rank_validation
 from dasearch.training.loop import Trained, train
-from dasearch.training.materials import Materials
+from dasearch.training.materials import StudyContext
 from dasearch.training.method import weighted_total
 from dasearch.training.preparation import build_model, prepare_study
 from dasearch.training.recommender import load, save_recommender
@@ -58,7 +58,7 @@ class Case:
     """One pair, ready to train."""
 
     settings: StudySettings
-    materials: Materials
+    materials: StudyContext
 
     def model(self) -> RecommenderModel:
         return build_model(self.settings, self.materials, replace_every=1, seed=0)
@@ -72,7 +72,7 @@ class Case:
     def loss(self, model: RecommenderModel, text: str = "SSS") -> Tensor:
         method = self.materials.method
         layout = model.layout_tensor(self.layout(text))
-        return weighted_total(method.terms(model, self.batch(), layout, self.materials, seeded()), method.weights)
+        return weighted_total(method.losses(model, self.batch(), layout, self.materials, seeded()), method.weights)
 
 
 @lru_cache(maxsize=64)
@@ -197,9 +197,9 @@ def test_trains_twice_alike_and_opens_again(case: Case, tmp_path: Path) -> None:
     assert_same_scores(first, materials, load(folder, device="cpu"))
 
 
-def assert_same_scores(trained: Trained, materials: Materials, opened: Any) -> None:
+def assert_same_scores(trained: Trained, materials: StudyContext, opened: Any) -> None:
     ours = held(trained.model, materials, trained.layout)
-    theirs = validation_held(
+    theirs = rank_validation(
         opened.model, opened.catalogue, materials.development, opened.model.layout_tensor(opened.layout)
     )
     np.testing.assert_array_equal(ours.ranks, theirs.ranks)
@@ -209,8 +209,8 @@ def assert_same_scores(trained: Trained, materials: Materials, opened: Any) -> N
     assert len(answer) == len(known) == 3
 
 
-def held(model: RecommenderModel, materials: Materials, layout: Layout) -> Any:
-    return validation_held(model, materials.catalogue, materials.development, model.layout_tensor(layout))
+def held(model: RecommenderModel, materials: StudyContext, layout: Layout) -> Any:
+    return rank_validation(model, materials.catalogue, materials.development, model.layout_tensor(layout))
 
 
 def test_its_id_model_is_a_baseline(case: Case) -> None:

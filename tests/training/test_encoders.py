@@ -22,7 +22,7 @@ from dasearch.training.encoders import (
     training_seconds,
     write_encoder,
 )
-from dasearch.training.materials import Materials
+from dasearch.training.materials import StudyContext
 from dasearch.training.metrics import summarise
 from dasearch.training.preparation import prepare_study
 from dasearch.training.shared import Outcome, Passing, PurchaseIndex
@@ -92,7 +92,7 @@ def test_a_sampled_softmax_learns_too() -> None:
     assert validation["MRR"] > 0.5
 
 
-def study(**encoder: object) -> tuple[EncoderSettings, Materials]:
+def study(**encoder: object) -> tuple[EncoderSettings, StudyContext]:
     whole = small_settings(model={"kind": "idle"}, encoder=encoder)
     return whole.encoder, materials(whole)  # type: ignore[attr-defined]
 
@@ -163,7 +163,7 @@ def test_every_way_of_reading_is_timed_by_its_epochs(
     assert expected == 7 * len(steps)
 
 
-def written(tmp_path: Path) -> tuple[Path, EncoderSettings, Materials]:
+def written(tmp_path: Path) -> tuple[Path, EncoderSettings, StudyContext]:
     wanted, ready = study()
     path = tmp_path / "sasrec.safetensors"
     encoder, validation = train_encoder(wanted, ready.development, ready.purchases, ready.text_vectors, 0)

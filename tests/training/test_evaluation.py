@@ -15,7 +15,7 @@ from dasearch.training import evaluation
 from dasearch.training.baselines import markov_ranks, popularity_ranks
 from dasearch.training.darec import pretrain_collaborative
 from dasearch.training.encoders import study_encoder
-from dasearch.training.evaluation import final_ranks, validation_held, validation_plan
+from dasearch.training.evaluation import final_ranks, rank_validation, validation_plan
 from dasearch.training.loop import train
 from dasearch.training.preparation import build_model
 from dasearch.training.shared import PurchaseIndex
@@ -30,10 +30,10 @@ def test_ranks_equal_one_user_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None
     ready = materials(settings)
     model = build_model(settings, ready, replace_every=1, seed=0).eval()
     bits = model.layout_tensor(LAYOUT)
-    found = validation_held(model, ready.catalogue, ready.development, bits)
+    found = rank_validation(model, ready.catalogue, ready.development, bits)
     monkeypatch.setattr(evaluation, "SCORES_IN_MEMORY", 30)
     monkeypatch.setattr(evaluation, "CPU_BATCH", 1)
-    again = validation_held(model, ready.catalogue, ready.development, bits)
+    again = rank_validation(model, ready.catalogue, ready.development, bits)
     assert np.array_equal(found.ranks, again.ranks)
     np.testing.assert_allclose(found.losses, again.losses, rtol=1e-4)
     assert len(found.ranks) == 60
@@ -54,7 +54,7 @@ def test_an_encoders_scores_are_added(kind: str) -> None:
     assert plain.progress.epochs[0].losses == added.progress.epochs[0].losses
     ready = materials(both)
     development, gates = ready.development, plain.model.layout_tensor(layout)
-    held = validation_held(added.model, ready.catalogue, development, gates)
+    held = rank_validation(added.model, ready.catalogue, development, gates)
     trained = study_encoder(both.encoder, ready, both.seed, lambda _: None)
     batches = validation_plan(ready.catalogue, development).by_length(7)
     with torch.inference_mode():
@@ -63,7 +63,7 @@ def test_an_encoders_scores_are_added(kind: str) -> None:
             scores = scorer(plain.model.states(batch, gates)) + 3.0 * trained.scores(batch.users, batch.histories)
             own = scores.gather(1, batch.at_last(batch.targets)[:, None])
             assert (1 + (scores > own).sum(1)).tolist() == held.ranks[places].tolist()
-    assert validation_held(plain.model, ready.catalogue, development, gates).ranks.tolist() != held.ranks.tolist()
+    assert rank_validation(plain.model, ready.catalogue, development, gates).ranks.tolist() != held.ranks.tolist()
 
 
 def test_test_ranks_read_the_whole_history() -> None:
@@ -74,7 +74,7 @@ def test_test_ranks_read_the_whole_history() -> None:
     ranks = final_ranks(model, ready.catalogue, split.open_test(), model.layout_tensor(LAYOUT))
     assert len(ranks) == 60
     assert not np.array_equal(
-        ranks, validation_held(model, ready.catalogue, split.development, model.layout_tensor(LAYOUT)).ranks
+        ranks, rank_validation(model, ready.catalogue, split.development, model.layout_tensor(LAYOUT)).ranks
     )
 
 

@@ -193,7 +193,7 @@ def terms(**changes: Any) -> dict[str, float]:
     ready = materials(settings)
     model = build_model(settings, ready, replace_every=1, seed=0)
     batch = next(ready.method.plan(ready, 8).shuffled(8, seeded()))
-    found = ready.method.terms(model, batch, model.layout_tensor(LAYOUT), ready, seeded())
+    found = ready.method.losses(model, batch, model.layout_tensor(LAYOUT), ready, seeded())
     return {**{k: v.item() for k, v in found.items()}, "total": weighted_total(found, ready.method.weights).item()}
 
 

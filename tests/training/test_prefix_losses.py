@@ -18,14 +18,14 @@ from dasearch.models.prefix import frozen_layer_means
 from dasearch.models.ra_rec import RARec, RARecSettings
 from dasearch.training import with_encoder
 from dasearch.training.losses import mmd
-from dasearch.training.materials import Materials
+from dasearch.training.materials import StudyContext
 from dasearch.training.preparation import build_model, prepare_study
 from dasearch.training.ra_rec import bpr_of_drawn
 from tests.conftest import seeded, toy_dataset
 from tests.training.studies import materials, small_settings
 
 
-def ready(kind: str, **changes: Any) -> tuple[StudySettings, Materials, RecommenderModel, SequenceBatch]:
+def ready(kind: str, **changes: Any) -> tuple[StudySettings, StudyContext, RecommenderModel, SequenceBatch]:
     settings = small_settings(**{"model": {"kind": kind}, **changes})
     prepared = materials(settings)
     model = build_model(settings, prepared, replace_every=1, seed=0)
@@ -34,7 +34,7 @@ def ready(kind: str, **changes: Any) -> tuple[StudySettings, Materials, Recommen
 
 def terms(kind: str, layout: str = "SSS-SSS", **changes: Any) -> dict[str, float]:
     _, prepared, model, batch = ready(kind, **changes)
-    found = prepared.method.terms(model, batch, model.layout_tensor(Layout.parse(layout)), prepared, seeded())
+    found = prepared.method.losses(model, batch, model.layout_tensor(Layout.parse(layout)), prepared, seeded())
     return {name: value.item() for name, value in found.items()}
 
 
@@ -74,7 +74,7 @@ def test_frozen_states_too_large_to_keep_are_computed_again(kind: str, monkeypat
     assert prepared.method.frozen is None  # type: ignore[attr-defined]
     model = build_model(settings, prepared, replace_every=1, seed=0)
     batch = next(prepared.method.plan(prepared, 16).shuffled(16, seeded()))
-    found = prepared.method.terms(model, batch, model.layout_tensor(Layout.parse("SSS-SSS")), prepared, seeded())
+    found = prepared.method.losses(model, batch, model.layout_tensor(Layout.parse("SSS-SSS")), prepared, seeded())
     assert {name: value.item() for name, value in found.items()} == pytest.approx(kept, abs=1e-6)
 
 
@@ -89,7 +89,7 @@ def test_a_last_batch_too_small_for_mmd_has_none() -> None:
     _, prepared, model, _ = ready("idle")
     small = next(prepared.method.plan(prepared, 15).shuffled(15, seeded()))
     layout = model.layout_tensor(Layout.parse("SSS-SSS"))
-    assert set(prepared.method.terms(model, small, layout, prepared, seeded())) == {"next"}
+    assert set(prepared.method.losses(model, small, layout, prepared, seeded())) == {"next"}
 
 
 def bpr_by_loops(

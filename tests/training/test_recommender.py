@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dasearch.data import LeaveOneOut
 from dasearch.errors import ModelFolderError
 from dasearch.training import evaluation
-from dasearch.training.evaluation import validation_held
+from dasearch.training.evaluation import rank_validation
 from dasearch.training.recommender import Recommender
 from tests.conftest import toy_dataset
 from tests.training.studies import recommender
@@ -53,7 +53,7 @@ def test_a_batch_says_what_one_at_a_time_says(
 def test_places_are_the_ranks_of_the_evaluation(opened: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
     development = LeaveOneOut(toy_dataset(60, 40)).development
     bits = opened.model.layout_tensor(opened.layout)
-    ranks = validation_held(opened.model, opened.catalogue, development, bits).ranks
+    ranks = rank_validation(opened.model, opened.catalogue, development, bits).ranks
     monkeypatch.setattr(evaluation, "SCORES_IN_MEMORY", 90)  # so that a batch is scored in pieces
     histories = [[ITEMS[item] for item in sequence] for sequence in development.train]
     found = opened.recommend_many(

@@ -104,7 +104,7 @@ class IDEncoder(nn.Module):
         """Shape ``()``."""
         raise NotImplementedError
 
-    def fit_newcomers(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
+    def fit_cold_start(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
         """Learn to estimate vectors of users outside the training data, where they do not come from histories anyway."""
 
 

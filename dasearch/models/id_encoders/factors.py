@@ -52,7 +52,7 @@ class FactorEncoder(IDEncoder):
         return -F.logsigmoid(bought - self.model.scores(users, batch.unbought[wanted])).mean()
 
     @torch.no_grad()
-    def fit_newcomers(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
+    def fit_cold_start(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
         self.fold_in.copy_(fold_in_matrix(self.model, users, sequences))
 
 

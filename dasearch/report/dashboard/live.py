@@ -10,7 +10,7 @@ from typing import NamedTuple
 from dasearch.report.view import State, StudyView, Trial
 from dasearch.search.events import CONFIRMATION, DONE, FINAL, SEARCH
 from dasearch.search.progress import clock
-from dasearch.search.store import GRACE_SECONDS, LaterTraining, Progress
+from dasearch.search.store import GRACE_SECONDS, PostSearchTraining, Progress
 from dasearch.short_layout import short_text
 
 AFTER = {CONFIRMATION: "trainings with fresh seeds", FINAL: "final trainings"}
@@ -66,16 +66,16 @@ def share(view: StudyView) -> Share:
     return Share(AFTER[view.phase], begun - len(_running(own)) - len(_failed(own)), own[-1].total)
 
 
-def _of_phase(view: StudyView) -> list[LaterTraining]:
+def _of_phase(view: StudyView) -> list[PostSearchTraining]:
     """The trainings of the phase that the study is in, if that is after the search."""
     return [one for one in view.later_trainings if one.phase == view.phase]
 
 
-def _running(trainings: Sequence[LaterTraining]) -> list[LaterTraining]:
+def _running(trainings: Sequence[PostSearchTraining]) -> list[PostSearchTraining]:
     return [one for one in trainings if one.ended is None]
 
 
-def _failed(trainings: Sequence[LaterTraining]) -> list[LaterTraining]:
+def _failed(trainings: Sequence[PostSearchTraining]) -> list[PostSearchTraining]:
     return [one for one in trainings if one.reason is not None]
 
 
@@ -92,7 +92,7 @@ def _later_sentence(view: StudyView) -> str:
     return f"{said}{rest}."
 
 
-def _named(running: Sequence[LaterTraining]) -> str:
+def _named(running: Sequence[PostSearchTraining]) -> str:
     since = f"since {running[0].began:%H:%M} UTC"
     if len(running) == 1:
         return f"{running[0].label} runs {since}: {short_text(running[0].layout)}"

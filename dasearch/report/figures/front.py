@@ -8,7 +8,7 @@ from dasearch.report.figures.scores import finite, score_axis
 from dasearch.report.terminal import counted, front_in_words
 from dasearch.report.theme import BEST, NEUTRAL, ROLE_COLOURS, STATE_COLOURS, Theme, brief, drawn, escaped, nothing
 from dasearch.report.view import State, StudyView
-from dasearch.search.confirmation import Standing
+from dasearch.search.confirmation import ConfirmedLayout
 from dasearch.search.front import Selection
 
 
@@ -47,7 +47,7 @@ def _evaluations(view: StudyView, selection: Selection) -> go.Scatter:
     )
 
 
-def _staircase(found: list[Standing], selection: Selection) -> go.Scatter:
+def _staircase(found: list[ConfirmedLayout], selection: Selection) -> go.Scatter:
     return go.Scatter(
         x=[selection.costs.of(standing.layout) for standing in found],
         y=[standing.score.mean for standing in found],
@@ -58,7 +58,7 @@ def _staircase(found: list[Standing], selection: Selection) -> go.Scatter:
     )
 
 
-def _confirmed(found: list[Standing], selection: Selection, name: str, *, star: bool = False) -> go.Scatter:
+def _confirmed(found: list[ConfirmedLayout], selection: Selection, name: str, *, star: bool = False) -> go.Scatter:
     halves = finite(standing.score.high - standing.score.mean for standing in found)
     return go.Scatter(
         x=[selection.costs.of(standing.layout) for standing in found],

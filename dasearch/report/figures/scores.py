@@ -27,7 +27,7 @@ from dasearch.report.theme import (
     nothing,
 )
 from dasearch.report.view import State, StudyView, Trial
-from dasearch.search.confirmation import ALL_SERIAL, CANDIDATE, Standing
+from dasearch.search.confirmation import ALL_SERIAL, CANDIDATE, ConfirmedLayout
 
 NO_SCORE = "No trial is complete yet."
 BAND = "rgba(0, 114, 178, 0.18)"  # serial's colour: the band is all-serial's
@@ -67,7 +67,7 @@ def best_so_far(view: StudyView, theme: Theme) -> go.Figure:
     return drawn(theme, *band, *controls, evaluated, so_far, says=says, xaxis=x, yaxis=y)
 
 
-def _control_line(standing: Standing, span: tuple[int, int]) -> go.Scatter:
+def _control_line(standing: ConfirmedLayout, span: tuple[int, int]) -> go.Scatter:
     return go.Scatter(
         x=list(span),
         y=[standing.score.mean] * 2,

@@ -28,7 +28,7 @@ from dasearch.report.theme import (
 from dasearch.report.view import State, StudyView, Trial
 from dasearch.search.causes import attempts
 from dasearch.search.events import CONFIRMATION, FINAL
-from dasearch.search.store import LaterTraining
+from dasearch.search.store import PostSearchTraining
 from dasearch.search_space import SearchSpace
 
 WIDE = 1.96  # standard deviations of a normal 95% interval
@@ -97,7 +97,7 @@ def _row_label(space: SearchSpace, name: str, k: int) -> str:
     return short(name) if len(choices) == len(PLACEMENTS) else f"{short(name)} {choices[k + 1].name}"
 
 
-class Foreseen(NamedTuple):
+class PredictedOutcome(NamedTuple):
     """A trial's predicted mean and sd, without its own noise, and its outcome."""
 
     trial: Trial
@@ -106,15 +106,15 @@ class Foreseen(NamedTuple):
     outcome: float
 
 
-def foreseen(view: StudyView) -> list[Foreseen]:
+def foreseen(view: StudyView) -> list[PredictedOutcome]:
     """Every prediction made before its trial that has an outcome by now; both in what the surrogate learns."""
     trials = {trial.number: trial for trial in view.completed}
     found = []
     for proposal in view.proposals:
         trial = trials.get(proposal.trial_number)
-        if trial is None or trial.signal is None or proposal.mean is None or proposal.sd is None:
+        if trial is None or trial.surrogate_target is None or proposal.mean is None or proposal.sd is None:
             continue
-        found.append(Foreseen(trial, proposal.mean, proposal.sd, trial.signal))
+        found.append(PredictedOutcome(trial, proposal.mean, proposal.sd, trial.surrogate_target))
     return found
 
 
@@ -148,7 +148,7 @@ def calibration(view: StudyView, theme: Theme) -> go.Figure:
     return drawn(theme, diagonal, points, says=coverage(sum(inside), found, noise), xaxis=x, yaxis=y)
 
 
-def coverage(inside: int, found: Sequence[Foreseen], noise: float) -> str:
+def coverage(inside: int, found: Sequence[PredictedOutcome], noise: float) -> str:
     """How many outcomes lie within their 95% interval, and by how much predictions were too high."""
     error = sum(one.mean - one.outcome for one in found) / len(found)
     high = "too high" if error > 0 else "too low"
@@ -237,13 +237,13 @@ def _later_bars(view: StudyView) -> list[Bar]:
     return bars
 
 
-def _later_state(training: LaterTraining) -> State:
+def _later_state(training: PostSearchTraining) -> State:
     if training.ended is None:
         return State.RUNNING
     return State.COMPLETE if training.reason is None else State.FAIL
 
 
-def _causes(training: Trial | LaterTraining) -> list[str]:
+def _causes(training: Trial | PostSearchTraining) -> list[str]:
     """Where it ran and why it failed, in lines."""
     return [escaped(line) for line in (attempts(training.workers), training.reason) if line]
 

@@ -16,7 +16,7 @@ from dasearch.config import parse_study
 from dasearch.errors import BrokenTraining, TrainingError, described
 from dasearch.search.executors.tasks import Task, read_task
 from dasearch.search.objective import Prepared
-from dasearch.training.materials import Materials
+from dasearch.training.materials import StudyContext
 from dasearch.training.progress import Epoch, Fit, Progress
 
 Heard = Callable[["Event"], None]
@@ -147,7 +147,7 @@ class Executor(Protocol):
 
     slots: int
 
-    def prepare(self, materials: Materials) -> Prepared:
+    def prepare(self, materials: StudyContext) -> Prepared:
         """Keep a prepared study for jobs to come.
 
         Args:

@@ -10,7 +10,7 @@ from dasearch.search.executors.base import Heard, Job
 from dasearch.search.executors.tasks import Workshop
 from dasearch.search.executors.work import work
 from dasearch.search.objective import Prepared
-from dasearch.training.materials import Materials
+from dasearch.training.materials import StudyContext
 
 
 class Inline:
@@ -22,7 +22,7 @@ class Inline:
         self._workshops: dict[str, Workshop] = {}
         self._jobs: deque[Job] = deque()
 
-    def prepare(self, materials: Materials) -> Prepared:
+    def prepare(self, materials: StudyContext) -> Prepared:
         name = str(len(self._workshops))
         self._workshops[name] = Workshop(materials)
         return Prepared(name, materials.method.settings)

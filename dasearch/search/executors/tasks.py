@@ -17,7 +17,7 @@ from dasearch.search.objective import Objective, Outcome, Run, Users, checkpoint
 from dasearch.threads import using
 from dasearch.training.encoders import encoder_training
 from dasearch.training.loop import peak_memory
-from dasearch.training.materials import Materials
+from dasearch.training.materials import StudyContext
 from dasearch.training.progress import Epoch, Fit
 from dasearch.training.shared import Say
 
@@ -31,11 +31,11 @@ class Workshop:
         materials: of all users.
     """
 
-    def __init__(self, materials: Materials) -> None:
+    def __init__(self, materials: StudyContext) -> None:
         self.everyone = materials
-        self._sampled: dict[tuple[float, int], Materials] = {}
+        self._sampled: dict[tuple[float, int], StudyContext] = {}
 
-    def materials(self, users: Users, settings: StudySettings) -> Materials:
+    def materials(self, users: Users, settings: StudySettings) -> StudyContext:
         """Of these users, under these settings."""
         if users is Users.EVERYONE:
             return self.everyone.under(settings)
@@ -206,7 +206,7 @@ class EncoderTask:
         except Exception as error:
             return [error]
 
-    def _trained(self, materials: Materials, checkpoint: Path, on_epoch: OnEpoch) -> Fit:
+    def _trained(self, materials: StudyContext, checkpoint: Path, on_epoch: OnEpoch) -> Fit:
         with using(1):
             training = encoder_training(self.settings, materials, self.seed, checkpoint)
             while not training.over:

@@ -19,7 +19,7 @@ from dasearch.search.executors.places import BUNDLES, bundle_object, checkpoint_
 from dasearch.search.objective import Prepared
 from dasearch.training.bundle import save_bundle
 from dasearch.training.loop import MOST_AT_ONCE
-from dasearch.training.materials import Materials
+from dasearch.training.materials import StudyContext
 
 GRACE = 30.0  # seconds over its minutes after which a job counts as hanging
 
@@ -95,7 +95,7 @@ class Watching(ABC, Generic[B]):
         self._exchange = exchange
         self._jobs, self._busy = deque[Job](), list[B]()
 
-    def prepare(self, materials: Materials) -> Prepared:
+    def prepare(self, materials: StudyContext) -> Prepared:
         """Save a prepared study for the workers."""
         name = save_bundle(materials, self._bundles)
         if self._exchange is not None:

@@ -72,7 +72,7 @@ class TrialRecord(NamedTuple):
     ended: datetime | None
 
     @property
-    def signal(self) -> float | None:
+    def surrogate_target(self) -> float | None:
         """What the surrogate learns from a complete trial."""
         return None if self.score is None else mean_of_curve(self.curve, self.score)
 
@@ -127,7 +127,7 @@ class FinalTraining(NamedTuple):
     peak_memory: int
 
 
-class LaterTraining(NamedTuple):
+class PostSearchTraining(NamedTuple):
     """A training of the confirmation or the final phase: its place among ``total``, and when it ran.
 
     Attributes:

@@ -49,7 +49,7 @@ from dasearch.search.store.records import (
     Artifact,
     Confirmation,
     FinalTraining,
-    LaterTraining,
+    PostSearchTraining,
     PriorTrial,
     Progress,
     Result,
@@ -331,7 +331,7 @@ class Store:
             return {Cost(row.name): SiteCosts(**json.loads(row.costs)) for row in rows}
 
     @changing
-    def withdraw(self, name: str) -> None:
+    def delete_study(self, name: str) -> None:
         """Take back a study that `begin` recorded, with all that is known of it."""
         storage = self.optuna_storage()
         with Session(self._engine) as session, session.begin():
@@ -452,7 +452,7 @@ class Store:
             ]
 
     @changing
-    def begin_training(self, name: str, training: LaterTraining) -> None:
+    def begin_training(self, name: str, training: PostSearchTraining) -> None:
         """Record that a training after the search begins; of one that ended before, its times stay unless it failed."""
         with Session(self._engine) as session, session.begin():
             key = {"study_id": self._row(session, name).id, "run": training.run}
@@ -480,17 +480,17 @@ class Store:
             row.workers, row.reason = json.dumps([*json.loads(row.workers), *workers]), reason
 
     @reading
-    def later_trainings(self, name: str) -> list[LaterTraining]:
+    def later_trainings(self, name: str) -> list[PostSearchTraining]:
         """Every training after the search, in the order in which they began."""
         with Session(self._engine) as session:
             return self._later_trainings(session, self._row(session, name))
 
-    def _later_trainings(self, session: Session, study: StudyRow) -> list[LaterTraining]:
+    def _later_trainings(self, session: Session, study: StudyRow) -> list[PostSearchTraining]:
         rows = session.scalars(
             select(LaterTrainingRow).filter_by(study_id=study.id).order_by(LaterTrainingRow.began, LaterTrainingRow.id)
         )
         return [
-            LaterTraining(
+            PostSearchTraining(
                 row.run,
                 row.phase,
                 row.label,
