@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All GPU checks and figures of the project, for whoever has a machine for a quarter of an hour: within LIMIT seconds
-# (480), every figure printed as it comes and kept in $OUT/gpu.txt. Wants SmolLM2's weights (README, "Your own language
+# (480), every figure printed as it comes and kept in $OUT/gpu.txt. Wants SmolLM2's weights (docs/tutorials, "Your own language
 # model") and DATA, the folder of amazon-scientific. `bash benchmarks/gpu.sh quick` takes the first figures alone.
 set -u
 cd "$(dirname "$0")/.."

@@ -44,6 +44,6 @@ class LogExpectedImprovement(AcquisitionFunction):  # type: ignore[misc]  # BoTo
 
     def forward(self, X: Tensor) -> Tensor:
         """Shapes: codes ``(m, 1, d)`` -> ``(m,)``."""
-        mean, sd = self.model.each(X.squeeze(-2))
+        mean, sd = self.model.member_posteriors(X.squeeze(-2))
         improvement = log_expected_improvement(mean, sd, self.best)
         return torch.logsumexp(self.model.weights.log()[:, None] + improvement, 0)

@@ -194,7 +194,7 @@ class HypervolumeImprovement(AcquisitionFunction):  # type: ignore[misc]  # BoTo
     def forward(self, X: Tensor) -> Tensor:
         """Shapes: codes ``(m, 1, d)`` -> ``(m,)``."""
         codes = X.squeeze(-2)
-        mean, sd = self.model.each(codes)
+        mean, sd = self.model.member_posteriors(codes)
         cost = self.cost.of(codes).clamp(max=self._dearest)
         improvement = log_expected_hypervolume_improvement(mean, sd, cost, self.steps)
         return torch.logsumexp(self.model.weights.log()[:, None] + improvement, 0)
