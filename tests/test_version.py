@@ -10,6 +10,8 @@ import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
+import yaml
+
 import dasearch
 from dasearch.version import installed_version, installed_versions
 
@@ -36,9 +38,14 @@ def test_the_version_is_in_one_place() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert "version" in project["project"]["dynamic"]
     assert project["tool"]["hatch"]["version"]["path"] == "dasearch/version.py"
-    assert re.fullmatch(r"\d+\.\d+\.\d+", dasearch.__version__)
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", dasearch.__version__)
     users = [path for path in (ROOT / "dasearch").rglob("*.py") if "importlib.metadata" in path.read_text()]
     assert users == [ROOT / "dasearch" / "version.py"]
+
+
+def test_a_release_is_cited_by_its_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"]
+    assert ".dev" in dasearch.__version__ or cited == dasearch.__version__
 
 
 def test_what_is_not_installed_has_none() -> None:
