@@ -22,7 +22,13 @@ WHOLE = math.inf  # units of an adapter that is as wide as the model's
 
 
 class Join(StrEnum):
-    """How an adapter that reads its sublayer's input joins the sublayer's output."""
+    """How an adapter that reads its sublayer's input joins the sublayer's output.
+
+    Examples:
+        >>> from dasearch import Join
+        >>> Join("sum") is Join.SUM
+        True
+    """
 
     MODEL = "model"  # as ``model.parallel_reduce`` and ``model.parallel_residual`` say: the printed mean by default
     SUM = "sum"  # ``SA + B(h)``, He et al. 2022
@@ -44,6 +50,12 @@ class Choice:
     Raises:
         LayoutError: for a letter that is not one of A to Z or a to z, a width below 1, or LoRA that is to stand beside a
             sublayer.
+
+    Examples:
+        >>> from dasearch import CHOICES, Choice
+        >>> narrow = Choice("narrow", "n", width=8)
+        >>> narrow.nearest([CHOICES["serial"], CHOICES["parallel"]]).name
+        'serial'
     """
 
     name: str
@@ -147,7 +159,16 @@ def legend_of(choices: Iterable[Choice]) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """A group of choices per layer, a choice per site. ``str`` and `parse` invert each other."""
+    """A group of choices per layer, a choice per site. ``str`` and `parse` invert each other.
+
+    Examples:
+        >>> from dasearch import Layout
+        >>> layout = Layout.parse("SPS-PPS")
+        >>> layout.z
+        (0, 1, 0, 1, 1, 0)
+        >>> layout.distance(Layout.all_serial(layers=2))
+        3
+    """
 
     groups: tuple[tuple[Choice, ...], ...]
 

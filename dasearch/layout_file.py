@@ -114,5 +114,15 @@ def read_layout(path: str | Path) -> Layout:
 
     Raises:
         LayoutError: for a missing or damaged file, a newer schema, or a layout that does not fit its own sites.
+
+    Examples:
+        >>> import json, pathlib, tempfile
+        >>> from dasearch import read_layout
+        >>> file = {"schema_version": "1.2", "model": "e4s-rec", "backbone": "tiny-opt", "layers": 2, "replaced": [1, 2]}
+        >>> file |= {"sites": ["attention", "ffn"], "layout": "SP-PP", "study": "e4s-rec", "seed": 0, "versions": {}}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = pathlib.Path(folder, "layout.json").write_text(json.dumps(file))
+        ...     read_layout(folder)
+        Layout('SP-PP')
     """
     return LayoutFile.read(path).parsed()

@@ -35,6 +35,15 @@ class LogExpectedImprovement(AcquisitionFunction):  # type: ignore[misc]  # BoTo
 
     Args:
         surrogate: what is known, running points believed (`Surrogate.fantasize`).
+
+    Examples:
+        >>> import torch
+        >>> from dasearch.bayes import LogExpectedImprovement, Surrogate
+        >>> codes = torch.tensor([[0, 0], [0, 1], [1, 0]])
+        >>> surrogate = Surrogate.fit(codes, torch.tensor([0.0, 0.4, 0.5]))
+        >>> improvement = LogExpectedImprovement(surrogate)
+        >>> improvement(torch.tensor([[[0, 0]], [[1, 1]]])).argmax().item()
+        1
     """
 
     def __init__(self, surrogate: Surrogate) -> None:

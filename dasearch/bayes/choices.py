@@ -28,6 +28,12 @@ class Choices:
         sizes: choices of each variable, at least two.
         places: ``(layer, site)`` of each variable, None for one that has none; None where there is no such structure.
         positions: of the choices of each variable on a scale, in [0, 1], None for one without order; None where all are.
+
+    Examples:
+        >>> from dasearch.bayes import Choices
+        >>> choices = Choices.named({"layer01.method": 3, "layer01.cached": 2, "layer02.method": 3})
+        >>> choices, choices.count, len(choices.columns)
+        (Choices(1 of 2, 2 of 3), 18, 5)
     """
 
     sizes: tuple[int, ...]
@@ -120,6 +126,7 @@ def hold(codes: Tensor, fixed: Mapping[int, int]) -> Tensor:
 
 def among(codes: Tensor, known: Tensor) -> Tensor:
     """Which rows of ``codes`` ``(m, d)`` stand in ``known`` ``(e, d)``: ``(m,)`` bool."""
+    codes, known = codes.double(), known.double()
     if not len(known):
         return torch.zeros(len(codes), dtype=torch.bool)
     squared = codes.square().sum(1, keepdim=True) + known.square().sum(1) - 2 * codes @ known.T  # exact: whole numbers

@@ -28,7 +28,14 @@ Cost = Callable[[Mapping[str, Any]], float]  # of the parameters of a trial
 
 
 class Reference(NamedTuple):
-    """The corner that hypervolume is measured from: a value that is too low, and a cost that is too high."""
+    """The corner that hypervolume is measured from: a value that is too low, and a cost that is too high.
+
+    Examples:
+        >>> import torch
+        >>> from dasearch.bayes import Reference
+        >>> Reference.beyond(torch.tensor([0.0, 5.0]), torch.tensor([10.0, 20.0]))
+        Reference(value=-0.5, cost=21.0)
+    """
 
     value: float
     cost: float
@@ -49,6 +56,11 @@ def front(values: Sequence[float], costs: Sequence[float]) -> list[int]:
     """Which points no other one dominates, the cheapest first; of equal points the first alone.
 
     A point dominates another that is neither better nor cheaper, unless both are equal.
+
+    Examples:
+        >>> from dasearch.bayes import front
+        >>> front([1.0, 0.5, 3.0], [1.0, 2.0, 4.0])
+        [0, 2]
     """
     order = sorted(range(len(values)), key=lambda i: (costs[i], -values[i], i))
     found: list[int] = []
@@ -59,7 +71,13 @@ def front(values: Sequence[float], costs: Sequence[float]) -> list[int]:
 
 
 def hypervolume(values: Sequence[float], costs: Sequence[float], reference: Reference) -> float:
-    """The area that the points dominate inside the reference corner; those outside of it count for nothing."""
+    """The area that the points dominate inside the reference corner; those outside of it count for nothing.
+
+    Examples:
+        >>> from dasearch.bayes import Reference, hypervolume
+        >>> hypervolume([1.0, 3.0], [1.0, 2.0], Reference(value=0.0, cost=3.0))  # 1 * 2 + 2 * 1
+        4.0
+    """
     inside = [i for i in range(len(values)) if values[i] > reference.value and costs[i] < reference.cost]
     values, costs = [values[i] for i in inside], [costs[i] for i in inside]
     area, level = 0.0, reference.value
@@ -76,6 +94,11 @@ def knee(values: Sequence[float], costs: Sequence[float]) -> int:
 
     Raises:
         ValueError: for no point.
+
+    Examples:
+        >>> from dasearch.bayes import knee
+        >>> knee([0.0, 0.9, 1.0], [0.0, 1.0, 10.0])
+        1
     """
     on_front = front(values, costs)
     if not on_front:
@@ -91,7 +114,13 @@ def knee(values: Sequence[float], costs: Sequence[float]) -> int:
 
 
 def spread_over(values: Sequence[float], costs: Sequence[float], k: int) -> list[int]:
-    """k points that show a front: its knee, then one by one what adds most hypervolume, the front before what it dominates."""
+    """k points that show a front: its knee, then one by one what adds most hypervolume, the front before what it dominates.
+
+    Examples:
+        >>> from dasearch.bayes import spread_over
+        >>> spread_over([0.0, 0.9, 1.0, 0.5], [0.0, 1.0, 10.0, 5.0], k=3)
+        [1, 0, 2]
+    """
     reference = Reference.beyond(*(torch.tensor(numbers, dtype=torch.float64) for numbers in (values, costs)))
     found: list[int] = []
     for layer in _fronts(values, costs):
@@ -158,7 +187,15 @@ def log_expected_hypervolume_improvement(mean: Tensor, sd: Tensor, cost: Tensor,
 
 @dataclass(frozen=True, eq=False)
 class KnownCost:
-    """What points cost: ``of`` codes ``(m, d)`` -> ``(m,)`` float64, and the highest cost of the space, as far as known."""
+    """What points cost: ``of`` codes ``(m, d)`` -> ``(m,)`` float64, and the highest cost of the space, as far as known.
+
+    Examples:
+        >>> import torch
+        >>> from dasearch.bayes import KnownCost
+        >>> cost = KnownCost(lambda codes: codes.sum(1), highest=2.0)
+        >>> cost.of(torch.tensor([[0.0, 1.0], [1.0, 1.0]])).tolist()
+        [1.0, 2.0]
+    """
 
     of: Callable[[Tensor], Tensor]
     highest: float
@@ -173,6 +210,16 @@ class HypervolumeImprovement(AcquisitionFunction):  # type: ignore[misc]  # BoTo
 
     Args:
         surrogate: what is known, running points believed (`Surrogate.fantasize`).
+
+    Examples:
+        >>> import torch
+        >>> from dasearch.bayes import HypervolumeImprovement, KnownCost, Surrogate
+        >>> codes = torch.tensor([[0, 0], [0, 1], [1, 0]])
+        >>> surrogate = Surrogate.fit(codes, torch.tensor([0.0, 0.4, 0.5]))
+        >>> cost = KnownCost(lambda codes: codes[:, 0].double(), highest=1.0)
+        >>> improvement = HypervolumeImprovement(surrogate, cost)
+        >>> improvement(torch.tensor([[[0, 0]], [[1, 1]]])).argmax().item()
+        1
     """
 
     def __init__(self, surrogate: Surrogate, cost: KnownCost) -> None:

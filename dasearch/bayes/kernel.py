@@ -25,6 +25,14 @@ class LayeredKernel(Kernel):  # type: ignore[misc]  # GPyTorch is not typed for 
     """A learned variance for each component of a space's dictionary.
 
     Shapes: codes ``(..., n, d)``, ``(..., m, d)`` -> ``(..., n, m)``.
+
+    Examples:
+        >>> import torch
+        >>> from dasearch.bayes import Choices, LayeredKernel
+        >>> kernel = LayeredKernel(Choices.named({"layer01.site": 2, "layer02.site": 2}))
+        >>> codes = torch.tensor([[0, 0], [0, 1], [1, 1]])
+        >>> kernel(codes, codes).to_dense().shape
+        torch.Size([3, 3])
     """
 
     def __init__(self, choices: Choices) -> None:

@@ -24,6 +24,13 @@ class Parameter:
     Attributes:
         values: by code.
         positions: of the values in [0, 1], on the parameter's own scale, ascending; None where they have no order.
+
+    Examples:
+        >>> from optuna.distributions import FloatDistribution
+        >>> from dasearch.bayes import parameter_of
+        >>> rate = parameter_of(FloatDistribution(1e-4, 1e-2, log=True))
+        >>> len(rate.values), rate.code(1e-3)
+        (9, 4)
     """
 
     distribution: BaseDistribution
@@ -44,7 +51,16 @@ class Parameter:
 
 
 def parameter_of(distribution: BaseDistribution) -> Parameter | None:
-    """None where there is nothing to choose."""
+    """None where there is nothing to choose.
+
+    Examples:
+        >>> from optuna.distributions import IntDistribution
+        >>> from dasearch.bayes import parameter_of
+        >>> parameter_of(IntDistribution(1, 5, step=2)).values
+        (1, 3, 5)
+        >>> parameter_of(IntDistribution(4, 4)) is None
+        True
+    """
     if isinstance(distribution, CategoricalDistribution):
         found = Parameter(distribution, tuple(distribution.choices))
     elif isinstance(distribution, FloatDistribution | IntDistribution) and distribution.low < distribution.high:
@@ -56,7 +72,15 @@ def parameter_of(distribution: BaseDistribution) -> Parameter | None:
 
 
 def parameters_of(space: Mapping[str, BaseDistribution]) -> dict[str, Parameter]:
-    """Those that leave something to choose, by name, in the order of their names."""
+    """Those that leave something to choose, by name, in the order of their names.
+
+    Examples:
+        >>> from optuna.distributions import CategoricalDistribution
+        >>> from dasearch.bayes import parameters_of
+        >>> space = {"optimizer": CategoricalDistribution(["sgd", "adam"]), "device": CategoricalDistribution(["cpu"])}
+        >>> list(parameters_of(space))
+        ['optimizer']
+    """
     found = {name: parameter_of(space[name]) for name in sorted(space)}
     return {name: parameter for name, parameter in found.items() if parameter is not None}
 

@@ -17,6 +17,12 @@ def quietly() -> Iterator[None]:
     """For the block, Optuna says nothing of experimental parts, of an own ask/tell loop, or below a warning.
 
     The filters and the level of before come back; whatever else warns is heard.
+
+    Examples:
+        >>> import optuna
+        >>> from dasearch.bayes import quietly
+        >>> with quietly():
+        ...     study = optuna.create_study(direction="maximize")  # would log a line
     """
     level = optuna.logging.get_verbosity()
     with warnings.catch_warnings():

@@ -34,7 +34,17 @@ NEIGHBOURS = 48  # points around each promising point
 
 
 class SpaceExhausted(ValueError):
-    """Every vertex is excluded: there is nothing left to propose."""
+    """Every vertex is excluded: there is nothing left to propose.
+
+    Examples:
+        >>> import torch
+        >>> from dasearch.bayes import Surrogate, propose
+        >>> every = torch.tensor([[0], [1]])
+        >>> propose(Surrogate.fit(every, torch.tensor([0.0, 1.0])), running=every[:0], excluded=every)
+        Traceback (most recent call last):
+            ...
+        dasearch.bayes.reparameterization.SpaceExhausted: all 2 layouts are evaluated or running; enlarge the search space
+    """
 
 
 class Maximum(NamedTuple):
@@ -42,6 +52,17 @@ class Maximum(NamedTuple):
 
     ``probabilities``, ``(D,)``, are those of every choice but the first, where the climb ended under which the vertex is most
     likely. It need not be the likeliest one there: a rarer sample, or single changes afterwards, may be better.
+
+    Examples:
+        >>> import torch
+        >>> from dasearch.bayes import Surrogate, propose
+        >>> codes = torch.tensor([[0, 0], [0, 1], [1, 0]])
+        >>> surrogate = Surrogate.fit(codes, torch.tensor([0.0, 0.4, 0.5]))
+        >>> maximum = propose(surrogate, running=codes[:0], excluded=codes)
+        >>> maximum.codes.tolist()
+        [1.0, 1.0]
+        >>> bool((maximum.probabilities > 0.5).all())  # of second choices
+        True
     """
 
     codes: Tensor
@@ -50,7 +71,15 @@ class Maximum(NamedTuple):
 
 
 def probabilities_of(theta: Sequence[float], temperature: float = TEMPERATURE) -> list[float]:
-    """Of the choices of one variable but the first, from their parameters; sigmoid where there is one."""
+    """Of the choices of one variable but the first, from their parameters; sigmoid where there is one.
+
+    Examples:
+        >>> from dasearch.bayes import probabilities_of
+        >>> probabilities_of([0.5])
+        [0.5]
+        >>> [round(p, 3) for p in probabilities_of([0.9, 0.5])]  # of three choices
+        [0.965, 0.018]
+    """
     first = 0.5 / temperature
     logits = [value / temperature for value in theta]
     top = max(first, *logits)
@@ -70,6 +99,16 @@ class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc
         choices: the space.
         fixed: codes held, by variable.
         generator: of Monte Carlo samples and starts.
+
+    Examples:
+        >>> import torch
+        >>> from dasearch.bayes import Improvement, ProbabilisticReparameterization, Surrogate
+        >>> codes = torch.tensor([[0, 0], [0, 1], [1, 0]])
+        >>> surrogate = Surrogate.fit(codes, torch.tensor([0.0, 0.4, 0.5]))
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> climb = ProbabilisticReparameterization(Improvement(surrogate), surrogate.choices, generator=generator)
+        >>> climb.maximise(excluded=codes).codes.tolist()
+        [1.0, 1.0]
     """
 
     def __init__(

@@ -48,12 +48,25 @@ def final_value(trial: FrozenTrial) -> float:
 
 
 def curve_mean(trial: FrozenTrial) -> float:
-    """Mean of a trial's intermediate values, less noisy than its best; its final value if it reported none."""
+    """Mean of a trial's intermediate values, less noisy than its best; its final value if it reported none.
+
+    Examples:
+        >>> from optuna.trial import create_trial
+        >>> from dasearch.bayes import curve_mean
+        >>> curve_mean(create_trial(value=0.75, intermediate_values={0: 0.25, 1: 0.75}))
+        0.5
+    """
     return mean_of_curve(trial.intermediate_values, final_value(trial))
 
 
 def mean_of_curve(curve: Mapping[int, float], final: float) -> float:
-    """The mean of values by step; ``final`` where there are none."""
+    """The mean of values by step; ``final`` where there are none.
+
+    Examples:
+        >>> from dasearch.bayes import mean_of_curve
+        >>> mean_of_curve({0: 0.25, 1: 0.75}, final=0.75), mean_of_curve({}, final=0.75)
+        (0.5, 0.75)
+    """
     return math.fsum(curve.values()) / len(curve) if curve else final
 
 
@@ -63,6 +76,19 @@ class Proposal:
 
     ``probabilities``, as of `Maximum`, has a number for each choice of a parameter but the first; mean and sd are of what the
     surrogate learns.
+
+    Examples:
+        >>> import optuna
+        >>> from optuna.distributions import CategoricalDistribution
+        >>> from dasearch.bayes import PRSampler, quietly
+        >>> space = {name: CategoricalDistribution(["no", "yes"]) for name in ("cached", "sorted")}
+        >>> told = []
+        >>> with quietly():
+        ...     sampler = PRSampler(search_space=space, on_proposal=told.append)
+        ...     study = optuna.create_study(direction="maximize", sampler=sampler)
+        ...     study.optimize(lambda trial: sum(trial.suggest_categorical(n, ["no", "yes"]) == "yes" for n in space), 3)
+        >>> [proposal.source for proposal in told]
+        ['startup', 'startup', 'reparameterization']
     """
 
     trial_number: int
@@ -110,6 +136,18 @@ class PRSampler(BaseSampler):
             `curve_mean` where trials report a learning curve.
         cost: the second objective of a layout, exact; None for a study of one objective.
         on_proposal: told each proposal.
+
+    Examples:
+        >>> import optuna
+        >>> from dasearch.bayes import PRSampler, quietly
+        >>> def objective(trial):
+        ...     method = trial.suggest_categorical("method", ["fast", "exact", "learned"])
+        ...     return len(method) + (trial.suggest_categorical("cached", ["no", "yes"]) == "yes")
+        >>> with quietly():
+        ...     study = optuna.create_study(direction="maximize", sampler=PRSampler(seed=0))
+        ...     study.optimize(objective, n_trials=6)  # as many as there are combinations
+        >>> study.best_params
+        {'method': 'learned', 'cached': 'yes'}
     """
 
     def __init__(
@@ -200,7 +238,13 @@ class PRSampler(BaseSampler):
 
 
 def startup_trials(variables: int) -> int:
-    """Evaluations before the surrogate proposes, where nothing else is said and nothing known."""
+    """Evaluations before the surrogate proposes, where nothing else is said and nothing known.
+
+    Examples:
+        >>> from dasearch.bayes import startup_trials
+        >>> startup_trials(4), startup_trials(12), startup_trials(90)
+        (2, 4, 10)
+    """
     return min(MOST_STARTUP, max(FEWEST_STARTUP, int(STARTUP_SHARE * variables)))
 
 
@@ -219,6 +263,14 @@ def propose(
 
     Raises:
         SpaceExhausted: if every point is excluded.
+
+    Examples:
+        >>> import torch
+        >>> from dasearch.bayes import Surrogate, propose
+        >>> codes = torch.tensor([[0, 0], [0, 1], [1, 0]])
+        >>> surrogate = Surrogate.fit(codes, torch.tensor([0.0, 0.4, 0.5]))
+        >>> propose(surrogate, running=codes[:0], excluded=codes).codes.tolist()
+        [1.0, 1.0]
     """
     believed = surrogate.fantasize(running)
     generator = generator or torch.Generator().manual_seed(0)
@@ -246,7 +298,17 @@ def propose_batch(
     *,
     cost: KnownCost | None = None,
 ) -> list[Maximum]:
-    """q points one after another, each with those before it believed to be running."""
+    """q points one after another, each with those before it believed to be running.
+
+    Examples:
+        >>> import torch
+        >>> from dasearch.bayes import Surrogate, propose_batch
+        >>> codes = torch.tensor([[0, 0], [0, 1], [1, 0]])
+        >>> surrogate = Surrogate.fit(codes, torch.tensor([0.0, 0.4, 0.5]))
+        >>> found = propose_batch(surrogate, 2, running=codes[:0], excluded=codes[:2])
+        >>> sorted(maximum.codes.tolist() for maximum in found)
+        [[1.0, 0.0], [1.0, 1.0]]
+    """
     generator = generator or torch.Generator().manual_seed(0)
     found: list[Maximum] = []
     for _ in range(q):
@@ -257,7 +319,15 @@ def propose_batch(
 
 
 def choices_of(space: Space) -> Choices:
-    """Parameters as variables, with layers where names tell them."""
+    """Parameters as variables, with layers where names tell them.
+
+    Examples:
+        >>> from optuna.distributions import CategoricalDistribution, IntDistribution
+        >>> from dasearch.bayes import choices_of, parameters_of
+        >>> space = {"optimizer": CategoricalDistribution(["sgd", "adam"]), "layers": IntDistribution(1, 3)}
+        >>> choices_of(parameters_of(space)).sizes  # in the order of their names
+        (3, 2)
+    """
     sizes = {name: len(parameter.values) for name, parameter in space.items()}
     return Choices.named(sizes, {name: parameter.positions for name, parameter in space.items()})
 
@@ -267,6 +337,13 @@ def known_cost(cost: Cost, space: Space, choices: Choices) -> KnownCost:
 
     The highest is found by one change at a time from all first choices on: it is the highest of all where the cost is a sum
     over parameters, or more of one never makes another cheaper.
+
+    Examples:
+        >>> from optuna.distributions import CategoricalDistribution, IntDistribution
+        >>> from dasearch.bayes import choices_of, known_cost, parameters_of
+        >>> space = parameters_of({"optimizer": CategoricalDistribution(["sgd", "adam"]), "layers": IntDistribution(1, 3)})
+        >>> known_cost(lambda params: 100.0 * params["layers"], space, choices_of(space)).highest
+        300.0
     """
     names, able = list(space), [parameter.values for parameter in space.values()]
     found: dict[tuple[int, ...], float] = {}

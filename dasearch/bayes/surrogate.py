@@ -45,14 +45,34 @@ AT_ONCE = 128  # points whose features are held at once: those of more leave the
 
 
 class Posterior(NamedTuple):
-    """Mean and standard deviation of the latent function, each ``(m,)``, in the units of the values."""
+    """Mean and standard deviation of the latent function, each ``(m,)``, in the units of the values.
+
+    Examples:
+        >>> import torch
+        >>> from dasearch.bayes import Surrogate
+        >>> codes = torch.tensor([[0, 0], [0, 1], [1, 0]])
+        >>> surrogate = Surrogate.fit(codes, torch.tensor([0.0, 0.4, 0.5]))
+        >>> mean, sd = surrogate.posterior(torch.tensor([[0, 1], [1, 1]]))
+        >>> bool(sd[0] < sd[1])  # the first was evaluated
+        True
+    """
 
     mean: Tensor
     sd: Tensor
 
 
 class LeaveOneOut(NamedTuple):
-    """Each value as the others predict it, noise included: mean and sd ``(n,)``, and the mean log density."""
+    """Each value as the others predict it, noise included: mean and sd ``(n,)``, and the mean log density.
+
+    Examples:
+        >>> import torch
+        >>> from dasearch.bayes import Surrogate
+        >>> codes = torch.cartesian_prod(*[torch.tensor([0, 1])] * 4)
+        >>> values = codes @ torch.tensor([0, 1, 2, 3])
+        >>> left_out = Surrogate.fit(codes, values).leave_one_out()
+        >>> bool((left_out.mean - values).abs().max() < 0.5)
+        True
+    """
 
     mean: Tensor
     sd: Tensor
@@ -63,6 +83,16 @@ class Effects(NamedTuple):
     """Averaged over all other choices, the change of the value: mean and sd, each ``(k,)``.
 
     ``choices`` names them: ``(variable, k)`` for choice k instead of the first, or two of these for an interaction.
+
+    Examples:
+        >>> import torch
+        >>> from dasearch.bayes import Surrogate
+        >>> codes = torch.cartesian_prod(*[torch.tensor([0, 1])] * 3)
+        >>> effects = Surrogate.fit(codes, codes @ torch.tensor([3, 0, -1])).main_effects()
+        >>> effects.choices
+        [((0, 1),), ((1, 1),), ((2, 1),)]
+        >>> effects.mean.round().tolist()
+        [3.0, 0.0, -1.0]
     """
 
     choices: list[tuple[tuple[int, int], ...]]
@@ -89,7 +119,19 @@ class Members(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Surrogate:
-    """A fitted process; `fit` makes one, and nothing changes it afterwards."""
+    """A fitted process; `fit` makes one, and nothing changes it afterwards.
+
+    Examples:
+        >>> import torch
+        >>> from dasearch.bayes import Surrogate
+        >>> codes = torch.tensor([[0, 0], [0, 1], [1, 0]])
+        >>> surrogate = Surrogate.fit(codes, torch.tensor([0.0, 0.4, 0.5]))
+        >>> surrogate
+        Surrogate(3 evaluations of 2 variables)
+        >>> unseen = surrogate.posterior(torch.tensor([[1, 1]]))
+        >>> bool(unseen.mean > 0.3)  # the mean of what was evaluated: each change was better alone
+        True
+    """
 
     choices: Choices
     dictionary: Dictionary

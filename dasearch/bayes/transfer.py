@@ -21,14 +21,27 @@ MORE_NOISE = 0.1  # noise variance of the other study beyond this one's, as a sh
 
 
 class Observation(NamedTuple):
-    """A choice for each parameter, by name, and the value it had in another study."""
+    """A choice for each parameter, by name, and the value it had in another study.
+
+    Examples:
+        >>> from dasearch.bayes import Observation, PRSampler
+        >>> sampler = PRSampler(prior=[Observation({"optimizer": "adam"}, 0.7), Observation({"optimizer": "sgd"}, 0.4)])
+    """
 
     params: Mapping[str, Any]
     value: float
 
 
 class Prior(NamedTuple):
-    """Evaluations of another study: codes ``(m, d)``, values ``(m,)`` of mean 0 and sd 1, more being better."""
+    """Evaluations of another study: codes ``(m, d)``, values ``(m,)`` of mean 0 and sd 1, more being better.
+
+    Examples:
+        >>> import torch
+        >>> from dasearch.bayes import Prior
+        >>> prior = Prior.standardised(torch.tensor([[0], [1], [2]]), torch.tensor([10.0, 20.0, 30.0]))
+        >>> prior.values.tolist()
+        [-1.0, 0.0, 1.0]
+    """
 
     codes: Tensor
     values: Tensor

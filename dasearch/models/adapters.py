@@ -51,6 +51,13 @@ class BottleneckAdapter(nn.Module):
 
     Shapes: x ``(..., width)``, units ``()`` or ``(rows, 1, 1)``, how many of the bottleneck count (None: all)
     -> ``(..., width)``. Those that do not count get no gradient.
+
+    Examples:
+        >>> import torch
+        >>> from dasearch.models import BottleneckAdapter
+        >>> adapter = BottleneckAdapter(8, bottleneck=4, generator=torch.Generator().manual_seed(0))
+        >>> adapter(torch.ones(2, 8)).abs().max().item()
+        0.0
     """
 
     def __init__(
@@ -98,7 +105,14 @@ class BottleneckAdapter(nn.Module):
 
 
 class AdapterSettings(BaseModel):
-    """What every model of bottleneck adapters can choose about them."""
+    """What every model of bottleneck adapters can choose about them.
+
+    Examples:
+        >>> from dasearch import Choice
+        >>> from dasearch.models import AdapterSettings
+        >>> AdapterSettings(kind="darec", bottleneck=4).too_wide(Choice("wide", "w", width=16))
+        "has 16 units and the model's adapters 4; set model.bottleneck=16"
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

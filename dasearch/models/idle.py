@@ -83,6 +83,23 @@ class IDLEAdapter(PrefixModel):
         backbone: a frozen decoder or encoder.
         encoder: a trained ID encoder, which stays as it is.
         generator: draws every initial weight.
+
+    Examples:
+        >>> import torch
+        >>> from transformers import OPTConfig, OPTModel
+        >>> from dasearch import Layout
+        >>> from dasearch.models import IDLEAdapter
+        >>> from dasearch.models.backbone import FrozenBackbone
+        >>> from dasearch.models.id_encoders import EncoderSettings, build_encoder
+        >>> from dasearch.models.idle import IDLESettings
+        >>> sizes = {"hidden_size": 8, "word_embed_proj_dim": 8, "ffn_dim": 16, "num_attention_heads": 2}
+        >>> backbone = FrozenBackbone(OPTModel(OPTConfig(vocab_size=20, num_hidden_layers=2, **sizes)), name="tiny")
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> encoder = build_encoder(EncoderSettings(name="sasrec", width=4), 3, 5, torch.zeros(5, 4), generator)
+        >>> settings = IDLESettings(kind="idle", prefix=2)
+        >>> model = IDLEAdapter(backbone, settings, encoder=encoder, n_items=5, generator=generator)
+        >>> model.layout_tensor(Layout.parse("SPS-PPS")).shape
+        torch.Size([2, 3, 3])
     """
 
     kind = ModelKind.IDLE

@@ -77,6 +77,15 @@ def apply_layout(
     Raises:
         LayoutError: if the layout, the sites, the settings or the weights do not fit, or adapters are there already.
         BackboneError: for a family that dasearch does not wrap, or an encoder.
+
+    Examples:
+        >>> from transformers import OPTConfig, OPTForCausalLM
+        >>> from dasearch import Layout, apply_layout
+        >>> sizes = {"hidden_size": 8, "word_embed_proj_dim": 8, "ffn_dim": 16, "num_attention_heads": 2}
+        >>> model = OPTForCausalLM(OPTConfig(vocab_size=20, num_hidden_layers=2, **sizes))
+        >>> model = apply_layout(model, Layout.parse("SP-PN"), bottleneck=4)
+        >>> sum(one.numel() for one in model.parameters() if one.requires_grad)  # 3 of 2 * 8 * 4 + 4 + 8 each
+        228
     """
     settings = _settings(
         bottleneck=bottleneck,

@@ -33,6 +33,20 @@ def load_pretrained(
 
     Raises:
         BackboneError: if it can be neither found nor downloaded, is damaged, or has fewer layers.
+
+    Examples:
+        >>> import tempfile
+        >>> from tokenizers import Tokenizer, models
+        >>> from transformers import OPTConfig, OPTModel, PreTrainedTokenizerFast
+        >>> from dasearch.models import load_pretrained
+        >>> sizes = {"hidden_size": 8, "word_embed_proj_dim": 8, "ffn_dim": 16, "num_attention_heads": 2}
+        >>> words = models.WordLevel({"<unk>": 0, "green": 1, "tea": 2}, unk_token="<unk>")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     OPTModel(OPTConfig(vocab_size=3, num_hidden_layers=2, **sizes)).save_pretrained(folder)
+        ...     _ = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), unk_token="<unk>").save_pretrained(folder)
+        ...     model, tokenizer = load_pretrained(folder, layers=1)
+        >>> model.config.num_hidden_layers, tokenizer("tea").input_ids
+        (1, [2])
     """
     config = _config(name, layers)
     place = _place(name)

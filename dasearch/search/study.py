@@ -147,6 +147,14 @@ class Study:
 
     Args:
         storage: a database URL or an SQLite file; by default ``dasearch.db`` in the study's output folder.
+
+    Examples:
+        >>> import dasearch
+        >>> study = dasearch.Study.load("quickstart", ["name=small", "search.budget=12", "backbone.layers=2"])
+        >>> study
+        Study('small': darec over tiny-opt, budget 12, folder runs/small)
+        >>> study.space().size
+        64
     """
 
     def __init__(self, settings: StudySettings, *, storage: str | None = None) -> None:

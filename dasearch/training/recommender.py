@@ -310,6 +310,13 @@ def load(directory: str | Path, *, device: str = "auto") -> Recommender:
 
     Raises:
         ModelFolderError: if a file is missing, damaged, or of a newer format.
+
+    Examples:
+        >>> import dasearch
+        >>> dasearch.load("nosuch")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        dasearch.errors.ModelFolderError: nosuch holds no trained model (no config.json); give the folder that ...
     """
     folder = place_of(directory, ModelFolderError)
     if not (folder / "config.json").is_file():
