@@ -1,6 +1,6 @@
-"""Expected improvement, in logarithms so that its gradient does not vanish far from the best.
+"""Log expected improvement, computed in logarithms so that its gradient does not vanish far from the incumbent.
 
-Ament et al. 2023 (LogEI). The value to beat is the largest posterior mean among evaluated and running points, not the
+Ament et al. 2023 (LogEI). The incumbent is the largest posterior mean among evaluated and running points, not the
 largest observation: with noisy trainings the latter is mostly luck.
 """
 
@@ -18,7 +18,7 @@ FAR = -1e5  # standardised improvement below which the asymptote is exact in flo
 
 
 def log_expected_improvement(mean: Tensor, sd: Tensor, best: Tensor) -> Tensor:
-    """``log E[max(f - best, 0)]`` for f normal, elementwise."""
+    """``log E[max(f - best, 0)]`` for normally distributed f, elementwise."""
     u = (mean - best) / sd
     log_density = -0.5 * u.square() - 0.5 * math.log(2 * math.pi)
     near = torch.exp(log_density) + u * torch.special.ndtr(u)
@@ -31,10 +31,10 @@ def log_expected_improvement(mean: Tensor, sd: Tensor, best: Tensor) -> Tensor:
 
 
 class LogExpectedImprovement(AcquisitionFunction):  # type: ignore[misc]  # BoTorch is not typed for mypy
-    """Log expected improvement under a mixture, as BoTorch calls acquisitions.
+    """Log expected improvement under a mixture of Gaussian processes, with BoTorch's interface for acquisitions.
 
     Args:
-        surrogate: what is known, running points believed (`Surrogate.fantasize`).
+        surrogate: the fitted surrogate, conditioned on running points (`Surrogate.fantasize`).
 
     Examples:
         >>> import torch
@@ -48,11 +48,11 @@ class LogExpectedImprovement(AcquisitionFunction):  # type: ignore[misc]  # BoTo
 
     def __init__(self, surrogate: Surrogate) -> None:
         super().__init__(model=surrogate)
-        self.means = surrogate.posterior(surrogate.codes).mean  # (n,), of what is known and believed
+        self.means = surrogate.posterior(surrogate.codes).mean  # (n,), of evaluated and fantasized points
         self.best = self.means.max()
 
     def forward(self, X: Tensor) -> Tensor:
-        """Shapes: codes ``(m, 1, d)`` -> ``(m,)``."""
+        """Evaluate the acquisition. Shapes: codes ``(m, 1, d)`` -> ``(m,)``."""
         mean, sd = self.model.member_posteriors(X.squeeze(-2))
         improvement = log_expected_improvement(mean, sd, self.best)
         return torch.logsumexp(self.model.weights.log()[:, None] + improvement, 0)

@@ -1,9 +1,9 @@
-"""How workers that share a study keep from taking one layout twice.
+"""Claims, which keep workers that share a study from evaluating the same layout twice.
 
 Optuna shows a running trial's parameters only once they are suggested, and two workers that ask at the same moment see the
-same history. So a proposal is written into its trial first, as a claim, and looked for in every other trial after: of two
-claims at least one worker sees the other's. The lower trial number keeps the layout; it waits until the other has either
-withdrawn or, not having seen it, made its claim final.
+same history. A proposal is therefore first written to its own trial, as a claim, and only then compared with the claims of
+all other trials: of two workers, at least one sees the other's claim. The lower trial number keeps the layout; it waits until
+the other has either withdrawn or, not having seen it, made its claim final.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What a layered landscape may be made of: the surrogate's dictionary of features.
+"""The surrogate's dictionary of features: the components that a layered landscape may be composed of.
 
-Each component is a kernel written out as features, scaled so that it has variance one over uniformly drawn points: a
-separate effect of every choice (`LINEAR`), an effect of a site shared by all layers, effects of a site that change smoothly
-or quickly with depth, pairs of sites within a layer and pairs of neighbouring layers, each layer for itself or smooth over
-depth. Two kernels have no list of features: all pairs, and an isotropic kernel of the Hamming distance.
+Each component is a kernel written out as features, scaled to variance one over uniformly drawn points: a separate effect of
+every choice (`LINEAR`), an effect of a site shared by all layers, effects of a site that vary smoothly or quickly with depth,
+pairs of sites within a layer and pairs of neighbouring layers, each layer on its own or smooth over depth. Two kernels have no
+explicit features: all pairs, and an isotropic kernel of the Hamming distance.
 
 Without layers only linear, pairs and isotropic remain.
 """
@@ -23,22 +23,22 @@ from dasearch.bayes.choices import Choices
 
 LINEAR = "linear"
 PICKED = "picked pairs"
-PAIRS, ISOTROPIC = "pairs", "isotropic"  # the two kernels without features
+PAIRS, ISOTROPIC = "pairs", "isotropic"  # the two kernels without explicit features
 SMOOTH, QUICK = 1 / 4, 1 / 10  # length scales over depth, as shares of the number of layers
 REACH = 1 / 4  # length scale of the isotropic kernel, as a share of the number of variables
-NEGLIGIBLE = 1e-6  # eigenvalues of a depth kernel below this share of the largest are left out
+NEGLIGIBLE = 1e-6  # eigenvalues of a depth kernel below this share of the largest are dropped
 SCALE_REACH = 0.35  # length scale over an ordered variable's range: one peak or valley
-WIGGLES = 0.01  # the same for a kernel over such a scale: three or four shapes remain
+WIGGLES = 0.01  # smallest eigenvalue kept of a kernel over such a scale, as a share: three or four shapes remain
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A component's features. They fall into groups that read terms of their own: one kind of column or pair at all depths.
+    """The features of one component, in groups that read separate terms: one kind of column or pair at all depths.
 
     Attributes:
-        name: of the component.
-        groups: for all groups of one shape the terms that they read, ``(B, R)``, and what turns these into features,
-            ``(B, R, K)``.
+        name: name of the component.
+        groups: for all groups of one shape, the indices of the terms that they read, ``(B, R)``, and the matrices that map
+            these terms to features, ``(B, R, K)``.
     """
 
     name: str
@@ -55,26 +55,26 @@ class Part:
         return sum(factor.shape[0] * factor.shape[2] for _, factor in self.groups)
 
     def features(self, terms: Tensor) -> Tensor:
-        """Shapes: terms ``(T, m)`` -> ``(count, m)``."""
-        found = [_combined(terms[rows], factor) for rows, factor in self.groups]
-        return found[0] if len(found) == 1 else torch.cat(found)
+        """Feature values of this component. Shapes: terms ``(T, m)`` -> ``(count, m)``."""
+        groups = [_combined(terms[rows], factor) for rows, factor in self.groups]
+        return groups[0] if len(groups) == 1 else torch.cat(groups)
 
 
 def _combined(read: Tensor, factor: Tensor) -> Tensor:
-    """Shapes: ``(B, R, m)``, ``(B, R, K)`` -> ``(B * K, m)``."""
+    """Features of groups from the terms that they read. Shapes: ``(B, R, m)``, ``(B, R, K)`` -> ``(B * K, m)``."""
     product = read * factor if factor.shape[1:] == (1, 1) else torch.bmm(factor.mT, read)
     return product.flatten(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Dictionary:
-    """The features of one space; `dictionary` makes and keeps them.
+    """The features of one space; `dictionary` builds and caches them.
 
-    A point's terms are its contrast columns and products of them in pairs; features are weighted sums of a few terms each.
+    A point's terms are its contrast columns and their pairwise products; features are weighted sums of a few terms each.
 
     Attributes:
         pairs: the column pairs whose products are terms, ``(P, 2)``.
-        parts: the components in the order of their features, `LINEAR` first, a feature a column.
+        parts: the components in the order of their features, `LINEAR` first with one feature per column.
     """
 
     choices: Choices
@@ -83,16 +83,16 @@ class Dictionary:
 
     @cached_property
     def component(self) -> tuple[str, ...]:
-        """Name of each feature's component, F long."""
+        """The component that each feature belongs to, by name; one entry per feature."""
         return tuple(part.name for part in self.parts for _ in range(part.count))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The components, the two kernels last."""
+        """Names of the components, the two kernels without explicit features last."""
         return (*(part.name for part in self.parts), PAIRS, ISOTROPIC)
 
     def with_pairs(self, pairs: list[tuple[int, int]]) -> Dictionary:
-        """The same and a feature for each of these column pairs, of variance one."""
+        """This dictionary with one more feature of variance one for each of these column pairs."""
         if not pairs:
             return self
         rows = len(self.choices.columns) + len(self.pairs) + torch.arange(len(pairs))[:, None]
@@ -100,19 +100,22 @@ class Dictionary:
         return replace(self, pairs=torch.cat([self.pairs, torch.tensor(pairs)]), parts=(*self.parts, picked))
 
     def terms(self, contrasts: Tensor) -> Tensor:
-        """Columns, then products; shapes: contrasts ``(m, D)`` -> ``(T, m)``."""
+        """Contrast columns, then their products. Shapes: contrasts ``(m, D)`` -> ``(T, m)``."""
         columns, (first, second) = contrasts.T.contiguous(), self.pairs.T
         products = columns[first].mul_(columns[second])
         return torch.cat([columns, products])
 
     def features(self, contrasts: Tensor) -> Tensor:
-        """Shapes: contrasts ``(..., D)`` -> ``(..., F)``."""
+        """Values of all features. Shapes: contrasts ``(..., D)`` -> ``(..., F)``."""
         terms = self.terms(contrasts.reshape(-1, contrasts.shape[-1]))
-        found = torch.cat([part.features(terms) for part in self.parts])
-        return found.T.contiguous().view(*contrasts.shape[:-1], len(found))
+        features = torch.cat([part.features(terms) for part in self.parts])
+        return features.T.contiguous().view(*contrasts.shape[:-1], len(features))
 
     def pair_kernel(self, a: Tensor, b: Tensor) -> Tensor:
-        """All products of two columns of different variables; ``(..., m, D)``, ``(..., n, D)`` -> ``(..., m, n)``."""
+        """Kernel of all products of two columns of different variables.
+
+        Shapes: ``(..., m, D)``, ``(..., n, D)`` -> ``(..., m, n)``.
+        """
         return self._pairs(a @ b.mT, (a * (self.choices.column_size - 2)) @ b.mT)
 
     def pair_variance(self, a: Tensor) -> Tensor:
@@ -120,7 +123,7 @@ class Dictionary:
         return self._pairs(a.square().sum(-1), a.square() @ (self.choices.column_size - 2))
 
     def _pairs(self, product: Tensor, within_variables: Tensor) -> Tensor:
-        """All squares less those of one variable's own columns, whose products are ``C - 1 + (C - 2) x`` their product."""
+        """All squares minus those of one variable's own columns, whose products are ``C - 1 + (C - 2) x`` their product."""
         return (product.square() - len(self.choices.columns) - within_variables) * (self.pair_weight / 2)
 
     @property
@@ -138,11 +141,11 @@ class Dictionary:
 
     @property
     def lengthscale(self) -> float:
-        """In Hamming distance."""
+        """Length scale of the isotropic kernel, in Hamming distance."""
         return max(1.0, REACH * self.choices.d)
 
     def isotropic_weights(self) -> tuple[float, Tensor]:
-        """The isotropic kernel's expansion: the constant's weight, and the factor ``(D,)`` by which a column raises it."""
+        """The isotropic kernel's expansion: the constant's weight, and the factor ``(D,)`` by which each column raises it."""
         sizes = self.choices.column_size
         differing = torch.exp(torch.tensor(-1 / self.lengthscale, dtype=torch.float64))
         share = (1 - differing) / sizes  # of one column
@@ -153,28 +156,28 @@ class Dictionary:
 
 @lru_cache(maxsize=8)
 def dictionary(choices: Choices) -> Dictionary:
-    """The features of a space."""
+    """The features of a space, cached."""
     blocks = [_Block(LINEAR, torch.eye(len(choices.columns), dtype=torch.float64), paired=False)]
     layered = _Layered.of(choices)
     pairs: list[tuple[int, int]] = []
     if layered is not None:
         blocks += [_placed(block, layered.columns, len(choices.columns)) for block in layered.blocks()]
-        pairs, found = layered.pairs()
-        blocks += found
+        pairs, pair_blocks = layered.pairs()
+        blocks += pair_blocks
     if choices.positions is not None:
         scales = _scales(choices)
-        of_scales, found = _scale_pairs(scales, layered)
+        of_scales, scale_blocks = _scale_pairs(scales, layered)
         before, total = len(pairs), len(pairs) + len(of_scales)
         blocks = [_placed(block, range(before), total) if block.paired else block for block in blocks]
         blocks += _scale_blocks(scales, len(choices.columns))
-        blocks += [_placed(block, range(before, total), total) for block in found]
+        blocks += [_placed(block, range(before, total), total) for block in scale_blocks]
         pairs += of_scales
     return _assemble(choices, blocks, torch.tensor(pairs, dtype=torch.long).reshape(len(pairs), 2))
 
 
 @dataclass(frozen=True)
 class _Block:
-    """A component: covariance factor of the coefficients of columns or of pairs, ``(D or P, features)``."""
+    """One component: a factor of the covariance of its column or pair coefficients, ``(D or P, features)``."""
 
     name: str
     factor: Tensor
@@ -184,7 +187,7 @@ class _Block:
 def _depth_blocks(
     name: str, depth: list[int], kind: list[tuple[str, int]], layers: int, *, paired: bool
 ) -> list[_Block]:
-    """Coefficients shared by all layers, smooth over depth, and quickly changing with it."""
+    """Coefficients shared by all layers, smooth over depth, and quickly varying with depth."""
     at = torch.tensor(depth, dtype=torch.float64)
     same = torch.tensor([[float(a == b) for b in kind] for a in kind], dtype=torch.float64)
     gap = (at[:, None] - at).square()
@@ -195,16 +198,16 @@ def _depth_blocks(
 
 
 def _factor_by_group(kernel: Tensor, groups: list[list[int]]) -> Tensor:
-    """The factor of a kernel that is zero between groups: so are its columns outside of their own group."""
+    """Factor of a kernel that is zero between groups; each column of the factor is zero outside its group."""
     factors = [_factor(kernel[group][:, group]) for group in groups]
-    found = kernel.new_zeros(len(kernel), sum(factor.shape[1] for factor in factors))
-    found[[row for group in groups for row in group]] = torch.block_diag(*factors)
-    return found
+    joined = kernel.new_zeros(len(kernel), sum(factor.shape[1] for factor in factors))
+    joined[[row for group in groups for row in group]] = torch.block_diag(*factors)
+    return joined
 
 
 @dataclass(frozen=True)
 class _Layered:
-    """The contrast columns of layered variables: which they are, their layers as 0, 1, ..., their sites and choices."""
+    """The contrast columns of layered variables: their indices, their depths 0, 1, ..., and their sites and choices."""
 
     columns: list[int]
     depth: list[int]
@@ -212,13 +215,15 @@ class _Layered:
 
     @classmethod
     def of(cls, choices: Choices) -> _Layered | None:
-        """None without such structure."""
+        """The layered columns of a space; None for a space without layers."""
         if choices.places is None:
             return None
         place = {column: choices.places[i] for column, (i, _) in enumerate(choices.columns)}
-        found = [(column, at[0], (at[1], choices.columns[column][1])) for column, at in place.items() if at]
-        depths = {layer: depth for depth, layer in enumerate(sorted({layer for _, layer, _ in found}))}
-        return cls([c for c, _, _ in found], [depths[layer] for _, layer, _ in found], [site for _, _, site in found])
+        columns = [(column, at[0], (at[1], choices.columns[column][1])) for column, at in place.items() if at]
+        depths = {layer: depth for depth, layer in enumerate(sorted({layer for _, layer, _ in columns}))}
+        return cls(
+            [c for c, _, _ in columns], [depths[layer] for _, layer, _ in columns], [site for _, _, site in columns]
+        )
 
     @property
     def layers(self) -> int:
@@ -232,20 +237,20 @@ class _Layered:
         depth, site, n = self.depth, self.site, range(len(self.site))
         within = [(i, j) for i in n for j in n if i < j and depth[i] == depth[j] and site[i][0] != site[j][0]]
         neighbours = [(i, j) for i in n for j in n if depth[j] == depth[i] + 1 and site[i][0] == site[j][0]]
-        rows, found, total = 0, list[_Block](), len(within) + len(neighbours)
+        rows, blocks, total = 0, list[_Block](), len(within) + len(neighbours)
         for name, pairs in (("within a layer", within), ("neighbouring layers", neighbours)):
             if not pairs:
                 continue
             kinds: list[tuple[str, int]] = [(f"{site[i]}{site[j]}", 0) for i, j in pairs]
             own = [_Block(f"{name}, each", torch.eye(len(pairs), dtype=torch.float64), paired=True)]
             own += _depth_blocks(name, [depth[i] for i, _ in pairs], kinds, self.layers, paired=True)
-            found += [_placed(block, range(rows, rows + len(pairs)), total) for block in own]
+            blocks += [_placed(block, range(rows, rows + len(pairs)), total) for block in own]
             rows += len(pairs)
-        return [(self.columns[i], self.columns[j]) for i, j in within + neighbours], found
+        return [(self.columns[i], self.columns[j]) for i, j in within + neighbours], blocks
 
 
 def _placed(block: _Block, rows: Sequence[int], total: int) -> _Block:
-    """The same with these rows of so many."""
+    """The same block at the given rows of a matrix with ``total`` rows."""
     if list(rows) == list(range(total)):
         return block
     factor = torch.zeros(total, block.factor.shape[1], dtype=torch.float64)
@@ -254,15 +259,15 @@ def _placed(block: _Block, rows: Sequence[int], total: int) -> _Block:
 
 
 class _Scale(NamedTuple):
-    """An ordered variable: its columns, and the factor of their coefficients' covariance, ``(columns, shapes)``."""
+    """An ordered variable: its columns, and the factor of its coefficients' covariance, ``(columns, shapes)``."""
 
     columns: list[int]
     factor: Tensor
 
 
 def _scales(choices: Choices) -> list[_Scale]:
-    """Effects smooth over the scale, whose mean over the grid is zero; variance one each over uniformly drawn points."""
-    found = []
+    """Effects that are smooth over a scale, with mean zero over the grid and variance one over uniformly drawn points."""
+    scales = []
     for variable, positions in enumerate(choices.positions or ()):
         if positions is None:
             continue
@@ -273,8 +278,8 @@ def _scales(choices: Choices) -> list[_Scale]:
         values[:, variable] = torch.arange(len(at))
         contrasts = choices.contrasts(values)[:, columns] / len(at)
         factor = _factor(contrasts.T @ kernel @ contrasts, least=WIGGLES)
-        found.append(_Scale(columns, factor / factor.square().sum().sqrt()))
-    return found
+        scales.append(_Scale(columns, factor / factor.square().sum().sqrt()))
+    return scales
 
 
 def _scale_blocks(scales: list[_Scale], total: int) -> list[_Block]:
@@ -285,7 +290,7 @@ def _scale_blocks(scales: list[_Scale], total: int) -> list[_Block]:
 
 
 def _scale_pairs(scales: list[_Scale], layered: _Layered | None) -> tuple[list[tuple[int, int]], list[_Block]]:
-    """Pairs of an ordered variable with every layered choice, and of two ordered ones, with their blocks."""
+    """Pairs of an ordered variable with every layered choice and of two ordered variables, with their blocks."""
     parts: dict[str, list[tuple[list[tuple[int, int]], Tensor]]] = {}
 
     def join(name: str, scale: _Scale, columns: list[int], factor: Tensor) -> None:
@@ -300,22 +305,22 @@ def _scale_pairs(scales: list[_Scale], layered: _Layered | None) -> tuple[list[t
             join("ordered with layered, each", scale, layered.columns, each)
     for first, second in itertools.combinations(scales, 2):
         join("ordered with ordered", first, second.columns, second.factor)
-    pairs = list(dict.fromkeys(pair for found in parts.values() for own, _ in found for pair in own))
+    pairs = list(dict.fromkeys(pair for entries in parts.values() for own, _ in entries for pair in own))
     row = {pair: place for place, pair in enumerate(pairs)}
     blocks = []
-    for name, found in parts.items():
-        factor = torch.block_diag(*[one for _, one in found])
-        rows = [row[pair] for own, _ in found for pair in own]
+    for name, entries in parts.items():
+        factor = torch.block_diag(*[one for _, one in entries])
+        rows = [row[pair] for own, _ in entries for pair in own]
         blocks.append(_placed(_Block(name, factor, paired=True), rows, len(pairs)))
     return pairs, blocks
 
 
 def _factor(kernel: Tensor, least: float = NEGLIGIBLE) -> Tensor:
-    """U with ``U U^T`` the kernel, without directions below a share of the largest."""
+    """Factor U with ``U U^T`` equal to the kernel, without directions whose eigenvalue is below a share of the largest."""
     values, vectors = torch.linalg.eigh(kernel)
     kept = values > least * values.max()
-    found: Tensor = vectors[:, kept] * values[kept].sqrt()
-    return found
+    factor: Tensor = vectors[:, kept] * values[kept].sqrt()
+    return factor
 
 
 def _assemble(choices: Choices, blocks: list[_Block], pairs: Tensor) -> Dictionary:
@@ -327,7 +332,7 @@ def _assemble(choices: Choices, blocks: list[_Block], pairs: Tensor) -> Dictiona
 
 
 def _groups(factor: Tensor, before: int) -> tuple[tuple[Tensor, Tensor], ...]:
-    """The blocks of a matrix that is zero outside of them, by their shape; ``before`` is added to their rows."""
+    """The diagonal blocks of a matrix that is zero elsewhere, grouped by shape; ``before`` is added to their row indices."""
     shapes: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
     left, nonzero = torch.ones(factor.shape[1], dtype=torch.bool), factor != 0
     while left.any():
@@ -336,12 +341,12 @@ def _groups(factor: Tensor, before: int) -> tuple[tuple[Tensor, Tensor], ...]:
         left[columns] = False
         shapes.setdefault((len(rows), len(columns)), []).append((rows + before, factor[rows][:, columns]))
     return tuple(
-        (torch.stack([rows for rows, _ in found]), torch.stack([own for _, own in found])) for found in shapes.values()
+        (torch.stack([rows for rows, _ in alike]), torch.stack([own for _, own in alike])) for alike in shapes.values()
     )
 
 
 def _linked(nonzero: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows and columns that nonzero entries link with these columns."""
+    """The rows and columns connected to these columns through nonzero entries."""
     while True:
         rows = nonzero[:, columns].any(1).nonzero().squeeze(1)
         more = nonzero[rows].any(0).nonzero().squeeze(1)

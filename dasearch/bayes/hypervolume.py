@@ -1,12 +1,12 @@
-"""Two objectives: a surrogate's value, more is better, and a cost known beforehand, less is better.
+"""Two objectives: a metric predicted by the surrogate, maximised, and a cost known exactly, minimised.
 
-The hypervolume is the area between a front and a reference point: it grows where a point is better at its cost than every
+The hypervolume is the area between a Pareto front and a reference point: it grows where a point has a better value than every
 point that costs no more. Costs are exact, so the expectation over the value alone is a sum of expected improvements, one for
 each step of the front (`log_expected_hypervolume_improvement`), and its logarithm is exact too: BoTorch's
-`qLogExpectedHypervolumeImprovement` would draw the value many times, smooth the minimum over objectives, and model the cost.
+`qLogExpectedHypervolumeImprovement` would sample the value, smooth the minimum over objectives, and model the cost.
 
-Emmerich et al. 2011 (expected hypervolume improvement); Ament et al. 2023 (in logarithms); reference point after BoTorch's
-`infer_reference_point`: a tenth of the range beyond the worst.
+Emmerich et al. 2011 (expected hypervolume improvement); Ament et al. 2023 (in logarithms); the reference point follows
+BoTorch's `infer_reference_point`: a tenth of the range beyond the worst.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from torch import Tensor
 from dasearch.bayes.acquisition import log_expected_improvement
 from dasearch.bayes.surrogate import Surrogate
 
-BEYOND = 0.1  # of the range: how far the reference point lies beyond the worst value and the highest cost
-SLIVER = 1e-6  # of the reference's distance, left to a point that costs more than was known to be possible: a finite logarithm
-Cost = Callable[[Mapping[str, Any]], float]  # of the parameters of a trial
+BEYOND = 0.1  # of the range: distance of the reference point beyond the worst value and the highest cost
+SLIVER = 1e-6  # share of the reference's distance, kept for points costlier than the assumed maximum: finite logarithm
+Cost = Callable[[Mapping[str, Any]], float]  # from the parameters of a trial
 
 
 class Reference(NamedTuple):
-    """The corner that hypervolume is measured from: a value that is too low, and a cost that is too high.
+    """The reference point of the hypervolume: a value below and a cost above those of all points that count.
 
     Examples:
         >>> import torch
@@ -42,7 +42,7 @@ class Reference(NamedTuple):
 
     @classmethod
     def beyond(cls, values: Tensor, costs: Tensor) -> Reference:
-        """A tenth of the range beyond the lowest value and the highest cost; of no range, a tenth of their size."""
+        """A tenth of the range beyond the lowest value and the highest cost; a tenth of their magnitude if the range is zero."""
         value, cost = (BEYOND * _extent(numbers) for numbers in (values, costs))
         return cls(float(values.min()) - value, float(costs.max()) + cost)
 
@@ -53,7 +53,7 @@ def _extent(numbers: Tensor) -> float:
 
 
 def front(values: Sequence[float], costs: Sequence[float]) -> list[int]:
-    """Which points no other one dominates, the cheapest first; of equal points the first alone.
+    """Indices of the Pareto-optimal points, cheapest first; of equal points only the first.
 
     A point dominates another that is neither better nor cheaper, unless both are equal.
 
@@ -63,15 +63,15 @@ def front(values: Sequence[float], costs: Sequence[float]) -> list[int]:
         [0, 2]
     """
     order = sorted(range(len(values)), key=lambda i: (costs[i], -values[i], i))
-    found: list[int] = []
+    optimal: list[int] = []
     for i in order:
-        if not found or values[i] > values[found[-1]]:
-            found.append(i)
-    return found
+        if not optimal or values[i] > values[optimal[-1]]:
+            optimal.append(i)
+    return optimal
 
 
 def hypervolume(values: Sequence[float], costs: Sequence[float], reference: Reference) -> float:
-    """The area that the points dominate inside the reference corner; those outside of it count for nothing.
+    """The area that the points dominate within the reference point; points outside it do not count.
 
     Examples:
         >>> from dasearch.bayes import Reference, hypervolume
@@ -88,12 +88,12 @@ def hypervolume(values: Sequence[float], costs: Sequence[float], reference: Refe
 
 
 def knee(values: Sequence[float], costs: Sequence[float]) -> int:
-    """The point of the front farthest above the chord between its ends, both objectives scaled to its range.
+    """The index of the front's point farthest above the chord between its ends, with both objectives scaled to its range.
 
-    Das 1999. Where none lies above it (a front of one or two points among them), the end of the best value.
+    Das 1999. If no point lies above the chord (as on a front of one or two points), the end with the best value.
 
     Raises:
-        ValueError: for no point.
+        ValueError: if there are no points.
 
     Examples:
         >>> from dasearch.bayes import knee
@@ -114,7 +114,7 @@ def knee(values: Sequence[float], costs: Sequence[float]) -> int:
 
 
 def spread_over(values: Sequence[float], costs: Sequence[float], k: int) -> list[int]:
-    """k points that show a front: its knee, then one by one what adds most hypervolume, the front before what it dominates.
+    """Indices of ``k`` representative points: the knee, then greedily the largest hypervolume gain, the front first.
 
     Examples:
         >>> from dasearch.bayes import spread_over
@@ -122,27 +122,27 @@ def spread_over(values: Sequence[float], costs: Sequence[float], k: int) -> list
         [1, 0, 2]
     """
     reference = Reference.beyond(*(torch.tensor(numbers, dtype=torch.float64) for numbers in (values, costs)))
-    found: list[int] = []
+    selected: list[int] = []
     for layer in _fronts(values, costs):
         left = list(layer)
-        if not found and left:
-            found.append(knee(values, costs))
-            left.remove(found[0])
-        while left and len(found) < k:
+        if not selected and left:
+            selected.append(knee(values, costs))
+            left.remove(selected[0])
+        while left and len(selected) < k:
 
             def together(i: int) -> float:
-                chosen = [*found, i]
+                chosen = [*selected, i]
                 return hypervolume([values[j] for j in chosen], [costs[j] for j in chosen], reference)
 
-            found.append(max(left, key=together))
-            left.remove(found[-1])
-        if len(found) >= k:
+            selected.append(max(left, key=together))
+            left.remove(selected[-1])
+        if len(selected) >= k:
             break
-    return found[:k]
+    return selected[:k]
 
 
 def _fronts(values: Sequence[float], costs: Sequence[float]) -> Iterator[list[int]]:
-    """The front, that of the points without it, and so on."""
+    """The Pareto front, then the front of the remaining points, and so on (non-dominated sorting)."""
     left = list(range(len(values)))
     while left:
         layer = [left[i] for i in front([values[j] for j in left], [costs[j] for j in left])]
@@ -151,9 +151,9 @@ def _fronts(values: Sequence[float], costs: Sequence[float]) -> Iterator[list[in
 
 
 class Steps(NamedTuple):
-    """A front as a staircase over costs: from ``start`` on up to the next one's, a value must exceed ``level`` to add area.
+    """A front as a staircase over costs: between ``start`` and ``end`` a value must exceed ``level`` to add area.
 
-    Shapes: ``(k,)`` each, costs rising from minus infinity, the end of the last step is the reference's cost.
+    Shapes: ``(k,)`` each; costs ascend from minus infinity, and the last step ends at the reference's cost.
     """
 
     level: Tensor
@@ -162,7 +162,7 @@ class Steps(NamedTuple):
 
     @classmethod
     def of(cls, values: Tensor, costs: Tensor, reference: Reference) -> Steps:
-        """Shapes: ``(n,)`` twice."""
+        """The staircase of points with these values ``(n,)`` and costs ``(n,)``."""
         inside = (values > reference.value) & (costs < reference.cost)
         values, costs = values[inside], costs[inside]
         on_front = front(values.tolist(), costs.tolist())
@@ -172,10 +172,10 @@ class Steps(NamedTuple):
 
 
 def log_expected_hypervolume_improvement(mean: Tensor, sd: Tensor, cost: Tensor, steps: Steps) -> Tensor:
-    """``log E[hypervolume that a point adds]`` for a normal value and a known cost.
+    """``log E[hypervolume that a point adds]`` for a normally distributed value and a known cost.
 
-    A point of value f and cost c adds, over each step of the front, its width right of c times how far f exceeds its level.
-    Minus infinity where the cost is not below the reference's.
+    Over each step of the front, a point of value f and cost c adds the step's width right of c times the amount by which f
+    exceeds the step's level. Minus infinity if the cost is not below the reference's.
 
     Shapes: mean, sd ``(..., m)``, cost ``(m,)``, steps of k -> ``(..., m)``.
     """
@@ -187,7 +187,7 @@ def log_expected_hypervolume_improvement(mean: Tensor, sd: Tensor, cost: Tensor,
 
 @dataclass(frozen=True, eq=False)
 class KnownCost:
-    """What points cost: ``of`` codes ``(m, d)`` -> ``(m,)`` float64, and the highest cost of the space, as far as known.
+    """An exact cost: ``of`` maps codes ``(m, d)`` to ``(m,)`` float64; ``highest`` is the space's maximum, as far as known.
 
     Examples:
         >>> import torch
@@ -202,14 +202,14 @@ class KnownCost:
 
 
 class HypervolumeImprovement(AcquisitionFunction):  # type: ignore[misc]  # BoTorch is not typed for mypy
-    """Log expected hypervolume improvement under a mixture, as BoTorch calls acquisitions.
+    """Log expected hypervolume improvement under a mixture of Gaussian processes, with BoTorch's interface.
 
-    The front to beat is that of the posterior means of evaluated and running points, as the value to beat of
-    `LogExpectedImprovement` is. The reference point lies a tenth of the range below the lowest of these means, and a tenth beyond
-    the highest cost.
+    The incumbent front is that of the posterior means of evaluated and running points, like the incumbent of
+    `LogExpectedImprovement`. The reference point is a tenth of the range below the lowest of these means and a tenth beyond the
+    highest cost.
 
     Args:
-        surrogate: what is known, running points believed (`Surrogate.fantasize`).
+        surrogate: the fitted surrogate, conditioned on running points (`Surrogate.fantasize`).
 
     Examples:
         >>> import torch
@@ -233,13 +233,13 @@ class HypervolumeImprovement(AcquisitionFunction):  # type: ignore[misc]  # BoTo
         self.steps = Steps.of(self.means, self.costs, self.reference)
 
     def promising(self, k: int) -> Tensor:
-        """The k known points that show the front best, ``(k or fewer, d)``."""
+        """The ``k`` known points that represent the front best, ``(k or fewer, d)``."""
         chosen = spread_over(self.means.tolist(), self.costs.tolist(), k)
-        found: Tensor = self.model.codes[chosen]
-        return found
+        points: Tensor = self.model.codes[chosen]
+        return points
 
     def forward(self, X: Tensor) -> Tensor:
-        """Shapes: codes ``(m, 1, d)`` -> ``(m,)``."""
+        """Evaluate the acquisition. Shapes: codes ``(m, 1, d)`` -> ``(m,)``."""
         codes = X.squeeze(-2)
         mean, sd = self.model.member_posteriors(codes)
         cost = self.cost.of(codes).clamp(max=self._dearest)

@@ -1,7 +1,7 @@
-"""The surrogate's dictionary as a GPyTorch kernel, for models of BoTorch that learn one mixture by its posterior mode.
+"""The surrogate's dictionary as a GPyTorch kernel, for BoTorch models that learn one mixture by maximum a posteriori.
 
-`Surrogate` averages over mixtures and needs no optimiser; take this kernel where a BoTorch model is wanted whole, for
-instance with several outputs or another acquisition.
+`Surrogate` averages over mixtures and needs no optimiser; use this kernel where a full BoTorch model is needed, for instance
+with several outputs or another acquisition.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 from dasearch.bayes.choices import Choices
 from dasearch.bayes.features import ISOTROPIC, PAIRS, dictionary
 
-VARIANCE_PRIOR = (0.35, 2.0)  # gamma: most components near nothing, as the surrogate's own mixtures
-LEAST = 1e-8  # variance of a component; the prior's density has no upper bound at 0, so that a mode needs one
+VARIANCE_PRIOR = (0.35, 2.0)  # gamma: most components near zero, like the surrogate's own mixtures
+LEAST = 1e-8  # variance of a component; the prior's density is unbounded at 0, so the mode needs a lower bound
 
 
 class LayeredKernel(Kernel):  # type: ignore[misc]  # GPyTorch is not typed for mypy
-    """A learned variance for each component of a space's dictionary.
+    """A kernel with a learned variance for each component of a space's dictionary.
 
     Shapes: codes ``(..., n, d)``, ``(..., m, d)`` -> ``(..., n, m)``.
 
@@ -51,23 +51,23 @@ class LayeredKernel(Kernel):  # type: ignore[misc]  # GPyTorch is not typed for 
 
     @property
     def variances(self) -> Tensor:
-        """Of each component, in the order of ``dictionary.names``."""
-        found: Tensor = self.raw_variances_constraint.transform(self.raw_variances)
-        return found
+        """Variance of each component, in the order of ``dictionary.names``."""
+        variances: Tensor = self.raw_variances_constraint.transform(self.raw_variances)
+        return variances
 
     def set(self, variances: Tensor) -> None:
-        """Start from these variances, each above `LEAST`."""
+        """Set the components' variances, each above `LEAST`, as a starting point."""
         self.initialize(raw_variances=self.raw_variances_constraint.inverse_transform(variances))
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: Any) -> Tensor:
-        """GPyTorch's own signature."""
+        """Covariances of points, with GPyTorch's signature; shapes as of the class, or the diagonal if ``diag``."""
         if diag:
             own: Tensor = self.forward(x1[..., None, :], x2[..., None, :])[..., 0, 0]
             return own
         a, b = self.choices.contrasts(x1), self.choices.contrasts(x2)
         by_name = dict(zip(self.dictionary.names, self.variances, strict=True))
         of_features = torch.stack([by_name[component] for component in self.dictionary.component])
-        found: Tensor = (self.dictionary.features(a) * of_features) @ self.dictionary.features(b).mT
-        found = found + by_name[PAIRS] * self.dictionary.pair_kernel(a, b)
-        found = found + by_name[ISOTROPIC] * self.dictionary.isotropic_kernel(a, b)
-        return found
+        covariance: Tensor = (self.dictionary.features(a) * of_features) @ self.dictionary.features(b).mT
+        covariance = covariance + by_name[PAIRS] * self.dictionary.pair_kernel(a, b)
+        covariance = covariance + by_name[ISOTROPIC] * self.dictionary.isotropic_kernel(a, b)
+        return covariance

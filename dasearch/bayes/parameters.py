@@ -1,7 +1,7 @@
-"""Optuna's distributions as variables of `Choices`: a finite list of values each, with positions where they are numbers.
+"""Optuna's distributions as variables of `Choices`: a finite list of values each, with positions if they are numbers.
 
-A number of more than `MOST_VALUES` values is searched on a grid over its range, even on its own scale: a budget of some tens
-of evaluations cannot tell neighbours on a finer one apart.
+A number with more than `MOST_VALUES` values is searched on a grid over its range, evenly spaced on its own (linear or log)
+scale: a budget of some tens of evaluations cannot distinguish neighbours on a finer grid.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Parameter:
     """A parameter as a variable.
 
     Attributes:
-        values: by code.
-        positions: of the values in [0, 1], on the parameter's own scale, ascending; None where they have no order.
+        values: the values, indexed by code.
+        positions: positions of the values in [0, 1] on the parameter's own scale, ascending; None for unordered values.
 
     Examples:
         >>> from optuna.distributions import FloatDistribution
@@ -38,7 +38,7 @@ class Parameter:
     positions: tuple[float, ...] | None = None
 
     def code(self, value: Any) -> int | None:
-        """A value's code, of a number that of the nearest on the grid; None for a value outside of the distribution."""
+        """The code of a value, for a number that of the nearest grid point; None for a value outside the distribution."""
         distribution = self.distribution
         if isinstance(distribution, CategoricalDistribution):
             return int(distribution.to_internal_repr(value)) if value in distribution.choices else None
@@ -51,7 +51,7 @@ class Parameter:
 
 
 def parameter_of(distribution: BaseDistribution) -> Parameter | None:
-    """None where there is nothing to choose.
+    """The variable of a distribution; None for a distribution with a single value.
 
     Examples:
         >>> from optuna.distributions import IntDistribution
@@ -62,17 +62,17 @@ def parameter_of(distribution: BaseDistribution) -> Parameter | None:
         True
     """
     if isinstance(distribution, CategoricalDistribution):
-        found = Parameter(distribution, tuple(distribution.choices))
+        parameter = Parameter(distribution, tuple(distribution.choices))
     elif isinstance(distribution, FloatDistribution | IntDistribution) and distribution.low < distribution.high:
         values = _grid(distribution)
-        found = Parameter(distribution, values, tuple(_position(distribution, float(value)) for value in values))
+        parameter = Parameter(distribution, values, tuple(_position(distribution, float(value)) for value in values))
     else:
         return None
-    return found if len(found.values) > 1 else None
+    return parameter if len(parameter.values) > 1 else None
 
 
 def parameters_of(space: Mapping[str, BaseDistribution]) -> dict[str, Parameter]:
-    """Those that leave something to choose, by name, in the order of their names.
+    """The variables with more than one value, by name, sorted by name.
 
     Examples:
         >>> from optuna.distributions import CategoricalDistribution
@@ -81,25 +81,25 @@ def parameters_of(space: Mapping[str, BaseDistribution]) -> dict[str, Parameter]
         >>> list(parameters_of(space))
         ['optimizer']
     """
-    found = {name: parameter_of(space[name]) for name in sorted(space)}
-    return {name: parameter for name, parameter in found.items() if parameter is not None}
+    parameters = {name: parameter_of(space[name]) for name in sorted(space)}
+    return {name: parameter for name, parameter in parameters.items() if parameter is not None}
 
 
 def _grid(distribution: Number) -> tuple[float, ...]:
-    """All values, or so many that are even on the parameter's own scale; the ends are among them."""
+    """All values, or `MOST_VALUES` evenly spaced on the parameter's own scale; both ends are included."""
     low, high, step = distribution.low, distribution.high, distribution.step
     count = MOST_VALUES if step is None else round((high - low) / step) + 1
     if not distribution.log and step is not None and count <= MOST_VALUES:
-        found = [low + step * k for k in range(count)]
+        values = [low + step * k for k in range(count)]
     else:
-        found = [_at(distribution, k / (MOST_VALUES - 1)) for k in range(MOST_VALUES)]
+        values = [_at(distribution, k / (MOST_VALUES - 1)) for k in range(MOST_VALUES)]
     if isinstance(distribution, IntDistribution):
-        return tuple(sorted({round(value) for value in found}))
-    return tuple(found)
+        return tuple(sorted({round(value) for value in values}))
+    return tuple(values)
 
 
 def _at(distribution: Number, position: float) -> float:
-    """The value at a position, on the distribution's steps where it has them."""
+    """The value at a position, rounded to the distribution's step if it has one."""
     low, high, step = float(distribution.low), float(distribution.high), distribution.step
     if position in (0.0, 1.0):
         return high if position else low

@@ -1,4 +1,4 @@
-"""Optuna without its remarks to whoever reads the terminal."""
+"""Optuna without its warnings and log lines about experimental features."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ OWN_LOOP = "Heartbeat of storage is supposed to be used"  # of `Study.ask` where
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """For the block, Optuna says nothing of experimental parts, of an own ask/tell loop, or below a warning.
+    """Silence Optuna's experimental warnings, its ask-and-tell heartbeat warning, and logs below warning level, for the block.
 
-    The filters and the level of before come back; whatever else warns is heard.
+    The previous filters and log level are restored afterwards; all other warnings pass through.
 
     Examples:
         >>> import optuna

@@ -2,8 +2,8 @@
 
 Daulton et al. 2022, "Bayesian Optimization over Discrete and Mixed Spaces via Probabilistic Reparameterization"; Liu et
 al. 2024 (DARec), sec. 2.3.3 and alg. 1. The expectation of the acquisition under independent choices is smooth in their
-parameters theta; its maximiser puts all mass on a best vertex. Use it where gradients over choices are missing; for spaces
-of up to `ENUMERATED` vertices the expectation is exact.
+parameters theta; its maximiser puts all mass on a best vertex. Use it for discrete spaces, where the acquisition has no
+gradient over choices; for spaces of up to `ENUMERATED` vertices the expectation is exact.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from dasearch.bayes.choices import Choices, among, hold
 
 TEMPERATURE = 0.1  # tau (Daulton et al., app. D)
 LEARNING_RATE = 1 / 10  # of Adam; four times that of their released experiments, and a twelfth of their 200 steps:
-STEPS = 16  # starts are promising vertices, and single changes finish what the climb leaves
+STEPS = 16  # starts are promising vertices, and single changes polish the result of the ascent
 RESTARTS = 4
 RAW_POINTS = 256
-SAMPLES = 24  # vertices a step and restart; the leave-one-out baseline needs fewer than their 128
-ENUMERATED = 1024  # vertices up to which all are summed
-PATIENCE, FLAT = 4, 1e-6  # stop when the expectation has not risen so much for so many steps
-START = 0.2  # how far from 1/2 the parameters of a start lie: its vertex has probability .88 a choice
-NEIGHBOURHOOD = 0.15  # share of choices drawn anew around a promising point
+SAMPLES = 24  # vertices per step and restart; the leave-one-out baseline needs fewer than their 128
+ENUMERATED = 1024  # largest number of vertices over which the expectation is summed exactly
+PATIENCE, FLAT = 4, 1e-6  # stop after PATIENCE steps in which the expectation rose by less than FLAT
+START = 0.2  # distance of a start's parameters from 1/2: each of its vertex's choices has probability .88
+NEIGHBOURHOOD = 0.15  # share of choices resampled around a promising point
 NEIGHBOURS = 48  # points around each promising point
 
 
@@ -48,10 +48,10 @@ class SpaceExhausted(ValueError):
 
 
 class Maximum(NamedTuple):
-    """A vertex ``(d,)`` with its acquisition value, and what the climbs came to.
+    """A vertex ``(d,)`` with its acquisition value, and the probabilities at the end of the ascent.
 
-    ``probabilities``, ``(D,)``, are those of every choice but the first, where the climb ended under which the vertex is most
-    likely. It need not be the likeliest one there: a rarer sample, or single changes afterwards, may be better.
+    ``probabilities``, ``(D,)``, are those of every choice but the first, from the restart under which the vertex is most likely.
+    The vertex need not be the most likely one there: a rarer sample, or single changes afterwards, may have a higher value.
 
     Examples:
         >>> import torch
@@ -71,7 +71,7 @@ class Maximum(NamedTuple):
 
 
 def probabilities_of(theta: Sequence[float], temperature: float = TEMPERATURE) -> list[float]:
-    """Of the choices of one variable but the first, from their parameters; sigmoid where there is one.
+    """Probabilities of one variable's choices but the first, from their parameters; a sigmoid for two choices.
 
     Examples:
         >>> from dasearch.bayes import probabilities_of
@@ -97,16 +97,16 @@ class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc
     Args:
         acquisition: any BoTorch acquisition of one point; called with codes ``(m, 1, d)``.
         choices: the space.
-        fixed: codes held, by variable.
-        generator: of Monte Carlo samples and starts.
+        fixed: codes of variables that are held constant, by variable.
+        generator: random generator for Monte Carlo samples and starting points.
 
     Examples:
         >>> import torch
-        >>> from dasearch.bayes import Improvement, ProbabilisticReparameterization, Surrogate
+        >>> from dasearch.bayes import LogExpectedImprovement, ProbabilisticReparameterization, Surrogate
         >>> codes = torch.tensor([[0, 0], [0, 1], [1, 0]])
         >>> surrogate = Surrogate.fit(codes, torch.tensor([0.0, 0.4, 0.5]))
         >>> generator = torch.Generator().manual_seed(0)
-        >>> climb = ProbabilisticReparameterization(Improvement(surrogate), surrogate.choices, generator=generator)
+        >>> climb = ProbabilisticReparameterization(LogExpectedImprovement(surrogate), surrogate.choices, generator=generator)
         >>> climb.maximise(excluded=codes).codes.tolist()
         [1.0, 1.0]
     """
@@ -133,7 +133,7 @@ class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc
 
     @property
     def exact(self) -> bool:
-        """Whether expectations are sums over all vertices."""
+        """Whether expectations are exact sums over all vertices rather than Monte Carlo estimates."""
         return self.count <= ENUMERATED
 
     def forward(self, X: Tensor) -> Tensor:
@@ -143,13 +143,16 @@ class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc
         return value + (gradient * (theta - theta.detach())).sum(-1)
 
     def values(self, codes: Tensor) -> Tensor:
-        """The acquisition at vertices; shapes: ``(m, d)`` -> ``(m,)``."""
+        """The acquisition's values at vertices. Shapes: ``(m, d)`` -> ``(m,)``."""
         with torch.no_grad():
-            found: Tensor = self.acquisition(codes[:, None])
-        return found
+            values: Tensor = self.acquisition(codes[:, None])
+        return values
 
     def probabilities(self, theta: Tensor) -> Tensor:
-        """Shapes: theta ``(r, D)`` -> ``(r, d, most choices)``; fixed choices are certain, missing ones impossible."""
+        """Choice probabilities: 1 for fixed choices, 0 for nonexistent ones.
+
+        Shapes: theta ``(r, D)`` -> ``(r, d, most choices)``.
+        """
         logits = theta.new_full((len(theta), self.choices.d, max(self.choices.sizes)), -torch.inf)
         logits[:, :, 0] = 0.0
         scaled = (theta.detach() - 0.5) / self.temperature
@@ -161,20 +164,23 @@ class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc
 
     @cached_property
     def vertices(self) -> Tensor:
-        """Every vertex with the fixed choices held, ``(count, d)``."""
+        """Every vertex that agrees with the fixed choices, ``(count, d)``."""
         return self._numbered(self.count)
 
     def _numbered(self, n: int) -> Tensor:
-        """The first n vertices, counting upwards in the free choices, the first of them fastest: ``(n, d)``."""
-        found = torch.zeros(n, self.choices.d, dtype=torch.float64)
+        """The first n vertices in counting order, the first free variable varying fastest: ``(n, d)``."""
+        codes = torch.zeros(n, self.choices.d, dtype=torch.float64)
         left = torch.arange(n)
         for i in self.free:
-            found[:, i] = (left % self.choices.sizes[i]).double()
+            codes[:, i] = (left % self.choices.sizes[i]).double()
             left = left // self.choices.sizes[i]
-        return hold(found, self.fixed)
+        return hold(codes, self.fixed)
 
     def exact_gradient(self, theta: Tensor, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Sum over all vertices; ``values`` are the acquisition's at `vertices`, if known. Shapes as in `estimate`."""
+        """Exact expectation and gradient, summed over all vertices; shapes as in `estimate`.
+
+        ``values`` are the acquisition's values at `vertices`, if already computed.
+        """
         vertices = self.vertices
         values = self.values(vertices) if values is None else values
         p = self.probabilities(theta)
@@ -199,9 +205,9 @@ class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc
         return values.mean(1), gradient, z, values
 
     def maximise(self, excluded: Tensor, near: Tensor | None = None) -> Maximum:
-        """The best vertex that is not excluded, by multi-start Adam on theta, sampling, and single changes.
+        """The best vertex that is not excluded, by multi-start Adam on theta, sampling, and local search by single changes.
 
-        Shapes: excluded ``(e, d)``, near ``(k, d)``: promising points, whose surroundings give starts as well.
+        Shapes: excluded ``(e, d)``, near ``(k, d)``: promising points, whose neighbourhoods provide further starting points.
 
         Raises:
             SpaceExhausted: if every vertex is excluded.
@@ -241,52 +247,52 @@ class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc
         return self._found(vertices[top], allowed[top], climb.theta)
 
     def _found(self, codes: Tensor, value: Tensor, ends: Tensor) -> Maximum:
-        """A vertex ``(d,)`` beside the climb, of those that ended at ``(r, D)``, under which it is most likely."""
+        """A `Maximum` for a vertex ``(d,)``, with the probabilities of the restart in ``ends`` ``(r, D)`` that favours it."""
         p = self.probabilities(ends)
         likely = p[:, torch.arange(self.choices.d), codes.long()].log().sum(-1)
         nearest = p[likely.argmax()]
         return Maximum(codes, nearest[self.choices.column_variable, self.choices.column_choice], float(value))
 
     def _score(self, z: Tensor, p: Tensor) -> Tensor:
-        """Gradient of ``log p(z)`` by theta; shapes: ``(r or 1, s, d)``, ``(r, d, most)`` -> ``(r, s, D)``."""
+        """Gradient of ``log p(z)`` with respect to theta. Shapes: ``(r or 1, s, d)``, ``(r, d, most)`` -> ``(r, s, D)``."""
         variable, choice = self.choices.column_variable, self.choices.column_choice
         score = ((z[..., variable] == choice).double() - p[:, None, variable, choice]) / self.temperature
-        found: Tensor = score.masked_fill(self.fixed_mask, 0.0)
-        return found
+        gradient: Tensor = score.masked_fill(self.fixed_mask, 0.0)
+        return gradient
 
     def _inside(self, excluded: Tensor) -> Tensor:
-        """The distinct excluded vertices that agree with what is fixed."""
+        """The distinct excluded vertices that agree with the fixed choices."""
         held = torch.tensor([[float(code) for code in self.fixed.values()]], dtype=torch.float64)
         inside = excluded[(excluded[:, list(self.fixed)] == held).all(1)] if self.fixed else excluded
         distinct: Tensor = inside.unique(dim=0)
         return distinct
 
     def _raw(self, near: Tensor | None) -> Tensor:
-        """Quasi-random vertices, and random ones around promising points: ``(raw, d)``."""
+        """Starting points: quasi-random vertices, and random ones around promising points: ``(raw, d)``."""
         seed = int(torch.randint(2**31, (), generator=self.generator))
         engine = SobolEngine(self.choices.d, scramble=True, seed=seed)
-        found = [self.choices.from_unit(engine.draw(RAW_POINTS, dtype=torch.float64))]
+        starts = [self.choices.from_unit(engine.draw(RAW_POINTS, dtype=torch.float64))]
         if near is not None and len(near):
             around = near.double().repeat_interleave(NEIGHBOURS, 0)
             anew = self.choices.uniform(len(around), self.generator)
             changed = torch.rand(around.shape, generator=self.generator) < NEIGHBOURHOOD
-            found.append(torch.where(changed, anew, around))
-        return hold(torch.cat(found), self.fixed)
+            starts.append(torch.where(changed, anew, around))
+        return hold(torch.cat(starts), self.fixed)
 
     def _around(self, codes: Tensor) -> Tensor:
-        """Parameters that favour a vertex: ``(r, D)``."""
+        """Parameters that make a vertex likely: ``(r, D)``."""
         chosen = codes[:, self.choices.column_variable] == self.choices.column_choice
         return torch.where(chosen, 0.5 + START, 0.5 - START).double()
 
     def _any_other(self, excluded: Tensor) -> Tensor:
-        """A random allowed vertex, or the first in order where random ones are all known: ``(d,)``."""
+        """A random vertex that is not excluded, or the first in counting order if all random draws are excluded: ``(d,)``."""
         drawn = hold(self.choices.uniform(RAW_POINTS, self.generator), self.fixed)
-        numbered = self._numbered(len(excluded) + 1)  # one of so many is allowed
+        numbered = self._numbered(len(excluded) + 1)  # at least one of these is not excluded
         candidates = torch.cat([drawn, numbered])
         return candidates[~among(candidates, excluded)][0]
 
     def _polish(self, codes: Tensor, values: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
-        """The best of steepest ascents by single changes; shapes: ``(r, d)``, ``(r,)`` -> ``(d,)``, ``()``."""
+        """The best result of steepest ascents by single changes. Shapes: ``(r, d)``, ``(r,)`` -> ``(d,)``, ``()``."""
         changes = [(i, k) for i in self.free for k in range(self.choices.sizes[i])]
         variable, code = (torch.tensor([change[side] for change in changes]) for side in (0, 1))
         codes, values, rising = codes.clone(), values.clone(), torch.arange(len(codes))
@@ -294,18 +300,18 @@ class ProbabilisticReparameterization(AcquisitionFunction):  # type: ignore[misc
             at = codes[rising]
             changed = at[:, None].repeat(1, len(changes), 1)
             changed[:, torch.arange(len(changes)), variable] = code.double()
-            flat = changed[at[:, variable] != code]  # as many of each
-            found = self.values(flat).masked_fill(among(flat, excluded), -torch.inf).view(len(at), -1)
-            top = found.max(1)
+            flat = changed[at[:, variable] != code]  # equally many per row
+            neighbours = self.values(flat).masked_fill(among(flat, excluded), -torch.inf).view(len(at), -1)
+            top = neighbours.max(1)
             better = top.values > values[rising]
-            rising, found = rising[better], flat.view(*found.shape, -1)[better, top.indices[better]]
-            codes[rising], values[rising] = found, top.values[better]
+            rising, neighbours = rising[better], flat.view(*neighbours.shape, -1)[better, top.indices[better]]
+            codes[rising], values[rising] = neighbours, top.values[better]
         best = values.argmax()
         return codes[best], values[best]
 
 
 class _Adam:
-    """Projected ascent on theta in [0, 1]; stops when no restart rises."""
+    """Projected gradient ascent on theta in [0, 1]; stops when no restart improves."""
 
     def __init__(self, theta: Tensor) -> None:
         self.theta = theta.clone()
@@ -313,7 +319,7 @@ class _Adam:
         self._best, self._since = -torch.inf, 0
 
     def step(self, value: Tensor, gradient: Tensor) -> bool:
-        """One step; True when the climb is over."""
+        """Take one step; True once the ascent has converged."""
         self.theta.grad = gradient
         self._optimizer.step()
         self.theta.clamp_(0.0, 1.0)

@@ -1,7 +1,7 @@
 """Gaussian process and probabilistic reparameterization as an Optuna sampler.
 
-Categorical, integer and float parameters are modelled, numbers on a grid (`parameters`); what is drawn under a condition is
-drawn independently at random. Knows nothing of recommenders. Liu et al. 2024 (DARec), alg. 1.
+Categorical, integer and float parameters are modelled, numbers on a grid (`parameters`); conditional parameters are sampled
+independently at random. Knows nothing of recommenders. Liu et al. 2024 (DARec), alg. 1.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from dasearch.bayes.transfer import Observation, Prior
 STARTUP, REPARAMETERIZATION, WARM_START = "startup", "reparameterization", "warm start"
 MOST_STARTUP = 10  # two homogeneous layouts and Sobol points
 FEWEST_STARTUP, STARTUP_SHARE = 2, 1 / 3  # of the number of parameters: a small space is learned from the first trials
-SOBOL_TRIES = 4096  # quasi-random points looked through for one that is not known yet
-MOST_BEFORE = 100  # observations of another study that the surrogate reads; each makes an ask slower
-PROMISING = 4  # evaluated points whose surroundings the maximiser looks at
+SOBOL_TRIES = 4096  # quasi-random points searched for one that is not yet evaluated or running
+MOST_BEFORE = 100  # most observations of another study that the surrogate reads; each makes an ask slower
+PROMISING = 4  # evaluated points whose neighbourhoods the maximiser explores
 Space = Mapping[str, Parameter]
 Probabilities = Mapping[str, list[float]]
 Signal = Callable[[FrozenTrial], float]
 
 
 def final_value(trial: FrozenTrial) -> float:
-    """What a complete trial was told."""
+    """The final objective value of a complete trial."""
     return float(trial.values[0])
 
 
@@ -60,7 +60,7 @@ def curve_mean(trial: FrozenTrial) -> float:
 
 
 def mean_of_curve(curve: Mapping[int, float], final: float) -> float:
-    """The mean of values by step; ``final`` where there are none.
+    """The mean of intermediate values by step; ``final`` if there are none.
 
     Examples:
         >>> from dasearch.bayes import mean_of_curve
@@ -72,10 +72,10 @@ def mean_of_curve(curve: Mapping[int, float], final: float) -> float:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Why a trial got its layout.
+    """A record of why a layout was proposed for a trial.
 
-    ``probabilities``, as of `Maximum`, has a number for each choice of a parameter but the first; mean and sd are of what the
-    surrogate learns.
+    ``probabilities``, as of `Maximum`, has an entry for each choice of a parameter but the first; ``mean`` and ``sd`` are the
+    surrogate's posterior for the signal that it learns.
 
     Examples:
         >>> import optuna
@@ -104,38 +104,38 @@ class Proposal:
 class PRSampler(BaseSampler):
     """Proposes layouts by log expected improvement under a GP, maximised through probabilistic reparameterization.
 
-    A layout that is complete, pruned, running or waiting is never proposed again, unless trials of the study have
-    parameters besides. Failed trials count for nothing: a machine that died says nothing about its layout, which may be
-    proposed again. Pruned ones have no final value, so the surrogate does not read them. Running ones are believed to come
-    out at their posterior mean. Workers claim a layout before they take it (`claims`), so that no two have the same.
+    A layout that is complete, pruned, running or waiting is never proposed again, unless the study's trials have further
+    parameters. Failed trials are ignored: a machine that died says nothing about its layout, which may be proposed again. Pruned
+    trials have no final value, so the surrogate does not read them. Running trials are assumed to reach their posterior mean
+    (kriging believer). Workers claim a layout before they evaluate it (`claims`), so that no two evaluate the same.
 
-    Randomness depends on the seed and on how many trials are complete, pruned or running and on nothing that the sampler
-    remembers, so that a study that was killed and resumed goes on as if it had not been. What it does remember is the last
-    fit, so that trials asked for side by side cost one: it follows from what was told and changes no proposal.
+    Randomness depends only on the seed and on how many trials are complete, pruned or running, not on the sampler's state, so
+    that a study that was killed and resumed continues as if it had not been interrupted. The sampler caches only the last fit, so
+    that trials asked for concurrently share one; the fit is a function of the history and changes no proposal.
 
-    Another study's results, ``prior``, warm this one up: the best of its layouts is tried first, each of its observations
-    stands for one of the default startup's trials (two remain), and the surrogate weighs the case that its values follow
-    this study's landscape against the case that they say nothing, by the values seen here (`transfer`). They are
-    standardised among themselves, so their scale does not matter. They are no trials: they count nowhere, and their
-    layouts may be proposed.
+    Another study's results, ``prior``, warm-start this one: the best of its layouts is evaluated first, each of its observations
+    replaces one of the default startup trials (two remain), and the surrogate averages over the hypothesis that its values follow
+    this study's landscape and the hypothesis that they are unrelated, weighted by the values seen here (`transfer`). They are
+    standardised among themselves, so their scale does not matter. They are not trials of this study: they do not count towards
+    its budget, and their layouts may be proposed.
 
     With ``cost`` the study has two directions, and layouts are proposed by log expected hypervolume improvement
     (`hypervolume`): the surrogate predicts the first objective, and the second, which is minimised, is known for every
-    layout without a trial. What trials were told of it is not read.
+    layout without a trial. The second values reported by trials are not read.
 
     Args:
-        seed: of all randomness.
+        seed: seed of all randomness.
         n_startup: trials before the surrogate proposes: all first choices, all second choices, then Sobol points. By
-            default a third of the parameters, 2 to 10.
-        search_space: the parameters; without it they are learned from completed trials, and the first trial is drawn at
+            default a third of the number of parameters, between 2 and 10.
+        search_space: the parameters; if omitted they are inferred from completed trials, and the first trial is sampled at
             random.
-        prior: a value for each layout that another study tried, better in the direction of this study. Observations
-            without one of the parameters or with an unknown choice are left out, as are values that are not finite; of
-            more than 100, so many are read, evenly spread over the ranks of their values.
+        prior: observations of another study, larger or smaller being better as in this study. Observations that lack a
+            parameter or have an unknown choice are dropped, as are values that are not finite; of more than 100, only 100 are
+            read, evenly spread over the ranks of their values.
         signal: what the surrogate learns from a complete trial, in the direction of the study: by default its value.
-            `curve_mean` where trials report a learning curve.
-        cost: the second objective of a layout, exact; None for a study of one objective.
-        on_proposal: told each proposal.
+            Use `curve_mean` if trials report a learning curve.
+        cost: the exact second objective of a layout; None for a study of one objective.
+        on_proposal: callback that receives each `Proposal`.
 
     Examples:
         >>> import optuna
@@ -177,32 +177,32 @@ class PRSampler(BaseSampler):
         self._fit = _LastFit()
 
     def reseed_rng(self) -> None:
-        """Nothing to do: the sampler remembers no randomness."""
+        """Do nothing: the sampler keeps no random state."""
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The parameters with something to choose, by name.
+        """The parameters with more than one value, by name.
 
         Raises:
-            ValueError: for a study of other directions than the sampler proposes for.
+            ValueError: if the study's directions do not match the sampler's objectives.
         """
         _require_directions(study, self._cost)
-        found = self._space if self._space is not None else self._intersection.calculate(study)
-        return {name: found[name] for name in parameters_of(found)} if found else {}
+        space = self._space if self._space is not None else self._intersection.calculate(study)
+        return {name: space[name] for name in parameters_of(space)} if space else {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """A random value, for whatever the surrogate does not model."""
+        """A random value, for parameters that the surrogate does not model."""
         seed = _seed_of(self._seed, _known(study, trial), param_name) % 2**32
         return RandomSampler(seed=seed).sample_independent(study, trial, param_name, param_distribution)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The next layout, given what is known and what the trial has fixed.
+        """The next layout, given the study's history and the trial's fixed parameters.
 
         Raises:
-            SpaceExhausted: if every layout, or every one that agrees with what the trial has fixed, is known.
+            SpaceExhausted: if every layout that agrees with the trial's fixed parameters was already evaluated or is running.
         """
         space = parameters_of(search_space)
         if not space or set(space) <= set(_fixed(trial, space)):
@@ -238,7 +238,7 @@ class PRSampler(BaseSampler):
 
 
 def startup_trials(variables: int) -> int:
-    """Evaluations before the surrogate proposes, where nothing else is said and nothing known.
+    """Default number of evaluations before the surrogate proposes, for a study without a prior.
 
     Examples:
         >>> from dasearch.bayes import startup_trials
@@ -257,7 +257,7 @@ def propose(
     *,
     cost: KnownCost | None = None,
 ) -> Maximum:
-    """The next point by log expected improvement, with a ``cost`` of the hypervolume.
+    """The next point by log expected improvement, or hypervolume improvement if there is a ``cost``.
 
     Shapes: running ``(p, d)``, excluded ``(e, d)``.
 
@@ -298,7 +298,7 @@ def propose_batch(
     *,
     cost: KnownCost | None = None,
 ) -> list[Maximum]:
-    """q points one after another, each with those before it believed to be running.
+    """A batch of ``q`` points, proposed sequentially, each conditioned on the previous ones as running.
 
     Examples:
         >>> import torch
@@ -310,16 +310,16 @@ def propose_batch(
         [[1.0, 0.0], [1.0, 1.0]]
     """
     generator = generator or torch.Generator().manual_seed(0)
-    found: list[Maximum] = []
+    batch: list[Maximum] = []
     for _ in range(q):
-        found.append(propose(surrogate, running, excluded, fixed, generator, cost=cost))
-        running = torch.cat([running, found[-1].codes[None]])
-        excluded = torch.cat([excluded, found[-1].codes[None]])
-    return found
+        batch.append(propose(surrogate, running, excluded, fixed, generator, cost=cost))
+        running = torch.cat([running, batch[-1].codes[None]])
+        excluded = torch.cat([excluded, batch[-1].codes[None]])
+    return batch
 
 
 def choices_of(space: Space) -> Choices:
-    """Parameters as variables, with layers where names tell them.
+    """Parameters as variables of a space, with layers if their names contain them.
 
     Examples:
         >>> from optuna.distributions import CategoricalDistribution, IntDistribution
@@ -333,10 +333,10 @@ def choices_of(space: Space) -> Choices:
 
 
 def known_cost(cost: Cost, space: Space, choices: Choices) -> KnownCost:
-    """A cost of parameters as one of codes.
+    """A cost as a function of codes instead of parameters.
 
-    The highest is found by one change at a time from all first choices on: it is the highest of all where the cost is a sum
-    over parameters, or more of one never makes another cheaper.
+    The highest cost is searched by changing one parameter at a time, starting from all first choices: it is the maximum if the
+    cost is a sum over parameters, or if more of one never makes another cheaper.
 
     Examples:
         >>> from optuna.distributions import CategoricalDistribution, IntDistribution
@@ -346,13 +346,13 @@ def known_cost(cost: Cost, space: Space, choices: Choices) -> KnownCost:
         300.0
     """
     names, able = list(space), [parameter.values for parameter in space.values()]
-    found: dict[tuple[int, ...], float] = {}
+    cache: dict[tuple[int, ...], float] = {}
 
     def one(codes: Sequence[int]) -> float:
         key = tuple(codes)
-        if key not in found:
-            found[key] = float(cost({name: own[code] for name, own, code in zip(names, able, key, strict=True)}))
-        return found[key]
+        if key not in cache:
+            cache[key] = float(cost({name: own[code] for name, own, code in zip(names, able, key, strict=True)}))
+        return cache[key]
 
     def of(codes: Tensor) -> Tensor:
         return torch.tensor([one(row) for row in codes.long().tolist()], dtype=torch.float64)
@@ -365,7 +365,7 @@ def known_cost(cost: Cost, space: Space, choices: Choices) -> KnownCost:
 
 
 class _LastFit:
-    """Fits a surrogate, or hands out the last one where it was fitted to the same."""
+    """Fits surrogates and caches the last one, which is reused for the same inputs."""
 
     def __init__(self) -> None:
         self._last: Surrogate | None = None
@@ -386,7 +386,7 @@ def _fitted_to(surrogate: Surrogate, codes: Tensor, values: Tensor, choices: Cho
 
 
 class _History:
-    """A study as tensors. Values are negated where the study minimises, so that more is better."""
+    """A study's trials as tensors. Values are negated if the study minimises, so that larger is better."""
 
     def __init__(
         self,
@@ -406,13 +406,13 @@ class _History:
         others = [t for t in _all_trials(study) if t.number != trial.number]
         self.known = _count(others)
         self._sign = 1.0 if study.directions[0] is StudyDirection.MAXIMIZE else -1.0
-        layouts = {t.number: found for t in others if (found := _codes(t, space)) is not None}
+        layouts = {t.number: layout for t in others if (layout := _codes(t, space)) is not None}
         complete = {t.number: signal(t) for t in others if t.state is TrialState.COMPLETE and t.number in layouts}
         complete = {number: value for number, value in complete.items() if math.isfinite(value)}
         self.codes = self._stack([layouts[number] for number in complete])
         self.values = self._sign * torch.tensor(list(complete.values()), dtype=torch.float64)
         self.running = self._stack([layouts[t.number] for t in others if _runs(t) and t.number in layouts])
-        # where trials have parameters besides, one layout may come again with others of them
+        # with further parameters, a layout may be evaluated again with other values of them
         self.repeatable = any(set(t.params) - set(space) for t in others)
         taken = [t.number for t in others if t.state is not TrialState.FAIL and t.number in layouts]
         self.taken = self._stack([layouts[number] for number in taken])
@@ -431,7 +431,7 @@ class _History:
         return self._fitted
 
     def best_before(self) -> Tensor:
-        """The other study's layouts, the best by its own posterior mean: ``(1, d)``, or ``(0, d)`` without a prior."""
+        """The other study's layout with the best posterior mean under its own data: ``(1, d)``; ``(0, d)`` without a prior."""
         if not len(self.before):
             return self.before
         means = Surrogate.fit(self.before, self._before_values, self.choices).posterior(self.before).mean
@@ -462,7 +462,7 @@ def _require_directions(study: Study, cost: Cost | None) -> None:
 
 
 def _all_trials(study: Study) -> list[FrozenTrial]:
-    """As the storage has them now; Optuna's study keeps an older view during a trial."""
+    """All trials as currently stored; Optuna's study object caches an older view during a trial."""
     return study._storage.get_all_trials(study._study_id, deepcopy=False)
 
 
@@ -479,37 +479,37 @@ def _runs(trial: FrozenTrial) -> bool:
 
 
 def _codes(trial: FrozenTrial, space: Space) -> list[float] | None:
-    """The layout that a trial has, will have or claims; None where part of it is open or not of this space."""
-    found: dict[str, Any] = dict(trial.params)
+    """The codes of a trial's evaluated, enqueued or claimed layout; None if it is incomplete or outside this space."""
+    params: dict[str, Any] = dict(trial.params)
     if not trial.state.is_finished():
-        found = {**_fixed(trial, space), **found}
-    if set(space) <= set(found):
-        return _chosen(found, space)
+        params = {**_fixed(trial, space), **params}
+    if set(space) <= set(params):
+        return _chosen(params, space)
     claims = claimed(trial) if _runs(trial) else None
     return [float(claims[name]) for name in space] if claims and set(claims) == set(space) else None
 
 
 def _chosen(params: Mapping[str, Any], space: Space) -> list[float] | None:
-    """A choice of every parameter as codes; None where one is missing or not of this space."""
-    found = [parameter.code(params[name]) if name in params else None for name, parameter in space.items()]
-    return None if None in found else [float(code) for code in found if code is not None]
+    """A choice of every parameter as codes; None if one is missing or outside this space."""
+    codes = [parameter.code(params[name]) if name in params else None for name, parameter in space.items()]
+    return None if None in codes else [float(code) for code in codes if code is not None]
 
 
 def _spread(before: list[tuple[list[float], float]]) -> list[tuple[list[float], float]]:
-    """Not more than so many layouts with their values, from the worst to the best."""
+    """At most `MOST_BEFORE` layouts with their values, from the worst to the best."""
     ranked = sorted(before, key=lambda pair: pair[1])
     places = torch.linspace(0, len(ranked) - 1, min(len(ranked), MOST_BEFORE), dtype=torch.float64)
     return [ranked[place] for place in places.round().long().tolist()]
 
 
 def _fixed(trial: FrozenTrial, space: Space) -> dict[str, Any]:
-    """What was enqueued or is already suggested, of this space; names and choices that it has not are left out."""
+    """Enqueued and already suggested parameters of this space; unknown names and choices are dropped."""
     given = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
     return {name: value for name, value in given.items() if name in space and space[name].code(value) is not None}
 
 
 def _startup(history: _History, seed: int, generator: torch.Generator) -> tuple[Maximum, str]:
-    """The first of another study's best and the initial design that was not taken yet, where they repeat too."""
+    """The first untaken point of the other study's best layout and the initial design, or else a proposal without data."""
     best = history.best_before()
     design = hold(torch.cat([best, _design(history.choices, seed)]), history.fixed)
     fresh = ~among(design, history.taken)
@@ -521,12 +521,12 @@ def _startup(history: _History, seed: int, generator: torch.Generator) -> tuple[
 
 
 def _design(choices: Choices, seed: int) -> Tensor:
-    """All first choices, all second choices, then Sobol points, the same for each call: ``(SOBOL_TRIES + 2, d)``.
+    """All first choices, all second choices, then Sobol points, the same on each call: ``(SOBOL_TRIES + 2, d)``.
 
-    The first two have the middle of what has an order: of a learning rate, neither the lowest nor the next.
+    In the first two, ordered variables have their middle value: for a learning rate, neither the lowest nor the next.
 
-    Each site alone at its second choice, the other homogeneous layouts, is left to the surrogate: begun with, they gained
-    nothing where layers share effects and kept the search near them elsewhere (benchmarks/README.md).
+    The other homogeneous layouts, with a single site at its second choice, are left to the surrogate: as startup trials they
+    brought no gain where layers share effects and kept the search near them elsewhere (benchmarks/README.md).
     """
     homogeneous = torch.tensor([[0.0], [1.0]], dtype=torch.float64).repeat(1, choices.d)
     for variable, positions in enumerate(choices.positions or ()):
@@ -543,7 +543,7 @@ def _seed_of(*parts: object) -> int:
 
 def _named(values: Tensor, choices: Choices, space: Space) -> dict[str, list[float]]:
     names = list(space)
-    found: dict[str, list[float]] = {name: [] for name in names}
+    by_name: dict[str, list[float]] = {name: [] for name in names}
     for (variable, _), value in zip(choices.columns, values.tolist(), strict=True):
-        found[names[variable]].append(value)
-    return found
+        by_name[names[variable]].append(value)
+    return by_name

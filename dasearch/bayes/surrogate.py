@@ -1,14 +1,14 @@
 """A Gaussian process over categorical choices that learns which structure the landscape has.
 
-One fixed kernel decides too much: a kernel with structure across layers wins where there is any and loses where there is
-none. This surrogate averages over members instead. Each member mixes the components of `features.Dictionary` in its own
-shares, or picks a few single choices and explains the rest as small (sparse landscapes); members are weighted by their
-evidence, so structure is used where the data show it, and so is what another study found (`transfer`). Output scale and
-noise are learned with them; there is nothing to optimise and nothing random, so a fit repeats bit for bit. Use it for up to a
-few hundred evaluations. Float64 throughout.
+A single fixed kernel is too rigid: a kernel with structure across layers wins where there is any and loses where there is
+none. This surrogate averages over members instead (Bayesian model averaging). Each member mixes the components of
+`features.Dictionary` in its own shares, or selects a few single choices and models the rest as small (sparse landscapes);
+members are weighted by their evidence, so structure is used where the data support it, and so are another study's results
+(`transfer`). Output scale and noise are learned with them; there is no optimisation and no randomness, so a fit is
+reproducible bit for bit. Use it for up to a few hundred evaluations. Float64 throughout.
 
-Source of the parts: evidence with the scale integrated out, Rasmussen & Williams 2006, sec. 2.7 and 5.4; leave-one-out
-formulas, there sec. 5.4.2; believing in running trials, Ginsbourger et al. 2010.
+Sources: evidence with the scale integrated out, Rasmussen & Williams 2006, sec. 2.7 and 5.4; leave-one-out formulas, there
+sec. 5.4.2; the kriging believer for running trials, Ginsbourger et al. 2010.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from dasearch.bayes.features import ISOTROPIC, LINEAR, PAIRS, Dictionary, dictio
 from dasearch.bayes.transfer import CORRELATIONS, UNRELATED, Prior, related, spread_of
 
 NOISES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # noise variance as a share of the signal's
-MIDDLE_NOISE = 0.1  # at which mixtures are compared first
+MIDDLE_NOISE = 0.1  # noise at which mixtures are compared first
 LIKELY = 40  # mixtures compared at every noise
 MIXTURES = 128  # quasi-random shares of the components, beside each component nearly alone
-CONCENTRATION = 0.35  # of their Dirichlet distribution: a few components carry most
+CONCENTRATION = 0.35  # of the Dirichlet distribution of shares: a few components carry most of the variance
 ALONE = 0.9  # share of the component that is nearly alone
 LEVEL = 1.0  # prior variance of the constant
 SCALE_SHAPE, SCALE_RATE = 2.0, 1.5  # inverse gamma prior of the output scale of standardised values
 SPARSE_SLAB = 0.25  # prior variance of a picked choice's effect
-SPARSE_REST = {LINEAR: 0.1, ISOTROPIC: 0.05}  # everything that was not picked
+SPARSE_REST = {LINEAR: 0.1, ISOTROPIC: 0.05}  # prior variance of everything that was not picked
 SPARSE_NOISES = (0.03, 0.1, 0.3)
-SPARSE_MOST = 12  # choices and pairs of them picked
+SPARSE_MOST = 12  # most choices and pairs that a member picks
 NEGLIGIBLE = 0.03  # members whose weight is a smaller share of the largest are dropped
 MOST_MEMBERS = 10
-AT_ONCE = 128  # points whose features are held at once: those of more leave the cache where there are many choices
+AT_ONCE = 128  # points per block of features, so that a block fits the CPU cache for spaces with many choices
 
 
 class Posterior(NamedTuple):
@@ -62,7 +62,7 @@ class Posterior(NamedTuple):
 
 
 class LeaveOneOut(NamedTuple):
-    """Each value as the others predict it, noise included: mean and sd ``(n,)``, and the mean log density.
+    """Leave-one-out predictions of each value, noise included: mean and sd ``(n,)``, and the mean log density.
 
     Examples:
         >>> import torch
@@ -80,9 +80,9 @@ class LeaveOneOut(NamedTuple):
 
 
 class Effects(NamedTuple):
-    """Averaged over all other choices, the change of the value: mean and sd, each ``(k,)``.
+    """Effects of choices on the value, averaged over all other choices: mean and sd, each ``(k,)``.
 
-    ``choices`` names them: ``(variable, k)`` for choice k instead of the first, or two of these for an interaction.
+    ``choices`` identifies them: ``(variable, k)`` for choice k against the first, or two of these for an interaction.
 
     Examples:
         >>> import torch
@@ -101,9 +101,9 @@ class Effects(NamedTuple):
 
 
 class Members(NamedTuple):
-    """Kernels of the mixture: prior variances of features ``(M, F)`` and of the two kernels, noise, all ``(M,)``.
+    """Kernels of the mixture: prior variances of features ``(M, F)`` and of the two other kernels, and noise, all ``(M,)``.
 
-    ``correlation`` is that with the landscape of a `Prior`; 0 where there is none, or it is not believed.
+    ``correlation`` is that with the landscape of a `Prior`; 0 without a prior, or for members that ignore it.
     """
 
     features: Tensor
@@ -114,12 +114,13 @@ class Members(NamedTuple):
     log_evidence: Tensor
 
     def chosen(self, index: Tensor) -> Members:
+        """The members at these indices."""
         return Members(*(value[index] for value in self))
 
 
 @dataclass(frozen=True, eq=False)
 class Surrogate:
-    """A fitted process; `fit` makes one, and nothing changes it afterwards.
+    """A fitted process, immutable; `fit` creates one.
 
     Examples:
         >>> import torch
@@ -152,13 +153,13 @@ class Surrogate:
     def fit(
         cls, codes: Tensor, values: Tensor, choices: Choices | None = None, *, prior: Prior | None = None
     ) -> Surrogate:
-        """Weigh the members by what is known.
+        """Compute the members' weights from the evaluations.
 
         Shapes: codes ``(n, d)``, values ``(n,)``, n at least 1. Without ``choices`` codes are bits without layers.
-        ``prior`` is what another study found; as much of it is believed as the values bear out (`transfer`).
+        ``prior`` holds another study's results, which are used as far as the values support them (`transfer`).
 
         Raises:
-            ValueError: for no evaluation, or a value that is not finite.
+            ValueError: if there is no evaluation, or a value is not finite.
         """
         codes, values = codes.double(), values.double()
         if not len(values) or not values.isfinite().all():
@@ -174,30 +175,30 @@ class Surrogate:
         kept = best[weights[best] > NEGLIGIBLE * weights.max()]
         members, weights = members.chosen(kept), weights[kept] / weights[kept].sum()
         extended, unscaled = known.dictionary.with_pairs(picked), torch.ones_like(weights)
-        found = cls(choices, extended, codes, values, members, weights, unscaled, centre, spread, prior)
-        return replace(found, scale=found._scales())
+        fitted = cls(choices, extended, codes, values, members, weights, unscaled, centre, spread, prior)
+        return replace(fitted, scale=fitted._scales())
 
     @cached_property
     def contrasts(self) -> Tensor:
-        """Of all evaluations, those of the prior last: ``(n, D)``; so are all other properties."""
+        """Contrasts of all evaluations, those of the prior last: ``(n, D)``; all other properties have the same order."""
         known = self.codes if self.prior is None else torch.cat([self.codes, self.prior.codes])
         return self.choices.contrasts(known)
 
     @cached_property
     def standardised(self) -> Tensor:
-        """The values of all evaluations, ``(n,)``."""
+        """Standardised values of all evaluations, ``(n,)``."""
         own = (self.values - self.centre) / self.spread
         return own if self.prior is None else torch.cat([own, self.prior.values])
 
     @cached_property
     def correlation(self) -> Tensor:
-        """Of the landscape with the one behind each evaluation: 1 but for those of the prior; ``(M, n)``."""
-        found = torch.ones(len(self.weights), len(self.contrasts), dtype=torch.float64)
-        found[:, len(self.codes) :] = self.members.correlation[:, None]
-        return found
+        """Correlation of the landscape with that of each evaluation, 1 except for the prior's: ``(M, n)``."""
+        correlation = torch.ones(len(self.weights), len(self.contrasts), dtype=torch.float64)
+        correlation[:, len(self.codes) :] = self.members.correlation[:, None]
+        return correlation
 
     def _scales(self) -> Tensor:
-        """Posterior mode of the output variance, from the evaluations that a member believes: ``(M,)``."""
+        """Posterior mode of the output variance, from the evaluations that each member uses: ``(M,)``."""
         believed = self.correlation > 0
         target = self.standardised * believed
         quadratic = torch.einsum("mn,mnk,mk->m", target, self.inverse, target)
@@ -205,32 +206,32 @@ class Surrogate:
 
     @cached_property
     def _known_features(self) -> list[Tensor]:
-        """Of the evaluations, by component: ``(its features, n)`` each."""
+        """Features of the evaluations, by component: ``(its features, n)`` each."""
         terms = self.dictionary.terms(self.contrasts)
         return [part.features(terms) for part in self.dictionary.parts]
 
     @cached_property
     def _variances(self) -> list[Tensor]:
-        """Prior variances of features, by component: ``(M, its features)`` each."""
+        """Prior variances of the features, by component: ``(M, its features)`` each."""
         return list(self.members.features.split([part.count for part in self.dictionary.parts], 1))
 
     @cached_property
     def _shares(self) -> Tensor:
-        """Prior variances of what has one for all its features, the two kernels last: ``(M, k)``."""
+        """Prior variances of components with a single variance for all features, the two kernels last: ``(M, k)``."""
         alike = [own[:, 0] for part, own in zip(self.dictionary.parts, self._variances, strict=True) if part.alike]
         return torch.stack([*alike, self.members.pairs, self.members.isotropic], 1)
 
     @cached_property
     def _separate(self) -> tuple[Tensor, Tensor]:
-        """Of all other features the prior variances ``(M, S)``, and those times the evaluations' ``(M * n, S)``."""
+        """Prior variances of all other features ``(M, S)``, and their products with the evaluations' features ``(M * n, S)``."""
         every = zip(self.dictionary.parts, self._variances, self._known_features, strict=True)
-        found = [(own, known) for part, own, known in every if not part.alike]
-        variances = torch.cat([own for own, _ in found], 1)
-        return variances, (variances[:, None] * torch.cat([known for _, known in found]).T).flatten(0, 1)
+        separate = [(own, known) for part, own, known in every if not part.alike]
+        variances = torch.cat([own for own, _ in separate], 1)
+        return variances, (variances[:, None] * torch.cat([known for _, known in separate]).T).flatten(0, 1)
 
     @cached_property
     def inverse(self) -> Tensor:
-        """Of each member's covariance of the evaluations, noise included, before the output scale: ``(M, n, n)``."""
+        """Inverse of each member's covariance of the evaluations, noise included, before the output scale: ``(M, n, n)``."""
         gram, _ = self._of_points(self.contrasts)
         gram = related(gram, len(self.codes), self.members.correlation)
         gram.diagonal(dim1=1, dim2=2).add_(self.members.noise[:, None])
@@ -244,7 +245,7 @@ class Surrogate:
     def _of_points(self, contrasts: Tensor) -> tuple[Tensor, Tensor]:
         """Covariances with the evaluations ``(M, n, m)``, as if all were of this landscape, and variances ``(M, m)``.
 
-        Both before the output scale; shapes: contrasts ``(m, D)``.
+        Both before the output scale. Shapes: contrasts ``(m, D)``.
         """
         features = self.dictionary
         pairs = features.pair_kernel(self.contrasts, contrasts), features.pair_variance(contrasts)
@@ -253,9 +254,9 @@ class Surrogate:
         return cross.add_(LEVEL), variance.add_(LEVEL)
 
     def _of_terms(self, terms: Tensor, *kernels: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The same of weighted sums of terms. What members share is computed once, and they mix it.
+        """The same as `_of_points` for weighted sums of terms. Computations shared by members are done once.
 
-        Shapes: terms ``(T, k)``; under each of the two kernels without features covariances ``(n, k)`` and variances ``(k,)``.
+        Shapes: terms ``(T, k)``; for each of the two kernels without features, covariances ``(n, k)`` and variances ``(k,)``.
         """
         alike, separate = [], []
         for part, known in zip(self.dictionary.parts, self._known_features, strict=True):
@@ -272,14 +273,14 @@ class Surrogate:
 
     @torch.no_grad()
     def member_posteriors(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Every member's mean and sd in the units of the values; shapes: codes ``(m, d)`` -> ``(M, m)`` twice."""
+        """Every member's mean and sd in the units of the values. Shapes: codes ``(m, d)`` -> ``(M, m)`` twice."""
         parts = self.choices.contrasts(codes).split(AT_ONCE)
-        found = [self._conditional(*self._of_points(part), least=1e-12) for part in parts]
-        mean, sd = (torch.cat(numbers, 1) for numbers in zip(*found, strict=True))
+        posteriors = [self._conditional(*self._of_points(part), least=1e-12) for part in parts]
+        mean, sd = (torch.cat(numbers, 1) for numbers in zip(*posteriors, strict=True))
         return self.centre + mean, sd
 
     def _conditional(self, cross: Tensor, prior: Tensor, *, least: float) -> tuple[Tensor, Tensor]:
-        """Every member's mean and sd of linear functionals, the centre not added: ``(M, k)`` twice.
+        """Every member's mean and sd of linear functionals, without the centre added: ``(M, k)`` twice.
 
         Shapes: covariances with the evaluations ``(M, n, k)``, as if all were of this landscape, and prior variances
         ``(M, k)``, before the output scale.
@@ -292,14 +293,14 @@ class Surrogate:
         return self.spread * mean, self.spread * variance.sqrt()
 
     def posterior(self, codes: Tensor) -> Posterior:
-        """Of the mixture; shapes: codes ``(m, d)`` -> mean, sd ``(m,)``."""
+        """Posterior of the mixture. Shapes: codes ``(m, d)`` -> mean, sd ``(m,)``."""
         return Posterior(*_mixed(self.weights, *self.member_posteriors(codes)))
 
     @torch.no_grad()
     def draws(self, codes: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """Landscapes of the mixture at ``codes`` ``(m, d)``, noise left out: ``(count, m)``.
+        """Samples of the latent function at ``codes`` ``(m, d)``, without noise: ``(count, m)``.
 
-        Each is of one member, drawn by its weight.
+        Each sample is of one member, drawn by its weight.
         """
         contrasts = self.choices.contrasts(codes)
         features = self.dictionary.features(contrasts)
@@ -307,7 +308,7 @@ class Surrogate:
         standard = torch.randn(count, len(codes), dtype=torch.float64, generator=generator)
         cross = self._of_points(contrasts)[0] * self.correlation[:, :, None]
         mean, _ = self.member_posteriors(codes)
-        found = torch.empty(count, len(codes), dtype=torch.float64)
+        samples = torch.empty(count, len(codes), dtype=torch.float64)
         for m in member.unique().tolist():
             own = (
                 (features * self.members.features[m]) @ features.T
@@ -319,8 +320,8 @@ class Surrogate:
             values, directions = torch.linalg.eigh(own)
             root = directions * (values.clamp(min=0) * self.scale[m]).sqrt() * self.spread
             chosen = member == m
-            found[chosen] = mean[m] + standard[chosen] @ root.T
-        return found
+            samples[chosen] = mean[m] + standard[chosen] @ root.T
+        return samples
 
     @property
     def noise_sd(self) -> Tensor:
@@ -328,14 +329,14 @@ class Surrogate:
         return self.spread * (self.weights @ (self.members.noise * self.scale)).sqrt()
 
     def fantasize(self, running: Tensor) -> Surrogate:
-        """This process after ``running`` ``(p, d)`` came out at their posterior means; members and scales stay."""
+        """This process conditioned on ``running`` ``(p, d)`` at their posterior means; members and scales are unchanged."""
         if not len(running):
             return self
         codes = torch.cat([self.codes, running.double()])
         return replace(self, codes=codes, values=torch.cat([self.values, self.posterior(running).mean]))
 
     def leave_one_out(self) -> LeaveOneOut:
-        """Exact for the members and scales found; members are weighed anew without the value left out."""
+        """Leave-one-out predictions, exact for the fitted members and scales; members are reweighted without the value."""
         n = len(self.values)
         diagonal = self.inverse.diagonal(dim1=1, dim2=2)[:, :n]
         mean = self.values - self.spread * self._solution[:, :n] / diagonal  # (M, n)
@@ -346,7 +347,7 @@ class Surrogate:
         return LeaveOneOut(*mixed, float((log_weights + density).logsumexp(0).mean()))
 
     def main_effects(self) -> Effects:
-        """Of every choice against the first of its variable."""
+        """Main effects of every choice against the first of its variable."""
         rows = self.choices.effect_rows()
         level, raised = self.dictionary.isotropic_weights()
         isotropic = rows * (level * raised)
@@ -356,19 +357,19 @@ class Surrogate:
         return self._effects([(column,) for column in self.choices.columns], *self._of_terms(terms, nothing, alike))
 
     def pair_effects(self) -> Effects:
-        """Interactions of every two choices of different variables: how much one's effect changes with the other."""
+        """Interactions of every two choices of different variables: by how much one changes the other's effect."""
         columns = self.choices.columns
-        found = [
+        pairs_of_columns = [
             (a, b) for a in range(len(columns)) for b in range(a + 1, len(columns)) if columns[a][0] != columns[b][0]
         ]
-        names = [(columns[a], columns[b]) for a, b in found]
-        first, second = (torch.tensor([pair[side] for pair in found], dtype=torch.long) for side in (0, 1))
+        names = [(columns[a], columns[b]) for a, b in pairs_of_columns]
+        first, second = (torch.tensor([pair[side] for pair in pairs_of_columns], dtype=torch.long) for side in (0, 1))
         rows = self.choices.effect_rows()
         level, raised = self.dictionary.isotropic_weights()
         terms = torch.nn.functional.pad(self._pair_terms(rows[first], rows[second]), (0, 0, len(columns), 0))
 
         def products(of_rows: Tensor, weight: float) -> Tensor:
-            """Shapes: a number a row, ``(..., D)`` -> their weighted products in pairs ``(..., k)``."""
+            """Weighted pairwise products of per-column numbers. Shapes: ``(..., D)`` -> ``(..., k)``."""
             return weight * of_rows[..., first] * of_rows[..., second]
 
         weight = self.dictionary.pair_weight
@@ -377,29 +378,29 @@ class Surrogate:
         return self._effects(names, *self._of_terms(terms, pairs, isotropic))
 
     def _pair_terms(self, first: Tensor, second: Tensor) -> Tensor:
-        """Interactions as sums of products; shapes: column weights ``(k, D)`` twice -> ``(P, k)``."""
+        """Interactions as sums of products. Shapes: column weights ``(k, D)`` twice -> ``(P, k)``."""
         (a, b), first, second = self.dictionary.pairs.T, first.T, second.T
         return first[a] * second[b] + first[b] * second[a]
 
     def _effects(self, names: Sequence[tuple[tuple[int, int], ...]], cross: Tensor, prior: Tensor) -> Effects:
-        """Posterior of linear functionals; shapes: covariances with the evaluations ``(M, n, k)``, variances ``(M, k)``."""
+        """Posterior of linear functionals. Shapes: covariances with the evaluations ``(M, n, k)``, variances ``(M, k)``."""
         return Effects(list(names), *_mixed(self.weights, *self._conditional(cross, prior, least=0.0)))
 
 
 def _mixed(weights: Tensor, mean: Tensor, sd: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and sd of a mixture of normals; shapes: weights ``(M,)`` or ``(M, m)``, mean and sd ``(M, m)``."""
+    """Mean and sd of a mixture of normals. Shapes: weights ``(M,)`` or ``(M, m)``, mean and sd ``(M, m)``."""
     weights = weights if weights.ndim == 2 else weights[:, None]
     centre = (weights * mean).sum(0)
     return centre, (weights * (sd.square() + (mean - centre).square())).sum(0).sqrt()
 
 
 class _Known:
-    """Evaluations, of one study or of two, and their covariances under each component as if they were of one landscape.
+    """Evaluations of one study or of two, and their covariances under each component as if they shared one landscape.
 
     Args:
         target: standardised values, ``(n,)``.
-        own: how many are of this study; they come first. By default all.
-        correlations: with the other study's landscape, to be compared.
+        own: number of evaluations of this study; they come first. All by default.
+        correlations: candidate correlations with the other study's landscape.
     """
 
     def __init__(
@@ -415,18 +416,18 @@ class _Known:
         self.own = len(target) if own is None else own
         self.correlations = torch.tensor(correlations, dtype=torch.float64)
         self.names, terms = features.names, features.terms(contrasts)
-        self.counts = torch.tensor([part.count for part in features.parts])  # of features
+        self.counts = torch.tensor([part.count for part in features.parts])  # number of features
         known = [part.features(terms) for part in features.parts]
         parts = [own.T @ own for own in known]
         parts += [features.pair_kernel(contrasts, contrasts), features.isotropic_kernel(contrasts, contrasts)]
         self.parts = torch.stack(parts)  # (components, n, n)
 
     def log_evidence(self, covariance: Tensor, correlation: Tensor) -> Tensor:
-        """Of covariances as if all evaluations were of one landscape, ``(m, n, n)`` -> ``(m,)``."""
+        """Log evidence of covariances ``(m, n, n)``, given as if all evaluations shared one landscape: ``(m,)``."""
         return _log_evidence(related(covariance, self.own, correlation), self.target)
 
     def members(self, shares: Tensor, noise: Tensor, correlation: Tensor, log_evidence: Tensor) -> Members:
-        """Shapes: shares ``(M, components)``."""
+        """Members from their component shares ``(M, components)``, noise, correlation and log evidence, each ``(M,)``."""
         pairs, isotropic = self.names.index(PAIRS), self.names.index(ISOTROPIC)
         features = shares[:, :-2].repeat_interleave(self.counts, 1)
         return Members(features, shares[:, pairs], shares[:, isotropic], noise, correlation, log_evidence)
@@ -437,13 +438,13 @@ Pairs = list[tuple[int, int]]
 
 
 def _weighed(known: _Known) -> tuple[Members, Pairs]:
-    """All members, and the pairs that any of them picked."""
+    """All members, dense and sparse, and the pairs that any of them picked."""
     sparse, picked = _sparse(known)
     return _joined([(_mixtures(known), []), (sparse, picked)])
 
 
 def _informed(known: _Known, prior: Prior) -> tuple[Members, Pairs]:
-    """Members that know nothing of the prior, which is explained apart, and members that explain both together."""
+    """Members that ignore the prior, which is modelled separately, and members that model both studies jointly."""
     features, choices = known.dictionary, known.dictionary.choices
     elsewhere = choices.contrasts(prior.codes)
     (other, _), (apart, picked) = (_weighed(one) for one in (_Known(features, elsewhere, prior.values), known))
@@ -460,14 +461,14 @@ def _informed(known: _Known, prior: Prior) -> tuple[Members, Pairs]:
 
 @lru_cache(maxsize=8)
 def _shares(components: int) -> Tensor:
-    """The mixtures tried, ``(mixtures, components)``: the same for every study."""
+    """The candidate mixtures, ``(mixtures, components)``: the same for every study."""
     drawn = np.random.default_rng(0).dirichlet(np.full(components, CONCENTRATION), size=MIXTURES)
     alone = ALONE * np.eye(components) + (1 - ALONE) / components
     return torch.from_numpy(np.concatenate([alone, drawn]))
 
 
 def _mixtures(known: _Known) -> Members:
-    """The most credible mixtures of components, with their noise and correlation."""
+    """The mixtures of components with the highest evidence, with their noise and correlation."""
     shares, noises = _shares(len(known.parts)), torch.tensor(NOISES, dtype=torch.float64)
     gram = torch.einsum("mk,kab->mab", shares, known.parts) + LEVEL
     prior = -math.log(len(shares) * len(noises) * len(known.correlations))
@@ -482,9 +483,9 @@ def _mixtures(known: _Known) -> Members:
 
 
 def _sparse(known: _Known) -> tuple[Members, Pairs]:
-    """A few choices picked one after another, and pairs of those picked; one member a step, noise and correlation.
+    """Greedy forward selection of a few choices and of pairs of those; one member per step, noise and correlation.
 
-    Each pick is the best beside those before, of two studies as if they were one. The prior gives every number of picks,
+    Each pick is the best given the previous ones; two studies are treated as one for this. The prior gives every number of picks,
     and every set of that size, the same probability. Also returns the pairs, in the order of their features, which come
     after the dictionary's own.
     """
@@ -498,22 +499,22 @@ def _sparse(known: _Known) -> tuple[Members, Pairs]:
     prior = [-_log_sets_of(picked, known.contrasts.shape[1]) - math.log(len(picks) * count) for picked in picks]
     by_correlation = [known.log_evidence(covariances, correlation) for correlation in known.correlations]
     evidence = torch.stack(by_correlation) + torch.tensor(prior, dtype=torch.float64)
-    found = known.members(
+    members = known.members(
         rest.expand(evidence.numel(), -1),
         torch.tensor(noises * count, dtype=torch.float64),
         known.correlations.repeat_interleave(len(picks)),
         evidence.flatten(),
     )
-    return _with_picks(found, picks * count, known.contrasts.shape[1])
+    return _with_picks(members, picks * count, known.contrasts.shape[1])
 
 
 def _with_picks(members: Members, picks: list[list[Pick]], columns: int) -> tuple[Members, Pairs]:
-    """Each member with the variance of what it picked."""
+    """Each member with the prior variance of the features that it picked."""
     pairs = list(dict.fromkeys((pick[0], pick[1]) for picked in picks for pick in picked if len(pick) == 2))
     own = members.features.shape[1]
     features = torch.nn.functional.pad(members.features, (0, len(pairs)))
     for member, picked in enumerate(picks):
-        for pick in picked:  # linear features come first, one a column, of variance 1 / D each
+        for pick in picked:  # linear features come first, one per column, of variance 1 / D each
             if len(pick) == 1:
                 features[member, pick[0]] += SPARSE_SLAB * columns
             else:
@@ -522,9 +523,9 @@ def _with_picks(members: Members, picks: list[list[Pick]], columns: int) -> tupl
 
 
 def _picks(covariance: Tensor, columns: Tensor, target: Tensor) -> tuple[list[Pick], Tensor]:
-    """The picks, and the covariance after each, ``(steps, n, n)``."""
+    """The picks in order, and the covariance after each, ``(steps, n, n)``."""
     names: list[Pick] = [(i,) for i in range(columns.shape[1])]
-    candidates, picked, found = columns, list[Pick](), []
+    candidates, picked, covariances = columns, list[Pick](), []
     while len(picked) < min(SPARSE_MOST, len(names)):
         best = _next_pick(covariance, candidates, target, [names.index(pick) for pick in picked])
         pick = names[best]
@@ -534,12 +535,12 @@ def _picks(covariance: Tensor, columns: Tensor, target: Tensor) -> tuple[list[Pi
             candidates = torch.cat([candidates, columns[:, partners] * columns[:, [pick[0]]]], 1)
         picked.append(pick)
         covariance = covariance + SPARSE_SLAB * torch.outer(candidates[:, best], candidates[:, best])
-        found.append(covariance)
-    return picked, torch.stack(found)
+        covariances.append(covariance)
+    return picked, torch.stack(covariances)
 
 
 def _next_pick(covariance: Tensor, columns: Tensor, target: Tensor, picked: list[int]) -> int:
-    """The column whose addition raises the evidence most, by the formulas for a change of rank one."""
+    """The column whose addition raises the evidence most, by rank-one updates."""
     inverse = torch.linalg.inv(covariance)
     solved = inverse @ columns
     own, towards = (columns * solved).sum(0), solved.T @ target
@@ -551,44 +552,44 @@ def _next_pick(covariance: Tensor, columns: Tensor, target: Tensor, picked: list
 
 
 def _log_sets_of(picked: list[Pick], columns: int) -> float:
-    """Log of the number of sets of so many columns, and of so many pairs of them."""
+    """Log of the number of sets of that many columns, and of that many pairs of them."""
     singles = sum(len(pick) == 1 for pick in picked)
     pairs = len(picked) - singles
     return _log_sets(columns, singles) + _log_sets(singles * (singles - 1) // 2, pairs)
 
 
 def _noisy(gram: Tensor, noise: float) -> Tensor:
-    found = gram.clone()
-    found.diagonal(dim1=-2, dim2=-1).add_(noise)
-    return found
+    covariance = gram.clone()
+    covariance.diagonal(dim1=-2, dim2=-1).add_(noise)
+    return covariance
 
 
 def _log_evidence(covariance: Tensor, target: Tensor) -> Tensor:
-    """Log density of the target with the output scale integrated out, but for `_log_constant`; ``(m, n, n)`` -> ``(m,)``."""
+    """Log density of the target, output scale integrated out, up to `_log_constant`. Shapes: ``(m, n, n)`` -> ``(m,)``."""
     lower = torch.linalg.cholesky(covariance)
     solved = torch.linalg.solve_triangular(lower, target[:, None].expand(len(lower), -1, 1), upper=False)
     rate = SCALE_RATE + solved.square().sum((1, 2)) / 2
-    found: Tensor = -lower.diagonal(dim1=1, dim2=2).log().sum(1) - (SCALE_SHAPE + len(target) / 2) * rate.log()
-    return found
+    evidence: Tensor = -lower.diagonal(dim1=1, dim2=2).log().sum(1) - (SCALE_SHAPE + len(target) / 2) * rate.log()
+    return evidence
 
 
 def _log_sets(n: int, k: int) -> float:
-    """Log of the number of sets of k among n."""
+    """Log of the binomial coefficient: the number of sets of k among n."""
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
 def _log_constant(n: int) -> float:
-    """What `_log_evidence` leaves out, which depends on the number of values alone."""
+    """The constant omitted by `_log_evidence`, which depends only on the number of values."""
     shape = SCALE_SHAPE + n / 2
     gammas = math.lgamma(shape) - math.lgamma(SCALE_SHAPE)
     return gammas + SCALE_SHAPE * math.log(SCALE_RATE) - n / 2 * math.log(2 * math.pi)
 
 
-def _joined(found: Sequence[tuple[Members, Pairs]]) -> tuple[Members, Pairs]:
-    """All members over the union of their pairs; they have no variance in pairs that only others picked."""
-    union = list(dict.fromkeys(pair for _, pairs in found for pair in pairs))
+def _joined(groups: Sequence[tuple[Members, Pairs]]) -> tuple[Members, Pairs]:
+    """All members over the union of their pairs, with zero variance for pairs that they did not pick themselves."""
+    union = list(dict.fromkeys(pair for _, pairs in groups for pair in pairs))
     widened = []
-    for members, pairs in found:
+    for members, pairs in groups:
         own = members.features.shape[1] - len(pairs)
         features = torch.nn.functional.pad(members.features[:, :own], (0, len(union)))
         features[:, [own + union.index(pair) for pair in pairs]] = members.features[:, own:]

@@ -125,7 +125,9 @@ def test_a_study_passes_every_rule() -> None:
     assert found == Rules(seed=3, **changes)
     assert {field.name for field in dataclasses.fields(Rules)} == {*changes, "seed", "require_title"}
     assert parse_data("x").rules(seed=0) == Rules()
-    with pytest.raises(StudyError, match=r"--set data\.duplicate=first: unknown key data\.duplicate; did you mean duplicates\?"):
+    with pytest.raises(
+        StudyError, match=r"--set data\.duplicate=first: unknown key data\.duplicate; did you mean duplicates\?"
+    ):
         parse_data("x", ["data.duplicate=first"])
 
 
