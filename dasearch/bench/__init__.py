@@ -1,1 +1,1 @@
-"""How good the search is: planted landscapes and tables of real trainings, raced by several samplers."""
+"""Sampler benchmarks on synthetic landscapes with a known optimum and on tables of fully trained layouts."""

@@ -1,8 +1,8 @@
-"""The analysis of variance of a table: how much of the spread of layouts single sites explain, pairs of them, and more.
+"""Analysis of variance of a table: the share of the layouts' variance explained by single sites, by pairs, and by higher orders.
 
-Over all layouts the products of the sites' orthogonal columns (`landscapes.contrasts`), one of each of some sites, are an
-orthonormal basis; the squares of the coefficients add up to the variance of layouts. For two choices they are Walsh functions.
-Noise adds its variance over the number of layouts to every square, and is taken off.
+Over all layouts, products of the sites' orthogonal columns (`landscapes.contrasts`), one column from each site of a subset, are
+an orthonormal basis; the squared coefficients add up to the variance of the layouts. For two choices they are Walsh functions.
+Noise adds its variance over the number of layouts to every square, and is subtracted.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ SINGLE, PAIRS, MORE = "single sites", "pairs", "three and more"
 
 
 class Effect(NamedTuple):
-    """What choices change against the first of their sites, ``(variable, code)`` each, averaged over all other sites.
+    """The effect of choices against the first choice of their sites, averaged over all other sites.
 
-    Of two choices the interaction: how much one's effect changes with the other.
+    ``choices`` holds ``(variable, code)``: one for a main effect, two for an interaction (by how much one changes the other's
+    effect). ``sd`` is the standard deviation due to noise.
     """
 
     choices: tuple[tuple[int, int], ...]
@@ -30,15 +31,15 @@ class Effect(NamedTuple):
 
 
 def by_site(table: Table) -> Tensor:
-    """The means over seeds, an axis a site: ``(*sizes)``."""
-    return table.means.view(*table.sizes.values())  # layouts stand in the order of their codes
+    """The means over seeds as a tensor with one axis per site: ``(*sizes)``."""
+    return table.means.view(*table.sizes.values())  # layouts are sorted by their codes
 
 
 def variances(means: Tensor, noise: float) -> dict[str, float]:
-    """The variance of layouts by the number of sites that it takes to explain it.
+    """The variance of layouts by interaction order: `SINGLE`, `PAIRS`, or `MORE`.
 
     Args:
-        means: an axis a site, ``(*sizes)``.
+        means: mean values with one axis per site, ``(*sizes)``.
         noise: variance of one of these means.
     """
     coefficients, order = means, torch.zeros((), dtype=torch.long)
@@ -52,22 +53,22 @@ def variances(means: Tensor, noise: float) -> dict[str, float]:
 
 
 def main_effects(means: Tensor, noise: float) -> list[Effect]:
-    """Of every choice but the first; arguments as in `variances`."""
-    found = []
+    """Main effects of every choice but each site's first; arguments as in `variances`."""
+    effects = []
     for i, size in enumerate(means.shape):
         averages = means.movedim(i, 0).reshape(size, -1).mean(1)
         sd = (2 * noise * size / means.numel()) ** 0.5
-        found += [Effect(((i, k),), float(averages[k] - averages[0]), sd) for k in range(1, size)]
-    return found
+        effects += [Effect(((i, k),), float(averages[k] - averages[0]), sd) for k in range(1, size)]
+    return effects
 
 
 def pair_effects(means: Tensor, noise: float) -> list[Effect]:
-    """Of every two choices but the first, of different sites; arguments as in `variances`."""
-    found = []
+    """Interactions of every two non-first choices of different sites; arguments as in `variances`."""
+    effects = []
     for (i, size), (j, other) in itertools.combinations(enumerate(means.shape), 2):
         averages = means.movedim((i, j), (0, 1)).reshape(size, other, -1).mean(2)
         changes = averages - averages[:1] - averages[:, :1] + averages[0, 0]
         sd = (4 * noise * size * other / means.numel()) ** 0.5
         codes = itertools.product(range(1, size), range(1, other))
-        found += [Effect(((i, a), (j, b)), float(changes[a, b]), sd) for a, b in codes]
-    return found
+        effects += [Effect(((i, a), (j, b)), float(changes[a, b]), sd) for a, b in codes]
+    return effects

@@ -1,4 +1,4 @@
-"""The bench as a command runs it: names checked, races run one after another or side by side, numbers written."""
+"""The benchmark as the command line runs it: validate names, run races serially or in parallel, write the scores."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ RACES, SCORES = "races.jsonl", "scores.json"
 
 @dataclass(frozen=True)
 class Bench:
-    """What a bench found."""
+    """The results of a benchmark."""
 
     races: list[Race]
     scores: list[Score]
     ask_seconds: dict[str, dict[str, float]]
 
     def record(self) -> dict[str, Any]:
+        """The contents of ``scores.json``: scores and the median seconds of an ask, as JSON values."""
         return {"scores": [asdict(score) for score in self.scores], "ask_seconds": self.ask_seconds}
 
 
@@ -48,28 +49,29 @@ def race_samplers(
     choices: Sequence[int] = (BINARY,),
     say: Callable[[str], None],
 ) -> Bench:
-    """Run every race that ``out`` does not hold yet and write the scores; None stands for all there are.
+    """Run every race that ``out`` does not contain yet and write the scores; None selects everything available.
 
-    Every sampler is asked for one trial at a time, and for as many as ``batches`` says beside that.
+    Every sampler is asked for one trial at a time and, in addition, for each batch size in ``batches``. ``say`` receives a
+    line of progress after each race.
 
     Raises:
-        WrongUse: for an unknown family, sampler or table, sites that are no whole layers, too few or too many choices, or
-            an empty batch.
+        WrongUse: for an unknown family, sampler or table, a number of sites that is not a multiple of the layer's, too few or
+            too many choices, or an empty batch.
     """
     planted = _known(FAMILIES if families is None else families, FAMILIES, "family")
     others = _known(SAMPLERS if samplers is None else samplers, SAMPLERS, "sampler")
     for size in sites:
         if size % SITES or size < 2 * SITES:
             raise WrongUse(
-                f"{size} sites are no whole layers; planted landscapes have {SITES} sites a layer, so give 6, 36, 90"
+                f"{size} sites are no whole number of layers; planted landscapes have {SITES} sites per layer: use 6, 36 or 90"
             )
     for count in choices:
         if not BINARY <= count <= MOST_CHOICES:
             raise WrongUse(
-                f"a site of planted landscapes has {BINARY} to {MOST_CHOICES} choices; give --choices such a number, not {count}"
+                f"a site of a planted landscape has {BINARY} to {MOST_CHOICES} choices; set --choices accordingly, not to {count}"
             )
     if any(batch < 1 for batch in batches):
-        raise WrongUse(f"a batch of {min(batches)} asks for nothing; give --batch numbers from 1 on, as in 1,4,8")
+        raise WrongUse(f"a batch of {min(batches)} is empty; use --batch with numbers of at least 1, as in 1,4,8")
     tables = _tables() if tables is None else tables
     for table in tables:
         if not table.is_file():
@@ -94,9 +96,9 @@ def race_samplers(
             )
     keys = {entry.key for entry in entries}
     races = [race for race in read_races(out / RACES) if race.key in keys]
-    found = Bench(races, scores(races), ask_seconds(names, batches, choices) if ask else {})
-    write_text(out / SCORES, json.dumps(found.record(), indent=1) + "\n")
-    return found
+    bench = Bench(races, scores(races), ask_seconds(names, batches, choices) if ask else {})
+    write_text(out / SCORES, json.dumps(bench.record(), indent=1) + "\n")
+    return bench
 
 
 def _tables() -> list[Path]:
@@ -104,14 +106,14 @@ def _tables() -> list[Path]:
 
 
 def _known(given: Iterable[str], known: Iterable[str], what: str) -> list[str]:
-    """Names as they are known, whatever capitals they are given with.
+    """Names in their canonical spelling, matched case-insensitively.
 
     Raises:
-        WrongUse: for another name.
+        WrongUse: for an unknown name.
     """
     able = list(known)
-    found = [spelled(name, able) for name in given]
-    for name in found:
+    names = [spelled(name, able) for name in given]
+    for name in names:
         if name not in able:
             raise WrongUse(f"there is no {what} {name!r}{suggestion(name, able)}; known: {', '.join(able)}")
-    return found
+    return names

@@ -1,10 +1,10 @@
-"""Landscapes whose best layout is known: planted ones, and tables of layouts that were all really trained.
+"""Landscapes with a known optimum: synthetic ("planted") ones, and tables of layouts that were all trained.
 
 A planted landscape is a sum over layers of effects of single sites, of pairs of sites within a layer and of one site in
-neighbouring layers, so that its optimum is found exactly, by dynamic programming over layers; the sparse family depends on a
-few sites and is enumerated. Effects are coefficients of the orthogonal columns of `Choices.contrasts`, k = choices - 1 a site:
--1 and 1 for two choices. So terms are uncorrelated over random layouts, and no choice is drawn otherwise than another. Where
-sites meet, coefficients of more choices are so much smaller as there are more of them: pairs keep their share of the variance.
+neighbouring layers, so that its optimum is found exactly by dynamic programming over layers; the sparse family depends on a
+few sites and is enumerated. Effects are coefficients of the orthogonal columns of `Choices.contrasts`, k = choices - 1 per site:
+-1 and 1 for two choices. Terms are therefore uncorrelated over random layouts, and all choices are drawn alike. Interaction
+coefficients shrink with the number of choices, so that pairs keep their share of the variance.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from dasearch.bayes import Choices
 from dasearch.errors import DasearchError
 
 SITES = 3
-BINARY = 2  # choices of a site, where nothing else is said
-MOST_CHOICES = 8  # of the sparse family all combinations of the active sites' choices are held at once
+BINARY = 2  # default number of choices of a site
+MOST_CHOICES = 8  # the sparse family holds all combinations of the active sites' choices in memory
 NOISE = 0.2  # standard deviation of an evaluation's noise, as a share of the landscape's own over random layouts
 SPARSE_SITES = 6
 OBJECTIVE, OUTPUTS = "MRR", ("MRR", "Recall@10", "NDCG@10", "loss")
@@ -34,64 +34,67 @@ SCALE = 1 / 4  # length scale of smooth effects, as a share of the depth
 
 
 class Landscape(Protocol):
-    """What samplers are raced on."""
+    """An objective over layouts on which samplers are compared."""
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The number of choices of each site of each layer, by name."""
+        """Number of choices of each site of each layer, by name."""
 
     def truth(self, codes: tuple[int, ...]) -> float:
-        """The noise-free value: 0 for the mean of random layouts, 1 for the best."""
+        """The noise-free value, scaled so that random layouts have mean 0 and the best layout has 1."""
 
     def observe(self, codes: tuple[int, ...], generator: torch.Generator) -> list[float]:
-        """A noisy value, of any unit, as the last number; before it the learning curve, if there is one."""
+        """A noisy evaluation in arbitrary units: the learning curve, if there is one, followed by the value."""
 
 
 def contrasts(choices: int) -> Tensor:
-    """The columns of one site, ``(choices, k)``."""
+    """The contrast columns of one site, ``(choices, k)``."""
     return Choices((choices,)).contrasts(torch.arange(choices)[:, None])
 
 
 def combinations(choices: int, sites: int) -> Tensor:
-    """The columns of every combination of choices, ``(choices ** sites, sites * k)``."""
+    """The contrast columns of every combination of choices, ``(choices ** sites, sites * k)``."""
     codes = torch.tensor(list(itertools.product(range(choices), repeat=sites)))
     return contrasts(choices)[codes].flatten(1)
 
 
 class Formula(ABC):
-    """A landscape that is a formula, whose mean over random layouts is 0."""
+    """A landscape given by a formula with mean 0 over random layouts."""
 
     @property
     @abstractmethod
-    def optimum(self) -> float: ...
+    def optimum(self) -> float:
+        """The largest value of any layout."""
 
     @property
     @abstractmethod
     def spread(self) -> float:
-        """Standard deviation over random layouts."""
+        """Standard deviation of the value over random layouts."""
 
     @abstractmethod
     def value(self, codes: Tensor) -> Tensor:
-        """Shapes: codes ``(m, L * S)`` -> ``(m,)``."""
+        """Noise-free values of layouts. Shapes: codes ``(m, L * S)`` -> ``(m,)``."""
 
     def truth(self, codes: tuple[int, ...]) -> float:
+        """The noise-free value divided by the optimum."""
         return float(self.value(torch.tensor([codes]))[0]) / self.optimum
 
     def observe(self, codes: tuple[int, ...], generator: torch.Generator) -> list[float]:
+        """The value with normal noise of `NOISE` times the landscape's spread; no learning curve."""
         noise = float(torch.randn((), generator=generator, dtype=torch.float64))
         return [float(self.value(torch.tensor([codes]))[0]) + NOISE * self.spread * noise]
 
 
 def site_names(layers: int, sites: int = SITES) -> list[str]:
-    """Names of every site, a layer after the other: ``layer01.site0``, ``layer01.site1``."""
+    """Names of all sites, layer by layer: ``layer01.site0``, ``layer01.site1``."""
     return [f"layer{layer + 1:02d}.site{site}" for layer in range(layers) for site in range(sites)]
 
 
 @dataclass(frozen=True)
 class Planted(Formula):
-    """Effects of columns: ``single (L, S, k)``, ``within (L, S, k, S, k)``, ``between (L - 1, S, k, k)``.
+    """Coefficients of contrast columns: ``single (L, S, k)``, ``within (L, S, k, S, k)``, ``between (L - 1, S, k, k)``.
 
-    ``within`` is zero but where the first site comes before the second.
+    ``within`` is zero unless the first site comes before the second.
     """
 
     single: Tensor
@@ -100,13 +103,16 @@ class Planted(Formula):
 
     @property
     def choices(self) -> int:
+        """Number of choices of each site."""
         return self.single.shape[2] + 1
 
     @property
     def sizes(self) -> dict[str, int]:
+        """Number of choices of each site of each layer, by name."""
         return dict.fromkeys(site_names(*self.single.shape[:2]), self.choices)
 
     def value(self, codes: Tensor) -> Tensor:
+        """Sum of single, within-layer and neighbouring-layer effects. Shapes: codes ``(m, L * S)`` -> ``(m,)``."""
         x = contrasts(self.choices)[codes.long().view(len(codes), *self.single.shape[:2])]  # (m, L, S, k)
         flat = x.flatten(2)
         pairs = torch.einsum("mls,lst,mlt->m", flat, self._flat_within, flat)
@@ -115,12 +121,12 @@ class Planted(Formula):
 
     @property
     def _flat_within(self) -> Tensor:
-        """``(L, S * k, S * k)``."""
+        """``within`` with site and column merged, ``(L, S * k, S * k)``."""
         return self.within.flatten(3, 4).flatten(1, 2)
 
     @cached_property
     def optimum(self) -> float:
-        """By dynamic programming over the states of a layer."""
+        """The exact maximum, by dynamic programming over the states of a layer."""
         sites, columns = self.single.shape[1:]
         states = combinations(self.choices, sites)
         own = states @ self.single.flatten(1).T + torch.einsum("as,lst,at->al", states, self._flat_within, states)
@@ -132,14 +138,14 @@ class Planted(Formula):
 
     @cached_property
     def spread(self) -> float:
-        """Terms are uncorrelated."""
+        """Standard deviation over random layouts: the root of the summed squares, as terms are uncorrelated."""
         parts = (self.single, self.within, self.between)
         return float(torch.stack([part.square().sum() for part in parts]).sum().sqrt())
 
 
 @dataclass(frozen=True)
 class Sparse(Formula):
-    """Single and paired effects of a few sites: ``active (A,)``, ``single (A, k)``, ``pairs (A, k, A, k)``, as `Planted`."""
+    """Single and pair effects of a few sites: ``active (A,)``, ``single (A, k)``, ``pairs (A, k, A, k)``, as in `Planted`."""
 
     layers: int
     active: Tensor
@@ -148,13 +154,16 @@ class Sparse(Formula):
 
     @property
     def choices(self) -> int:
+        """Number of choices of each site."""
         return self.single.shape[1] + 1
 
     @property
     def sizes(self) -> dict[str, int]:
+        """Number of choices of each site of each layer, by name."""
         return dict.fromkeys(site_names(self.layers), self.choices)
 
     def value(self, codes: Tensor) -> Tensor:
+        """Sum of the active sites' effects. Shapes: codes ``(m, L * S)`` -> ``(m,)``."""
         return self._of_active(contrasts(self.choices)[codes[:, self.active].long()].flatten(1))
 
     def _of_active(self, x: Tensor) -> Tensor:
@@ -162,10 +171,12 @@ class Sparse(Formula):
 
     @cached_property
     def optimum(self) -> float:
+        """The exact maximum, by enumeration of the active sites' choices."""
         return float(self._of_active(combinations(self.choices, len(self.active))).max())
 
     @cached_property
     def spread(self) -> float:
+        """Standard deviation over random layouts: the root of the summed squares, as terms are uncorrelated."""
         return float((self.single.square().sum() + self.pairs.square().sum()).sqrt())
 
 
@@ -174,13 +185,13 @@ def _normal(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def _pairs(generator: torch.Generator, sites: int, columns: int, *layers: int) -> Tensor:
-    """Of every two sites, ``(*layers, sites, k, sites, k)``."""
+    """Normally distributed interactions of every two sites, ``(*layers, sites, k, sites, k)``."""
     upper = torch.ones(sites, sites, dtype=torch.float64).triu(1)[:, None, :, None]
     return _normal(generator, *layers, sites, columns, sites, columns) * upper / math.sqrt(columns)
 
 
 def _over_depth(layers: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Effects that change smoothly with depth, ``(layers, SITES, k)``."""
+    """Effects that vary smoothly with depth, ``(layers, SITES, k)``."""
     at = torch.arange(layers, dtype=torch.float64)
     kernel = torch.exp(-0.5 * ((at[:, None] - at) / (SCALE * layers)).square())
     lower: Tensor = torch.linalg.cholesky(kernel + 1e-8 * torch.eye(layers, dtype=torch.float64))
@@ -188,7 +199,7 @@ def _over_depth(layers: int, columns: int, generator: torch.Generator) -> Tensor
 
 
 def _planted(single: Tensor, within: Tensor | None = None, between: Tensor | None = None) -> Planted:
-    """What is left out is zero."""
+    """A landscape whose omitted interactions are zero."""
     layers, sites, columns = single.shape
     if within is None:
         within = single.new_zeros(layers, sites, columns, sites, columns)
@@ -198,17 +209,17 @@ def _planted(single: Tensor, within: Tensor | None = None, between: Tensor | Non
 
 
 def independent(layers: int, generator: torch.Generator, choices: int = BINARY) -> Planted:
-    """Every site for itself."""
+    """Independent effects of every site in every layer."""
     return _planted(_normal(generator, layers, SITES, choices - 1))
 
 
 def smooth(layers: int, generator: torch.Generator, choices: int = BINARY) -> Planted:
-    """The effect of each choice of a site is smooth over depth."""
+    """Effects of each site's choices that vary smoothly with depth."""
     return _planted(_over_depth(layers, choices - 1, generator))
 
 
 def step(layers: int, generator: torch.Generator, choices: int = BINARY) -> Planted:
-    """The order of every site's choices is reversed once, at a depth of its own."""
+    """Effects of each site's choices that change sign once, at a random depth per site."""
     turn = torch.randint(1, layers, (SITES,), generator=generator)
     direction = torch.nn.functional.normalize(_normal(generator, SITES, choices - 1), dim=1)
     height = 0.5 + torch.rand(SITES, generator=generator, dtype=torch.float64)
@@ -217,13 +228,13 @@ def step(layers: int, generator: torch.Generator, choices: int = BINARY) -> Plan
 
 
 def within(layers: int, generator: torch.Generator, choices: int = BINARY) -> Planted:
-    """Sites of a layer interact, in every layer in its own way."""
+    """Interactions of the sites within a layer, independent between layers."""
     pairs = _pairs(generator, SITES, choices - 1, layers)
     return _planted(0.7 * _normal(generator, layers, SITES, choices - 1), within=pairs)
 
 
 def neighbours(layers: int, generator: torch.Generator, choices: int = BINARY) -> Planted:
-    """A site in one layer interacts with itself in the next, alike in all layers; single effects are smooth and small."""
+    """Interactions of a site with itself in the next layer, similar in all layers; small smooth single effects."""
     columns = choices - 1
     alike, own = (_normal(generator, count, SITES, columns, columns) for count in (1, layers - 1))
     single = 0.5 * _over_depth(layers, columns, generator)
@@ -231,14 +242,14 @@ def neighbours(layers: int, generator: torch.Generator, choices: int = BINARY) -
 
 
 def sparse(layers: int, generator: torch.Generator, choices: int = BINARY) -> Sparse:
-    """Six sites and their pairs; the rest does nothing."""
+    """Effects of six sites and their pairs; all other sites have no effect."""
     active = torch.randperm(layers * SITES, generator=generator)[:SPARSE_SITES]
     pairs = 0.5 * _pairs(generator, SPARSE_SITES, choices - 1)
     return Sparse(layers, active, _normal(generator, SPARSE_SITES, choices - 1), pairs)
 
 
 class Family(Protocol):
-    """Draws a landscape of so many layers and choices of each site."""
+    """A factory of random landscapes with a given number of layers and of choices per site."""
 
     def __call__(self, layers: int, generator: torch.Generator, choices: int = BINARY) -> Planted | Sparse: ...
 
@@ -257,12 +268,12 @@ FAMILIES: dict[str, Family] = {
 class Table:
     """Every layout of a small space, trained with several seeds.
 
-    A search sees each layout as one of the seeds trained it, drawn anew for every layout and race; what a seed adds to all
-    layouts alike is taken off first, as it is in `dasearch run`, where all share one seed. The truth is the mean over seeds.
+    A search sees each layout's result for one seed, drawn independently for every layout and race; the mean effect of a seed is
+    subtracted first, as in `dasearch run`, where all layouts share one seed. The truth is the mean over seeds.
 
     Attributes:
-        outputs: by name, of the epoch kept: ``(layouts, seeds)``.
-        curves: by name, of every epoch, ``(layouts, seeds, epochs)``.
+        outputs: metrics of the selected epoch, by name: ``(layouts, seeds)``.
+        curves: metrics of every epoch, by name: ``(layouts, seeds, epochs)``.
         drawn: index of the seed that a search sees, ``(layouts,)``.
     """
 
@@ -278,26 +289,30 @@ class Table:
 
     @property
     def letters(self) -> dict[str, str]:
-        """The choices of each site of each layer, by name, as a layout's text writes them."""
+        """The letters of the choices of each site of each layer, by site name."""
         return _letters(self.header)
 
     @property
     def sizes(self) -> dict[str, int]:
+        """Number of choices of each site of each layer, by name."""
         return {name: len(letters) for name, letters in self.letters.items()}
 
     @cached_property
     def means(self) -> Tensor:
+        """Mean objective over seeds, ``(layouts,)``."""
         return self.outputs[OBJECTIVE].mean(1)
 
     def truth(self, codes: tuple[int, ...]) -> float:
+        """The mean over seeds, scaled so that the mean layout has 0 and the best 1."""
         mean = float(self.means.mean())
         return (float(self.means[self.index[codes]]) - mean) / (float(self.means.max()) - mean)
 
     def observe(self, codes: tuple[int, ...], generator: torch.Generator) -> list[float]:
+        """The learning curve and the value of the objective for the layout's drawn seed; ``generator`` is unused."""
         return self.seen(codes, OBJECTIVE)
 
     def seen(self, codes: tuple[int, ...], output: str) -> list[float]:
-        """The curve of one output as the layout's seed has it, and its value at the epoch kept."""
+        """The learning curve of one output for the layout's drawn seed, followed by its value at the selected epoch."""
         layout = self.index[codes]
         seen = (layout, int(self.drawn[layout]))
         curves, values = self.curves[output], self.outputs[output]
@@ -306,22 +321,22 @@ class Table:
 
 
 def read_table(path: Path, *, seed: int = 0) -> Table:
-    """A table that ``benchmarks/train_table.py`` made; seeds that lack layouts are left out.
+    """Read a table written by ``benchmarks/train_table.py``; seeds with missing layouts are dropped.
 
     Raises:
-        DasearchError: for a file without one whole seed, or with a layout that its first line does not allow.
+        DasearchError: if no seed is complete, or a layout does not match the file's header.
     """
     header, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     letters = list(_letters(header).values())
     by_seed: dict[int, dict[tuple[int, ...], dict[str, Any]]] = {}
     for row in rows:
         by_seed.setdefault(row["seed"], {})[_codes(row["layout"], letters, path)] = row
-    layouts = sorted({layout for found in by_seed.values() for layout in found})
+    layouts = sorted({layout for by_layout in by_seed.values() for layout in by_layout})
     count = math.prod(map(len, letters))
-    whole = [found for _, found in sorted(by_seed.items()) if len(found) == count]
+    whole = [by_layout for _, by_layout in sorted(by_seed.items()) if len(by_layout) == count]
     if not whole:
         raise DasearchError(f"{path} has no seed with every layout yet; finish it with benchmarks/train_table.py")
-    kept = [[found[layout] for found in whole] for layout in layouts]
+    kept = [[by_layout[layout] for by_layout in whole] for layout in layouts]
     curves = {
         name: torch.tensor([[row[name] for row in seeds] for seeds in kept], dtype=torch.float64) for name in OUTPUTS
     }
@@ -332,16 +347,18 @@ def read_table(path: Path, *, seed: int = 0) -> Table:
 
 
 def _letters(header: dict[str, Any]) -> dict[str, str]:
-    """By name; tables from before there were more choices do not say them."""
+    """Letters of each site's choices, by name; early tables had two choices only and do not list them."""
     names = header["names"]
     return dict(zip(names, header.get("letters", ["SP"] * len(names)), strict=True))
 
 
 def _codes(layout: str, letters: list[str], path: Path) -> tuple[int, ...]:
-    found = layout.replace("-", "")
-    if len(found) != len(letters) or any(letter not in known for letter, known in zip(found, letters, strict=True)):
+    letters_of_layout = layout.replace("-", "")
+    if len(letters_of_layout) != len(letters) or any(
+        letter not in known for letter, known in zip(letters_of_layout, letters, strict=True)
+    ):
         raise DasearchError(
             f"{path} has a layout {layout}, and its first line lists {', '.join(letters)} as the sites' letters; "
             "make the table anew with benchmarks/train_table.py"
         )
-    return tuple(known.index(letter) for letter, known in zip(found, letters, strict=True))
+    return tuple(known.index(letter) for letter, known in zip(letters_of_layout, letters, strict=True))

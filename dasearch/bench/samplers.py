@@ -1,9 +1,9 @@
-"""Races of samplers on landscapes, each trial through Optuna's own ask and tell.
+"""Races of samplers on landscapes, through Optuna's ask-and-tell interface.
 
-Every sampler sees the same landscape and the same noise generator's seed; a race's curve is the best noise-free value among
-the layouts evaluated so far, so that one less it is the regret. A sampler may be asked for several trials before any of them
-is told, as a search does that trains them side by side. Curves are written as they come, so that an interrupted bench goes on
-where it stopped.
+Every sampler sees the same landscape and the same seed of the noise generator; a race's curve is the best noise-free value among
+the layouts evaluated so far, so that one minus it is the regret. A sampler may be asked for a batch of trials before any result
+is reported, as in a search that trains them concurrently. Curves are written as they complete, so that an interrupted benchmark
+resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dasearch.bench.landscapes import BINARY, FAMILIES, SITES, Landscape, read_t
 
 CHECKPOINTS = (10, 12, 20, 30, 60)  # trials at which curves are compared
 TABLE, TABLE_TRIALS = "table/", 30
-ASK_SIZES = ((36, 30), (36, 200), (90, 30), (90, 200))  # sites, trials already told
+ASK_SIZES = ((36, 30), (36, 200), (90, 30), (90, 200))  # sites, completed trials
 ASK_REPEATS = 5
 PR = "PRSampler"
 
@@ -36,23 +36,26 @@ Space = Mapping[str, CategoricalDistribution]
 
 
 def space_of(sizes: Mapping[str, int]) -> Space:
-    """Every variable's choices are its codes, 0 and up."""
+    """Optuna distributions whose choices are the codes 0, 1, ... of each variable."""
     return {name: CategoricalDistribution(range(size)) for name, size in sizes.items()}
 
 
 class OneFlip(BaseSampler):
-    """Local search: a random single change of the best layout so far that is not known; a random one to begin with."""
+    """Local search: a random unevaluated single change of the best layout so far, starting from a random layout."""
 
     def __init__(self, *, seed: int, space: Space) -> None:
         self._space, self._generator = dict(space), torch.Generator().manual_seed(seed)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: Any) -> dict[str, BaseDistribution]:
+        """The whole space: every parameter is sampled jointly."""
         return dict(self._space)
 
     def sample_independent(self, study: optuna.Study, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        """Never called, since every parameter is sampled jointly."""
         raise NotImplementedError("every parameter is relative")
 
     def sample_relative(self, study: optuna.Study, trial: Any, search_space: Any) -> dict[str, Any]:
+        """A random layout for the first trial, then a single change of the best one."""
         done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
         if not done:
             return dict(zip(self._space, random_codes(self._space, self._generator), strict=True))
@@ -68,7 +71,7 @@ class OneFlip(BaseSampler):
 
 
 def random_codes(space: Space, generator: torch.Generator) -> tuple[int, ...]:
-    """One after another, so that two choices everywhere give what ``randint`` gives for all at once."""
+    """Uniform codes drawn one variable at a time, which for two choices equals one ``randint`` over all variables."""
     return tuple(int(torch.randint(len(d.choices), (), generator=generator)) for d in space.values())
 
 
@@ -89,7 +92,7 @@ Key = tuple[str, str, int, int]  # landscape, sampler, seed, batch
 
 
 def labelled(sampler: str, batch: int) -> str:
-    """A sampler's name and how many trials it is asked for at a time, where that is more than one."""
+    """A sampler's name, with its batch size if that is more than one."""
     return sampler if batch == 1 else f"{sampler}, {batch} at a time"
 
 
@@ -100,22 +103,24 @@ class Race:
     landscape: str  # family/sites, family/sites/choices or table/name
     sampler: str
     seed: int
-    curve: list[float]  # best noise-free value so far, a number a trial
-    ask_seconds: float  # median, the first third left out
-    batch: int = 1  # trials asked for before they are told; earlier files do not say it
+    curve: list[float]  # best noise-free value so far, one per trial
+    ask_seconds: float  # median over the last two thirds of the trials
+    batch: int = 1  # trials asked for before any result is reported; absent from earlier files
 
     @property
     def key(self) -> Key:
+        """The race's identity: landscape, sampler, seed and batch size."""
         return self.landscape, self.sampler, self.seed, self.batch
 
     @property
     def label(self) -> str:
+        """The sampler's name with its batch size."""
         return labelled(self.sampler, self.batch)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A race to be run."""
+    """A planned race."""
 
     landscape: str
     sampler: str
@@ -126,27 +131,29 @@ class Entry:
 
     @property
     def key(self) -> Key:
+        """The identity of the planned race, equal to `Race.key`."""
         return self.landscape, self.sampler, self.seed, self.batch
 
     def open(self) -> Landscape:
+        """The landscape: read from the table, or generated from the seed."""
         if self.table is not None:
             return read_table(self.table, seed=self.seed)
         return planted(self.landscape, torch.Generator().manual_seed(self.seed))
 
 
 def sized(sites: int, choices: int) -> str:
-    """``36`` for sites of two choices, ``36/3`` for three."""
+    """The name of a size: ``36`` for sites with two choices, ``36/3`` with three."""
     return str(sites) if choices == BINARY else f"{sites}/{choices}"
 
 
 def choices_of(name: str) -> int:
-    """Of every site of a planted landscape."""
+    """The number of choices per site of a planted landscape, from its name."""
     _, _, *choices = name.split("/")
     return int(choices[0]) if choices else BINARY
 
 
 def planted(name: str, generator: torch.Generator) -> Landscape:
-    """The landscape that ``family/sites`` or ``family/sites/choices`` names."""
+    """The landscape named by ``family/sites`` or ``family/sites/choices``."""
     family, sites, *_ = name.split("/")
     return FAMILIES[family](int(sites) // SITES, generator, choices_of(name))
 
@@ -173,7 +180,7 @@ def race(entry: Entry) -> Race:
 
 
 class Asked(NamedTuple):
-    """A trial, its layout, and the seconds until it was known."""
+    """A trial, its layout, and the seconds that the proposal took."""
 
     trial: optuna.Trial
     codes: tuple[int, ...]
@@ -191,9 +198,9 @@ def ask(study: optuna.Study, space: Space) -> Asked:
 def play(
     study: optuna.Study, landscape: Landscape, trials: int, noise: torch.Generator, *, batch: int = 1
 ) -> tuple[list[float], list[float]]:
-    """The best noise-free value so far, and the seconds of the ask, a number a trial.
+    """The best noise-free value so far and the seconds of the ask, one of each per trial.
 
-    ``batch`` trials are asked for, then observed and told in that order; the last batch is smaller where they do not divide.
+    ``batch`` trials are asked for, then evaluated and reported in that order; the last batch may be smaller.
     """
     space = space_of(landscape.sizes)
     curve: list[float] = []
@@ -220,7 +227,7 @@ def planned(
     batches: Sequence[int] = (1,),
     choices: Iterable[int] = (BINARY,),
 ) -> list[Entry]:
-    """Every race, seeds outermost: a bench that is cut short has compared everything equally often."""
+    """Every race to run, seeds outermost, so that a truncated benchmark has compared everything equally often."""
     sizes = [sized(*size) for size in itertools.product(sites, choices)]
     drawn = [(f"{family}/{size}", trials, None) for family, size in itertools.product(families, sizes)]
     real = [(f"{TABLE}{path.stem}", min(trials, TABLE_TRIALS), path) for path in tables]
@@ -236,8 +243,8 @@ def planned(
 def run(
     entries: Sequence[Entry], path: Path, *, map_races: Callable[..., Iterable[Race]] = map
 ) -> Iterator[tuple[int, Race]]:
-    """Run what the file at ``path`` does not hold yet; yields how many are left, and the race."""
-    done = {found.key for found in read_races(path)} if path.is_file() else set()
+    """Run the races that the file at ``path`` does not contain yet; yields the number remaining, and the race."""
+    done = {race.key for race in read_races(path)} if path.is_file() else set()
     left = [entry for entry in entries if entry.key not in done]
     for index, finished in enumerate(map_races(race, left), start=1):
         with path.open("a", encoding="utf-8") as file:
@@ -246,16 +253,16 @@ def run(
 
 
 def read_races(path: Path) -> list[Race]:
-    """Races that were written a line each as JSON."""
+    """Read races from a JSON Lines file."""
     return [Race(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @dataclass(frozen=True)
 class Score:
-    """A sampler at a number of trials: mean best value, PRSampler's lead over it, and what its batch costs.
+    """A sampler at a number of trials: mean best value, PRSampler's lead over it, and the cost of its batch size.
 
-    The lead is over PRSampler asked for as many at a time, the cost the same sampler's lead when it is asked for one at a
-    time: the regret that the batch adds. Both are paired by landscape and seed.
+    The lead is that of PRSampler with the same batch size; the cost is the lead of the same sampler with batch size one: the
+    regret that the batch adds. Both are paired by landscape and seed.
     """
 
     landscape: str
@@ -271,13 +278,14 @@ class Score:
 
     @property
     def label(self) -> str:
+        """The sampler's name with its batch size."""
         return labelled(self.sampler, self.batch)
 
 
 def scores(races: Sequence[Race]) -> list[Score]:
-    """By landscape, and pooled over planted ones of as many choices."""
-    groups = _groups(list(dict.fromkeys(found.landscape for found in races)))
-    found = []
+    """Scores per landscape, and pooled over planted landscapes with the same number of choices."""
+    groups = _groups(list(dict.fromkeys(race.landscape for race in races)))
+    results = []
     for (group, members), (sampler, batch), trials in itertools.product(
         groups.items(), dict.fromkeys((r.sampler, r.batch) for r in races), CHECKPOINTS
     ):
@@ -288,8 +296,8 @@ def scores(races: Sequence[Race]) -> list[Score]:
             mean = statistics.fmean(values[pair] for pair in pairs)
             lead = mean_and_error([ours[pair] - values[pair] for pair in pairs])
             cost = mean_and_error([alone[pair] - values[pair] for pair in pairs])
-            found.append(Score(group, sampler, batch, trials, mean, *lead, *cost, len(pairs)))
-    return found
+            results.append(Score(group, sampler, batch, trials, mean, *lead, *cost, len(pairs)))
+    return results
 
 
 def _groups(landscapes: Sequence[str]) -> dict[str, list[str]]:
@@ -303,7 +311,7 @@ def _groups(landscapes: Sequence[str]) -> dict[str, list[str]]:
 
 
 def reached(races: Iterable[Race], sampler: str, batch: int, trials: int) -> dict[tuple[str, int], float]:
-    """The best value of each race that went so far, by landscape and seed."""
+    """The best value of each race with at least ``trials`` trials, by landscape and seed."""
     return {
         (r.landscape, r.seed): r.curve[trials - 1]
         for r in races
@@ -312,7 +320,7 @@ def reached(races: Iterable[Race], sampler: str, batch: int, trials: int) -> dic
 
 
 def mean_and_error(differences: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error; of one difference the latter is not a number."""
+    """Mean and standard error; the latter is NaN for a single difference."""
     n = len(differences)
     return statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(n) if n > 1 else math.nan
 
@@ -322,7 +330,7 @@ def ask_seconds(
 ) -> dict[str, dict[str, float]]:
     """Median seconds of an ask, ``{sites/trials: {sampler: seconds}}``, all in this process on the same trials.
 
-    Of a batch, the seconds of all its asks over their number.
+    For a batch, the total seconds of its asks divided by their number.
     """
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)

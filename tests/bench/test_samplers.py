@@ -339,11 +339,11 @@ def bench(tmp_path: Path, **changes: object) -> None:
     [
         ({"families": ["smoth"]}, "no family 'smoth'; did you mean smooth"),
         ({"samplers": ["tpee"]}, "no sampler 'tpee'"),
-        ({"sites": [35]}, "35 sites are no whole layers"),
-        ({"choices": [1]}, "has 2 to 8 choices; give --choices such a number, not 1"),
-        ({"choices": [3, 9]}, "has 2 to 8 choices; give --choices such a number, not 9"),
+        ({"sites": [35]}, "35 sites are no whole number of layers"),
+        ({"choices": [1]}, "has 2 to 8 choices; set --choices accordingly, not to 1"),
+        ({"choices": [3, 9]}, "has 2 to 8 choices; set --choices accordingly, not to 9"),
         ({"tables": [Path("nowhere.jsonl")]}, "no table nowhere.jsonl"),
-        ({"batches": [4, 0]}, "a batch of 0 asks for nothing"),
+        ({"batches": [4, 0]}, "a batch of 0 is empty"),
     ],
 )
 def test_wrong_use_is_one_sentence_and_leaves_nothing(tmp_path: Path, changes: dict[str, object], message: str) -> None:
