@@ -251,7 +251,8 @@ def sparse(layers: int, generator: torch.Generator, choices: int = BINARY) -> Sp
 class Family(Protocol):
     """A factory of random landscapes with a given number of layers and of choices per site."""
 
-    def __call__(self, layers: int, generator: torch.Generator, choices: int = BINARY) -> Planted | Sparse: ...
+    def __call__(self, layers: int, generator: torch.Generator, choices: int = BINARY) -> Planted | Sparse:
+        """Draw a landscape with this many layers and choices per site."""
 
 
 FAMILIES: dict[str, Family] = {
