@@ -1,7 +1,7 @@
-"""Adapter layouts: what stands at each adapter site of each layer.
+"""Adapter layouts: the choice made at each adapter site of each layer.
 
-Liu et al. 2024 (DARec), sec. 2.3.3: the vector z of 3L choices between serial and parallel. Here a choice is a value (`Choice`),
-of which a search space lists as many as it likes, other kinds of trained module among them, as the paper's conclusion asks for.
+Liu et al. 2024 (DARec), sec. 2.3.3: the vector z of 3L choices between serial and parallel. Here a choice is a value (`Choice`)
+of which a search space lists any number, including other kinds of trained modules, as the paper's conclusion suggests.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor
 from dasearch.errors import LayoutError
 
 SEPARATOR = "-"
-WHOLE = math.inf  # units of an adapter that is as wide as the model's
+WHOLE = math.inf  # units of an adapter with the model's own width
 
 
 class Join(StrEnum):
-    """How an adapter that reads its sublayer's input joins the sublayer's output.
+    """How an adapter that reads its sublayer's input is combined with the sublayer's output.
 
     Examples:
         >>> from dasearch import Join
@@ -30,26 +30,26 @@ class Join(StrEnum):
         True
     """
 
-    MODEL = "model"  # as ``model.parallel_reduce`` and ``model.parallel_residual`` say: the printed mean by default
+    MODEL = "model"  # as set by ``model.parallel_reduce`` and ``model.parallel_residual``: the paper's mean by default
     SUM = "sum"  # ``SA + B(h)``, He et al. 2022
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What may stand at an adapter site.
+    """A module, or none, that can be placed at an adapter site.
 
     Args:
-        name: as a search space lists it.
-        letter: as a layout's text writes it.
-        active: False where there is no adapter and the frozen layer stays as it is.
+        name: name in a search space's list.
+        letter: letter in a layout's text.
+        active: False for no adapter, which leaves the frozen layer unchanged.
         parallel: whether the adapter reads its sublayer's input rather than its output.
         width: bottleneck units, or LoRA's rank, at most the model's; None: as many as the model's.
-        join: how it joins, where ``parallel``.
-        lora: whether it is LoRA (Hu et al. 2022) on the queries and values of an attention site, in place of an adapter.
+        join: how a parallel adapter is combined with the sublayer's output.
+        lora: whether it is LoRA (Hu et al. 2022) on the queries and values of an attention site instead of an adapter.
 
     Raises:
-        LayoutError: for a letter that is not one of A to Z or a to z, a width below 1, or LoRA that is to stand beside a
-            sublayer.
+        LayoutError: for a letter outside A to Z and a to z, a width below 1, or a LoRA choice that is inactive, parallel, or
+            has a join.
 
     Examples:
         >>> from dasearch import CHOICES, Choice
@@ -78,12 +78,12 @@ class Choice:
 
     @property
     def adapts(self) -> bool:
-        """Whether there is a bottleneck adapter."""
+        """Whether the choice is a bottleneck adapter."""
         return self.active and not self.lora
 
     @property
     def numbers(self) -> tuple[float, float, float, float, float]:
-        """What a layer reads of a site: `READS`, `ACTIVE`, `JOINS`, `UNITS`, `LORA`."""
+        """The site's row of `Layout.tensor`: `READS`, `ACTIVE`, `JOINS`, `UNITS`, `LORA`."""
         joins = self.parallel and self.join is Join.MODEL
         return (
             float(self.parallel),
@@ -94,11 +94,11 @@ class Choice:
         )
 
     def record(self) -> dict[str, Any]:
-        """Its fields; without ``lora`` where it is none, as before there was LoRA."""
+        """The fields as a dictionary; ``lora`` is omitted if False, as in records written before LoRA was supported."""
         return {name: value for name, value in asdict(self).items() if name != "lora" or value}
 
     def nearest(self, choices: Sequence[Choice]) -> Choice:
-        """This choice if it is among them, else the most similar: first in being there, then in kind, place, join and width."""
+        """This choice if listed, else the most similar: by presence, then kind, placement, join and width, in this order."""
 
         def unlike(other: Choice) -> tuple[float, ...]:
             widths = [math.log(choice.width or 1 << 20) for choice in (self, other)]
@@ -109,7 +109,7 @@ class Choice:
         return self if self in choices else min(choices, key=unlike)
 
 
-READS, ACTIVE, JOINS, UNITS, LORA = range(5)  # columns of `Layout.tensor`; ACTIVE: of an adapter
+READS, ACTIVE, JOINS, UNITS, LORA = range(5)  # columns of `Layout.tensor`; ACTIVE: 1 for an adapter
 
 SERIAL = Choice("serial", "S")
 PARALLEL = Choice("parallel", "P", parallel=True)
@@ -121,7 +121,7 @@ CHOICES: Mapping[str, Choice] = {choice.name: choice for choice in (*PLACEMENTS,
 
 
 class ModelKind(StrEnum):
-    """The recommenders whose layouts are searched."""
+    """The recommenders whose layouts can be searched."""
 
     DAREC = "darec"
     IDLE = "idle"
@@ -129,22 +129,22 @@ class ModelKind(StrEnum):
     E4S_REC = "e4s-rec"
 
 
-SITES: dict[ModelKind, tuple[str, ...]] = {  # of a layer, in the order of a layout's letters
+SITES: dict[ModelKind, tuple[str, ...]] = {  # sites of a layer, in the order of a layout's letters
     ModelKind.DAREC: ("causal", "context", "recommendation"),
     ModelKind.IDLE: ("injection", "refinement", "alignment"),
     ModelKind.RA_REC: ("user", "item", "instruction"),
     ModelKind.E4S_REC: ("attention", "ffn"),
 }
-ADAPTER_MODELS = (ModelKind.DAREC, ModelKind.E4S_REC)  # those whose sites hold adapters, which may take any choice
+ADAPTER_MODELS = (ModelKind.DAREC, ModelKind.E4S_REC)  # models whose sites hold adapters and accept any choice
 ATTENTION_SITES = (
     "causal",
     "context",
     "attention",
-)  # those with queries and values of their own, which LoRA may change
+)  # sites with their own queries and values, where LoRA applies
 
 
 class Difference(NamedTuple):
-    """One site at which two layouts differ; layer and site count from 0."""
+    """One site at which two layouts differ; layer and site are counted from 0."""
 
     layer: int
     site: int
@@ -153,13 +153,13 @@ class Difference(NamedTuple):
 
 
 def legend_of(choices: Iterable[Choice]) -> str:
-    """``S serial, P parallel``."""
+    """The legend of choices' letters: ``S serial, P parallel``."""
     return ", ".join(f"{choice.letter} {choice.name}" for choice in choices)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A group of choices per layer, a choice per site. ``str`` and `parse` invert each other.
+    """A group of choices per layer, one choice per site. ``str`` and `parse` are inverses.
 
     Examples:
         >>> from dasearch import Layout
@@ -188,7 +188,7 @@ class Layout:
 
     @classmethod
     def parse(cls, text: str, choices: Iterable[Choice] = tuple(CHOICES.values())) -> Layout:
-        """Read ``SPS-PPS``; spaces around it are accepted, and lower case for a letter that is none of ``choices``.
+        """Parse ``SPS-PPS``; surrounding spaces are ignored, and a letter that matches no choice is retried in upper case.
 
         Raises:
             LayoutError: for an empty text, a letter of none of ``choices``, or layers of unequal length.
@@ -203,7 +203,11 @@ class Layout:
 
     @classmethod
     def of(cls, flat: Iterable[Choice], *, sites: int) -> Layout:
-        """Read a flat sequence of choices, the sites of the first layer first."""
+        """A layout from a flat sequence of choices, layer by layer.
+
+        Raises:
+            LayoutError: if the number of choices is not a multiple of ``sites``.
+        """
         flat = tuple(flat)
         if sites < 1 or len(flat) % sites:
             raise LayoutError(f"{len(flat)} choices do not fill layers of {sites} sites; give a multiple of {sites}")
@@ -211,67 +215,72 @@ class Layout:
 
     @classmethod
     def from_bits(cls, bits: Iterable[int], *, sites: int) -> Layout:
-        """`of` the paper's vector z: 0 serial, 1 parallel."""
+        """A layout from the paper's vector z: 0 serial, 1 parallel, layer by layer."""
         return cls.of((PLACEMENTS[int(bit)] for bit in bits), sites=sites)
 
     @classmethod
     def uniform(cls, choice: Choice, layers: int, sites: int = 3) -> Layout:
-        """One choice everywhere."""
+        """A layout with the same choice at every site."""
         return cls(((choice,) * sites,) * layers)
 
     @classmethod
     def all_serial(cls, layers: int, sites: int = 3) -> Layout:
+        """The layout whose adapters are all serial."""
         return cls.uniform(SERIAL, layers, sites)
 
     @classmethod
     def all_parallel(cls, layers: int, sites: int = 3) -> Layout:
+        """The layout whose adapters are all parallel."""
         return cls.uniform(PARALLEL, layers, sites)
 
     @classmethod
     def random(cls, layers: int, sites: int = 3, *, generator: torch.Generator) -> Layout:
+        """A layout of independent, uniform choices between serial and parallel."""
         drawn = torch.randint(len(PLACEMENTS), (layers * sites,), generator=generator).tolist()
         return cls.of((PLACEMENTS[code] for code in drawn), sites=sites)
 
     @property
     def layers(self) -> int:
+        """Number of adapted layers."""
         return len(self.groups)
 
     @property
     def sites(self) -> int:
+        """Number of sites per layer."""
         return len(self.groups[0])
 
     @property
     def flat(self) -> tuple[Choice, ...]:
-        """All choices, the sites of the first layer first."""
+        """All choices, layer by layer."""
         return tuple(choice for group in self.groups for choice in group)
 
     @property
     def z(self) -> tuple[int, ...]:
-        """The paper's vector: 1 where an adapter is parallel to its sublayer, the sites of the first layer first."""
+        """The paper's vector: 1 for an adapter parallel to its sublayer, else 0; layer by layer."""
         return tuple(int(choice.parallel) for choice in self.flat)
 
     @property
     def choices(self) -> tuple[Choice, ...]:
-        """Those that occur, each once, the first met first."""
+        """The distinct choices, in order of first occurrence."""
         return tuple(dict.fromkeys(self.flat))
 
     @property
     def own_choices(self) -> tuple[Choice, ...]:
-        """Those of a search space, whose letters do not say what they are."""
+        """The distinct choices defined by a search space, whose letters are not self-explanatory."""
         return tuple(choice for choice in self.choices if choice not in CHOICES.values())
 
     def active_layers(self, site: int) -> int:
-        """How many layers have something at a site."""
+        """Number of layers with an active choice at a site."""
         return sum(group[site].active for group in self.groups)
 
     @property
     def has_lora(self) -> bool:
-        """Whether a site has LoRA."""
+        """Whether any site has LoRA."""
         return any(choice.lora for choice in self.choices)
 
     @property
     def columns(self) -> int:
-        """How many numbers of a site `tensor` needs: `UNITS` where a choice has a width of its own, `LORA` where one is that."""
+        """Number of columns that `tensor` needs: up to `UNITS` if a choice has its own width, up to `LORA` if one is LoRA."""
         if self.has_lora:
             return LORA + 1
         return UNITS if all(choice.width is None for choice in self.choices) else UNITS + 1
@@ -283,20 +292,28 @@ class Layout:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """What a recommender's forward reads: ``(layers, sites, columns)`` of `READS`, `ACTIVE`, `JOINS`, `UNITS`, `LORA`.
+        """The layout as a recommender's forward pass reads it: ``(layers, sites, columns)``.
+
+        The columns are `READS`, `ACTIVE`, `JOINS`, `UNITS`, `LORA`.
 
         Args:
-            columns: at least as many as the property of that name says, which None takes.
+            columns: number of columns, at least the property ``columns``, which is the default.
+            device: device of the tensor.
+            dtype: floating-point type of the tensor.
         """
         numbers = [[choice.numbers[: columns or self.columns] for choice in group] for group in self.groups]
         return torch.tensor(numbers, device=device, dtype=dtype)
 
     def distance(self, other: Layout) -> int:
-        """Hamming distance."""
+        """Hamming distance: the number of sites at which ``other`` differs."""
         return len(self.diff(other))
 
     def diff(self, other: Layout) -> tuple[Difference, ...]:
-        """The sites at which ``other`` differs from this layout."""
+        """The sites at which ``other`` differs from this layout.
+
+        Raises:
+            LayoutError: if the layouts have different shapes.
+        """
         if (self.layers, self.sites) != (other.layers, other.sites):
             raise LayoutError(f"{self} and {other} differ in layers or sites; compare layouts of one search space")
         return tuple(
@@ -307,7 +324,11 @@ class Layout:
         )
 
     def require(self, layers: int, sites: int) -> Layout:
-        """This layout, if it has so many layers and sites."""
+        """This layout, after checking its shape.
+
+        Raises:
+            LayoutError: if it has another number of layers or sites.
+        """
         if (self.layers, self.sites) != (layers, sites):
             raise LayoutError(
                 f"the layout {self} has {self.layers} layers of {self.sites} sites and the model has {layers} of {sites}; "
@@ -317,10 +338,10 @@ class Layout:
 
 
 def replaced_layers(layers: int, every: int) -> tuple[int, ...]:
-    """Layers, counted from 0, that become dynamically adapted: k with ``(k + 1) % every == 0`` (DARec fig. 10).
+    """Indices of the adapted layers, from 0: every k with ``(k + 1) % every == 0`` (DARec fig. 10).
 
     Raises:
-        LayoutError: if ``every`` does not divide ``layers``, so that the top layer would stay plain.
+        LayoutError: if ``every`` does not divide ``layers``, so that the top layer would not be adapted.
     """
     if every < 1 or layers % every:
         raise LayoutError(
@@ -330,17 +351,17 @@ def replaced_layers(layers: int, every: int) -> tuple[int, ...]:
 
 
 class Depth(NamedTuple):
-    """Where a layout's groups stand: the adapted layers, counted from 0 and ascending, of a backbone of so many."""
+    """The depth of a layout's groups: ascending indices of the adapted layers, from 0, and the backbone's number of layers."""
 
     replaced: tuple[int, ...]
     layers: int
 
 
 def map_to_depth(layout: Layout, of: Depth, to: Depth) -> Layout:
-    """A layout of one depth at another: every layer takes the choices of the layer nearest to it in relative depth.
+    """Transfer a layout to another depth: every layer takes the choices of the layer nearest in relative depth.
 
-    Layer k of L stands at (2k + 1) / 2L. Of two layers equally near, the deeper one counts, so that where every r-th layer
-    is adapted, it speaks for the r - 1 before it, and so that equal depths give the layout back.
+    Layer k of L has the relative depth (2k + 1) / 2L. Ties go to the deeper layer, so that where every r-th layer is adapted, it
+    represents the r - 1 before it, and so that equal depths return the same layout.
     """
     layout.require(len(of.replaced), layout.sites)
 
@@ -352,10 +373,10 @@ def map_to_depth(layout: Layout, of: Depth, to: Depth) -> Layout:
 
 
 def require_lora_sites(layout: Layout, sites: Sequence[str]) -> None:
-    """Refuse LoRA at a site without queries and values of its own.
+    """Reject LoRA at a site without its own queries and values.
 
     Raises:
-        LayoutError: for one, by its name.
+        LayoutError: naming the first such site.
     """
     for layer, group in enumerate(layout.groups, start=1):
         for site, choice in zip(sites, group, strict=True):
@@ -367,10 +388,10 @@ def require_lora_sites(layout: Layout, sites: Sequence[str]) -> None:
 
 
 def site_names(replaced: Sequence[int], sites: Sequence[str]) -> tuple[str, ...]:
-    """``layer03.context`` for every site, in the order of `Layout.flat`; layers are named from 1."""
+    """``layer03.context`` for every site, in the order of `Layout.flat`; layers are numbered from 1."""
     return tuple(f"layer{layer + 1:02d}.{site}" for layer in replaced for site in sites)
 
 
 def as_record(layout: Layout, names: Sequence[str]) -> dict[str, Any]:
-    """``{name: choice's name}`` for every site."""
+    """``{site name: choice name}`` for every site."""
     return {name: choice.name for name, choice in zip(names, layout.flat, strict=True)}

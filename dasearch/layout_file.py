@@ -1,4 +1,4 @@
-"""``layout.json``: a layout with all that another trainer needs to rebuild it."""
+"""``layout.json``: a layout with everything that another training framework needs to rebuild it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAYOUT_NAME = "layout.json"
 
 
 class Metric(BaseModel):
-    """A score and its 95% interval (None where there was a single run)."""
+    """A score and its 95% confidence interval (None for a single run)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,7 +29,7 @@ class Metric(BaseModel):
 
 
 class ChoiceRecord(BaseModel):
-    """What a letter of a layout stands for."""
+    """The definition of one of a layout's letters."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,11 +46,12 @@ class ChoiceRecord(BaseModel):
     lora: bool = Field(False, description="since 1.2: LoRA on the site's queries and values, in place of an adapter")
 
     def choice(self) -> Choice:
+        """The choice that this record defines."""
         return Choice(**self.model_dump())
 
 
 def choice_records(*choices: Choice) -> list[ChoiceRecord]:
-    """What letters stand for; the paper's two in any case."""
+    """Definitions of letters; serial and parallel, the paper's two, are always included."""
     return [ChoiceRecord(**asdict(choice)) for choice in dict.fromkeys((*PLACEMENTS, *choices))]
 
 
@@ -89,31 +90,31 @@ class LayoutFile(VersionedFile):
     @model_validator(mode="after")
     def _fits_itself(self) -> Self:
         if self.replaced != sorted(set(self.replaced)) or not 1 <= self.replaced[0] <= self.replaced[-1] <= self.layers:
-            raise ValueError(f"replaced {self.replaced} is no rising list of layers from 1 to {self.layers}")
+            raise ValueError(f"replaced {self.replaced} must be an ascending list of layers from 1 to {self.layers}")
         if tuple(self.sites) not in SITES.values():
             known = "; ".join(", ".join(sites) for sites in SITES.values())
-            raise ValueError(f"sites {', '.join(self.sites)} are of no known model ({known})")
+            raise ValueError(f"sites {', '.join(self.sites)} belong to no known model ({known})")
         self.parsed()
         return self
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read a ``layout.json``, or that of a folder; raises as `VersionedFile.read`."""
+        """Read a ``layout.json`` or the one in a folder; raises like `VersionedFile.read`."""
         place = place_of(path, LayoutError)
         return super().read(place / LAYOUT_NAME if place.is_dir() else place)
 
     def parsed(self) -> Layout:
-        """The layout, which has a group for every layer of ``replaced``."""
+        """The layout, with one group for every layer of ``replaced``."""
         return Layout.parse(self.layout, [one.choice() for one in self.choices]).require(
             len(self.replaced), len(self.sites)
         )
 
 
 def read_layout(path: str | Path) -> Layout:
-    """The layout of a ``layout.json``, or of a folder that holds one.
+    """The layout of a ``layout.json``, or of a folder that contains one.
 
     Raises:
-        LayoutError: for a missing or damaged file, a newer schema, or a layout that does not fit its own sites.
+        LayoutError: for a missing or damaged file, a newer schema, or a layout that does not match the file's own sites.
 
     Examples:
         >>> import json, pathlib, tempfile

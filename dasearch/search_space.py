@@ -1,6 +1,6 @@
-"""Search spaces: which sites a model has, what may stand at each, which are free, and a hash that pins a study to them.
+"""Search spaces: a model's sites, the choices at each, which sites are free, and a hash that identifies the space.
 
-A space file names no optimiser setting; a study refuses to go on with a space of another hash.
+A space file contains no optimiser settings; a study only resumes with a space of the same hash.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from dasearch.layout import (
 from dasearch.shipped import find_shipped, shipped_names
 from dasearch.yaml_files import read_yaml
 
-DIVISIBLE = 60  # by every number of choices that a site may have
-MOST_CHOICES = 6  # of a site: as many as figures can tell apart by colour
+DIVISIBLE = 60  # divisible by every possible number of choices of a site
+MOST_CHOICES = 6  # of a site: as many as figures can distinguish by colour
 
 
 class ChoiceFile(BaseModel):
-    """A choice of a space's own, told from a shipped one; what is not named is as in that."""
+    """A choice defined by a search space as a variant of a shipped one; omitted fields are inherited."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -62,12 +62,13 @@ class ChoiceFile(BaseModel):
         return like
 
     def choice(self, name: str) -> Choice:
+        """The choice under this name."""
         like = CHOICES[self.like]
         return replace(like, name=name, letter=self.letter, width=self.width, join=self.join or like.join)
 
 
 class SearchSpaceFile(BaseModel):
-    """What ``search_spaces/NAME.yaml`` says; patterns such as ``*.causal`` or ``layer01.*`` name sites."""
+    """The contents of ``search_spaces/NAME.yaml``; patterns such as ``*.causal`` or ``layer01.*`` select sites."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -75,20 +76,20 @@ class SearchSpaceFile(BaseModel):
     model: ModelKind
     sites: list[str] = Field(min_length=1, description="adapter sites of a layer, in the order of a layout's letters")
     choices: list[str] | dict[str, list[str]] = Field(
-        default=["serial", "parallel"], description="what may stand at every site, or a list a site"
+        default=["serial", "parallel"], description="choices available at every site, or a list per site"
     )
-    define: dict[str, ChoiceFile] = Field(default={}, description="choices of one's own, by name")
+    define: dict[str, ChoiceFile] = Field(default={}, description="custom choices, by name")
     replace_every: int = Field(
         default=1, ge=1, description="replacement frequency r: layer k is adapted if r divides k"
     )
-    fixed: dict[str, str] = Field(default={}, description="sites held at one choice, by pattern")
+    fixed: dict[str, str] = Field(default={}, description="sites fixed to one choice, by pattern")
     equal: list[str] = Field(default=[], description="constraints: all sites that match one pattern take one choice")
 
     @model_validator(mode="after")
     def _sites_of_the_model(self) -> SearchSpaceFile:
         if tuple(self.sites) != SITES[self.model]:
             raise ValueError(
-                f"{self.model} has the sites [{', '.join(SITES[self.model])}]; name them all, and hold one with fixed:"
+                f"{self.model} has the sites [{', '.join(SITES[self.model])}]; name them all; fixed: excludes one"
             )
         return self
 
@@ -101,23 +102,21 @@ class SearchSpaceFile(BaseModel):
         self._require_attention_sites()
         shadowing = sorted(set(self.define) & set(CHOICES))
         if shadowing:
-            raise ValueError(
-                f"define gives {shadowing[0]!r} another meaning than the shipped choice; name it differently"
-            )
+            raise ValueError(f"define redefines the shipped choice {shadowing[0]!r}; choose another name")
         by_letter: dict[str, str] = {}
         for choice in self.alphabet:
             other = by_letter.setdefault(choice.letter, choice.name)
             if other != choice.name:
-                raise ValueError(f"{other} and {choice.name} share the letter {choice.letter}; give one another")
+                raise ValueError(f"{other} and {choice.name} share the letter {choice.letter}; change one of them")
         return self
 
     def _require_choices(self, names: list[str]) -> None:
         listed = f"[{', '.join(names)}]"
         if len(set(names)) != len(names):
-            raise ValueError(f"{listed} names one choice twice; a search needs different ones")
+            raise ValueError(f"{listed} lists a choice twice; list each choice once")
         if not 2 <= len(names) <= MOST_CHOICES:
             raise ValueError(
-                f"{listed} has {len(names)} choices; a site takes 2 to {MOST_CHOICES}, and fixed: holds one"
+                f"{listed} has {len(names)} choices; a site takes 2 to {MOST_CHOICES}; use fixed: for a single one"
             )
         any_choice = self.model in ADAPTER_MODELS
         able = {**CHOICES, **self.define} if any_choice else {c.name: c for c in PLACEMENTS}
@@ -127,7 +126,7 @@ class SearchSpaceFile(BaseModel):
                 raise ValueError(f"{own}no choice {name!r}{suggestion(name, list(able))}; {', '.join(able)}")
 
     def _require_attention_sites(self) -> None:
-        """LoRA stands where there are queries and values alone."""
+        """Reject LoRA at sites without their own queries and values."""
         for site in self.sites:
             lora = next((choice.name for choice in self.of_site(site) if choice.lora), None)
             if lora is not None and site not in ATTENTION_SITES:
@@ -139,27 +138,28 @@ class SearchSpaceFile(BaseModel):
 
     @property
     def alphabet(self) -> tuple[Choice, ...]:
-        """All choices of the space, in the order in which the sites list them."""
+        """All distinct choices of the space, in the order of the sites' lists."""
         lists = [self.choices] if isinstance(self.choices, list) else [self.choices[site] for site in self.sites]
         return tuple(self.named(name) for name in dict.fromkeys(name for names in lists for name in names))
 
     @property
     def has_lora(self) -> bool:
-        """Whether a site may have LoRA."""
+        """Whether LoRA is a choice at any site."""
         return any(choice.lora for choice in self.alphabet)
 
     def named(self, name: str) -> Choice:
+        """The choice with this name, defined here or shipped."""
         return self.define[name].choice(name) if name in self.define else CHOICES[name]
 
     def of_site(self, site: str) -> tuple[Choice, ...]:
-        """What may stand at a site."""
+        """The choices available at a site."""
         names = self.choices if isinstance(self.choices, list) else self.choices[site]
         return tuple(self.named(name) for name in names)
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """A space file resolved for a backbone: every site by name, its choices, which are free, which follow another."""
+    """A space file resolved for a backbone: the names of all sites, their choices, and which are free, fixed or tied."""
 
     file: SearchSpaceFile
     backbone_layers: int
@@ -177,39 +177,40 @@ class SearchSpace:
                 raise SearchSpaceError(f"fixed: {name} has no choice {choice!r}; it takes {able}")
         for pattern in self.file.equal:
             if len({tuple(self._by_name[name]) for name in fnmatch.filter(self.names, pattern)}) > 1:
-                raise SearchSpaceError(f"equal: {pattern!r} joins sites of different choices; join those of one list")
-            if len({self.fixed[name] for name in fnmatch.filter(self.names, pattern) if name in self.fixed}) > 1:
                 raise SearchSpaceError(
-                    f"equal: {pattern!r} joins sites that fixed: holds at different choices; drop one"
+                    f"equal: {pattern!r} ties sites with different lists of choices; tie sites with the same list"
                 )
+            if len({self.fixed[name] for name in fnmatch.filter(self.names, pattern) if name in self.fixed}) > 1:
+                raise SearchSpaceError(f"equal: {pattern!r} ties sites that fixed: sets to different choices; drop one")
 
     @property
     def replaced(self) -> tuple[int, ...]:
-        """Adapted layers of the backbone, counted from 0."""
+        """Indices of the backbone's adapted layers, from 0."""
         return replaced_layers(self.backbone_layers, self.file.replace_every)
 
     @property
     def layers(self) -> int:
-        """Number of adapted layers: a layout's groups."""
+        """Number of adapted layers: the groups of a layout."""
         return len(self.replaced)
 
     @property
     def depth(self) -> Depth:
-        """Where the adapted layers stand in the backbone."""
+        """The depth of the adapted layers in the backbone."""
         return Depth(self.replaced, self.backbone_layers)
 
     @property
     def sites(self) -> tuple[str, ...]:
+        """Names of a layer's sites, in the order of a layout's letters."""
         return tuple(self.file.sites)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """``layer01.causal`` and so on, a name a site."""
+        """Names of all sites, ``layer01.causal`` and so on, in the order of `Layout.flat`."""
         return site_names(self.replaced, self.sites)
 
     @cached_property
     def choices(self) -> dict[str, tuple[Choice, ...]]:
-        """What may stand at every site, by its name."""
+        """The choices available at every site, by its name."""
         return {name: self.file.of_site(name.partition(".")[2]) for name in self.names}
 
     @cached_property
@@ -218,11 +219,12 @@ class SearchSpace:
 
     @cached_property
     def fixed(self) -> dict[str, str]:
+        """The choice of every fixed site, by the site's name."""
         return {n: choice for pattern, choice in self.file.fixed.items() for n in fnmatch.filter(self.names, pattern)}
 
     @cached_property
     def tied_to(self) -> dict[str, str]:
-        """For every site the one it follows (itself, where no constraint joins it to an earlier one)."""
+        """The site whose choice each site follows: itself, unless a constraint ties it to another."""
         leaders = {name: name for name in self.names}
         for pattern in self.file.equal:
             group = fnmatch.filter(self.names, pattern)
@@ -234,16 +236,16 @@ class SearchSpace:
 
     @cached_property
     def free(self) -> tuple[str, ...]:
-        """The sites that a search chooses for."""
+        """The sites for which the search selects a choice."""
         return tuple(n for n, leader in self.tied_to.items() if n == leader and n not in self.fixed)
 
     @property
     def all_serial(self) -> Layout:
-        """The all-serial layout, as near as fixed sites allow."""
+        """The all-serial layout, or the nearest one that the fixed sites allow."""
         return self.nearest(Layout.all_serial(self.layers, len(self.sites)))
 
     def random(self, generator: torch.Generator) -> Layout:
-        """A layout of uniformly drawn choices, site by site, also of those that are not free."""
+        """A layout of uniformly drawn choices; drawn for all sites, also for those that are not free."""
         numbers = torch.randint(DIVISIBLE, (len(self.names),), generator=generator).tolist()
         drawn = zip(self.choices.items(), numbers, strict=True)
         return self.decode({name: choices[number % len(choices)].name for (name, choices), number in drawn})
@@ -254,7 +256,11 @@ class SearchSpace:
         return math.prod(len(self.choices[name]) for name in self.free)
 
     def parse(self, text: str) -> Layout:
-        """A layout of the space's letters, and of the shipped ones that they leave, in any capitals; raises as `Layout.parse`."""
+        """Parse a layout in the space's letters, and in those shipped letters that it does not use, ignoring case if unambiguous.
+
+        Raises:
+            LayoutError: as `Layout.parse`.
+        """
         own = {choice.letter: choice for choice in self.file.alphabet}
         shipped = {choice.letter: choice for choice in CHOICES.values()}
         letters = shipped | own
@@ -265,7 +271,7 @@ class SearchSpace:
         """The layout for a choice of each free site.
 
         Raises:
-            LayoutError: if a free site is missing, or has a choice that is not its own.
+            LayoutError: if a free site is missing, or has a choice that is not available there.
         """
         for name in self.free:
             if chosen.get(name) not in self._by_name[name]:
@@ -276,28 +282,28 @@ class SearchSpace:
         return Layout.of((self._by_name[name][names[name]] for name in self.names), sites=len(self.sites))
 
     def codes(self, layout: Layout) -> tuple[int, ...]:
-        """The place of each free site's choice among its own."""
+        """The index of each free site's choice in its list of choices."""
         by_name = dict(zip(self.names, layout.flat, strict=True))
         return tuple(self.choices[name].index(by_name[name]) for name in self.free)
 
     def decode_codes(self, codes: Sequence[int]) -> Layout:
-        """What `codes` undoes."""
+        """The layout with these codes; inverse of `codes`."""
         chosen = zip(self.free, codes, strict=True)
         return self.decode({name: self.choices[name][int(code)].name for name, code in chosen})
 
     def foreign(self, chosen: Mapping[str, Any]) -> str | None:
-        """The first free site whose choice is given and not its own."""
+        """The first free site whose given choice is not available there; None if there is none."""
         return next((n for n in self.free if n in chosen and chosen[n] not in self._by_name[n]), None)
 
     def holds(self, chosen: Mapping[str, str]) -> bool:
-        """Whether `decode` finds a layout; not of a trial to be proposed, nor of one with choices from elsewhere."""
+        """Whether `decode` would succeed; False for incomplete trials and for choices of another space."""
         return all(chosen.get(name) in self._by_name[name] for name in self.free)
 
     def encode(self, layout: Layout) -> dict[str, str]:
         """The choice of each free site.
 
         Raises:
-            LayoutError: for another shape, or a layout outside the space.
+            LayoutError: if the layout has another shape or is outside the space.
         """
         record = as_record(layout.require(self.layers, len(self.sites)), self.names)
         chosen = {name: record[name] for name in self.free}
@@ -314,25 +320,25 @@ class SearchSpace:
         return chosen
 
     def nearest(self, layout: Layout) -> Layout:
-        """The layout of this space that takes ``layout``'s choices at free sites, or the nearest that they have."""
+        """The layout of this space with ``layout``'s choices at free sites, or the most similar ones available."""
         layout.require(self.layers, len(self.sites))
         given = dict(zip(self.names, layout.flat, strict=True))
         return self.decode({name: given[name].nearest(self.choices[name]).name for name in self.free})
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> SearchSpace:
-        """The space that `record` tells of."""
+        """The space with this `record`."""
         file = {key: value for key, value in record.items() if key != "backbone_layers"}
         return cls(SearchSpaceFile.model_validate(file), int(record["backbone_layers"]))
 
     def record(self) -> dict[str, object]:
-        """All that the hash covers, as JSON values; without ``define`` where it is empty, as before there were any."""
+        """Everything covered by the hash, as JSON values; an empty ``define`` is omitted, as in records of earlier versions."""
         file = self.file.model_dump(mode="json", exclude=None if self.file.define else {"define"})
         return {**file, "backbone_layers": self.backbone_layers}
 
     @property
     def hash(self) -> str:
-        """Stable over versions, key order and machines: 16 hexadecimal digits."""
+        """16 hexadecimal digits, independent of version, key order and machine."""
         return hashlib.sha256(json.dumps(self.record(), sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -343,10 +349,10 @@ def space_differences(before: Mapping[str, object], after: Mapping[str, object])
 
 
 def load_search_space(name: str, *, backbone_layers: int, replace_every: int | None = None) -> SearchSpace:
-    """Read a space file, by path or shipped name, for a backbone of so many layers.
+    """Load a space file, by path or shipped name, and resolve it for a backbone with this many layers.
 
     Raises:
-        SearchSpaceError: for a file that is missing or malformed.
+        SearchSpaceError: if the file is missing or malformed.
     """
     path = find_shipped(name, "search_spaces")
     if path is None:

@@ -93,9 +93,9 @@ def test_a_later_minor_version_may_know_more(tmp_path: Path) -> None:
         ({"layout": "SPS-P?S"}, "layout: "),
         ({"layout": "SPS-PNS"}, "written with S, P and -, as in SPS-PPS; 'SPS-PNS' has 'N'"),  # 1.0 has no choices
         ({"layout": "SP-PP"}, "the model has 2 of 3"),
-        ({"replaced": [2, 1]}, "is no rising list of layers from 1 to 2"),
-        ({"replaced": [2, 3]}, "is no rising list of layers from 1 to 2"),
-        ({"sites": ["a", "b", "c"]}, "sites a, b, c are of no known model"),
+        ({"replaced": [2, 1]}, "must be an ascending list of layers from 1 to 2"),
+        ({"replaced": [2, 3]}, "must be an ascending list of layers from 1 to 2"),
+        ({"sites": ["a", "b", "c"]}, "sites a, b, c belong to no known model"),
         ({"seed": "many"}, "seed: "),
     ],
 )

@@ -121,7 +121,7 @@ def test_shipped_spaces_of_the_other_models(name: str, free: int) -> None:
 
 
 def test_a_choice_named_twice_is_refused() -> None:
-    with pytest.raises(ValidationError, match=r"\[serial, serial\] names one choice twice"):
+    with pytest.raises(ValidationError, match=r"\[serial, serial\] lists a choice twice"):
         space(choices=["serial", "serial"])
     assert space(choices=["parallel", "serial"]).size == space().size
 
@@ -189,7 +189,7 @@ def test_the_shipped_space_with_lora() -> None:
         ({"choices": ["serial", "sereal"]}, "there is no choice 'sereal'; did you mean serial"),
         ({"choices": ["serial"]}, "has 1 choices; a site takes 2 to 6"),
         ({"choices": {"causal": ["serial", "none"]}}, r"choices lists \[causal\]; list those of \[causal, context"),
-        ({"define": {"serial": {"like": "none", "letter": "Z"}}}, "another meaning than the shipped choice"),
+        ({"define": {"serial": {"like": "none", "letter": "Z"}}}, "define redefines the shipped choice 'serial'"),
         ({"define": {"odd": {"like": "sereal", "letter": "Z"}}}, "no shipped choice 'sereal'; did you mean serial"),
         (
             {"define": {"odd": {"like": "serial", "letter": "S", "width": 4}}, "choices": ["serial", "odd"]},
@@ -221,7 +221,7 @@ def test_fixed_and_equal_know_the_sites_choices() -> None:
         SearchSpaceError, match=r"fixed: layer01.causal has no choice 'parallel'; it takes none, serial"
     ):
         space(choices=lists, fixed={"layer01.*": "parallel"})
-    with pytest.raises(SearchSpaceError, match=r"equal: 'layer01.\*' joins sites of different choices"):
+    with pytest.raises(SearchSpaceError, match=r"equal: 'layer01.\*' ties sites with different lists of choices"):
         space(choices=lists, equal=["layer01.*"])
 
 
