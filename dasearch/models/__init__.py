@@ -1,4 +1,4 @@
-"""Recommenders over a frozen language model, whose adapter layout is a tensor handed to ``forward``."""
+"""Recommenders over a frozen language model, whose adapter layout is a tensor argument of ``forward``."""
 
 from __future__ import annotations
 

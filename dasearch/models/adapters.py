@@ -25,7 +25,7 @@ INIT_SD = 0.01  # of the down-projection, as in the code of DARec's reference [8
 
 
 class Activation(StrEnum):
-    """Between an adapter's two projections."""
+    """The nonlinearity between an adapter's two projections."""
 
     RELU = "relu"
     GELU = "gelu"
@@ -33,24 +33,24 @@ class Activation(StrEnum):
 
 
 class AdapterInit(StrEnum):
-    """What an adapter's second projection starts from."""
+    """Initialisation of an adapter's second projection."""
 
     ZERO = "zero"  # W2 = 0: the adapter starts as "no update"
     NORMAL = "normal"  # W2 with standard deviation 0.01
 
 
 class ParallelReduce(StrEnum):
-    """How a parallel adapter's output and its sublayer's become one."""
+    """How a parallel adapter's output is combined with its sublayer's."""
 
     MEAN = "mean"
     SUM = "sum"
 
 
 class BottleneckAdapter(nn.Module):
-    """Low-rank update ``W2 f(W1 x + b1) + b2``, zero at the start.
+    """Low-rank update ``W2 f(W1 x + b1) + b2``, zero at initialisation.
 
-    Shapes: x ``(..., width)``, units ``()`` or ``(rows, 1, 1)``, how many of the bottleneck count (None: all)
-    -> ``(..., width)``. Those that do not count get no gradient.
+    Shapes: x ``(..., width)``, units ``()`` or ``(rows, 1, 1)``, the number of bottleneck units in use (None: all)
+    -> ``(..., width)``. Unused units get no gradient.
 
     Examples:
         >>> import torch
@@ -85,7 +85,7 @@ class BottleneckAdapter(nn.Module):
             nn.init.normal_(self.up.weight, std=INIT_SD, generator=generator)
 
     def unused(self, choice: Choice) -> dict[str, Tensor]:
-        """Which numbers a choice leaves unused, bool of the parameters' shapes, by their names."""
+        """Masks of the numbers that a choice leaves unused: bool, with the parameters' shapes, by their names."""
         unit = torch.arange(self.down.out_features) >= (choice.width or self.down.out_features)
         if not choice.adapts:
             return {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in self.named_parameters()}
@@ -93,6 +93,7 @@ class BottleneckAdapter(nn.Module):
         return {**by_name, "up.weight": unit.expand(self.up.out_features, -1)} if unit.any() else {}
 
     def forward(self, x: Tensor, units: Tensor | None = None) -> Tensor:
+        """The update of ``x``; shapes as of the class."""
         inner = self.down(x)
         if self.activation is Activation.RELU:
             inner = F.relu(inner)
@@ -105,7 +106,7 @@ class BottleneckAdapter(nn.Module):
 
 
 class AdapterSettings(BaseModel):
-    """What every model of bottleneck adapters can choose about them.
+    """The adapter settings shared by all models with bottleneck adapters.
 
     Examples:
         >>> from dasearch import Choice
@@ -131,7 +132,7 @@ class AdapterSettings(BaseModel):
 
     @property
     def layout_facts(self) -> dict[str, Any]:
-        """What ``layout.json`` says of this kind of model alone."""
+        """Fields of ``layout.json`` that are specific to this kind of model."""
         return {
             "bottleneck": self.bottleneck,
             "activation": self.activation.value,
@@ -141,11 +142,11 @@ class AdapterSettings(BaseModel):
         }
 
     def most(self, choice: Choice) -> int:
-        """Units of a choice that names no width of its own; of LoRA its rank."""
+        """The default width of a choice without its own: bottleneck units, or the rank of a LoRA choice."""
         return self.lora_rank if choice.lora else self.bottleneck
 
     def too_wide(self, choice: Choice) -> str | None:
-        """What to say of a choice that is wider than the model; None of the others."""
+        """The rest of an error message for a choice wider than the model; None if it fits."""
         if choice.width is None or choice.width <= self.most(choice):
             return None
         if choice.lora:
@@ -155,11 +156,11 @@ class AdapterSettings(BaseModel):
         )
 
     def place(self, out: Tensor, seen: Tensor, adapter: nn.Module, choice: Tensor) -> Tensor:
-        """`place`, as these settings join a parallel adapter."""
+        """Apply the function `place` with these settings for parallel adapters."""
         return place(out, seen, adapter, choice, reduce=self.parallel_reduce, residual=self.parallel_residual)
 
     def adapter(self, width: int, generator: torch.Generator, units: int | None = None) -> BottleneckAdapter:
-        """A new one, of so many units (None: as many as all have)."""
+        """A new adapter with ``units`` bottleneck units (None: the settings' bottleneck)."""
         return BottleneckAdapter(
             width,
             bottleneck=units or self.bottleneck,
@@ -170,7 +171,7 @@ class AdapterSettings(BaseModel):
 
 
 def unused_numbers(layer: nn.Module, names: Sequence[str], choices: Sequence[Choice]) -> dict[str, Tensor]:
-    """`BottleneckAdapter.unused` of a layer's adapters, each under its choice, by the parameters' names in the layer."""
+    """`BottleneckAdapter.unused` of a layer's adapters, each with its choice, by the parameters' names in the layer."""
     return {
         f"{name}.{key}": mask
         for name, choice in zip(names, choices, strict=True)
@@ -187,14 +188,14 @@ def place(
     reduce: ParallelReduce = ParallelReduce.MEAN,
     residual: bool = True,
 ) -> Tensor:
-    """An adapter where the choice's numbers put it, without branching on them.
+    """Apply an adapter at the placement given by the choice's numbers, without branching on them.
 
-    Serial is ``SA + B(SA)``, parallel ``(SA + h + B(h)) / 2`` with ``h`` the sublayer's input (DARec sec. 2.3.3), or what
-    ``reduce`` and ``residual`` make of it; none is ``SA``. The parallel adapter of He et al. 2022, ``SA + B(h)``, reads h
-    and joins like a serial one. With x what the adapter reads and g 0 or 1, all of them are ``a (SA + g B(x)) + c h``.
+    Serial is ``SA + B(SA)``, parallel ``(SA + h + B(h)) / 2`` with ``h`` the sublayer's input (DARec sec. 2.3.3), or as modified
+    by ``reduce`` and ``residual``; none is ``SA``. The parallel adapter of He et al. 2022, ``SA + B(h)``, reads h and is added
+    like a serial one. With x the adapter's input and g 0 or 1, all of them are ``a (SA + g B(x)) + c h``.
 
     Shapes: sublayer_out, sublayer_in ``(rows, tokens, width)``, choice ``(k,)`` or ``(k, rows, 1, 1)`` of
-    `dasearch.layout.READS`, ``ACTIVE``, ``JOINS``, and from k = 4 on ``UNITS`` -> ``(rows, tokens, width)``.
+    `dasearch.layout.READS`, ``ACTIVE``, ``JOINS``, and ``UNITS`` if k is at least 4 -> ``(rows, tokens, width)``.
     """
     kind = (
         sublayer_out.dtype
@@ -210,12 +211,12 @@ def place(
 
 
 class MaskRouter(nn.Module):
-    """Composes the causal and the context branch by token: ``beta = softmax([q; p] W + b)`` (DARec sec. 2.3.3, Router).
+    """Mixes the causal and the context branch per token: ``beta = softmax([q; p] W + b)`` (DARec sec. 2.3.3, Router).
 
     Shapes: q, p ``(rows, tokens, width)`` -> ``(rows, tokens, width)``.
 
     Args:
-        start: weight of q before any training, between 0 and 1.
+        start: initial weight of q, between 0 and 1.
     """
 
     def __init__(self, width: int, start: float = 0.5) -> None:
@@ -226,9 +227,9 @@ class MaskRouter(nn.Module):
         self.gate.bias.data = torch.tensor([half, -half])
 
     def share(self, q: Tensor, p: Tensor) -> Tensor:
-        """The weight of q, ``(rows, tokens, 1)``; that of p is the rest.
+        """The weight of q, ``(rows, tokens, 1)``; the weight of p is one minus it.
 
-        A softmax over two is the sigmoid of their difference: one sum over the branches, which need not stand side by side.
+        A softmax over two is the sigmoid of their difference: one sum over the branches, without concatenating them.
         """
         weight = (self.gate.weight[..., 0, :] - self.gate.weight[..., 1, :]).to(q.dtype)
         bias = (self.gate.bias[..., 0] - self.gate.bias[..., 1]).to(q.dtype)
@@ -238,7 +239,7 @@ class MaskRouter(nn.Module):
         return torch.sigmoid((q * of_q + p * of_p).sum(-1, keepdim=True) + bias)
 
     def forward(self, q: Tensor, p: Tensor, active: Tensor | None = None) -> Tensor:
-        """``active`` ``()`` or ``(rows, 1, 1)``: 0 where there is no branch p and q goes on alone; None: it is everywhere."""
+        """The mixture of q and p; rows whose ``active``, ``()`` or ``(rows, 1, 1)``, is 0 return q. None: all are active."""
         share = self.share(q, p)
         if active is not None:
             share = torch.lerp(torch.ones_like(share), share, active.to(share.dtype))

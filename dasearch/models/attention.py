@@ -1,8 +1,8 @@
-"""Attention of one projection under DARec's two masks: causal over the row, in both directions inside an item.
+"""Attention under DARec's two masks from one projection: causal over the row, and bidirectional within an item.
 
-Liu et al. 2024 (DARec), app. C. `attend` takes any mask, `attend_under` several at once, from one product of queries and
-keys; `attend_causally` and `ItemBlocks` give the same numbers without one: the first skips the future, the second attends
-within each item and never forms the row's square, which pays for long rows (`benchmarks/attention.py`).
+Liu et al. 2024 (DARec), app. C. `attend` takes any mask, `attend_under` several at once from one product of queries and
+keys; `attend_causally` and `ItemBlocks` compute the same without a mask: the first skips the future, the second attends
+within each item and never forms the row's full square, which is faster for long rows (`benchmarks/attention.py`).
 """
 
 from __future__ import annotations
@@ -29,67 +29,69 @@ ALIGNED = 8  # a mask's last axis is stored in multiples of it, as CUDA's fused 
 
 
 class MaskMode(StrEnum):
-    """Where attention is masked."""
+    """Whether the attention mask is applied before or after the softmax."""
 
     ADDITIVE = "additive"  # minus infinity before the softmax
-    POST_SOFTMAX = "post_softmax"  # as the paper prints: the future leaks through the normaliser; for study only
+    POST_SOFTMAX = (
+        "post_softmax"  # as printed in the paper: the future leaks through the normaliser; for comparison only
+    )
 
 
 class Projected(NamedTuple):
-    """Queries (scaled), keys and values, each ``(batch, heads, tokens, head width)``; queries may be of fewer tokens."""
+    """Queries (scaled), keys and values, each ``(batch, heads, tokens, head width)``; queries may cover fewer tokens."""
 
     queries: Tensor
     keys: Tensor
     values: Tensor
 
     def with_key(self, extra: Keys) -> Projected:
-        """Further keys and values in front; the queries stay."""
+        """The same queries with further keys and values prepended."""
         return Projected(self.queries, _in_front(extra.keys, self.keys), _in_front(extra.values, self.values))
 
 
 class Keys(NamedTuple):
-    """Keys and values that no query belongs to, each ``(batch, heads, tokens, head width)``."""
+    """Keys and values without queries, each ``(batch, heads, tokens, head width)``."""
 
     keys: Tensor
     values: Tensor
 
 
 def _in_front(extra: Tensor, parts: Tensor) -> Tensor:
-    """Along the tokens. A GPU copies and reads them fastest as projections lie in memory, token by token."""
+    """Concatenation along tokens, in token-major memory layout, which a GPU copies and reads fastest."""
     if not parts.is_cuda:
         return torch.cat([extra, parts], dim=2)
     return torch.cat([extra.transpose(1, 2), parts.transpose(1, 2)], dim=1).transpose(1, 2)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to scores: 0 where a query may look, minus infinity elsewhere.
+    """The additive form of a mask: 0 where a query may attend, minus infinity elsewhere.
 
     Shapes: mask ``(batch, queries, keys)`` bool -> ``(batch, 1, queries, keys)``.
     """
     batch, queries, keys = mask.shape
     stored = torch.full((batch, queries, -keys % ALIGNED + keys), -torch.inf, dtype=dtype, device=mask.device)
-    found = stored[..., :keys]
-    found.masked_fill_(mask, 0.0)
-    return found[:, None]
+    bias = stored[..., :keys]
+    bias.masked_fill_(mask, 0.0)
+    return bias[:, None]
 
 
 def attend_under(
     projected: Projected, biases: Sequence[Tensor], mode: MaskMode = MaskMode.ADDITIVE
 ) -> tuple[Tensor, ...]:
-    """Attention under each of several masks, of which `additive` made ``biases``.
+    """Attention under each of several masks, given as ``biases`` made by `additive`.
 
-    On a CPU from one product of queries and keys, which is quicker for rows of up to `SQUARE_TOKENS` than a fused kernel a
-    mask, above all backwards.
+    On a CPU one product of queries and keys is shared, which for rows of up to `SQUARE_TOKENS` is faster than a fused kernel
+    per mask, above all in the backward pass.
 
     Shapes: each bias ``(batch, 1, queries, keys)`` -> each ``(batch, queries, heads * head width)``.
     """
     queries, keys, values = projected
     if mode is MaskMode.ADDITIVE and queries.is_cuda:
-        found = [F.scaled_dot_product_attention(*projected, attn_mask=bias, scale=1.0) for bias in biases]
+        outputs = [F.scaled_dot_product_attention(*projected, attn_mask=bias, scale=1.0) for bias in biases]
     else:
         scores = queries @ keys.transpose(-1, -2)
-        found = [_weights(scores, bias, mode) @ values for bias in biases]
-    return tuple(out.transpose(1, 2).flatten(2) for out in found)
+        outputs = [_weights(scores, bias, mode) @ values for bias in biases]
+    return tuple(out.transpose(1, 2).flatten(2) for out in outputs)
 
 
 def _weights(scores: Tensor, bias: Tensor, mode: MaskMode) -> Tensor:
@@ -99,7 +101,7 @@ def _weights(scores: Tensor, bias: Tensor, mode: MaskMode) -> Tensor:
 
 
 def attend(projected: Projected, mask: Tensor, mode: MaskMode = MaskMode.ADDITIVE) -> Tensor:
-    """Attention under a boolean mask (True: may look).
+    """Attention under a boolean mask (True: may attend).
 
     Shapes: mask ``(batch, queries, keys)`` -> ``(batch, queries, heads * head width)``.
     """
@@ -123,11 +125,11 @@ def attend_causally(projected: Projected) -> Tensor:
 
 
 class ItemBlocks:
-    """Rows cut into their segments, each padded to the longest: `attend` here is `attend` under the context mask.
+    """Rows split into their segments, each padded to the longest, so that `attend` equals attention under the context mask.
 
     Args:
-        segments: ``(batch, m)``; a segment's tokens stand together, -1 is padding on the right.
-        keyed: ``(batch, n)``, the segment that sees each of n keys; None: one key, which all see.
+        segments: ``(batch, m)``; a segment's tokens are contiguous, -1 is padding on the right.
+        keyed: ``(batch, n)``, the segment that attends to each of n keys; None: one key for all segments.
     """
 
     def __init__(self, segments: Tensor, keyed: Tensor | None = None) -> None:
@@ -148,7 +150,7 @@ class ItemBlocks:
         filled = torch.zeros_like(self._token_of_slot, dtype=torch.bool)
         filled[slots[real]] = True
         keys = filled.view(-1, 1, 1, self._longest)
-        keys[..., 0] = True  # an empty block sees something, so that nothing is NaN
+        keys[..., 0] = True  # an empty block attends to one key, to avoid NaN
         self._bias = torch.zeros(keys.shape, device=keys.device).masked_fill(~keys, -torch.inf)
         self._key_of_block: Tensor | None = None
         self._key_bias: Tensor | float = 0.0
@@ -162,7 +164,7 @@ class ItemBlocks:
             self._key_bias = torch.zeros(seen.shape, device=keys.device).masked_fill(~seen, -torch.inf)
 
     def attend(self, projected: Projected, key: Keys | None) -> Tensor:
-        """Each item's tokens attend to each other and to the key that they see, of ``key`` ``(batch, heads, n, head width)``.
+        """Attention of each item's tokens to each other and to their key among ``key`` ``(batch, heads, n, head width)``.
 
         Shapes: -> ``(batch, tokens, heads * head width)``.
         """
@@ -177,18 +179,18 @@ class ItemBlocks:
         return take(flat, self._slot_of_token)
 
     def _key_of(self, part: Tensor) -> Tensor:
-        """Every block's own: ``(batch, heads, n, head width)`` -> ``(batch * segments, heads, 1, head width)``."""
+        """Each block's own key or value: ``(batch, heads, n, head width)`` -> ``(batch * segments, heads, 1, head width)``."""
         if self._key_of_block is None:
             return part.repeat_interleave(self._count, dim=0)
         return _regrouped(part, self._key_of_block, 1)
 
     def _cut(self, part: Tensor) -> Tensor:
-        """``(batch, heads, tokens, head width)`` -> ``(batch * segments, heads, longest, head width)``."""
+        """Rows as blocks: ``(batch, heads, tokens, head width)`` -> ``(batch * segments, heads, longest, head width)``."""
         return _regrouped(part, self._token_of_slot, self._longest)
 
 
 def _regrouped(part: Tensor, places: Tensor, size: int) -> Tensor:
-    """Tokens of all rows by their flat places, ``size`` a group.
+    """Gather tokens of all rows by flat indices into groups of ``size``.
 
     Shapes: part ``(batch, heads, tokens, head width)``, places ``(groups * size,)`` -> ``(groups, heads, size, head width)``.
     """

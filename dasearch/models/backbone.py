@@ -1,8 +1,8 @@
-"""Frozen Hugging Face decoders and encoders, taken apart just far enough to do the attention product ourselves.
+"""Frozen Hugging Face decoders and encoders, opened up just enough to compute the attention product ourselves.
 
-A block projects queries, keys and values once; DARec attends with them under the causal and under the context mask
-(Liu et al. 2024, sec. 2.3.3 and app. C), IDLE-Adapter and RA-Rec with further keys and values in front. The frozen
-modules themselves do all the rest.
+A block projects queries, keys and values once; DARec attends with them under the causal and the context mask
+(Liu et al. 2024, sec. 2.3.3 and app. C), IDLE-Adapter and RA-Rec with additional keys and values prepended. All other
+computation is done by the frozen modules themselves.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from dasearch.models.stacking import gather_tokens, linear
 
 
 class AttentionScale(StrEnum):
-    """What the products of queries and keys are multiplied by."""
+    """The factor applied to products of queries and keys."""
 
-    HEAD = "head"  # 1 / sqrt(d_h), what the frozen weights were trained with
-    MODEL = "model"  # 1 / sqrt(d_LLM), as the paper prints
+    HEAD = "head"  # 1 / sqrt(d_h), as in the frozen model's training
+    MODEL = "model"  # 1 / sqrt(d_LLM), as printed in the paper
 
 
 class Block(nn.Module):
-    """One frozen layer. Subclasses name the parts of their family."""
+    """One frozen layer; subclasses map the parts of their model family."""
 
-    layer: Any  # a Hugging Face layer; its parts are named by the family
+    layer: Any  # a Hugging Face layer, whose attribute names depend on the family
 
     def __init__(self, layer: nn.Module, config: transformers.PretrainedConfig, scale: AttentionScale) -> None:
         super().__init__()
@@ -42,17 +42,17 @@ class Block(nn.Module):
         self.scale = 1 / math.sqrt(self.head_width if scale is AttentionScale.HEAD else config.hidden_size)
 
     def forward(self, hidden: Tensor, positions: Positions, mask: Tensor | None = None) -> Tensor:
-        """The layer as it was trained, for rows padded on the right; ``mask`` None is causal."""
+        """The unmodified layer, for rows padded on the right; ``mask`` None is causal."""
         projected = self.project(self.norm1(hidden), positions)
         attended = attend_causally(projected) if mask is None else attend(projected, mask)
         return self.finish(hidden, self.output(attended))
 
     def norm1(self, hidden: Tensor) -> Tensor:
-        """What the attention reads of the layer's input."""
+        """The attention's input, from the layer's input."""
         raise NotImplementedError
 
     def finish(self, hidden: Tensor, attention: Tensor) -> Tensor:
-        """The layer's output from its input and its attention's."""
+        """The layer's output, from its input and the attention's output."""
         raise NotImplementedError
 
     def output(self, attended: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def project(self, normed: Tensor, positions: Positions, at: Tensor | None = None) -> Projected:
-        """Keys and values of every token; queries of every token, or of those at ``at`` alone.
+        """Keys and values of every token, and queries of every token or only of those at ``at``.
 
         Shapes: normed ``(batch, tokens, width)``, at ``(batch, n)``.
         """
@@ -73,76 +73,80 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def project_keys(self, normed: Tensor, positions: Positions | None) -> Keys:
-        """Shapes: normed ``(batch, tokens, width)``; ``positions`` None: no position (the collaborative key)."""
+        """Keys and values. Shapes: normed ``(batch, tokens, width)``; ``positions`` None: no position (collaborative keys)."""
         raise NotImplementedError
 
     def project_key(self, vectors: Tensor) -> Keys:
-        """Collaborative keys: further tokens, without a position. Shapes: vectors ``(batch, width)`` or ``(batch, n, width)``."""
+        """Collaborative keys, without positions. Shapes: vectors ``(batch, width)`` or ``(batch, n, width)``."""
         return self.project_keys(self.norm1(vectors[:, None] if vectors.dim() == 2 else vectors), None)
 
     def _heads(self, projected: Tensor) -> Tensor:
-        """``(batch, tokens, ...)`` -> ``(batch, heads, tokens, head width)``; flat ``(tokens, ...)`` without a batch."""
+        """Split heads: ``(batch, tokens, ...)`` -> ``(batch, heads, tokens, head width)``; flat ``(tokens, ...)`` without batch."""
         split: Tensor = projected.unflatten(-1, (-1, self.head_width))
         return split.transpose(1, 2) if projected.dim() == 3 else split
 
 
 class DecoderBlock(Block):
-    """One frozen pre-norm layer."""
+    """One frozen pre-norm decoder layer."""
 
     @property
     def attention(self) -> nn.Module:
-        """The layer's attention, from `norm1`'s output to what the residual takes up."""
+        """The layer's attention module, which maps `norm1`'s output to the residual's summand."""
         module: nn.Module = self.layer.self_attn
         return module
 
     @property
     def ffn_ends(self) -> tuple[nn.Module, nn.Module]:
-        """The module that reads `norm2`'s output, and the one that gives the FFN's."""
+        """The FFN's first module, which reads `norm2`'s output, and its last."""
         raise NotImplementedError
 
     @property
     def query_width(self) -> int:
-        """Of what the query projection gives for a token."""
+        """Width of the query projection's output per token."""
         return int(self.layer.self_attn.q_proj.out_features)
 
     @property
     def value_width(self) -> int:
-        """Of what the value projection gives for a token; less than of queries where heads share it."""
+        """Width of the value projection's output per token; smaller than the queries' if heads share values."""
         return int(self.layer.self_attn.v_proj.out_features)
 
     def queries(self, flat: Tensor, positions: Positions) -> Tensor:
-        """What attention reads of the query projection's output; linear, so that of a sum it is the sum.
+        """Scaled queries per head from the query projection's output; linear in ``flat``.
 
         Shapes: flat ``(batch, tokens, query width)`` -> ``(batch, heads, tokens, head width)``.
         """
         raise NotImplementedError
 
     def values(self, flat: Tensor) -> Tensor:
-        """The same of the value projection's. Shapes: ``(batch, tokens, value width)`` -> as of `queries`."""
+        """Values per head from the value projection's output. Shapes: ``(batch, tokens, value width)`` -> as of `queries`."""
         raise NotImplementedError
 
     def project_queries(self, normed: Tensor, positions: Positions) -> Tensor:
+        """Scaled queries; see `Block.project_queries`."""
         return self.queries(self.layer.self_attn.q_proj(normed), positions)
 
     def norm2(self, hidden: Tensor) -> Tensor:
+        """The FFN's input, from the attention's residual sum."""
         raise NotImplementedError
 
     def ffn(self, hidden: Tensor) -> Tensor:
+        """The FFN's output, before the residual."""
         raise NotImplementedError
 
     def finish(self, hidden: Tensor, attention: Tensor) -> Tensor:
+        """The layer's output, by the pre-norm residuals of attention and FFN."""
         hidden = hidden + attention
         return hidden + self.ffn(self.norm2(hidden))
 
 
 class Positions(NamedTuple):
-    """Cosine and sine of the rotary embedding, ``(batch or 1, tokens, head width)``; None where positions were added."""
+    """Cosine and sine of rotary embeddings, ``(batch or 1, tokens, head width)``; None for learned positions."""
 
     cos: Tensor | None
     sin: Tensor | None
 
     def at(self, places: Tensor) -> Positions:
-        """Those of some tokens of each row, ``(batch, n)``."""
+        """The positions of selected tokens of each row, ``(batch, n)``."""
         if self.cos is None or self.sin is None:
             return self
         rows = torch.arange(len(places), device=places.device)[:, None]
@@ -153,58 +157,74 @@ class OPTBlock(DecoderBlock):
     """Zhang et al. 2022 (OPT): learned positions, layer norm before each sublayer."""
 
     def norm1(self, hidden: Tensor) -> Tensor:
+        """Layer norm before the attention."""
         return self.layer.self_attn_layer_norm(hidden)  # type: ignore[no-any-return]
 
     def norm2(self, hidden: Tensor) -> Tensor:
+        """Layer norm before the FFN."""
         return self.layer.final_layer_norm(hidden)  # type: ignore[no-any-return]
 
     @property
     def ffn_ends(self) -> tuple[nn.Module, nn.Module]:
+        """``fc1`` and ``fc2``."""
         return self.layer.fc1, self.layer.fc2
 
     def ffn(self, hidden: Tensor) -> Tensor:
+        """``fc2(activation(fc1(hidden)))``."""
         return self.layer.fc2(self.layer.activation_fn(self.layer.fc1(hidden)))  # type: ignore[no-any-return]
 
     def output(self, attended: Tensor) -> Tensor:
+        """The output projection ``out_proj``."""
         return self.layer.self_attn.out_proj(attended)  # type: ignore[no-any-return]
 
     def queries(self, flat: Tensor, positions: Positions) -> Tensor:
+        """Scaled queries per head, without rotation."""
         return self._heads(flat * self.scale)
 
     def values(self, flat: Tensor) -> Tensor:
+        """Values per head."""
         return self._heads(flat)
 
     def project_keys(self, normed: Tensor, positions: Positions | None) -> Keys:
+        """Keys and values per head, without rotation."""
         attention = self.layer.self_attn
         return Keys(self._heads(attention.k_proj(normed)), self.values(attention.v_proj(normed)))
 
 
 class LlamaBlock(DecoderBlock):
-    """Touvron et al. 2023 (Llama) and its relatives: rotary positions, RMS norm, grouped keys and values."""
+    """Touvron et al. 2023 (Llama) and its relatives: rotary positions, RMS norm, grouped-query attention."""
 
     def norm1(self, hidden: Tensor) -> Tensor:
+        """RMS norm before the attention."""
         return self.layer.input_layernorm(hidden)  # type: ignore[no-any-return]
 
     def norm2(self, hidden: Tensor) -> Tensor:
+        """RMS norm before the FFN."""
         return self.layer.post_attention_layernorm(hidden)  # type: ignore[no-any-return]
 
     @property
     def ffn_ends(self) -> tuple[nn.Module, nn.Module]:
+        """The gated MLP, which is both ends."""
         return self.layer.mlp, self.layer.mlp
 
     def ffn(self, hidden: Tensor) -> Tensor:
+        """The gated MLP."""
         return self.layer.mlp(hidden)  # type: ignore[no-any-return]
 
     def output(self, attended: Tensor) -> Tensor:
+        """The output projection ``o_proj``."""
         return self.layer.self_attn.o_proj(attended)  # type: ignore[no-any-return]
 
     def queries(self, flat: Tensor, positions: Positions) -> Tensor:
+        """Rotated and scaled queries per head."""
         return rotated(self._heads(flat), positions) * self.scale
 
     def values(self, flat: Tensor) -> Tensor:
+        """Values per query head, repeated where heads share them."""
         return self._shared(self._heads(flat))
 
     def project_keys(self, normed: Tensor, positions: Positions | None) -> Keys:
+        """Keys, rotated if there are positions, and values, both per query head."""
         attention = self.layer.self_attn
         keys = self._heads(attention.k_proj(normed))
         if positions is not None:
@@ -212,13 +232,13 @@ class LlamaBlock(DecoderBlock):
         return Keys(self._shared(keys), self.values(attention.v_proj(normed)))
 
     def _shared(self, parts: Tensor) -> Tensor:
-        """Keys or values for every head, where several read the same."""
+        """Keys or values repeated for every query head (grouped-query attention)."""
         shared = self.heads // parts.shape[1]
         return parts.repeat_interleave(shared, dim=1) if shared > 1 else parts
 
 
 def rotated(parts: Tensor, positions: Positions) -> Tensor:
-    """Queries or keys ``(batch, heads, tokens, head width)`` turned by their positions."""
+    """Queries or keys ``(batch, heads, tokens, head width)`` with rotary embeddings applied."""
     assert positions.cos is not None
     assert positions.sin is not None
     cos, sin = positions.cos.unsqueeze(1), positions.sin.unsqueeze(1)
@@ -227,32 +247,37 @@ def rotated(parts: Tensor, positions: Positions) -> Tensor:
 
 
 class BertBlock(Block):
-    """Devlin et al. 2019 (BERT) and its relatives BGE and MiniLM: both directions, norms after the sublayers."""
+    """Devlin et al. 2019 (BERT) and its relatives BGE and MiniLM: bidirectional attention, norms after the sublayers."""
 
     def norm1(self, hidden: Tensor) -> Tensor:
+        """The input itself: norms follow the sublayers."""
         return hidden
 
     def output(self, attended: Tensor) -> Tensor:
+        """The attention's output projection."""
         return self.layer.attention.output.dense(attended)  # type: ignore[no-any-return]
 
     def finish(self, hidden: Tensor, attention: Tensor) -> Tensor:
+        """The layer's output, with norms after each residual sum."""
         normed = self.layer.attention.output.LayerNorm(hidden + attention)
         out = self.layer.output.dense(self.layer.intermediate(normed))
         return self.layer.output.LayerNorm(normed + out)  # type: ignore[no-any-return]
 
     def project_queries(self, normed: Tensor, positions: Positions) -> Tensor:
+        """Scaled queries per head."""
         return self._heads(self.layer.attention.self.query(normed) * self.scale)
 
     def project_keys(self, normed: Tensor, positions: Positions | None) -> Keys:
+        """Keys and values per head."""
         attention = self.layer.attention.self
         return Keys(self._heads(attention.key(normed)), self._heads(attention.value(normed)))
 
 
 class FrozenBackbone(nn.Module):
-    """A Hugging Face decoder or encoder whose parameters never change, as a list of `Block`.
+    """A Hugging Face decoder or encoder with frozen parameters, as a list of `Block`.
 
     Raises:
-        BackboneError: for a family without an entry in ``FAMILIES``, or a configuration whose forward pass is another.
+        BackboneError: for a family without an entry in ``FAMILIES``, or a configuration with a different forward pass.
     """
 
     def __init__(
@@ -275,7 +300,7 @@ class FrozenBackbone(nn.Module):
         self.blocks = nn.ModuleList(self._parts.block(layer, model.config, scale) for layer in self._parts.layers)
 
     def computing_in(self, dtype: torch.dtype, device: torch.device) -> FrozenBackbone:
-        """This model in another type or place; made once, and this one stays as it is."""
+        """A cached copy of this model in another dtype or on another device."""
         weights = next(self.model.parameters())
         if (weights.dtype, weights.device.type) == (dtype, device.type):
             return self
@@ -285,12 +310,12 @@ class FrozenBackbone(nn.Module):
         return self._elsewhere[dtype, device]
 
     def train(self, mode: bool = True) -> FrozenBackbone:
-        """Stays in evaluation mode: a frozen model has no dropout."""
+        """Stay in evaluation mode whatever ``mode``: a frozen model has no dropout."""
         return super().train(False)
 
     @property
     def token_sd(self) -> float:
-        """Standard deviation of the token embeddings' numbers."""
+        """Standard deviation of the token embeddings' entries."""
         return float(
             self.embed(torch.arange(self.vocabulary, device=next(self.model.parameters()).device)).float().std()
         )
@@ -312,16 +337,16 @@ class FrozenBackbone(nn.Module):
         return list(self.blocks)  # type: ignore[arg-type]
 
     def mask(self, real: Tensor) -> Tensor | None:
-        """Where the plain model may look, for `Block.forward`: None (causal), or every real token.
+        """The unmodified model's attention mask for `Block.forward`: None for a decoder (causal), all real tokens for an encoder.
 
         Shapes: real ``(batch, m)`` bool -> ``(batch, m, m)``.
         """
         return None if self.causal else real[:, None, :].expand(-1, real.shape[1], -1)
 
     def embed(self, tokens: Tensor, extra_rows: Tensor | None = None) -> Tensor:
-        """Token embeddings, where ids from ``vocabulary`` on take the rows of ``extra_rows``.
+        """Token embeddings, where ids from ``vocabulary`` upwards index ``extra_rows``.
 
-        Shapes: tokens ``(batch, m)``, extra_rows ``(e, width)``, or ``(K, e, width)`` -> ``(batch, m, width)``.
+        Shapes: tokens ``(batch, m)``, extra_rows ``(e, width)`` or ``(K, e, width)`` -> ``(batch, m, width)``.
         """
         if extra_rows is None:
             return self._parts.tokens(tokens)
@@ -330,14 +355,14 @@ class FrozenBackbone(nn.Module):
         ids = self.vocabulary + torch.arange(extra_rows.shape[-2], device=tokens.device)
         chosen = (tokens[..., None] == ids).to(
             frozen.dtype
-        )  # a product, whose backward is one too: few rows, many tokens
+        )  # a matrix product, with a fast backward pass: few rows, many tokens
         return torch.where(special[..., None], linear(chosen, extra_rows.transpose(-1, -2), None), frozen)
 
     def start(self, embedded: Tensor) -> tuple[Tensor, Positions]:
-        """Hidden states below the first block, and the positions every block reads.
+        """The first block's input, and the positions that every block reads.
 
         Raises:
-            BackboneError: for rows longer than the sliding window of the model's attention.
+            BackboneError: for rows longer than the attention's sliding window.
         """
         if self.window is not None and embedded.shape[1] > self.window:
             raise BackboneError(
@@ -348,11 +373,12 @@ class FrozenBackbone(nn.Module):
         return self._parts.start(embedded, places)
 
     def final_norm(self, hidden: Tensor) -> Tensor:
+        """The norm after the last layer. Shapes: ``(..., width)`` -> ``(..., width)``."""
         norm: Tensor = self._parts.final_norm(hidden)
         return norm
 
     def hidden_states(self, tokens: Tensor, real: Tensor) -> Tensor:
-        """Last hidden states of the plain model for rows padded on the right.
+        """Last hidden states of the unmodified model, for rows padded on the right.
 
         Shapes: tokens, real (bool) ``(batch, m)`` -> ``(batch, m, width)``.
         """
@@ -360,7 +386,7 @@ class FrozenBackbone(nn.Module):
         return self.final_norm(last)
 
     def layer_states(self, tokens: Tensor, real: Tensor) -> Iterator[Tensor]:
-        """The plain model's input of each layer, then the last layer's output, each ``(batch, m, width)``."""
+        """The unmodified model's input of each layer, then the last layer's output, each ``(batch, m, width)``."""
         hidden, positions = self.start(self.embed(tokens))
         mask = self.mask(real)
         for block in self.all_blocks:
@@ -369,14 +395,14 @@ class FrozenBackbone(nn.Module):
         yield hidden
 
 
-FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as configurations name them
+FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers in configurations
 
 
 def _window(config: transformers.PretrainedConfig) -> int | None:
-    """Tokens that a layer's attention looks back over, itself among them; None: all. No row may be longer.
+    """Size of the attention's sliding window in tokens, including the current one, which limits row length; None: unlimited.
 
     Raises:
-        BackboneError: for layers that attend in another way.
+        BackboneError: for layers with another kind of attention.
     """
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or [FULL if window is None else SLIDING])
@@ -389,7 +415,7 @@ def _window(config: transformers.PretrainedConfig) -> int | None:
 
 
 class _Parts(NamedTuple):
-    """Where a family keeps what lies outside its layers."""
+    """The parts of a model family outside its layers."""
 
     layers: nn.ModuleList
     block: type[Block]
@@ -449,14 +475,14 @@ FAMILIES = {**DECODERS, "bert": _bert}
 
 
 def unknown_family(name: str, family: str) -> BackboneError:
-    """What to say of a family without an entry in ``FAMILIES``."""
+    """The error for a family without an entry in ``FAMILIES``."""
     return BackboneError(
         f"{name} is of family {family!r}, which dasearch cannot wrap; choose one of {', '.join(FAMILIES)}"
     )
 
 
 def not_a_decoder(name: str, family: str) -> BackboneError:
-    """What to say of an encoder where a decoder is needed."""
+    """The error for an encoder where a decoder is required."""
     return BackboneError(
         f"{name or 'the backbone'} is an encoder (family {family!r}) and DARec needs a decoder; "
         f"choose one of {', '.join(DECODERS)}, or model.kind idle or ra-rec"

@@ -1,4 +1,4 @@
-"""What training, evaluation and saving ask of every recommender, and the item head that DARec and IDLE-Adapter share."""
+"""The interface of all recommenders for training, evaluation and saving, and the item head of DARec and IDLE-Adapter."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.stacking import Linear, per_row
 
-HEAD_SD = 0.02  # of a head's rows at the start: OPT's own
+HEAD_SD = 0.02  # of a head's initial rows, as in OPT
 Scorer = Callable[[Tensor], Tensor]  # states (batch, width) -> scores (batch, items)
 
 
 class HeadBias(StrEnum):
-    """What the item head's bias starts from."""
+    """Initialisation of the item head's bias."""
 
     LOG_FREQUENCY = "log-frequency"
     ZERO = "zero"
 
 
 class HeadRows(StrEnum):
-    """What the item head's rows start from: frozen text vectors, normal numbers, or zero."""
+    """Initialisation of the item head's rows: frozen text vectors, normal, or zero."""
 
     TEXT = "text"
     NORMAL = "normal"
@@ -38,23 +38,23 @@ class HeadRows(StrEnum):
 
 
 class ParameterGroup(StrEnum):
-    """Trained parameters that may learn at a rate of their own."""
+    """Groups of trained parameters that may have their own learning rate."""
 
-    ADAPTERS = "adapters"  # what layers are given: adapters, LoRA, router; or prefixes
-    IDS = "ids"  # the vectors of items, or the map from known ones to them
+    ADAPTERS = "adapters"  # modules added to layers: adapters, LoRA, router; or prefixes
+    IDS = "ids"  # item vectors, or the map from an encoder's vectors to them
     CF = "cf"  # the collaborative model
-    HEAD = "head"  # what scores items by a state
+    HEAD = "head"  # the item head
 
 
 class RecommenderModel(nn.Module):
-    """A frozen backbone, trained parts, and a layout that is an argument of every forward pass.
+    """A frozen backbone and trained modules, with the layout as an argument of every forward pass.
 
     Args:
-        backbone: shared by every recommender of a study.
-        settings: the model's own; ``encoder_scores`` is the weight of the encoder's scores beside the model's.
+        backbone: the frozen language model, shared by every recommender of a study.
+        settings: the model's settings; ``encoder_scores`` is the weight of the encoder's scores added to the model's.
         n_items: size of the catalogue.
         replace_every: replacement frequency r (DARec fig. 10).
-        encoder: a trained ID encoder, which stays as it is, in evaluation mode.
+        encoder: a trained ID encoder, which is frozen and in evaluation mode.
 
     Examples:
         >>> import torch
@@ -73,8 +73,8 @@ class RecommenderModel(nn.Module):
 
     kind: ModelKind
     has_lora = False  # whether layouts may choose LoRA
-    groups: ClassVar[dict[ParameterGroup, tuple[str, ...]]]  # the model's parts in each; others are in none
-    recompute = False  # whether a layer's activations are computed again in the backward rather than kept
+    groups: ClassVar[dict[ParameterGroup, tuple[str, ...]]]  # submodules in each group; others belong to none
+    recompute = False  # whether activations are recomputed in the backward pass (gradient checkpointing)
 
     def __init__(
         self,
@@ -94,19 +94,19 @@ class RecommenderModel(nn.Module):
     def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:
         """The state that predicts the item after each row's history: ``(batch, width)``.
 
-        Layout as `layout_tensor` gives it, or `layout_tensors` where the trained parameters are those of K candidates (see
-        `dasearch.models.stacking`) and the rows K times as many, candidate by candidate.
+        ``layout`` is as of `layout_tensor`, or as of `layout_tensors` if the trained parameters are those of K candidates
+        (`dasearch.models.stacking`); there are then K times as many rows, candidate by candidate.
         """
         raise NotImplementedError
 
     def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
-        """Scores of every item for states; what is the same for all users is computed here, once."""
+        """A function from states to scores of every item; computations shared by all users are done once, here."""
         raise NotImplementedError
 
     def encoder_scores(self, users: Tensor, histories: Tensor) -> Tensor | None:
-        """What an ID encoder adds to the scores, ``(batch, items)``; None where nothing is added. Training knows nothing of it.
+        """The ID encoder's contribution to the scores, ``(batch, items)``, or None; used in evaluation, not in training.
 
-        A product of experts that were trained apart: added logits multiply the odds that each gives to an item.
+        A product of independently trained experts: adding logits multiplies the odds that each gives to an item.
 
         Shapes: as of `dasearch.models.id_encoders.base`.
         """
@@ -114,28 +114,28 @@ class RecommenderModel(nn.Module):
         return weight * self.encoder.scores(users, histories) if self.encoder is not None and weight else None
 
     def train(self, mode: bool = True) -> Self:
-        """The ID encoder stays in evaluation mode."""
+        """Set the mode as usual, but keep the ID encoder in evaluation mode."""
         super().train(mode)
         if self.encoder is not None:
             self.encoder.eval()
         return self
 
     def fit_cold_start(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
-        """Learn what is needed to score users outside the training data (users -1 of a batch), if anything is."""
+        """Fit what is needed to score users outside the training data (user -1 in a batch); by default nothing."""
 
     def compile_layers(self) -> None:
-        """Let torch.compile make one body of what all layers compute, where the model has such a one."""
+        """Compile the computation shared by all layers with torch.compile, if the model supports it."""
 
     def layer_states(self, layer: Callable[..., Tensor], *inputs: Any, **options: Any) -> Tensor:
-        """What a layer makes of its inputs, kept for the backward or computed again there."""
+        """A layer's output; with ``recompute`` its activations are recomputed in the backward pass."""
         if self.recompute and torch.is_grad_enabled():
-            found: Tensor = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
-            return found
+            states: Tensor = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
+            return states
         return layer(*inputs, **options)
 
     @property
     def device(self) -> torch.device:
-        """Where the trained parts are."""
+        """The device of the trained parameters."""
         return next(iter(self.own_tensors().values())).device
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -148,25 +148,25 @@ class RecommenderModel(nn.Module):
         return next((group for group, parts in self.groups.items() if part in parts), None)
 
     def own_tensors(self) -> dict[str, Tensor]:
-        """All parameters and buffers but the frozen backbone's: what a saved model consists of."""
+        """All parameters and buffers except the frozen backbone's: the contents of a saved model."""
         frozen = {id(tensor) for tensor in (*self.backbone.parameters(), *self.backbone.buffers())}
         return {n: t for n, t in (*self.named_parameters(), *self.named_buffers()) if id(t) not in frozen}
 
     def layout_tensor(self, layout: Layout, columns: int | None = None) -> Tensor:
-        """The layout as ``forward`` reads it, on the model's device; ``columns`` as of `Layout.tensor`.
+        """The layout as a tensor for ``forward``, on the model's device; ``columns`` as of `Layout.tensor`.
 
         Raises:
-            LayoutError: for another shape, or a choice that this model does not have.
+            LayoutError: for another shape, or a choice that this model does not support.
         """
         layout.require(len(self.replaced), len(SITES[self.kind]))
         self.require_choices(layout)
         return layout.tensor(columns=columns, device=self.device)
 
     def require_choices(self, layout: Layout) -> None:
-        """Refuse a choice that this model does not have.
+        """Reject choices that this model does not support.
 
         Raises:
-            LayoutError: for it, by its name.
+            LayoutError: naming the choice.
         """
         require_lora_sites(layout, SITES[self.kind])
         if layout.has_lora and not self.has_lora:
@@ -177,44 +177,45 @@ class RecommenderModel(nn.Module):
                 raise LayoutError(f"choice {choice.name!r} {reason}")
 
     def layout_tensors(self, layouts: Sequence[Layout]) -> Tensor:
-        """Several candidates' layouts side by side: ``(K, layers, sites, k)``, k of the one that needs most."""
+        """Several candidates' layouts, stacked: ``(K, layers, sites, k)``, with k the largest number of columns needed."""
         columns = max(layout.columns for layout in layouts)
         return torch.stack([self.layout_tensor(layout, columns) for layout in layouts])
 
     def inactive(self, layout: Layout) -> dict[str, Tensor]:
-        """Which numbers of trained parameters the layout leaves unused, bool of their shapes, by the names of the parameters."""
+        """Masks of the trained numbers that the layout leaves unused: bool, with the parameters' shapes, by their names."""
         return {}
 
     def count_trained(self, layout: Layout) -> int:
-        """How many numbers are trained under a layout."""
+        """Number of trained parameters in use under a layout."""
         unused = sum(int(mask.sum()) for mask in self.inactive(layout).values())
         return sum(parameter.numel() for _, parameter in self.trainable()) - unused
 
     def multiply_adds(self, layout: Layout, *, item_tokens: int) -> int:
-        """Of a token, how many multiply-adds the layout adds to the frozen layers; 0 where layouts do not differ in them.
+        """Multiply-adds per token that the layout adds to the frozen layers; 0 for models whose layouts cost the same.
 
-        Each weight of a layer's own linear maps multiplies once: ``2 d u`` of an adapter of u units over width d. Not counted are
-        biases, norms and activations, and what a row has once, such as its key's projection.
+        Each weight of a layer's trained linear maps counts once: ``2 d u`` for an adapter of u units over width d. Biases, norms
+        and activations are not counted, nor are costs per row, such as the projection of its key.
 
         Args:
-            item_tokens: of an item's sentence, without its ``[SEQ]``.
+            layout: the layout whose cost is counted.
+            item_tokens: tokens of an item's sentence, without its ``[SEQ]``.
         """
         unused = self.inactive(layout)
         weights = (one for one in self.trainable() if one[0].startswith("layers.") and one[1].dim() == 2)
         return sum(w.numel() - (int(unused[name].sum()) if name in unused else 0) for name, w in weights)
 
     def active_tensors(self, layout: Layout) -> dict[str, Tensor]:
-        """`own_tensors` less what the layout leaves unused, which always stands at the end of a dimension."""
+        """`own_tensors` without the entries that the layout leaves unused, which are always trailing."""
         used = {name: ~mask for name, mask in self.inactive(layout).items()}
-        found = {name: t[_used_part(used[name])] if name in used else t for name, t in self.own_tensors().items()}
-        return {name: tensor for name, tensor in found.items() if tensor.numel() or name not in used}
+        tensors = {name: t[_used_part(used[name])] if name in used else t for name, t in self.own_tensors().items()}
+        return {name: tensor for name, tensor in tensors.items() if tensor.numel() or name not in used}
 
     @torch.no_grad()
     def load_active(self, tensors: Mapping[str, Tensor], layout: Layout) -> None:
-        """Take over `active_tensors`; what the layout leaves unused becomes zero.
+        """Load `active_tensors`; entries that the layout leaves unused are set to zero.
 
         Raises:
-            ValueError: for other names or shapes.
+            ValueError: if names or shapes do not match.
         """
         own, used = self.own_tensors(), {name: ~mask for name, mask in self.inactive(layout).items()}
         wanted = {name for name in own if name not in used or used[name].any()}
@@ -230,7 +231,7 @@ class RecommenderModel(nn.Module):
 
 
 def _used_part(used: Tensor) -> tuple[slice, ...]:
-    """The leading part of every dimension that holds all used numbers."""
+    """Slices of the leading part of each dimension that contains all used entries."""
     others = ([other for other in range(used.dim()) if other != dim] for dim in range(used.dim()))
     return tuple(slice(int(used.sum(dim=rest).bool().sum()) if rest else int(used.sum())) for rest in others)
 
@@ -239,7 +240,7 @@ def _used_part(used: Tensor) -> tuple[slice, ...]:
 def start_head(
     head: nn.Linear, item_counts: Tensor, text_vectors: Tensor, *, bias: HeadBias, rows: HeadRows, sd: float
 ) -> None:
-    """Start an item head where ``bias`` and ``rows`` say; ``sd`` is that of its normal start.
+    """Initialise an item head according to ``bias`` and ``rows``; ``sd`` is that of the normal initialisation.
 
     Shapes: item_counts ``(items,)`` of training events, text_vectors ``(items, width)`` of the frozen model.
     """
@@ -249,27 +250,29 @@ def start_head(
         head.weight.zero_()
     elif rows is HeadRows.TEXT:
         centred = text_vectors - text_vectors.mean(0)
-        scale = sd / centred.std().clamp(min=1e-6)  # as large as the normal start, so that only directions differ
+        scale = sd / centred.std().clamp(
+            min=1e-6
+        )  # the same scale as the normal initialisation, so that only directions differ
         head.weight.copy_(centred * scale)
 
 
 def centred_directions(text_vectors: Tensor) -> Tensor:
-    """Text vectors less their mean, each of length one: ``(items, width)``."""
+    """Text vectors minus their mean, normalised to unit length: ``(items, width)``."""
     centred = text_vectors - text_vectors.mean(0)
     directions: Tensor = centred / centred.norm(dim=1, keepdim=True).clamp(min=1e-6)
     return directions
 
 
 def log_frequency(item_counts: Tensor) -> Tensor:
-    """Log share of each item among training events; one event more each, so that an unseen item stays finite."""
+    """Log share of each item among training events, with add-one smoothing so that unseen items stay finite."""
     return ((item_counts + 1.0) / (item_counts + 1.0).sum()).log()
 
 
 def layer_gates(layout: Tensor, rows: int) -> Tensor:
-    """A layout's choices as layers read them.
+    """A layout's numbers, broadcast for use in layers.
 
     Shapes: layout ``(layers, sites, k)`` -> the same; of K candidates ``(K, layers, sites, k)``
-    -> ``(layers, sites, k, rows, 1, 1)``, at each row its candidate's.
+    -> ``(layers, sites, k, rows, 1, 1)``, each row with its candidate's numbers.
     """
     if stacked(layout) is None:
         return layout
@@ -277,12 +280,12 @@ def layer_gates(layout: Tensor, rows: int) -> Tensor:
 
 
 def stacked(layout: Tensor) -> int | None:
-    """K of ``(K, layers, sites, k)``; None for one candidate's ``(layers, sites, k)``."""
+    """K for stacked layouts ``(K, layers, sites, k)``; None for a single layout ``(layers, sites, k)``."""
     return len(layout) if layout.dim() == 4 else None
 
 
 def new_linear(inputs: int, outputs: int, generator: torch.Generator) -> Linear:
-    """A linear map with Glorot's uniform start and no offset."""
+    """A linear map with Glorot uniform weights and zero bias."""
     layer = Linear(inputs, outputs)
     nn.init.xavier_uniform_(layer.weight, generator=generator)
     nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""The folder of what is made once and read many times."""
+"""The cache folder."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Collaborative-filtering models whose user and item vectors are injected into the language model.
 
 Liu et al. 2024 (DARec), sec. 2.3.2 and app. G; He et al. 2017 (NCF / NeuMF).
-Differs from NeuMF: one table a side serves both of its paths (``embedding="concat"`` keeps two, as printed there).
+Differs from NeuMF: one embedding table each for users and items serves both paths (``embedding="concat"`` keeps two, as
+printed there).
 """
 
 from __future__ import annotations
@@ -22,22 +23,31 @@ RIDGE = 1e-3  # of the fold-in regression, relative to the mean square of its in
 
 
 class NCFEmbedding(StrEnum):
-    """One table of vectors for both paths of NCF, or one for each."""
+    """Whether the two paths of NCF share their embedding tables."""
 
     SHARED = "shared"
     CONCAT = "concat"
 
 
 class CollaborativeModel(Protocol):
-    """What DARec asks of a CF model. Shapes: users, items ``(...)`` int64 -> vectors ``(..., width)``, scores ``(...)``."""
+    """The interface of a CF model for DARec.
+
+    Shapes: users, items ``(...)`` int64 -> vectors ``(..., width)``, scores ``(...)``.
+    """
 
     width: int
 
-    def user_vectors(self, users: Tensor) -> Tensor: ...
-    def item_vectors(self, items: Tensor) -> Tensor: ...
-    def scores(self, users: Tensor, items: Tensor) -> Tensor: ...
+    def user_vectors(self, users: Tensor) -> Tensor:
+        """The users' embedding vectors."""
+
+    def item_vectors(self, items: Tensor) -> Tensor:
+        """The items' embedding vectors."""
+
+    def scores(self, users: Tensor, items: Tensor) -> Tensor:
+        """Scores of user-item pairs; larger is better."""
+
     def score_all(self, vectors: Tensor) -> Tensor:
-        """Shapes: user vectors ``(batch, width)`` -> scores of every item ``(batch, items)``."""
+        """Scores of every item. Shapes: user vectors ``(batch, width)`` -> ``(batch, items)``."""
         ...
 
 
@@ -53,17 +63,21 @@ class MatrixFactorization(nn.Module):
         nn.init.zeros_(self.bias.weight)
 
     def user_vectors(self, users: Tensor) -> Tensor:
+        """The users' embedding vectors."""
         return self.users(users)  # type: ignore[no-any-return]
 
     def item_vectors(self, items: Tensor) -> Tensor:
+        """The items' embedding vectors."""
         return self.items(items)  # type: ignore[no-any-return]
 
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
+        """Dot products plus item biases."""
         product: Tensor = self.users(users) * self.items(items)
         bias: Tensor = self.bias(items)
         return product.sum(-1) + bias.squeeze(-1)
 
     def score_all(self, vectors: Tensor) -> Tensor:
+        """Scores of every item by one matrix product."""
         return vectors @ self.items.weight.T + self.bias.weight.T
 
 
@@ -91,15 +105,19 @@ class NeuralCollaborativeFiltering(nn.Module):
         self.out = _linear(width + width // 2, 1, generator)
 
     def user_vectors(self, users: Tensor) -> Tensor:
+        """The users' embedding vectors."""
         return self.users(users)  # type: ignore[no-any-return]
 
     def item_vectors(self, items: Tensor) -> Tensor:
+        """The items' embedding vectors."""
         return self.items(items)  # type: ignore[no-any-return]
 
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
+        """NeuMF scores of user-item pairs."""
         return self._score(self.users(users), self.items(items))
 
     def score_all(self, vectors: Tensor) -> Tensor:
+        """NeuMF scores of every item."""
         items = self.items.weight
         shape = (len(vectors), len(items), self.width)
         return self._score(vectors[:, None].expand(shape), items[None].expand(shape))
@@ -111,7 +129,7 @@ class NeuralCollaborativeFiltering(nn.Module):
 
 
 def own_or_estimated(model: CollaborativeModel, matrix: Tensor, users: Tensor, histories: Tensor) -> Tensor:
-    """Users' own vectors; of those outside the training data (-1) an estimate from the history, by `fold_in_matrix`.
+    """Users' own vectors; for users outside the training data (-1), estimates from the history by `fold_in_matrix`.
 
     Shapes: users ``(batch,)``, histories ``(batch, n)`` padded with -1 -> ``(batch, width)``.
     """
@@ -128,7 +146,7 @@ def own_or_estimated(model: CollaborativeModel, matrix: Tensor, users: Tensor, h
 def fold_in_matrix(model: CollaborativeModel, users: Tensor, sequences: Sequence[Tensor]) -> Tensor:
     """Ridge regression of users' vectors on the means of their training items' vectors: ``(width + 1, width)``.
 
-    It gives a user outside the training data a vector of the same kind.
+    It estimates vectors of users outside the training data (fold-in).
     """
     means = torch.stack([model.item_vectors(items).mean(0) for items in sequences])
     known = torch.cat([means, means.new_ones(len(means), 1)], dim=1).double()

@@ -1,8 +1,8 @@
-"""What a layout costs, known without training it.
+"""Costs of a layout that are known without training it.
 
-Costs are counted on a model at its start and are exact: a sum over sites, and once more what all layers share as soon as one of
-them needs it (the projections of collaborative keys, which the first context branch brings along). All adapted layers are
-alike, so a choice costs the same in each.
+Costs are counted on an untrained model and are exact: a sum over sites, plus, once, modules that all layers share as soon as one
+of them needs them (the projections of collaborative keys, needed by the first context branch). All adapted layers are identical,
+so a choice costs the same in each.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ Count = Callable[[Layout], int]
 
 
 class Cost(StrEnum):
-    """A cost that may be an objective beside a metric."""
+    """A cost that can be an objective in addition to a metric."""
 
     PARAMETERS = "parameters"  # `RecommenderModel.count_trained`
     MADDS = "madds"  # `RecommenderModel.multiply_adds`
 
     @property
     def words(self) -> str:
-        """What reports call it."""
+        """The name in reports."""
         return {Cost.PARAMETERS: "trained parameters", Cost.MADDS: "extra multiply-adds a token"}[self]
 
 
 @dataclass(frozen=True)
 class SiteCosts:
-    """One cost of the layouts of a search space.
+    """One cost, decomposed over the sites of a search space's layouts.
 
     Attributes:
-        base: of the layout without any adapter.
-        choices: of a choice at a site of one layer, by the names of site and choice; sites in the order of a layout's letters.
-        once: by site, what is added once where the site is active in any layer.
+        base: cost of the layout without any adapter.
+        choices: cost of a choice at a site of one layer, by site and choice name; sites in the order of a layout's letters.
+        once: by site, the cost added once if the site is active in any layer.
     """
 
     base: int
@@ -46,16 +46,16 @@ class SiteCosts:
     once: Mapping[str, int]
 
     def of(self, layout: Layout) -> int:
-        """The cost of a layout of the space."""
-        found = self.base
+        """The cost of a layout in the space."""
+        total = self.base
         for site, column in zip(self.choices, zip(*layout.groups, strict=True), strict=True):
-            found += sum(self.choices[site][choice.name] for choice in column)
-            found += self.once.get(site, 0) * any(choice.active for choice in column)
-        return found
+            total += sum(self.choices[site][choice.name] for choice in column)
+            total += self.once.get(site, 0) * any(choice.active for choice in column)
+        return total
 
     @classmethod
     def counted(cls, count: Count, layers: int, choices: Mapping[str, Sequence[Choice]]) -> SiteCosts:
-        """From a count of whole layouts of so many adapted layers, one and two sites at a time."""
+        """The decomposition, inferred from ``count`` on layouts with one or two active sites among these adapted layers."""
         base, own, once = count(_with(layers, len(choices), {})), {}, {}
         for column, (site, able) in enumerate(choices.items()):
             own[site] = dict.fromkeys((choice.name for choice in able), 0)
@@ -71,12 +71,12 @@ class SiteCosts:
         return cls(base, own, once)
 
     def record(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The decomposition as JSON values."""
         return asdict(self)
 
 
 def _with(layers: int, sites: int, at: Mapping[tuple[int, int], Choice]) -> Layout:
-    """No adapter anywhere but at some places, by layer and site."""
+    """A layout with adapters only at the given places, by layer and site."""
     return Layout(tuple(tuple(at.get((layer, site), NONE) for site in range(sites)) for layer in range(layers)))
 
 
@@ -91,7 +91,7 @@ def layout_costs(model: RecommenderModel, space: SearchSpace, *, item_tokens: in
 
 
 def cost_of_choices(space: SearchSpace, costs: SiteCosts) -> Callable[[Mapping[str, str]], int]:
-    """The cost of a choice of each free site, without making the layout: a search asks for thousands.
+    """A function from the choices of free sites to the cost, without building the layout: a search calls it thousands of times.
 
     Other parameters of a trial cost nothing.
     """
