@@ -81,7 +81,7 @@ class Block(nn.Module):
         return self.project_keys(self.norm1(vectors[:, None] if vectors.dim() == 2 else vectors), None)
 
     def _heads(self, projected: Tensor) -> Tensor:
-        """Split heads: ``(batch, tokens, ...)`` -> ``(batch, heads, tokens, head width)``; flat ``(tokens, ...)`` without batch."""
+        """Split heads: ``(batch, tokens, ...)`` -> ``(batch, heads, tokens, head width)``, or unchanged order without a batch."""
         split: Tensor = projected.unflatten(-1, (-1, self.head_width))
         return split.transpose(1, 2) if projected.dim() == 3 else split
 

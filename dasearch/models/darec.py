@@ -59,14 +59,14 @@ from dasearch.models.masks import causal_mask, context_mask
 from dasearch.models.stacking import Linear, Table, gather_tokens, linear
 
 SPECIAL_TOKENS = 2  # [SEQ] and [ALIGN], the ids after the backbone's vocabulary
-TOKEN_SD = 0.02  # of the new token rows: OPT's own
-NO_SEGMENT = -2  # of a key that nobody sees
-BRANCHES = SITES[ModelKind.DAREC][:2]  # the sites that attend
+TOKEN_SD = 0.02  # of the new token embeddings, as in OPT
+NO_SEGMENT = -2  # segment of a key that no token attends to
+BRANCHES = SITES[ModelKind.DAREC][:2]  # the sites with an attention branch
 Update = Callable[[Projected, Tensor | None], Projected]
 
 
 class Variation(StrEnum):
-    """The paper's own variations (sec. 3.1.3, 3.3 and fig. 6)."""
+    """The paper's own variations of DARec (sec. 3.1.3, 3.3 and fig. 6)."""
 
     DAREC = "darec"
     SERIAL = "variation-2"  # DARec with every adapter serial
@@ -76,28 +76,28 @@ class Variation(StrEnum):
 
 
 class CollaborativeKind(StrEnum):
-    """The collaborative model: NCF or matrix factorization."""
+    """The kind of collaborative model: NCF or matrix factorization."""
 
     NCF = "ncf"
     MF = "mf"
 
 
 class CFMode(StrEnum):
-    """Whether the collaborative model is trained with the rest (fig. 14)."""
+    """Whether the collaborative model is trained jointly or frozen (fig. 14)."""
 
     JOINT = "joint"
     FROZEN = "frozen"
 
 
 class CollabProjection(StrEnum):
-    """One projection of collaborative vectors to the language model, or one a layer."""
+    """Whether layers share one projection of collaborative vectors to the language model."""
 
     SHARED = "shared"
     PER_LAYER = "per_layer"
 
 
 class Branch(StrEnum):
-    """What a query of a dynamically adapted layer sees (sec. 2.3.1, fig. 6)."""
+    """What a query of a dynamically adapted layer attends to (sec. 2.3.1, fig. 6)."""
 
     CAUSAL = "causal"
     CONTEXT = "context"
@@ -105,16 +105,16 @@ class Branch(StrEnum):
 
 
 class ItemIDs(StrEnum):
-    """What is added at an item's [SEQ]."""
+    """The vector that is added at an item's ``[SEQ]``."""
 
     NONE = "none"
     EMBEDDING = "embedding"
-    ENCODER = "encoder"  # trained like those of `EMBEDDING`, from a trained ID encoder's item vectors on
+    ENCODER = "encoder"  # trained like `EMBEDDING`, but initialised from a trained ID encoder's item vectors
     COLLABORATIVE = "collaborative"
 
 
 class UserKey(StrEnum):
-    """What stands for the user among the context branch's keys."""
+    """The vector that represents the user among the context branch's keys."""
 
     TRAINED = "trained"
     HISTORY = "history"
@@ -122,21 +122,21 @@ class UserKey(StrEnum):
 
 
 class HeadStates(StrEnum):
-    """States that the head reads: as they are, or whitened by the frozen model's statistics."""
+    """Whether the head reads plain states or states whitened by the frozen model's statistics."""
 
     PLAIN = "plain"
     WHITENED = "whitened"
 
 
 class RecommendationSite(StrEnum):
-    """What the third adapter wraps."""
+    """The module that the third adapter wraps."""
 
     FFN = "ffn"
     ROUTER_OUTPUT = "router_output"
 
 
 class DARecSettings(AdapterSettings):
-    """Every reading of the paper that a study can choose."""
+    """Interpretations of the paper that a study can choose between, and the sizes of the model."""
 
     kind: Literal[ModelKind.DAREC] = Field(ModelKind.DAREC, description="DARec's study")
     variation: Variation = Field(Variation.DAREC, description="darec, or one of the paper's own variations of it")
@@ -148,7 +148,9 @@ class DARecSettings(AdapterSettings):
     collaborative: CollaborativeKind = Field(CollaborativeKind.NCF, description="CF model: ncf or mf")
     ncf_embedding: NCFEmbedding = Field(NCFEmbedding.SHARED, description="one table for both NCF paths, or two")
     cf_width: int = Field(CF_WIDTH, ge=2, description="width of CF vectors")
-    cf_mode: CFMode = Field(CFMode.JOINT, description="train CF with the model, or keep it as pre-trained (fig. 14)")
+    cf_mode: CFMode = Field(
+        CFMode.JOINT, description="train CF with the model, or freeze it after pre-training (fig. 14)"
+    )
     collab_proj: CollabProjection = Field(
         CollabProjection.SHARED, description="one projection to the LLM, or one a layer"
     )
@@ -157,7 +159,7 @@ class DARecSettings(AdapterSettings):
         description="what is added at an item's [SEQ]: a vector trained from a random start (embedding) or from the ID "
         "encoder's (encoder), the projected CF vector, or nothing",
     )
-    item_key: bool = Field(False, description="let each item's tokens see its CF vector in the context branch")
+    item_key: bool = Field(False, description="let each item's tokens attend to its CF vector in the context branch")
     user_key: UserKey = Field(
         UserKey.TRAINED,
         description="the user there: the CF vector (which has seen the targets), the mean of the items so far, or none",
@@ -165,70 +167,74 @@ class DARecSettings(AdapterSettings):
     head_states: HeadStates = Field(
         HeadStates.PLAIN, description="states the head reads: plain, or whitened by the frozen model's statistics"
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of the item vectors' and head states' numbers left out")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout rate of item vectors and head states")
     encoder_scores: float = Field(
-        0.0, ge=0, description="weight of the ID encoder's scores beside the model's own; 0: none are added"
+        0.0, ge=0, description="weight of the ID encoder's scores added to the model's own; 0: not added"
     )
     router_start: float = Field(
         0.5,
         gt=0,
         lt=1,
-        description="the causal branch's weight in the router before training; the rest is the context's",
+        description="initial weight of the causal branch in the router; the context branch has the rest",
     )
     collab_in_align: bool = Field(True, description="inject the item's CF vector into its own alignment row")
-    collab_stop_grad: bool = Field(False, description="keep L_seq and L_align from changing the CF vectors")
-    prompt_group: bool = Field(True, description="an alignment row is one segment; else its prompt is another")
-    head_bias: HeadBias = Field(HeadBias.LOG_FREQUENCY, description="start of the item head's bias")
-    head_rows: HeadRows = Field(HeadRows.TEXT, description="start of its rows: frozen text vectors, normal, or zero")
+    collab_stop_grad: bool = Field(False, description="stop the gradients of L_seq and L_align to the CF vectors")
+    prompt_group: bool = Field(
+        True, description="an alignment row is one segment; if false, its prompt is a segment of its own"
+    )
+    head_bias: HeadBias = Field(HeadBias.LOG_FREQUENCY, description="initialisation of the item head's bias")
+    head_rows: HeadRows = Field(
+        HeadRows.TEXT, description="initialisation of its rows: frozen text vectors, normal, or zero"
+    )
     head_text: bool = Field(
         False, description="add a trained map of the item's frozen text vector to its row of the head"
     )
 
     @property
     def label(self) -> str:
-        """What a report calls this model."""
+        """The model's name in reports."""
         return self.variation.value
 
     @property
     def searchable(self) -> bool:
-        """Whether a layout changes anything."""
+        """Whether the layout affects the model."""
         return self.variation in (Variation.DAREC, Variation.BOTH_CAUSAL)
 
     @property
     def holds_encoder(self) -> bool:
-        """Whether the model has an ID encoder in it, beside what it may have started from."""
+        """Whether the model contains an ID encoder, other than as an initialisation."""
         return self.encoder_scores > 0
 
     @property
     def compared(self) -> tuple[str, ...]:
-        """The variations that a final table sets beside the search's winner (sec. 3.1.3, 3.3)."""
+        """The variations compared with the search's winner in the results table (sec. 3.1.3, 3.3)."""
         return Variation.LLMREC, Variation.BASE
 
     @property
     def groups(self) -> tuple[ParameterGroup, ...]:
-        """The groups of parameters that the whole model trains."""
+        """The parameter groups trained by the full model."""
         ids = () if self.item_ids is ItemIDs.NONE else (ParameterGroup.IDS,)
         cf = () if self.cf_mode is CFMode.FROZEN else (ParameterGroup.CF,)
         return ParameterGroup.ADAPTERS, *ids, *cf, ParameterGroup.HEAD
 
     @property
     def uses_collaborative(self) -> bool:
-        """Whether there is a context branch and with it collaborative keys."""
+        """Whether the model has a context branch and thus collaborative keys."""
         return self.variation not in (Variation.BASE, Variation.LLMREC)
 
     @property
     def has_collaborative(self) -> bool:
-        """Whether there is a CF model."""
+        """Whether the model has a CF model."""
         return self.uses_collaborative or self.item_ids is ItemIDs.COLLABORATIVE
 
     @property
     def trains_item_ids(self) -> bool:
-        """Whether every item has a trained vector of its own."""
+        """Whether every item has its own trained vector."""
         return self.item_ids in (ItemIDs.EMBEDDING, ItemIDs.ENCODER)
 
     @property
     def key_an_item(self) -> bool:
-        """Whether each item of a row has a key of its own, rather than the row one."""
+        """Whether each item of a row has its own collaborative key, rather than one key per row."""
         return self.item_key or self.user_key is UserKey.HISTORY
 
 
@@ -237,11 +243,13 @@ CONTEXT = SITES[ModelKind.DAREC].index("context")
 
 
 class LayerInputs:
-    """What all layers of one forward share, each built when first asked for: positions, masks, items' blocks.
+    """Inputs shared by all layers of one forward pass, each built on first use: positions, masks, item blocks.
 
     Args:
+        positions: rotary positions of the rows' tokens.
+        segments: ``(batch, m)``, the item that each token belongs to, -1 for padding.
         at: tokens of each row whose state is read after the last layer, ``(batch, n)``; None: all.
-        keyed: the segment that sees each collaborative key, ``(batch, keys)``; None: one key, which all see.
+        keyed: the segment that attends to each collaborative key, ``(batch, keys)``; None: one key for all segments.
     """
 
     def __init__(
@@ -255,33 +263,34 @@ class LayerInputs:
 
     @cached_property
     def blocks(self) -> ItemBlocks:
+        """The rows split into items, for attention without a mask."""
         return ItemBlocks(self.segments, self.keyed)
 
     @cached_property
     def flat_positions(self) -> Positions:
-        """Of every token of all rows, one after another: ``(batch * m, head width)``."""
+        """Positions of every token of all rows, concatenated: ``(batch * m, head width)``."""
         batch, m = self.segments.shape
         cos, sin = (None if part is None else part.expand(batch, m, -1).flatten(0, 1) for part in self.positions)
         return Positions(cos, sin)
 
     @property
     def square(self) -> bool:
-        """Whether attention goes by masks of the whole row rather than item by item."""
+        """Whether attention uses masks over the whole row rather than item blocks."""
         short = self.segments.shape[1] <= SQUARE_TOKENS
         return self.segments.is_cuda or (short and (self.at is not None or torch.is_grad_enabled()))
 
     def bias(self, branch: Branch, dtype: torch.dtype, *, key: bool, chosen: bool) -> Tensor:
-        """The branch's mask as `attend_under` reads it, with the collaborative keys' columns where there is a ``key``.
+        """The branch's additive mask for `attend_under`, with columns for the collaborative keys if there is a ``key``.
 
-        Shapes: ``(batch, 1, m or n, keys + m or m)``; of the tokens ``at`` alone where ``chosen``.
+        Shapes: ``(batch, 1, m or n, keys + m or m)``; only the rows of the tokens ``at`` if ``chosen``.
         """
-        found = self._biases.get((branch, key, chosen))
-        if found is None:
+        bias = self._biases.get((branch, key, chosen))
+        if bias is None:
             mask = self._mask(branch)[..., 0 if key else self._keys :]
             if chosen and self.at is not None:
                 mask = mask.gather(1, self.at[..., None].expand(-1, -1, mask.shape[-1]))
-            found = self._biases[branch, key, chosen] = additive(mask, dtype)
-        return found
+            bias = self._biases[branch, key, chosen] = additive(mask, dtype)
+        return bias
 
     @property
     def _keys(self) -> int:
@@ -290,15 +299,15 @@ class LayerInputs:
     def _mask(self, branch: Branch) -> Tensor:
         if branch is Branch.CONTEXT:
             return context_mask(self.segments, self.keyed)
-        found = causal_mask(self.segments, self._keys)
+        mask = causal_mask(self.segments, self._keys)
         if branch is Branch.CAUSAL_WITH_KEY:
             keys = context_mask(self.segments, self.keyed)[:, :, : self._keys]
-            found = torch.cat([keys, found[:, :, self._keys :]], dim=2)
-        return found
+            mask = torch.cat([keys, mask[:, :, self._keys :]], dim=2)
+        return mask
 
 
 class PlainLayer(nn.Module):
-    """The frozen layer as it is: below the first adapted one, between them for r > 1, everywhere in LLMRec."""
+    """The unmodified frozen layer: below the first adapted layer, between adapted layers for r > 1, everywhere in LLMRec."""
 
     def __init__(self, block: DecoderBlock) -> None:
         super().__init__()
@@ -307,11 +316,12 @@ class PlainLayer(nn.Module):
     def forward(
         self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None, *, last: bool = False
     ) -> Tensor:
+        """The layer's output; arguments and shapes as of `DALayer`, of which layout and collaborative keys are unused."""
         chosen = last and torch.is_grad_enabled()
         normed = self.block.norm1(hidden)
         attention = attend_under_causal(self.block, normed, inputs, MaskMode.ADDITIVE, last=chosen)
-        found: Tensor = self.block.finish(chosen_states(hidden, inputs, last=chosen), attention)
-        return chosen_states(found, inputs, last=last and not chosen)
+        output: Tensor = self.block.finish(chosen_states(hidden, inputs, last=chosen), attention)
+        return chosen_states(output, inputs, last=last and not chosen)
 
 
 class BaseLayer(nn.Module):
@@ -327,6 +337,7 @@ class BaseLayer(nn.Module):
     def forward(
         self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None, *, last: bool = False
     ) -> Tensor:
+        """The layer's output; arguments and shapes as of `DALayer`, of which layout and collaborative keys are unused."""
         chosen = last and torch.is_grad_enabled()
         normed = self.block.norm1(hidden)
         attention = attend_under_causal(self.block, normed, inputs, self.settings.mask_mode, last=chosen)
@@ -337,24 +348,24 @@ class BaseLayer(nn.Module):
 
 
 def chosen_states(states: Tensor, inputs: LayerInputs, *, last: bool) -> Tensor:
-    """The states that a layer goes on with: of the last one, those that are read.
+    """The states that a layer passes on: for the last layer, only those that are read.
 
-    Training takes them after the attention. Without gradients the frozen layers compute them all, as exports do, whose
-    scores then are the same to the last digit.
+    In training they are selected after the attention. Without gradients the frozen layers compute all states, as exported models
+    do, so that the scores are identical to the last digit.
     """
     return gather_tokens(states, inputs.at) if last and inputs.at is not None else states
 
 
 class AdaptedSites(nn.Module):
-    """What is trained in one dynamically adapted layer, and how it joins what the frozen layer computes (sec. 2.3.3).
+    """The trained modules of one dynamically adapted layer, and how they combine with the frozen layer (sec. 2.3.3).
 
-    Where the context site has neither adapter nor LoRA there is no context branch: the causal one goes on alone, and with
-    none at all three sites the layer is the frozen one. A site with LoRA has nothing after its sublayer.
+    If the context site has neither adapter nor LoRA there is no context branch, only the causal one; with none at all three sites
+    the layer equals the frozen one. A site with LoRA has no module after its sublayer.
 
-    Shapes: everything ``(..., width)`` but the layout, a site's numbers of the layer's three as `place` reads them.
+    Shapes: everything ``(..., width)`` except the layout, whose three sites have numbers as of `place`.
 
     Args:
-        choices: of the three sites, to build what they ask for and nothing else; None: whole adapters, for every layout.
+        choices: choices of the three sites, to build only the modules that they need; None: full adapters, for every layout.
     """
 
     def __init__(
@@ -373,21 +384,21 @@ class AdaptedSites(nn.Module):
         )
         context = SERIAL if choices is None else choices[CONTEXT]
         self.router = MaskRouter(width, settings.router_start) if context is not None and context.active else None
-        self.lora = nn.ModuleDict()  # by site, where there is any
+        self.lora = nn.ModuleDict()  # by site, if there is any
 
     def unused(self, choices: Sequence[Choice]) -> dict[str, Tensor]:
-        """Which numbers the choices of the three sites leave unused, bool of the parameters' shapes, by their names."""
+        """Masks of the numbers that the three sites' choices leave unused: bool, with the parameters' shapes, by their names."""
         chosen = dict(zip(SITES[ModelKind.DAREC], choices, strict=True))
-        found = unused_numbers(self, ADAPTERS, choices) | unused_updates(self.lora, chosen)
+        masks = unused_numbers(self, ADAPTERS, choices) | unused_updates(self.lora, chosen)
         if not choices[CONTEXT].active and self.router is not None:
-            found |= {
+            masks |= {
                 f"router.{key}": torch.ones(tensor.shape, dtype=torch.bool)
                 for key, tensor in self.router.named_parameters()
             }
-        return found
+        return masks
 
     def after_attention(self, normed: Tensor, causal: Tensor, context: Tensor | None, layout: Tensor) -> Tensor:
-        """What the residual takes up, from the attention's input and its output under each mask."""
+        """The residual's summand, from the attention's input and its output under each mask."""
         joined: Tensor = self._place(causal, normed, self.causal_adapter, layout[0])
         if self.router is not None:
             assert context is not None
@@ -398,7 +409,7 @@ class AdaptedSites(nn.Module):
         return joined
 
     def after_ffn(self, normed: Tensor, out: Tensor, layout: Tensor) -> Tensor:
-        """What the residual takes up, from the FFN's input and output."""
+        """The residual's summand, from the FFN's input and output."""
         if self.settings.rec_adapter_site is not RecommendationSite.FFN:
             return out
         return self._place(out, normed, self.recommendation_adapter, layout[2])
@@ -408,15 +419,15 @@ class AdaptedSites(nn.Module):
 
 
 def _present(choice: Tensor) -> Tensor:
-    """1 where a site has an adapter or LoRA, else 0."""
+    """1 if a site has an adapter or LoRA, else 0."""
     return choice[ACTIVE] + choice[LORA] if len(choice) > LORA else choice[ACTIVE]
 
 
 class DALayer(AdaptedSites):
     """Dynamically adapted layer (sec. 2.3.3, fig. 4).
 
-    Shapes: hidden ``(batch, m, width)``; layout ``(3, k)`` of the three sites' numbers, or ``(3, k, batch, 1, 1)`` where rows
-    are of several candidates; collaborative ``(batch, width)``, or ``(batch, keys, width)``.
+    Shapes: hidden ``(batch, m, width)``; layout ``(3, k)`` with the three sites' numbers, or ``(3, k, batch, 1, 1)`` if the rows
+    belong to several candidates; collaborative ``(batch, width)`` or ``(batch, keys, width)``.
     """
 
     def __init__(self, block: DecoderBlock, settings: DARecSettings, width: int, generator: torch.Generator) -> None:
@@ -427,6 +438,7 @@ class DALayer(AdaptedSites):
     def forward(
         self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None, *, last: bool = False
     ) -> Tensor:
+        """The layer's output ``(batch, m, width)``; ``(batch, n, width)``, for the tokens that are read, if ``last``."""
         at = inputs.at if last else None
         mode, key = self.settings.mask_mode, collaborative is not None
         both_causal = self.settings.variation is Variation.BOTH_CAUSAL
@@ -450,21 +462,24 @@ class DALayer(AdaptedSites):
         return self._after_branches(hidden, normed, causal, context, layout)
 
     def _projected(self, hidden: Tensor, inputs: LayerInputs) -> tuple[Tensor, Projected]:
-        """The normed states and their projection, as one compiled body whose only changing size is the number of tokens."""
+        """Normed states and their projection, as one compiled function whose only dynamic size is the number of tokens."""
         rows, m, _ = hidden.shape
         normed, *parts = compiled(DALayer._projected_tokens)(self, hidden.flatten(0, 1), inputs.flat_positions)
         by_row = (part.view(rows, m, -1, part.shape[-1]).transpose(1, 2) for part in parts)
         return normed.view_as(hidden), Projected(*by_row)
 
     def _projected_tokens(self, hidden: Tensor, positions: Positions) -> tuple[Tensor, ...]:
-        """Shapes: hidden ``(tokens, width)`` -> normed, and queries, keys, values ``(tokens, heads, head width)``."""
+        """Norm and projection of tokens.
+
+        Shapes: hidden ``(tokens, width)`` -> normed ``(tokens, width)``; queries, keys, values ``(tokens, heads, head width)``.
+        """
         normed = self.block.norm1(hidden)
         return normed, self.block.project_queries(normed, positions), *self.block.project_keys(normed, positions)
 
     def _branches(
         self, projected: Projected, normed: Tensor, positions: Positions, layout: Tensor, at: Tensor | None = None
     ) -> tuple[Projected, Projected]:
-        """What the causal and the context branch attend by: the frozen projection, with the LoRA of each where there is any."""
+        """The projections of the causal and the context branch: the frozen one, with the LoRA of each if there is any."""
         if layout.shape[1] <= LORA:
             return projected, projected
         causal, context = (
@@ -476,7 +491,7 @@ class DALayer(AdaptedSites):
     def _within_items(
         self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: Tensor | None
     ) -> Tensor:
-        """Both branches without a mask, for long rows."""
+        """Both branches computed without a mask, for long rows."""
         block = self.block
         normed = block.norm1(hidden)
         projected = block.project(normed, inputs.positions)
@@ -488,19 +503,19 @@ class DALayer(AdaptedSites):
     def _after_branches(
         self, hidden: Tensor, normed: Tensor, causal: Tensor, context: Tensor, layout: Tensor
     ) -> Tensor:
-        """`_joined`, where asked for as one compiled body, whose only changing size is the number of tokens."""
+        """`_joined`, optionally as one compiled function whose only dynamic size is the number of tokens."""
         if not self.compiled:
             return self._joined(hidden, normed, causal, context, layout)
-        assert self.router is not None  # a layer of its own has all parts
+        assert self.router is not None  # a DALayer is built with all modules
         weight = self.router.gate.weight
         k = len(weight) if weight.dim() == 3 else 1
         gates = layout if k == 1 else layout[:, :, :: len(hidden) // k]
         flat = (part.reshape(k, -1, part.shape[-1]) for part in (hidden, normed, causal, context))
-        found: Tensor = compiled(DALayer._joined)(self, *flat, gates)
-        return found.view_as(hidden)
+        joined: Tensor = compiled(DALayer._joined)(self, *flat, gates)
+        return joined.view_as(hidden)
 
     def _joined(self, hidden: Tensor, normed: Tensor, causal: Tensor, context: Tensor, layout: Tensor) -> Tensor:
-        """The layer from its branches on, token by token."""
+        """The rest of the layer after the attention branches, token by token."""
         causal, context = self.block.output(causal), self.block.output(context)
         hidden = hidden + self.after_attention(normed, causal, context, layout)
         normed = self.block.norm2(hidden)
@@ -510,11 +525,9 @@ class DALayer(AdaptedSites):
 def _attended(
     branches: tuple[Projected, Projected], extra: Keys | None, biases: Sequence[Tensor], mode: MaskMode, *, whole: bool
 ) -> tuple[Tensor, Tensor]:
-    """The causal and the context branch under their masks, from one product of queries and keys where both have the same.
+    """The causal and the context branch under their masks, from one product of queries and keys if both share a projection.
 
-    Args:
-        extra: the collaborative keys, which the masks have columns for.
-        whole: whether every token is a query.
+    ``extra`` holds the collaborative keys, for which the masks have columns; ``whole`` says whether every token is a query.
     """
     causal, context = branches
     widened = context if extra is None else context.with_key(extra)
@@ -536,9 +549,9 @@ def attend_under_causal(
     last: bool = False,
     update: Update = lambda projected, at: projected,
 ) -> Tensor:
-    """The frozen attention with its output projection, causal; the collaborative key is not among its keys.
+    """The frozen causal attention with its output projection; collaborative keys are not among its keys.
 
-    ``update`` changes the frozen projection, told the tokens whose queries it holds (None: all).
+    ``update`` modifies the frozen projection; its second argument is the tokens whose queries the projection holds (None: all).
     """
     at = inputs.at if last else None
     projected = update(block.project(normed, inputs.positions, at), at)
@@ -555,14 +568,15 @@ class DARec(RecommenderModel):
 
     Args:
         backbone: a frozen decoder.
+        settings: the model's settings.
         n_users, n_items: sizes of the CF tables and the item head.
         replace_every: replacement frequency r (fig. 10).
-        generator: draws every initial weight.
-        encoder: a trained ID encoder whose scores are added; it stays as it is.
-        lora: whether the attention sites have LoRA, for layouts that choose it; all else starts as it does without.
+        generator: random generator of all initial weights.
+        encoder: a frozen, trained ID encoder whose scores are added.
+        lora: whether the attention sites have LoRA, for layouts that choose it; other initial weights do not depend on it.
 
     Raises:
-        BackboneError: for a backbone that is an encoder.
+        BackboneError: if the backbone is an encoder.
 
     Examples:
         >>> import torch
@@ -663,10 +677,10 @@ class DARec(RecommenderModel):
     ) -> Tensor:
         """Last hidden states after the final norm.
 
-        Shapes: rows of m tokens, layout as of `layout_tensor`, or of `layout_tensors` for the K candidates that the
-        rows are of, collaborative ``(adapted layers or 1, batch, width)`` (None: nothing is injected), or
-        ``(..., batch, keys, width)`` with keyed ``(batch, keys)``, the segment that sees each; at ``(batch, n)`` (None:
-        every token); marks: vectors ``(batch, n, width)`` to add to the tokens ``(batch, n)`` -> ``(batch, n or m, width)``.
+        Shapes: rows of m tokens, layout as of `layout_tensor`, or of `layout_tensors` for the K candidates that the rows belong
+        to, collaborative ``(adapted layers or 1, batch, width)`` (None: nothing is injected), or ``(..., batch, keys, width)``
+        with keyed ``(batch, keys)``, the segment that attends to each; at ``(batch, n)`` (None: every token); marks: vectors
+        ``(batch, n, width)`` to add at the tokens ``(batch, n)`` -> ``(batch, n or m, width)``.
         """
         embedded = self.backbone.embed(rows.tokens, self.special)
         if marks is not None:
@@ -686,23 +700,25 @@ class DARec(RecommenderModel):
         return self.backbone.final_norm(hidden)
 
     def inactive(self, layout: Layout) -> dict[str, Tensor]:
+        """Masks of unused numbers in adapted layers, and of the collaborative projections if there is no context branch."""
         adapted = zip(self.replaced, layout.groups, strict=True)
         layers = ((place, self.layers[place], choices) for place, choices in adapted)
-        found = {
+        masks = {
             f"layers.{place}.{name}": mask
             for place, layer, choices in layers
             if isinstance(layer, DALayer)
             for name, mask in layer.unused(choices).items()
         }
-        if found and not layout.active_layers(CONTEXT):
+        if masks and not layout.active_layers(CONTEXT):
             projections = (p for p in self.trainable() if p[0].startswith(("user_projection.", "item_projection.")))
-            found |= {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in projections}
-        return found
+            masks |= {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in projections}
+        return masks
 
     def multiply_adds(self, layout: Layout, *, item_tokens: int) -> int:
-        """As in the base, and for each context branch, with q = heads x head width, the frozen output projection again,
-        ``q d``, and ``2 q (item_tokens + 2)`` for a token's attention to its item's tokens, their ``[SEQ]`` and one
-        collaborative key.
+        """The base class's count plus the cost of each context branch.
+
+        With q = heads x head width, a context branch applies the frozen output projection again, ``q d``, and adds
+        ``2 q (item_tokens + 2)`` for a token's attention to its item's tokens, their ``[SEQ]`` and one collaborative key.
         """
         block = self.backbone.decoder_blocks[0]
         q = block.heads * block.head_width
@@ -712,24 +728,25 @@ class DARec(RecommenderModel):
         )
 
     def compile_layers(self) -> None:
+        """Let every adapted layer use its compiled functions."""
         for layer in self.layers:
             if isinstance(layer, DALayer):
                 layer.compiled = True
 
     def user_keys(self, users: Tensor) -> Tensor | None:
-        """The collaborative key of the rows of users, where each row has one: ``(projections, batch, width)``."""
+        """The collaborative keys of users' rows, if each row has one: ``(projections, batch, width)``."""
         settings = self.settings
         if self.cf is None or not settings.uses_collaborative or settings.user_key is not UserKey.TRAINED:
             return None
         return self._project(self.cf.user_vectors(users), self.user_projection)
 
     def row_keys(self, batch: SequenceBatch, *, known: bool = False) -> tuple[Tensor | None, Tensor | None]:
-        """The collaborative keys of users' rows, and the segment that sees each.
+        """The collaborative keys of users' rows, and the segment that attends to each.
 
-        ``known`` says that all users are of the training data, so that nothing is read back from the device to find out.
+        ``known`` states that all users are in the training data, which avoids reading from the device to find out.
 
-        Shapes: ``(projections, batch, width)`` and None where a row has one key, ``(projections, batch, n, width)`` and
-        ``(batch, n)`` where each item has its own; its parts are added.
+        Shapes: ``(projections, batch, width)`` and None if a row has one key; ``(projections, batch, n, width)`` and
+        ``(batch, n)`` if each item has its own, which is the sum of the user's and the item's part.
         """
         settings = self.settings
         if self.cf is None or not settings.uses_collaborative:
@@ -751,9 +768,9 @@ class DARec(RecommenderModel):
         return torch.stack(torch.broadcast_tensors(*parts)).sum(0), keyed
 
     def _means_so_far(self, batch: SequenceBatch) -> Tensor:
-        """At each item of a row the mean CF vector of the user's items up to it: ``(batch, n, cf width)``.
+        """The mean CF vector of the user's items up to each item of a row: ``(batch, n, cf width)``.
 
-        Of the newest ones that the batch knows, which are more than the row holds.
+        It covers the newest items in the batch's histories, which are more than the row holds.
         """
         assert self.cf is not None
         known, n = batch.histories, batch.items.shape[1]
@@ -767,7 +784,7 @@ class DARec(RecommenderModel):
         return gather_tokens(vectors, at) / (at + 1)[..., None]
 
     def _marks(self, batch: SequenceBatch, kept: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """What is added at each item's ``[SEQ]``, and where."""
+        """The vectors added at each item's ``[SEQ]``, and their positions."""
         vectors = self._id_vectors(batch.items.clamp(min=0))
         if vectors is None:
             return None
@@ -786,10 +803,10 @@ class DARec(RecommenderModel):
 
     @torch.no_grad()
     def start_item_ids(self, vectors: Tensor, generator: torch.Generator) -> None:
-        """Start the item IDs at other vectors, in a random basis of the language model's width, as large as its tokens.
+        """Initialise the item IDs from other vectors, in a random basis of the language model's width, at its tokens' scale.
 
-        Frozen vectors of an ID encoder through a trained linear map are E4SRec's (Li et al. 2023,
-        https://arxiv.org/abs/2312.02443); here they are a start.
+        E4SRec (Li et al. 2023, https://arxiv.org/abs/2312.02443) uses an ID encoder's frozen vectors through a trained linear
+        map; here they are only the initialisation.
 
         Shape: vectors ``(items, any width)``.
         """
@@ -800,27 +817,30 @@ class DARec(RecommenderModel):
 
     @torch.no_grad()
     def item_vectors(self) -> Tensor | None:
-        """What every item adds at its ``[SEQ]``: ``(items, width)``; None where nothing is added."""
+        """The vectors added at items' ``[SEQ]``: ``(items, width)``; None if nothing is added."""
         return self._id_vectors(torch.arange(self.n_items, device=self.device))
 
     def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:
+        """The last ``[SEQ]`` state of each row; see `RecommenderModel.states`."""
         (keys, keyed), at = self.row_keys(batch), batch.at_last(batch.ends)[:, None]
         return self.hidden(batch.rows, layout, keys, at, keyed=keyed, marks=self._marks(batch, None)).squeeze(1)
 
     def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
+        """The item head, which needs no rows of items."""
         return self.logits
 
     def _user_vectors(self, batch: SequenceBatch) -> Tensor:
-        """CF vectors ``(batch, cf width)``: a user's own, or one estimated from the history (`fit_cold_start`)."""
+        """CF vectors ``(batch, cf width)``: the user's own, or an estimate from the history (`fit_cold_start`)."""
         assert self.cf is not None
         return own_or_estimated(self.cf, self.fold_in, batch.users, batch.histories)
 
     def fit_cold_start(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
+        """Fit the regression that estimates CF vectors from histories, if the model uses them."""
         if self.cf is not None and self.settings.uses_collaborative:
             self.fold_in.copy_(fold_in_matrix(self.cf, users, sequences))
 
     def item_keys(self, items: Tensor) -> Tensor | None:
-        """The collaborative key of alignment rows, unless ``collab_in_align`` is off."""
+        """The collaborative keys of alignment rows; None if ``collab_in_align`` is off."""
         if self.cf is None or not (self.settings.uses_collaborative and self.settings.collab_in_align):
             return None
         return self._project(self.cf.item_vectors(items), self.item_projection)
@@ -833,7 +853,7 @@ class DARec(RecommenderModel):
     def sequence_hidden(self, batch: SequenceBatch, layout: Tensor, kept: Tensor | None = None) -> Tensor:
         """Hidden states of the ``[SEQ]`` tokens of training users' rows: ``(batch, n, width)``.
 
-        ``kept``, of the same shape, scales what is added there.
+        ``kept``, of the same shape, is a dropout factor of the vectors added there.
         """
         keys, keyed = self.row_keys(batch, known=True)
         return self.hidden(batch.rows, layout, keys, batch.ends, keyed=keyed, marks=self._marks(batch, kept))
@@ -845,7 +865,7 @@ class DARec(RecommenderModel):
     def logits(self, hidden: Tensor, kept: Tensor | None = None) -> Tensor:
         """Item scores ``(..., items)`` of hidden states ``(..., width)``; one head serves both tasks.
 
-        ``kept``, of the same shape, scales what the head reads.
+        ``kept``, of the same shape as ``hidden``, is a dropout factor of the head's input.
         """
         if self.settings.head_states is HeadStates.WHITENED:
             hidden = linear(hidden.float() - self.state_mean, self.state_map, None).to(hidden.dtype)
@@ -856,7 +876,7 @@ class DARec(RecommenderModel):
         return scores
 
     def start_head(self, item_counts: Tensor, text_vectors: Tensor) -> None:
-        """Start the head where ``head_bias`` and ``head_rows`` say; shapes as `dasearch.models.base.start_head`."""
+        """Initialise the head as ``head_bias`` and ``head_rows`` specify; shapes as `dasearch.models.base.start_head`."""
         bias, rows = self.settings.head_bias, self.settings.head_rows
         if self.settings.head_states is HeadStates.WHITENED:
             text_vectors = text_vectors @ self.state_map.T
@@ -868,7 +888,7 @@ class DARec(RecommenderModel):
 def build_collaborative(
     settings: DARecSettings, n_users: int, n_items: int, generator: torch.Generator
 ) -> MatrixFactorization | NeuralCollaborativeFiltering:
-    """The CF model that the settings name, untrained."""
+    """An untrained CF model as the settings specify."""
     if settings.collaborative is CollaborativeKind.MF:
         return MatrixFactorization(n_users, n_items, width=settings.cf_width, generator=generator)
     return NeuralCollaborativeFiltering(

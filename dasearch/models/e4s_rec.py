@@ -1,11 +1,11 @@
 """E4SRec: a trained ID encoder's item vectors as the input tokens of a frozen language model.
 
-Li et al. 2023, https://arxiv.org/abs/2312.02443: the item vectors of a SASRec, which stays as it is, go through one trained
-linear map to the language model's width and stand after the words of an instruction, a token an item; the state that follows
-them scores the whole catalogue by a trained row an item. The paper fine-tunes by LoRA; here a layer has an adapter at each
-sublayer, which a layout places: sites ``attention``, ``h + place(SA, LN1(h))``, and ``ffn``, ``h + place(FFN, LN2(h))``, or
-LoRA on queries and values in the attention adapter's place.
-Differs from the paper: every item of a training row predicts the next one, as in SASRec, so that nothing stands after the items.
+Li et al. 2023, https://arxiv.org/abs/2312.02443: the item vectors of a frozen SASRec are mapped by one trained linear layer to
+the language model's width and follow an instruction's words, one token per item; the last state scores the whole catalogue with
+one trained row per item. The paper fine-tunes by LoRA; here a layer has an adapter at each sublayer, placed by the layout: sites
+``attention``, ``h + place(SA, LN1(h))``, and ``ffn``, ``h + place(FFN, LN2(h))``, or LoRA on queries and values instead of the
+attention adapter.
+Differs from the paper: every item of a training row predicts the next one, as in SASRec, so that no prompt follows the items.
 """
 
 from __future__ import annotations
@@ -42,33 +42,35 @@ from dasearch.models.stacking import Linear
 
 
 class E4SRecSettings(AdapterSettings, OverEncoderSettings):
-    """Every reading of the paper that a study can choose."""
+    """Interpretations of the paper that a study can choose between, and the sizes of the model."""
 
     kind: Literal[ModelKind.E4S_REC] = Field(description="E4SRec's study")
     variation: Variation = Field(Variation.WHOLE, description="whole, or frozen: without adapters")
     attn_scale: AttentionScale = Field(AttentionScale.HEAD, description="attention scale of the frozen model")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of the item vectors' and head states' numbers left out")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout rate of item vectors and head states")
     encoder_scores: float = Field(
-        0.0, ge=0, description="weight of the ID encoder's scores beside the model's own; 0: none are added"
+        0.0, ge=0, description="weight of the ID encoder's scores added to the model's own; 0: not added"
     )
-    head_bias: HeadBias = Field(HeadBias.LOG_FREQUENCY, description="start of the item head's bias")
-    head_rows: HeadRows = Field(HeadRows.ZERO, description="start of its rows: frozen text vectors, normal, or zero")
+    head_bias: HeadBias = Field(HeadBias.LOG_FREQUENCY, description="initialisation of the item head's bias")
+    head_rows: HeadRows = Field(
+        HeadRows.ZERO, description="initialisation of its rows: frozen text vectors, normal, or zero"
+    )
 
     @property
     def groups(self) -> tuple[ParameterGroup, ...]:
-        """The groups of parameters that the whole model trains."""
+        """The parameter groups trained by the full model."""
         return ParameterGroup.ADAPTERS, ParameterGroup.IDS, ParameterGroup.HEAD
 
 
 ATTENTION = "attention"
-ADAPTERS = ("attention_adapter", "ffn_adapter")  # of a layer, in the order of its sites
+ADAPTERS = ("attention_adapter", "ffn_adapter")  # names in a layer, in the order of its sites
 
 
 class TwoSiteLayer(nn.Module):
     """A frozen layer with an adapter at each sublayer.
 
-    Shapes: hidden ``(batch, m, width)``; layout ``(2, k)`` of the two sites' numbers, or ``(2, k, batch, 1, 1)`` where rows are
-    of several candidates.
+    Shapes: hidden ``(batch, m, width)``; layout ``(2, k)`` with the two sites' numbers, or ``(2, k, batch, 1, 1)`` if the rows
+    belong to several candidates.
     """
 
     def __init__(self, block: DecoderBlock, settings: E4SRecSettings, width: int, generator: torch.Generator) -> None:
@@ -76,11 +78,12 @@ class TwoSiteLayer(nn.Module):
         self.block, self.settings = block, settings
         self.attention_adapter = settings.adapter(width, generator)
         self.ffn_adapter = settings.adapter(width, generator)
-        self.lora = nn.ModuleDict()  # of the site attention, where there is any
+        self.lora = nn.ModuleDict()  # at the site attention, if there is any
 
     def forward(
         self, hidden: Tensor, inputs: LayerInputs, layout: Tensor, collaborative: None, *, last: bool = False
     ) -> Tensor:
+        """The layer's output ``(batch, m, width)``; only for the tokens that are read, ``(batch, n, width)``, if ``last``."""
         block, early = self.block, last and torch.is_grad_enabled()
         normed = block.norm1(hidden)
         update = partial(self._updated, normed, inputs.positions, layout[0])
@@ -92,18 +95,18 @@ class TwoSiteLayer(nn.Module):
         return chosen_states(hidden, inputs, last=last and not early)
 
     def unused(self, choices: Sequence[Choice]) -> dict[str, Tensor]:
-        """Which numbers the choices of both sites leave unused, bool of the parameters' shapes, by their names."""
+        """Masks of the numbers that both sites' choices leave unused: bool, with the parameters' shapes, by their names."""
         updates = unused_updates(self.lora, {ATTENTION: choices[0]})
         return unused_numbers(self, ADAPTERS, choices) | updates
 
     def _updated(
         self, normed: Tensor, positions: Positions, choice: Tensor, projected: Projected, at: Tensor | None
     ) -> Projected:
-        """The frozen projection, with LoRA's updates where the layout may have them."""
+        """The frozen projection, with LoRA's updates if the layout may have them."""
         if len(choice) <= LORA:
             return projected
-        found: Projected = self.lora[ATTENTION](self.block, projected, normed, positions, choice, at)
-        return found
+        updated: Projected = self.lora[ATTENTION](self.block, projected, normed, positions, choice, at)
+        return updated
 
 
 class E4SRec(RecommenderModel):
@@ -111,9 +114,12 @@ class E4SRec(RecommenderModel):
 
     Args:
         backbone: a frozen decoder.
-        encoder: a trained ID encoder, which stays as it is.
-        generator: draws every initial weight.
-        lora: whether the attention site has LoRA, for layouts that choose it; all else starts as it does without.
+        settings: the model's settings.
+        n_items: size of the catalogue.
+        replace_every: replacement frequency r.
+        encoder: a frozen, trained ID encoder.
+        generator: random generator of all initial weights.
+        lora: whether the attention site has LoRA, for layouts that choose it; other initial weights do not depend on it.
 
     Examples:
         >>> import torch
@@ -173,16 +179,16 @@ class E4SRec(RecommenderModel):
             add_lora(adapted, width, {ATTENTION: settings.lora_rank}, settings.lora_alpha, generator)
 
     def vectors(self, items: Tensor) -> Tensor:
-        """What the language model reads of items: ``(..., width)``."""
+        """The language model's input embeddings of items: ``(..., width)``."""
         with torch.no_grad():
             known = self.encoder.item_embedding(items)
-        found: Tensor = self.projection(known)
-        return found
+        embedded: Tensor = self.projection(known)
+        return embedded
 
     def hidden(self, batch: SequenceBatch, layout: Tensor, at: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Last hidden states after the final norm of the tokens ``at`` ``(batch, n)``: ``(batch, n, width)``.
+        """Last hidden states, after the final norm, of the tokens ``at`` ``(batch, n)``: ``(batch, n, width)``.
 
-        ``kept`` ``(batch, items, width)`` scales the items' vectors.
+        ``kept`` ``(batch, items, width)`` is a dropout factor of the items' vectors.
         """
         vectors = self.vectors(batch.items.clamp(min=0)) * (batch.items != NO_ITEM)[..., None]
         vectors = vectors if kept is None else vectors * kept
@@ -197,12 +203,15 @@ class E4SRec(RecommenderModel):
         return self.backbone.final_norm(hidden)
 
     def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:
+        """The last item's state of each row; see `RecommenderModel.states`."""
         return self.hidden(batch, layout, batch.at_last(batch.ends)[:, None]).squeeze(1)
 
     def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
+        """The item head, which needs no rows of items."""
         return self.head
 
     def inactive(self, layout: Layout) -> dict[str, Tensor]:
+        """Masks of unused numbers in the adapted layers; see `RecommenderModel.inactive`."""
         if not self.settings.searchable:
             return {}
         return {
@@ -213,7 +222,7 @@ class E4SRec(RecommenderModel):
 
     @torch.no_grad()
     def start(self, item_counts: Tensor, text_vectors: Tensor) -> None:
-        """Start the head (shapes as `dasearch.models.base.start_head`), and items as large as the model's own tokens."""
+        """Initialise the head (shapes as `dasearch.models.base.start_head`), and scale items like the model's own tokens."""
         items = self.vectors(torch.arange(self.n_items, device=self.device))
         self.projection.weight.mul_(self.backbone.token_sd / items.std().clamp(min=1e-6))
         bias, rows = self.settings.head_bias, self.settings.head_rows

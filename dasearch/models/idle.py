@@ -1,7 +1,7 @@
 """IDLE-Adapter: the user vector of an ID model as extra keys and values in every layer of a frozen language model.
 
-SPEC 3. The sources print ``p = W u + b`` a layer, the injected attention, and a cross-entropy plus MMD loss; the gate and
-the MMD kernel are not printed where we could read them, so both are options whose default is a reconstruction.
+SPEC 3. The sources print ``p = W u + b`` per layer, the injected attention, and a loss of cross-entropy plus MMD; we found no
+printed formula for the gate and the MMD kernel, so both are options whose default is a reconstruction.
 Sites of a layer: ``injection`` (serial: D inside the frozen softmax, parallel: beside it), ``refinement`` (serial: gate,
 parallel: plain average), ``alignment`` (serial: the layer counts in the MMD loss, parallel: it does not).
 """
@@ -38,29 +38,31 @@ INJECTION, REFINEMENT, ALIGNMENT = range(3)
 
 
 class Head(StrEnum):
-    """How items are scored."""
+    """How items are scored from a state."""
 
-    ITEM_LINEAR = "item_linear"  # a trained row an item
+    ITEM_LINEAR = "item_linear"  # a trained row per item
     DOT_ITEM_TEXT = "dot_item_text"  # a trained map to the frozen text vectors
 
 
 class IDLESettings(PrefixSettings):
-    """Every reading of the sources that a study can choose."""
+    """Interpretations of the sources that a study can choose between, and the sizes of the model."""
 
     kind: Literal[ModelKind.IDLE] = Field(description="IDLE-Adapter's study")
-    refine: Refine = Field(Refine.GATE, description="how ID vector and learned tokens become a prefix")
-    head: Head = Field(Head.ITEM_LINEAR, description="a trained row an item, or a map to the items' text vectors")
-    head_bias: HeadBias = Field(HeadBias.LOG_FREQUENCY, description="start of the item head's bias")
-    head_rows: HeadRows = Field(HeadRows.TEXT, description="start of its rows: frozen text vectors, normal, or zero")
+    refine: Refine = Field(Refine.GATE, description="how the ID vector and learned tokens are combined into a prefix")
+    head: Head = Field(Head.ITEM_LINEAR, description="a trained row per item, or a map to the items' text vectors")
+    head_bias: HeadBias = Field(HeadBias.LOG_FREQUENCY, description="initialisation of the item head's bias")
+    head_rows: HeadRows = Field(
+        HeadRows.TEXT, description="initialisation of its rows: frozen text vectors, normal, or zero"
+    )
 
     @property
     def groups(self) -> tuple[ParameterGroup, ...]:
-        """The groups of parameters that the whole model trains."""
+        """The parameter groups trained by the full model."""
         return ParameterGroup.ADAPTERS, ParameterGroup.HEAD
 
 
 class TextHead(nn.Module):
-    """Scores by product with the frozen text vectors: ``(W h) . t_i + b_i``."""
+    """Scores as dot products with the frozen text vectors: ``(W h) . t_i + b_i``."""
 
     texts: Tensor
 
@@ -71,6 +73,7 @@ class TextHead(nn.Module):
         self.register_buffer("texts", torch.zeros(n_items, width))
 
     def forward(self, states: Tensor) -> Tensor:
+        """Scores of every item. Shapes: states ``(rows, width)`` -> ``(rows, items)``."""
         scores = linear(self.map(states), self.texts, None)
         bias = self.bias if self.bias.dim() == 1 else per_row(self.bias, len(states))
         return scores + bias
@@ -81,8 +84,11 @@ class IDLEAdapter(PrefixModel):
 
     Args:
         backbone: a frozen decoder or encoder.
-        encoder: a trained ID encoder, which stays as it is.
-        generator: draws every initial weight.
+        settings: the model's settings.
+        encoder: a frozen, trained ID encoder.
+        n_items: size of the catalogue.
+        replace_every: replacement frequency r.
+        generator: random generator of all initial weights.
 
     Examples:
         >>> import torch
@@ -127,16 +133,17 @@ class IDLEAdapter(PrefixModel):
             nn.init.zeros_(self.head.bias)
 
     def layer_prefixes(self, batch: SequenceBatch, layout: Tensor) -> list[Tensor]:
-        """D of every adapted layer, each ``(rows, tokens, width)``."""
+        """The prefix D of every adapted layer, each ``(rows, tokens, width)``."""
         ids = self.user_ids(batch)
         gates = layer_gates(layout, len(ids))
         return [prefix(ids, gates[k, REFINEMENT, READS]) for k, prefix in enumerate(self.prefixes)]
 
     def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:
+        """The pooled last state of each row; see `RecommenderModel.states`."""
         return self.states_with(batch, self.layer_prefixes(batch, layout), layout)
 
     def states_with(self, batch: SequenceBatch, prefixes: list[Tensor], layout: Tensor) -> Tensor:
-        """As `states`, with prefixes already made."""
+        """`states` with given prefixes."""
         gates = layer_gates(layout, len(batch.users))
         injections = {
             layer: Injection(
@@ -147,11 +154,12 @@ class IDLEAdapter(PrefixModel):
         return self.pooled_states(batch.rows, injections)
 
     def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
+        """The item head, which needs no rows of items."""
         return self.head
 
     @torch.no_grad()
     def start_head(self, item_counts: Tensor, text_vectors: Tensor) -> None:
-        """Start the head; shapes as `dasearch.models.base.start_head`."""
+        """Initialise the head; shapes as `dasearch.models.base.start_head`."""
         bias, rows = self.settings.head_bias, self.settings.head_rows
         if isinstance(self.head, nn.Linear):
             start_head(self.head, item_counts, text_vectors, bias=bias, rows=rows, sd=HEAD_SD)

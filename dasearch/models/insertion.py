@@ -1,7 +1,7 @@
-"""A layout's adapters inside a Hugging Face decoder that any trainer trains.
+"""A layout's adapters inside a Hugging Face decoder, for training with any trainer.
 
-The frozen layers stay Hugging Face's own, with their masks, caches and kernels; hooks put each adapter where the layout
-says. With the context site this is DARec's layer (Liu et al. 2024, sec. 2.3.3), without it a layer of two sites,
+The frozen layers remain Hugging Face's own, with their masks, caches and kernels; hooks insert each adapter where the layout
+places it. With the context site this is DARec's layer (Liu et al. 2024, sec. 2.3.3), without it a layer of two sites,
 ``h + place(SA, LN1(h))`` and ``h + place(FFN, LN2(h))``.
 """
 
@@ -33,10 +33,10 @@ from dasearch.models.darec import BRANCHES, AdaptedSites, DARecSettings, LayerIn
 from dasearch.models.darec import CONTEXT as CONTEXT_PLACE
 from dasearch.models.lora import ALPHA, RANK, LoRA, LowRank
 
-CONTEXT = "context"  # the site with an attention of its own, inside each item
+CONTEXT = "context"  # the site with its own attention, within each item
 TWO_SITES = ("causal", "recommendation")
-ADAPTERS = "adapters"  # what a layer calls them: ``layers.0.adapters.causal_adapter.down.weight``
-SEGMENTS, KEYS, ROWS = "segment_ids", "collaborative_keys", "dasearch_rows"  # keywords of a forward pass
+ADAPTERS = "adapters"  # attribute of a layer: ``layers.0.adapters.causal_adapter.down.weight``
+SEGMENTS, KEYS, ROWS = "segment_ids", "collaborative_keys", "dasearch_rows"  # keyword arguments of a forward pass
 
 
 def apply_layout(
@@ -56,27 +56,35 @@ def apply_layout(
     generator: torch.Generator | None = None,
     weights: Mapping[str, Tensor] | None = None,
 ) -> transformers.PreTrainedModel:
-    """Freeze ``model`` and insert the layout's adapters; it is changed in place and given back.
+    """Freeze ``model`` and insert the layout's adapters; it is modified in place and returned.
 
-    Its state dict, devices, dtypes, modes, gradient checkpointing and (with two sites) cached generation stay as
-    Hugging Face has them; `torch.nn.DataParallel` is not supported, one process a device is. A frozen model with dropout
-    has it in train mode; dasearch trains without, as after ``from_pretrained(..., dropout=0.0)``.
+    State dict, devices, dtypes, modes, gradient checkpointing and (with two sites) cached generation work as in Hugging Face;
+    `torch.nn.DataParallel` is not supported, use one process per device. A frozen model with dropout applies it in train mode;
+    dasearch trains without, as after ``from_pretrained(..., dropout=0.0)``.
 
-    With the context site every forward pass takes ``segment_ids`` ``(batch, tokens)``, the item that a token is of and
-    -1 for padding on the right, and may take ``collaborative_keys`` ``(batch, layers or 1, width)``; there is no cache,
+    With the context site every forward pass requires ``segment_ids`` ``(batch, tokens)``, the item that each token belongs to and
+    -1 for padding on the right, and accepts ``collaborative_keys`` ``(batch, layers or 1, width)``; there is no cache,
     and a `Trainer` needs ``remove_unused_columns=False``.
 
     Args:
-        model: a decoder of the families that dasearch wraps, bare or with a head.
-        layout: a group for each layer that carries adapters; a letter for each of ``sites``, or for all three.
+        model: a decoder of a family that dasearch supports, with or without a head.
+        layout: a group for each layer with adapters; a letter for each of ``sites``, or for all three.
         sites: DARec's three, or ``("causal", "recommendation")``; None: as many as the layout has.
-        replaced: the layers that carry adapters, counted from 1; None: as evenly spread as the layout's groups allow.
-        generator: draws the initial weights; None: one seeded with 0.
-        weights: trained ones by their names in ``model.get_decoder().state_dict()``, all of them.
+        replaced: the layers with adapters, counted from 1; None: as evenly spaced as the layout's groups allow.
+        bottleneck: units between an adapter's projections.
+        activation: nonlinearity between an adapter's projections.
+        adapter_init: initialisation of the up-projection.
+        parallel_reduce: how a parallel adapter is combined with its sublayer.
+        parallel_residual: whether a parallel adapter adds its own input.
+        rec_adapter_site: the module that the recommendation adapter wraps.
+        lora_rank: rank of LoRA choices without their own width.
+        lora_alpha: scale of LoRA updates times their rank.
+        generator: random generator of the initial weights; None: one seeded with 0.
+        weights: trained weights by their names in ``model.get_decoder().state_dict()``, all of them.
 
     Raises:
-        LayoutError: if the layout, the sites, the settings or the weights do not fit, or adapters are there already.
-        BackboneError: for a family that dasearch does not wrap, or an encoder.
+        LayoutError: if the layout, sites, settings or weights do not match, or the model already has adapters.
+        BackboneError: for an unsupported family, or an encoder.
 
     Examples:
         >>> from transformers import OPTConfig, OPTForCausalLM
@@ -117,12 +125,15 @@ def apply_layout(
 
 
 class AdapterHooks(AdaptedSites):
-    """The adapters of one layer as the layout places them; hooks of the frozen layer call them.
+    """The adapters of one layer at the layout's placements, called by hooks of the frozen layer.
 
     Args:
         block: the frozen layer.
-        choices: of DARec's three sites; None for one that is left out.
-        adapted_index: which adapted layer this is, from 0.
+        settings: the adapters' settings.
+        width: width of the language model.
+        generator: random generator of the initial weights.
+        choices: choices of DARec's three sites; None for an omitted site.
+        adapted_index: index of this layer among the adapted ones, from 0.
     """
 
     layout: Tensor
@@ -146,8 +157,8 @@ class AdapterHooks(AdaptedSites):
         for site, rank in ranks.items():
             self.lora[site] = LoRA(block, width, rank=rank, alpha=settings.lora_alpha, generator=generator)
         self.adapted_index = adapted_index
-        self.ffn_input: Tensor | None = None  # between the hooks of one pass
-        self.within_items = False  # while the context branch projects, which has no part in the causal one's LoRA
+        self.ffn_input: Tensor | None = None  # passed between the hooks of one forward pass
+        self.within_items = False  # set while the context branch projects, which must not get the causal branch's LoRA
         self.register_buffer("layout", _numbers(choices), persistent=False)
 
 
@@ -155,7 +166,7 @@ def chosen_sites(layout: Layout, sites: Sequence[str] | None) -> tuple[str, ...]
     """The sites to insert, in DARec's order.
 
     Raises:
-        LayoutError: for sites of another model, or a choice that no layer is made of.
+        LayoutError: for sites of another model, or a combination of sites that forms no layer.
     """
     three = SITES[ModelKind.DAREC]
     chosen = tuple(sites) if sites is not None else (TWO_SITES if layout.sites == len(TWO_SITES) else three)
@@ -182,7 +193,7 @@ def chosen_sites(layout: Layout, sites: Sequence[str] | None) -> tuple[str, ...]
 
 
 def three_site_choices(layout: Layout, sites: Sequence[str]) -> tuple[tuple[Choice | None, ...], ...]:
-    """A layer's choices by DARec's three sites; None for one that is left out."""
+    """Each layer's choices at DARec's three sites; None for an omitted site."""
     three = SITES[ModelKind.DAREC]
     written = three if layout.sites == len(three) else sites
     by_name = [dict(zip(written, group, strict=True)) for group in layout.groups]
@@ -190,7 +201,7 @@ def three_site_choices(layout: Layout, sites: Sequence[str]) -> tuple[tuple[Choi
 
 
 def _numbers(choices: Sequence[Choice | None]) -> Tensor:
-    """Shape ``(3, 3)``, or ``(3, 5)`` where there is LoRA; all units count, since they are built as wide as their choices."""
+    """The layout's numbers: ``(3, 3)``, or ``(3, 5)`` with LoRA; all units are in use, as adapters are built to their width."""
     return Layout((tuple(replace(choice or NONE, width=None) for choice in choices),)).tensor()[0]
 
 
@@ -204,7 +215,7 @@ def _settings(**choices: Any) -> DARecSettings:
 
 
 def _places(layout: Layout, layers: int, replaced: Sequence[int] | None) -> tuple[int, ...]:
-    """The layers that carry adapters, from 0."""
+    """Indices of the layers with adapters, from 0."""
     if replaced is None:
         if layers % layout.layers:
             raise LayoutError(
@@ -222,7 +233,7 @@ def _places(layout: Layout, layers: int, replaced: Sequence[int] | None) -> tupl
 
 
 def _insert(block: DecoderBlock, places: AdapterHooks) -> None:
-    """On the layer's device and in its dtype."""
+    """Attach the adapters to the layer, on its device and in its dtype."""
     like = next(block.layer.parameters())
     block.layer.add_module(ADAPTERS, places.to(device=like.device, dtype=like.dtype))
     block.attention.register_forward_hook(partial(_after_attention, places, block), with_kwargs=True)
@@ -239,7 +250,7 @@ def _insert(block: DecoderBlock, places: AdapterHooks) -> None:
 
 
 def _read_rows(decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """What all layers of one forward pass share of its rows, worked out once."""
+    """Compute what all layers of a forward pass share about its rows, once."""
     segments = kwargs.pop(SEGMENTS, None)
     if segments is None:
         raise LayoutError(
@@ -252,7 +263,7 @@ def _read_rows(decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[A
 def _after_projection(
     places: AdapterHooks, update: LowRank, module: nn.Module, args: tuple[Tensor], output: Tensor
 ) -> Tensor:
-    """The causal branch's queries or values with their LoRA."""
+    """The causal branch's queries or values with their LoRA update."""
     if places.within_items:
         return output
     lora: Any = places.lora["causal"]

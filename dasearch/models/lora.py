@@ -1,7 +1,8 @@
 """Low-rank updates of the frozen queries and values at an attention site, switched on by a layout's numbers.
 
 Hu et al. 2022 (LoRA), https://arxiv.org/abs/2106.09685, sec. 4.1: ``W0 x + alpha / r B A x`` for the query and the value
-projection; B starts at zero, A as in the authors' code (uniform, of variance ``1 / 3 width``; the paper says Gaussian alone).
+projection; B is initialised to zero, A as in the authors' code (uniform, of variance ``1 / 3 width``; the paper only says
+Gaussian).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ ALPHA = 16.0
 
 
 class LowRank(nn.Module):
-    """``B (s A x)``, zero at the start.
+    """``B (s A x)``, zero at initialisation.
 
     Shapes: x ``(..., inputs)``, scale ``(rank,)`` or ``(rows, 1, rank)`` -> ``(..., outputs)``.
     """
@@ -34,18 +35,21 @@ class LowRank(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        """The update of ``x``, with each rank scaled by ``scale``; shapes as of the class."""
         inner = self.down(x)
         update: Tensor = self.up(inner * scale.to(inner.dtype))
         return update
 
 
 class LoRA(nn.Module):
-    """What LoRA trains at one attention site: the queries' update and the values', of the same input.
+    """LoRA at one attention site: updates of the queries and of the values, with the same input.
 
     Args:
-        block: the frozen layer, whose projections have the sizes.
-        rank: of both, at most; a choice's own width counts so many of it.
-        alpha: the updates' scale times their rank.
+        block: the frozen layer, whose projections determine the sizes.
+        width: width of the language model.
+        rank: maximum rank of both updates; a choice with its own width uses only that many.
+        alpha: scale of the updates times their rank.
+        generator: random generator of the initial weights.
     """
 
     def __init__(self, block: DecoderBlock, width: int, *, rank: int, alpha: float, generator: torch.Generator) -> None:
@@ -55,20 +59,20 @@ class LoRA(nn.Module):
         self.values = LowRank(width, block.value_width, rank, generator)
 
     def unused(self, choice: Choice) -> dict[str, Tensor]:
-        """Which numbers a choice leaves unused, bool of the parameters' shapes, by their names."""
+        """Masks of the numbers that a choice leaves unused: bool, with the parameters' shapes, by their names."""
         if not choice.lora:
             return {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in self.named_parameters()}
         beyond = torch.arange(self.rank) >= (choice.width or self.rank)
-        found = {}
+        masks = {}
         for name, part in (("queries", self.queries), ("values", self.values)):
-            found[f"{name}.down.weight"] = beyond[:, None].expand(-1, part.down.in_features)
-            found[f"{name}.up.weight"] = beyond.expand(part.up.out_features, -1)
-        return found if beyond.any() else {}
+            masks[f"{name}.down.weight"] = beyond[:, None].expand(-1, part.down.in_features)
+            masks[f"{name}.up.weight"] = beyond.expand(part.up.out_features, -1)
+        return masks if beyond.any() else {}
 
     def scale(self, choice: Tensor) -> Tensor:
-        """``alpha / r`` for the r units that count, 0 for the others and where the choice is not LoRA.
+        """``alpha / r`` for the r ranks in use, 0 for the others and for choices other than LoRA.
 
-        Shapes: choice ``(k,)`` or ``(k, rows, 1, 1)``, as `dasearch.layout.Layout.tensor` numbers them -> ``(..., rank)``.
+        Shapes: choice ``(k,)`` or ``(k, rows, 1, 1)``, columns as of `dasearch.layout.Layout.tensor` -> ``(..., rank)``.
         """
         units = choice[UNITS].clamp(max=self.rank)
         counted = torch.arange(self.rank, device=units.device) < units
@@ -83,7 +87,7 @@ class LoRA(nn.Module):
         choice: Tensor,
         at: Tensor | None = None,
     ) -> Projected:
-        """The frozen projection with the updates, which rotary positions turn as they turn the queries.
+        """The frozen projection with the updates, which are rotated like the queries.
 
         Shapes: normed ``(batch, tokens, width)``, choice as of `scale`, at ``(batch, n)``, the tokens whose queries are
         ``projected`` (None: all).
@@ -101,9 +105,9 @@ def add_lora(
     alpha: float,
     generator: torch.Generator,
 ) -> None:
-    """LoRA of these ranks, by site, on the projections of layers.
+    """Add LoRA modules with these ranks, by site, to layers.
 
-    The generator is left as it is, so that what is drawn after it is drawn as without LoRA.
+    The generator's state is preserved, so that later draws are the same as without LoRA.
     """
     own = generator.clone_state()
     for places, block in layers:
@@ -112,7 +116,7 @@ def add_lora(
 
 
 def unused_updates(lora: nn.ModuleDict, choices: Mapping[str, Choice]) -> dict[str, Tensor]:
-    """`LoRA.unused` of a layer's sites, each under its choice, by the parameters' names in the layer."""
+    """`LoRA.unused` of a layer's sites, each with its choice, by the parameters' names in the layer."""
     return {
         f"lora.{site}.{name}": mask
         for site, update in lora.items()

@@ -1,7 +1,7 @@
 """The two attention masks of a dynamically adapted layer, with the collaborative key in column 0.
 
-Liu et al. 2024 (DARec), sec. 2.3.1 and fig. 3. Differs from the paper as printed, which lets a query see the tokens
-after it and forgets that the collaborative key shifts the columns by one: here a query sees tokens up to itself.
+Liu et al. 2024 (DARec), sec. 2.3.1 and fig. 3. Differs from the paper as printed, in which a query attends to later tokens and
+the collaborative key's shift of the columns by one is not accounted for: here a query attends to tokens up to itself.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dasearch.data.rows import PAD_SEGMENT
 
 
 def context_mask(segments: Tensor, keyed: Tensor | None = None) -> Tensor:
-    """True where a query may look: in both directions inside its own item, and at the collaborative key.
+    """True where a query may attend: in both directions within its own item, and to the collaborative key.
 
-    Shapes: segments ``(batch, m)`` with -1 for padding, keyed ``(batch, n)``: the segment that sees each of n keys (None:
-    one key, which all see) -> ``(batch, m, n + m)``. A padded query sees itself alone.
+    Shapes: segments ``(batch, m)`` with -1 for padding, keyed ``(batch, n)``: the segment that attends to each of n keys (None:
+    one key for all) -> ``(batch, m, n + m)``. A padded query attends only to itself.
     """
     real = segments != PAD_SEGMENT
     same = (segments[:, :, None] == segments[:, None, :]) & real[:, None, :]
@@ -25,9 +25,9 @@ def context_mask(segments: Tensor, keyed: Tensor | None = None) -> Tensor:
 
 
 def causal_mask(segments: Tensor, keys: int = 1) -> Tensor:
-    """True where a query may look: at real tokens up to itself, never at a collaborative key.
+    """True where a query may attend: to real tokens up to itself, never to a collaborative key.
 
-    Shapes: segments ``(batch, m)`` -> ``(batch, m, keys + m)``. A padded query sees itself alone.
+    Shapes: segments ``(batch, m)`` -> ``(batch, m, keys + m)``. A padded query attends only to itself.
     """
     m = segments.shape[1]
     real = segments != PAD_SEGMENT

@@ -1,4 +1,4 @@
-"""Language models by name: what is known of each before it is loaded, and where its weights come from."""
+"""Named language models: their properties before loading, and the source of their weights."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Package:
     """An installed package with a model's weights, which is never imported.
 
     Attributes:
-        module: its import name.
-        folder: the model's folder, from the package's.
-        needs: further modules, to read it.
+        module: import name of the package.
+        folder: the model's folder, relative to the package's.
+        needs: further modules required to read it.
     """
 
     module: str
@@ -30,11 +30,11 @@ class Package:
 
     @property
     def absent(self) -> list[str]:
-        """Modules that are not installed."""
+        """Required modules that are not installed."""
         return [module for module in (self.module, *self.needs) if importlib.util.find_spec(module) is None]
 
     def locate(self) -> Path:
-        """The model's folder; everything must be installed."""
+        """The model's folder; all required modules must be installed."""
         spec = importlib.util.find_spec(self.module)
         assert spec is not None
         assert spec.origin is not None
@@ -43,13 +43,13 @@ class Package:
 
 @dataclass(frozen=True)
 class NamedBackbone:
-    """A language model as studies name it.
+    """A language model known by name.
 
     Attributes:
         family: a key of `dasearch.models.backbone.FAMILIES`.
-        parameters: of the frozen model; None where they depend on the catalogue.
-        get: what to type, or to do, to have it.
-        licence: of the weights, by its SPDX name where it has one; None where they have none of their own.
+        parameters: number of parameters of the frozen model; None if it depends on the catalogue.
+        get: the command or step that makes the model available.
+        licence: licence of the weights, as an SPDX identifier if there is one; None if the weights have no licence of their own.
     """
 
     family: str
@@ -99,7 +99,7 @@ NAMED = {
 
 
 def locate(name: str) -> str:
-    """The folder of a model that comes inside a Python package; any other name as it is.
+    """The folder of a model that is installed with a Python package; other names are returned unchanged.
 
     Raises:
         BackboneError: if the package is not installed, or is damaged.
@@ -115,7 +115,7 @@ def locate(name: str) -> str:
 
 
 def available(name: str) -> bool:
-    """Whether a named backbone can be used now, without the hub."""
+    """Whether a named backbone can be used offline."""
     known = NAMED[name]
     if known.package is not None:
         return not known.package.absent
@@ -123,5 +123,5 @@ def available(name: str) -> bool:
 
 
 def on_this_machine(name: str) -> bool:
-    """Whether a hub name was downloaded before."""
+    """Whether a hub model is in the local Hugging Face cache."""
     return isinstance(try_to_load_from_cache(name, "config.json"), str)

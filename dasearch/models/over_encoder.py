@@ -1,4 +1,4 @@
-"""What the settings of models have in common that read the vectors of a trained ID encoder: IDLE-Adapter, RA-Rec, E4SRec."""
+"""Settings shared by models that read the vectors of a trained ID encoder: IDLE-Adapter, RA-Rec, E4SRec."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dasearch.layout import ModelKind
 
 
 class Variation(StrEnum):
-    """The whole model, or what is left of it without what a layout places."""
+    """The full model, or its ablation without the modules that a layout places."""
 
     WHOLE = "whole"
-    FROZEN = "frozen"  # the frozen backbone with the model's own input and head
+    FROZEN = "frozen"  # only the model's own input and head on the frozen backbone
 
 
 class OverEncoderSettings(BaseModel):
-    """Which of such models, whole or without what a layout places."""
+    """Settings of models over an ID encoder: the full model or its ablation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -26,25 +26,25 @@ class OverEncoderSettings(BaseModel):
 
     @property
     def label(self) -> str:
-        """What a report calls this model."""
+        """The model's name in reports."""
         return self.kind.value if self.searchable else f"{self.kind}, {self.variation}"
 
     @property
     def searchable(self) -> bool:
-        """Whether a layout changes anything."""
+        """Whether the layout affects the model."""
         return self.variation is Variation.WHOLE
 
     @property
     def prompt_group(self) -> bool:
-        """Whether a prompt and what follows it are one segment of a row; always, where masks do not go by items."""
+        """Whether a prompt and what follows it are one segment of a row; always True, as masks do not depend on items."""
         return True
 
     @property
     def holds_encoder(self) -> bool:
-        """Whether the model has an ID encoder in it."""
+        """Whether the model contains an ID encoder."""
         return True
 
     @property
     def compared(self) -> tuple[str, ...]:
-        """The variations that a final table sets beside the search's winner."""
+        """The variations compared with the search's winner in the results table."""
         return (Variation.FROZEN,)

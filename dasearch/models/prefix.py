@@ -1,7 +1,7 @@
-"""Prefixes made of an ID vector and learned tokens, read by a frozen attention: what IDLE-Adapter and RA-Rec share.
+"""Prefixes composed of an ID vector and learned tokens, read by a frozen attention: shared by IDLE-Adapter and RA-Rec.
 
-SPEC 3 and 4: ``p = W u + b`` a layer; learned tokens C; keys and values of ``[D; h]`` through the frozen projections,
-D visible to every query. Where the sources print no formula (the gate), the form here is a reconstruction.
+SPEC 3 and 4: ``p = W u + b`` per layer; learned tokens C; keys and values of ``[D; h]`` through the frozen projections,
+D visible to every query. Where the sources print no formula (the gate), ours is a reconstruction.
 Placement is a tensor: 0 puts D inside the frozen softmax, 1 beside it, ``(SA(h) + XA(h, D)) / 2``.
 """
 
@@ -25,28 +25,28 @@ from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.over_encoder import OverEncoderSettings
 from dasearch.models.stacking import Linear, gather_tokens, per_row
 
-PREFIX_TOKENS = 10  # no length is printed with the formulas; RA-Rec's figures run from 30 to 70
+PREFIX_TOKENS = 10  # the formulas state no length; RA-Rec's figures range from 30 to 70
 PREFIX_SD = 0.02
 
 
 class Refine(StrEnum):
-    """How the projected ID vector and the learned tokens become a layer's prefix D."""
+    """How the projected ID vector and the learned tokens are combined into a layer's prefix D."""
 
     GATE = "gate"  # D_t = g_t p + (1 - g_t) c_t with g_t = sigmoid(w [c_t; p] + b): a reconstruction
-    SCALAR_GATE = "scalar_gate"  # the same with one g a layer
-    CONCAT = "concat"  # D = [C; p], RA-Rec's
-    NONE = "none"  # D = p: alignment of dimensions only
+    SCALAR_GATE = "scalar_gate"  # the same with one g per layer
+    CONCAT = "concat"  # D = [C; p], as in RA-Rec
+    NONE = "none"  # D = p: projection only
 
 
 class ProjectionSharing(StrEnum):
-    """One projection of ID vectors for all layers, or one a layer."""
+    """Whether layers share one projection of ID vectors."""
 
     PER_LAYER = "per_layer"
     SHARED = "shared"  # without RA-Rec's reparameterization
 
 
 class Pool(StrEnum):
-    """The state that stands for a row."""
+    """The state that represents a row."""
 
     AUTO = "auto"  # the last token of a decoder, the mean of an encoder
     LAST = "last"
@@ -54,26 +54,26 @@ class Pool(StrEnum):
     FIRST = "first"
 
     def of(self, *, causal: bool) -> Pool:
-        """What it means for a decoder or an encoder."""
+        """The resolved pooling for a decoder (``causal``) or an encoder."""
         if self is not Pool.AUTO:
             return self
         return Pool.LAST if causal else Pool.MEAN
 
 
 class PrefixSettings(OverEncoderSettings):
-    """What IDLE-Adapter and RA-Rec can both choose."""
+    """Settings shared by IDLE-Adapter and RA-Rec."""
 
     prefix: int = Field(PREFIX_TOKENS, description="T, learned tokens in front of every adapted layer")
     projection: ProjectionSharing = Field(
         ProjectionSharing.PER_LAYER, description="a projection of ID vectors for each layer, or one for all"
     )
     parallel_reduce: ParallelReduce = Field(
-        ParallelReduce.MEAN, description="how attention beside the frozen one joins it"
+        ParallelReduce.MEAN, description="how attention to a parallel prefix is combined with the frozen attention"
     )
     pool: Pool = Field(Pool.AUTO, description="the state of a row: auto is last for decoders, mean for encoders")
     attn_scale: AttentionScale = Field(AttentionScale.HEAD, description="attention scale of the frozen model")
     encoder_scores: float = Field(
-        0.0, ge=0, description="weight of the ID encoder's scores beside the model's own; 0: none are added"
+        0.0, ge=0, description="weight of the ID encoder's scores added to the model's own; 0: not added"
     )
 
     @field_validator("prefix")
@@ -87,14 +87,14 @@ class PrefixSettings(OverEncoderSettings):
 
     @property
     def layout_facts(self) -> dict[str, Any]:
-        """What ``layout.json`` says of this kind of model alone."""
+        """Fields of ``layout.json`` that are specific to this kind of model."""
         return {"prefix": self.prefix}
 
 
 class Prefix(nn.Module):
     """The prefix D of one layer.
 
-    Shapes: ids ``(rows, vectors, id width)``, average ``()`` or ``(rows, 1, 1)`` of 0 (the gate) and 1 (``(p + c_t) / 2``)
+    Shapes: ids ``(rows, vectors, id width)``, average ``()`` or ``(rows, 1, 1)`` with 0 (the gate) and 1 (``(p + c_t) / 2``)
     -> ``(rows, tokens, width)``.
     """
 
@@ -114,6 +114,7 @@ class Prefix(nn.Module):
             self.gate_logit = nn.Parameter(torch.zeros(()))
 
     def forward(self, ids: Tensor, average: Tensor) -> Tensor:
+        """The prefix of each row; shapes as of the class."""
         projected: Tensor = self.projection(ids)
         if self.refine is Refine.NONE:
             return projected
@@ -121,7 +122,9 @@ class Prefix(nn.Module):
         if self.refine is Refine.CONCAT:
             return torch.cat([learned, projected], dim=1)
         gate = self._gate(learned, projected)
-        share = torch.lerp(gate, gate.new_tensor(0.5), average.to(gate.dtype))  # lerp mixes no types: autocast's differ
+        share = torch.lerp(
+            gate, gate.new_tensor(0.5), average.to(gate.dtype)
+        )  # lerp requires equal dtypes, which autocast does not guarantee
         return share * projected + (1 - share) * learned
 
     def _gate(self, learned: Tensor, projected: Tensor) -> Tensor:
@@ -131,7 +134,7 @@ class Prefix(nn.Module):
 
     @staticmethod
     def _at_rows(parameter: Tensor, dims: int, rows: int) -> Tensor:
-        """A parameter of so many dimensions at each row: one for all, or its candidate's where they are stacked."""
+        """A parameter with this many dimensions, broadcast to rows; if stacked, each row gets its candidate's."""
         return parameter.expand(rows, *parameter.shape) if parameter.dim() == dims else per_row(parameter, rows)
 
 
@@ -145,7 +148,7 @@ def build_prefixes(
     sharing: ProjectionSharing,
     generator: torch.Generator,
 ) -> nn.ModuleList:
-    """A `Prefix` for each adapted layer, with a projection each or one for all."""
+    """A `Prefix` for each adapted layer, with separate or shared projections."""
     shared = new_linear(id_width, width, generator) if sharing is ProjectionSharing.SHARED else None
     return nn.ModuleList(
         Prefix(
@@ -161,9 +164,9 @@ def build_prefixes(
 
 @dataclass(frozen=True)
 class Injection:
-    """One layer's prefix.
+    """One layer's prefix and its placement.
 
-    Shapes: tokens ``(rows, t, width)``; visible ``(t,)`` or ``(rows, t)`` bool, beside ``()`` or ``(rows, 1, 1)`` of 0 and 1.
+    Shapes: tokens ``(rows, t, width)``; visible ``(t,)`` or ``(rows, t)`` bool, beside ``()`` or ``(rows, 1, 1)`` with 0 and 1.
     """
 
     tokens: Tensor
@@ -180,7 +183,7 @@ def inject(
     reduce: ParallelReduce = ParallelReduce.MEAN,
     at: Tensor | None = None,
 ) -> Tensor:
-    """A frozen layer whose attention also reads a prefix; where nothing of it is visible, the frozen layer itself.
+    """A frozen layer whose attention also reads a prefix; equals the frozen layer if none of it is visible.
 
     Shapes: hidden ``(rows, m, width)``, mask as `FrozenBackbone.mask`, at ``(rows, n)`` (None: every token)
     -> ``(rows, m or n, width)``.
@@ -202,10 +205,10 @@ def inject(
 def _attend_thrice(
     projected: Projected, extra: Keys, mask: Tensor | None, at: Tensor | None, visible: Tensor, seen: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The row's own attention, the one that also reads the prefix, and the one that reads nothing else.
+    """Attention to the row itself, to the row and the prefix, and to the prefix alone.
 
     Shapes: visible ``(rows, t)``, seen ``(rows, queries, t)`` -> each ``(rows, queries, heads * head width)``. In training on
-    short rows from one product of queries and keys, whose weights the three share.
+    short rows the three share one product of queries and keys.
     """
     rows, m = len(visible), projected.keys.shape[2]
     whole = joint_mask(visible, m, mask, at)
@@ -226,7 +229,7 @@ def _attend_thrice(
 def joint_mask(visible: Tensor, m: int, mask: Tensor | None, at: Tensor | None = None) -> Tensor:
     """The row's own mask with the prefix's columns in front: ``(rows, m or n, t + m)``.
 
-    ``mask`` None is causal, the same for every row; a row is padded on the right, so that no real token sees padding.
+    ``mask`` None is causal, the same for every row; rows are padded on the right, so that no real token attends to padding.
     """
     if mask is None:
         places = torch.arange(m, device=visible.device)
@@ -249,15 +252,20 @@ def run_layers(
 ) -> Tensor:
     """Last hidden states of the frozen model with prefixes in the layers of ``injections``.
 
-    Shapes: at ``(rows, n)``, the tokens whose states are read (None: all) -> ``(rows, m or n, width)``.
+    Shapes: ``(rows, m or n, width)``.
 
     Args:
+        backbone: the frozen model.
+        rows: the rows' tokens.
+        injections: prefixes by layer index; other layers are unmodified.
+        reduce: how attention to a parallel prefix is combined with the frozen attention.
+        at: tokens whose states are read, ``(rows, n)``; None: all.
         through: calls a layer, as `RecommenderModel.layer_states` does.
     """
     hidden, positions = backbone.start(backbone.embed(rows.tokens))
     mask = backbone.mask(rows.real)
     *_, top = range(len(backbone.blocks))
-    early = at if torch.is_grad_enabled() else None  # without gradients as exports do it, to the last digit
+    early = at if torch.is_grad_enabled() else None  # without gradients all states, as in exports, for identical digits
     for index, block in enumerate(backbone.all_blocks):
         chosen = early if index == top else None
         if index in injections:
@@ -269,7 +277,7 @@ def run_layers(
 
 
 def read_tokens(rows: Rows, pool: Pool, *, causal: bool) -> Tensor | None:
-    """The token of each row whose state `pooled` reads, ``(rows, 1)``; None where it reads all."""
+    """The token of each row whose state `pooled` reads, ``(rows, 1)``; None if it reads all."""
     pool = pool.of(causal=causal)
     if pool is Pool.MEAN:
         return None
@@ -278,28 +286,32 @@ def read_tokens(rows: Rows, pool: Pool, *, causal: bool) -> Tensor | None:
 
 
 def pooled(hidden: Tensor, rows: Rows, pool: Pool, *, causal: bool) -> Tensor:
-    """One state a row, of the states of all its tokens: ``(rows, width)``."""
+    """One state per row, pooled from the states of all its tokens: ``(rows, width)``."""
     at = read_tokens(rows, pool, causal=causal)
     return token_mean(hidden, rows.real) if at is None else gather_tokens(hidden, at).squeeze(1)
 
 
 def token_mean(hidden: Tensor, real: Tensor) -> Tensor:
-    """Mean over the real tokens. Shapes: hidden ``(batch, m, width)``, real ``(batch, m)`` -> ``(batch, width)``."""
+    """Mean over real tokens. Shapes: hidden ``(batch, m, width)``, real ``(batch, m)`` -> ``(batch, width)``."""
     return (hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True)
 
 
 @torch.no_grad()
 def frozen_layer_means(backbone: FrozenBackbone, rows: Rows, layers: Sequence[int]) -> Tensor:
-    """What the given layers of the plain model read, averaged over tokens: ``(batch, layers, width)``."""
+    """Inputs of the given layers in the unmodified model, averaged over tokens: ``(batch, layers, width)``."""
     states = [state for k, state in enumerate(backbone.layer_states(rows.tokens, rows.real)) if k in layers]
     return torch.stack([token_mean(state.float(), rows.real) for state in states], dim=1)
 
 
 class PrefixModel(RecommenderModel):
-    """A recommender whose frozen layers read prefixes made of a trained ID encoder's vectors.
+    """A recommender whose frozen layers read prefixes computed from a trained ID encoder's vectors.
 
     Args:
-        encoder: stays as it is, in evaluation mode.
+        backbone: a frozen decoder or encoder.
+        settings: the model's settings.
+        encoder: a frozen, trained ID encoder in evaluation mode.
+        n_items: size of the catalogue.
+        replace_every: replacement frequency r.
     """
 
     settings: PrefixSettings
@@ -317,7 +329,7 @@ class PrefixModel(RecommenderModel):
         super().__init__(backbone, settings, n_items=n_items, replace_every=replace_every, encoder=encoder)
 
     def build_prefixes(self, refine: Refine, generator: torch.Generator) -> nn.ModuleList:
-        """A `Prefix` for each adapted layer; none where nothing is injected."""
+        """A `Prefix` for each adapted layer; an empty list if nothing is injected."""
         return build_prefixes(
             len(self.replaced) if self.settings.searchable else 0,
             id_width=self.encoder.width,
@@ -339,7 +351,7 @@ class PrefixModel(RecommenderModel):
         return self.encoder.item_embedding(items)[:, None]
 
     def pooled_states(self, rows: Rows, injections: dict[int, Injection]) -> Tensor:
-        """One last state a row: ``(batch, width)``."""
+        """One pooled last state per row: ``(batch, width)``."""
         at = read_tokens(rows, self.settings.pool, causal=self.backbone.causal)
         hidden = run_layers(self.backbone, rows, injections, self.settings.parallel_reduce, at, self.layer_states)
         return token_mean(hidden, rows.real) if at is None else hidden.squeeze(1)

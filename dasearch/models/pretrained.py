@@ -1,4 +1,4 @@
-"""Opening a model that others trained: a folder, a package's weights, or a name on the Hugging Face hub."""
+"""Loading pretrained models: from a folder, an installed package, or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from dasearch.errors import BackboneError, first_line, suggestion
 from dasearch.models.backbone import DECODERS, FAMILIES, not_a_decoder, unknown_family
 from dasearch.models.named import NAMED, available, locate
 
-PROBE_SECONDS = 5.0  # the hub's own client asks six times over 23 seconds before it gives up, a file
-UNUSED = "pooler."  # of BERT, which no model here reads and some checkpoints lack
+PROBE_SECONDS = 5.0  # the hub's own client retries six times over 23 seconds per file
+UNUSED = "pooler."  # BERT weights that no model here uses and some checkpoints lack
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
 def load_pretrained(
     name: str, *, layers: int | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
-    """A model and its tokenizer: from a local folder, by its name from an installed package or the Hugging Face hub.
+    """A model and its tokenizer: from a local folder, or by name from an installed package or the Hugging Face hub.
 
-    ``layers`` keeps the first so many layers; the others' weights are not read.
+    ``layers`` keeps only the first layers; the others' weights are not read.
 
     Raises:
         BackboneError: if it can be neither found nor downloaded, is damaged, or has fewer layers.
@@ -54,7 +54,9 @@ def load_pretrained(
         with _quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
             model, lacking = _read(transformers.AutoModel, place, config, dtype)
-            if lacking and config.tie_word_embeddings:  # some keep the embeddings as the head's weights alone
+            if (
+                lacking and config.tie_word_embeddings
+            ):  # some checkpoints store tied embeddings only as the head's weights
                 head = (
                     transformers.AutoModelForCausalLM
                     if config.model_type in DECODERS
@@ -80,10 +82,10 @@ def _read(
 
 
 def pretrained_layers(name: str, *, layers: int | None = None, decoder: bool = False) -> int:
-    """Number of layers of a saved or hub model, without loading its weights.
+    """Number of layers of a local or hub model, without loading its weights.
 
     Raises:
-        BackboneError: as `load_pretrained`, and for an encoder where a ``decoder`` is needed.
+        BackboneError: as `load_pretrained`, and for an encoder where a ``decoder`` is required.
     """
     config = _config(name, layers)
     if config.model_type not in FAMILIES:
@@ -94,7 +96,7 @@ def pretrained_layers(name: str, *, layers: int | None = None, decoder: bool = F
 
 
 def opens_by_name(name: str) -> bool:
-    """Whether `load_pretrained` finds a model by this name, and not in a folder of this machine."""
+    """Whether `load_pretrained` resolves this name to a package or the hub rather than to a local folder."""
     if not name or os.path.isdir(name):
         return False
     try:
@@ -105,7 +107,7 @@ def opens_by_name(name: str) -> bool:
 
 
 def weights_sha256(model: transformers.PreTrainedModel) -> str:
-    """Hexadecimal digest of a model's tensors with their names, types and shapes."""
+    """Hexadecimal SHA-256 of a model's tensors with their names, types and shapes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -114,7 +116,7 @@ def weights_sha256(model: transformers.PreTrainedModel) -> str:
 
 
 def _config(name: str, layers: int | None) -> transformers.PretrainedConfig:
-    """The configuration, cut to the first ``layers`` layers (all, where None)."""
+    """The configuration, truncated to the first ``layers`` layers (None: all)."""
     place = _place(name)
     try:
         config = transformers.AutoConfig.from_pretrained(**place)
@@ -134,14 +136,14 @@ def _config(name: str, layers: int | None) -> transformers.PretrainedConfig:
 
 
 def _place(name: str) -> dict[str, Any]:
-    """Where ``from_pretrained`` shall look; on this machine alone, if the hub is not needed or does not answer."""
+    """Arguments of ``from_pretrained`` for where to search; offline if the hub is not needed or unreachable."""
     folder = locate(name)
     local = folder != name or os.path.isdir(folder) or _why_offline() is not None
     return {"pretrained_model_name_or_path": folder, "local_files_only": local}
 
 
 def _why_offline() -> str | None:
-    """Why the hub cannot be asked, if so."""
+    """The reason why the hub cannot be reached, or None."""
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     return None if _answers(constants.ENDPOINT) else f"no answer from {constants.ENDPOINT}"
@@ -149,17 +151,17 @@ def _why_offline() -> str | None:
 
 @cache
 def _answers(endpoint: str) -> bool:
-    """Asked once a process, by the hub's own client, so that its proxies and mirrors hold."""
+    """Whether the hub answers, checked once per process by its own client, which respects proxies and mirrors."""
     try:
         get_session().head(endpoint, timeout=PROBE_SECONDS)
-    except Exception:  # which client it is, and so which errors it has, differs between versions of huggingface_hub
+    except Exception:  # the HTTP client and its exceptions differ between versions of huggingface_hub
         return False
     return True
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' report of weights that a cut model leaves unread; lacking ones are refused here."""
+    """Suppress transformers' report of weights that a truncated model leaves unread; missing ones are rejected here."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -169,7 +171,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _unreadable(name: str, error: Exception) -> BackboneError:
-    """What to say of a folder that cannot be read, or a name that leads nowhere."""
+    """The error for an unreadable folder or a name that cannot be resolved."""
     folder = locate(name)
     if folder != name:
         return BackboneError(
@@ -194,7 +196,7 @@ def _unreadable(name: str, error: Exception) -> BackboneError:
 
 
 def _quantized(name: str, quantization: Any) -> BackboneError:
-    """What to say of weights that only another library's kernels can read."""
+    """The error for quantized weights, which require another library's kernels."""
     said = quantization if isinstance(quantization, dict) else vars(quantization)
     method = str(said.get("quant_method") or "unknown").rpartition(".")[2].lower()
     return BackboneError(

@@ -1,7 +1,7 @@
 """RA-Rec: two towers over one frozen language model, each reading ID vectors and instruction tokens in every layer.
 
 SPEC 4. A user's row is the hard prompt with the history, an item's row its text; the prefix of a layer is
-``[c || p]``, instruction tokens and the projected ID vector; the score is the product of the two pooled last states.
+``[c || p]``, instruction tokens and the projected ID vector; the score is the dot product of the two pooled last states.
 Sites of a layer: ``user`` and ``item`` (serial: the prefix inside the frozen softmax, parallel: beside it) and
 ``instruction`` (serial: instruction tokens are read, parallel: they are not).
 """
@@ -27,33 +27,35 @@ ITEM_BATCH = 256  # item rows of one forward pass when all are scored
 
 
 class ItemBias(StrEnum):
-    """What a trained offset an item starts from; none: there is no such offset."""
+    """Initialisation of a trained bias per item; none: there is no such bias."""
 
     NONE = "none"
     LOG_FREQUENCY = "log-frequency"
 
 
 class RARecSettings(PrefixSettings):
-    """Every reading of the source that a study can choose."""
+    """Interpretations of the source that a study can choose between, and the sizes of the model."""
 
     kind: Literal[ModelKind.RA_REC] = Field(description="RA-Rec's study")
-    instruction: bool = Field(True, description="learned instruction tokens; without them the ID vector alone is read")
+    instruction: bool = Field(True, description="learned instruction tokens; without them only the ID vector is read")
     item_bias: ItemBias = Field(
         ItemBias.NONE, description="a trained offset an item (not in the source), from log training frequency"
     )
 
     @property
     def groups(self) -> tuple[ParameterGroup, ...]:
-        """The groups of parameters that the whole model trains."""
+        """The parameter groups trained by the full model."""
         head = () if self.item_bias is ItemBias.NONE else (ParameterGroup.HEAD,)
         return ParameterGroup.ADAPTERS, *head
 
 
 class Tower(nn.Module):
-    """One side: its prefixes, and how they are read under a layout.
+    """One side: its prefixes, and their placement under a layout.
 
     Args:
-        site: the column of the layout that places this side's prefix.
+        prefixes: a `Prefix` for each adapted layer.
+        settings: the model's settings.
+        site: index of the layout's site that places this side's prefix.
     """
 
     def __init__(self, prefixes: nn.ModuleList, settings: RARecSettings, *, site: int) -> None:
@@ -65,7 +67,7 @@ class Tower(nn.Module):
         return [prefix(ids, ids.new_zeros(())) for prefix in self.prefixes]
 
     def injections(self, prefixes: list[Tensor], layers: tuple[int, ...], layout: Tensor) -> dict[int, Injection]:
-        """What each layer reads under the layout."""
+        """The prefixes that the layers read under the layout, by layer index."""
         if not prefixes:
             return {}
         instructions = self.settings.prefix if self.settings.instruction else 0
@@ -86,8 +88,11 @@ class RARec(PrefixModel):
 
     Args:
         backbone: a frozen decoder or encoder.
-        encoder: a trained ID encoder, which stays as it is.
-        generator: draws every initial weight.
+        settings: the model's settings.
+        encoder: a frozen, trained ID encoder.
+        n_items: size of the catalogue.
+        replace_every: replacement frequency r.
+        generator: random generator of all initial weights.
 
     Examples:
         >>> import torch
@@ -131,22 +136,23 @@ class RARec(PrefixModel):
         self.item_bias = nn.Parameter(torch.zeros(n_items), requires_grad=settings.item_bias is not ItemBias.NONE)
 
     def user_prefixes(self, batch: SequenceBatch) -> list[Tensor]:
-        """D of the user tower's adapted layers."""
+        """Prefixes of the user tower's adapted layers."""
         return self.user_tower.layer_prefixes(self.user_ids(batch))
 
     def item_prefixes(self, items: Tensor) -> list[Tensor]:
-        """D of the item tower's adapted layers; items ``(k,)``."""
+        """Prefixes of the item tower's adapted layers; items ``(k,)``."""
         return self.item_tower.layer_prefixes(self.item_ids(items))
 
     def tower_states(self, tower: Tower, rows: Rows, prefixes: list[Tensor], layout: Tensor) -> Tensor:
-        """Pooled last states of a side's rows: ``(batch, width)``."""
+        """Pooled last states of one side's rows: ``(batch, width)``."""
         return self.pooled_states(rows, tower.injections(prefixes, self.replaced, layout))
 
     def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:
+        """The user tower's pooled states; see `RecommenderModel.states`."""
         return self.tower_states(self.user_tower, batch.rows, self.user_prefixes(batch), layout)
 
     def item_states(self, rows: Rows, items: Tensor, layout: Tensor) -> Tensor:
-        """Shapes: rows of items ``(k,)`` -> ``(k, width)``."""
+        """The item tower's pooled states. Shapes: rows of items ``(k,)`` -> ``(k, width)``."""
         return self.tower_states(self.item_tower, rows, self.item_prefixes(items), layout)
 
     def product(self, users: Tensor, items: Tensor, biases: Tensor) -> Tensor:
@@ -159,16 +165,17 @@ class RARec(PrefixModel):
         return scores
 
     def catalogue_states(self, item_rows: ItemRows, layout: Tensor) -> Tensor:
-        """States of all items: ``(items, width)``; of K candidates ``(K, items, width)``."""
+        """States of all items: ``(items, width)``; for K candidates ``(K, items, width)``."""
         k = stacked(layout)
-        found = []
+        chunks = []
         for items in torch.arange(self.n_items).split(ITEM_BATCH):
             rows = Rows.together([item_rows.select(items)] * (k or 1)).to(layout.device)
             states = self.item_states(rows, items.repeat(k or 1).to(layout.device), layout)
-            found.append(states if k is None else states.view(k, len(items), -1))
-        return torch.cat(found, dim=-2)
+            chunks.append(states if k is None else states.view(k, len(items), -1))
+        return torch.cat(chunks, dim=-2)
 
     def scorer(self, item_rows: ItemRows, layout: Tensor) -> Scorer:
+        """Dot products with the states of all items, which are computed here."""
         states = self.catalogue_states(item_rows, layout)
         if states.dim() == 2:
             return lambda users: self.product(users, states, self.item_bias)
@@ -177,6 +184,6 @@ class RARec(PrefixModel):
 
     @torch.no_grad()
     def start_bias(self, item_counts: Tensor) -> None:
-        """Start the items' offsets. Shape: item_counts ``(items,)`` of training events."""
+        """Initialise the items' biases. Shape: item_counts ``(items,)`` of training events."""
         if self.settings.item_bias is ItemBias.LOG_FREQUENCY:
             self.item_bias.copy_(log_frequency(item_counts))

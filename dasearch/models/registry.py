@@ -1,4 +1,4 @@
-"""The recommenders, each declared once: what they read, what they need, how one is built."""
+"""The registry of recommenders: inputs, requirements and constructor of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dasearch.models.ra_rec import RARec
 
 
 class Prompts(NamedTuple):
-    """The fixed text in front of a user's row and of an item's."""
+    """The fixed text before a user's row and an item's row."""
 
     user: str
     item: str
@@ -23,15 +23,16 @@ class Prompts(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What the rest of dasearch asks of a recommender before there is one.
+    """Properties of a kind of recommender that are known before building one.
 
     Attributes:
-        build: of a frozen backbone, the model's settings and the keywords ``n_users``, ``n_items``, ``replace_every``,
-            ``encoder`` (None where the settings hold none), ``generator`` and ``lora`` (False but for models of adapters).
-        decoder_only: whether an encoder cannot be its backbone.
-        closes_by_trained_tokens: whether items of a row end with trained tokens rather than with a comma.
-        parallel_reads: what a parallel site reads, in the words of ``layout.json``.
-        reads_texts: whether users' rows hold the items' sentences; else a single token an item.
+        build: constructor, called with a frozen backbone, the model's settings and the keywords ``n_users``, ``n_items``,
+            ``replace_every``, ``encoder`` (None if the settings need none), ``generator`` and ``lora`` (True only for models with
+            adapters).
+        decoder_only: whether the backbone must be a decoder.
+        closes_by_trained_tokens: whether items of a row end with trained tokens rather than a comma.
+        parallel_reads: the input of a parallel site, as described in ``layout.json``.
+        reads_texts: whether users' rows contain the items' sentences; otherwise a single token per item.
     """
 
     kind: ModelKind
@@ -44,7 +45,7 @@ class ModelSpec:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Of a layer, in the order of a layout's letters."""
+        """Sites of a layer, in the order of a layout's letters."""
         return SITES[self.kind]
 
 
@@ -52,7 +53,7 @@ INSTRUCTION = "Your task is to recommend the next product. The purchase history 
 
 
 def _without_users(model: Callable[..., RecommenderModel]) -> Callable[..., RecommenderModel]:
-    """Builds a model that knows of a user what the ID encoder knows, and has no table of its own."""
+    """A constructor without ``n_users``, for models that have no user table of their own."""
 
     def build(*given: Any, n_users: int, **keywords: Any) -> RecommenderModel:
         return model(*given, **keywords)
@@ -68,7 +69,7 @@ def _without_lora(model: Callable[..., RecommenderModel]) -> Callable[..., Recom
 
 
 def _prefix_model(kind: ModelKind, model: Callable[..., RecommenderModel], item_prompt: str) -> ModelSpec:
-    """A model of prefixes, over a decoder or an encoder."""
+    """The specification of a prefix model, over a decoder or an encoder."""
     return ModelSpec(
         kind,
         _without_lora(_without_users(model)),

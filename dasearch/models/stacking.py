@@ -1,8 +1,8 @@
-"""Trained parameters of K candidates in one module: each with a leading K, over rows that stand candidate by candidate.
+"""Trained parameters of K candidates in one module: each with a leading K, over rows ordered by candidate.
 
-A module of this kind computes the same from plain parameters and from stacked ones; which they are, their number of
-dimensions tells. Rows are ``(K * B, ...)``, those of the first candidate first. Frozen parameters have no K: all rows
-read the same. `StackedParameters` makes a model's parameters stacked, one candidate's values a line of one matrix.
+A stackable module computes the same from plain and from stacked parameters, which it distinguishes by their number of
+dimensions. Rows are ``(K * B, ...)``, those of the first candidate first. Frozen parameters have no K: all rows read the same.
+`StackedParameters` stacks a model's parameters, with one row of a matrix per candidate.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ALIGNED = 32  # numbers: 128 bytes, which compiled kernels read at once and count on
+ALIGNED = 32  # float32 numbers: 128 bytes, the alignment that compiled kernels assume
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x W^T + b`` in the type of ``x``; of stacked parameters each candidate's rows read its own.
+    """``x W^T + b`` in the dtype of ``x``; with stacked parameters, each candidate's rows use its own.
 
     Shapes: x ``(K * B, ..., in)``, weight ``(out, in)`` or ``(K, out, in)``, bias ``(out,)`` or ``(K, out)``
     -> ``(K * B, ..., out)``.
@@ -32,7 +32,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def lookup(table: Tensor, places: Tensor) -> Tensor:
-    """Rows of a table, or of each candidate's own.
+    """Rows of a table, or of each candidate's own table.
 
     Shapes: table ``(n, width)`` or ``(K, n, width)``, places ``(K * B, ...)`` -> ``(K * B, ..., width)``.
     """
@@ -46,7 +46,7 @@ def lookup(table: Tensor, places: Tensor) -> Tensor:
 def take(table: Tensor, places: Tensor) -> Tensor:
     """Rows ``(..., width)`` of a table ``(n, width)``.
 
-    The backward adds in a fixed order on a CPU; on CUDA it adds where the rows stand, without sorting them first.
+    The backward pass accumulates in a fixed order on a CPU; on CUDA it accumulates without sorting rows first.
     """
     if table.is_cuda:
         return table.index_select(0, places.reshape(-1)).view(*places.shape, table.shape[-1])
@@ -54,14 +54,14 @@ def take(table: Tensor, places: Tensor) -> Tensor:
 
 
 def gather_tokens(hidden: Tensor, positions: Tensor) -> Tensor:
-    """Some tokens of each row. Shapes: hidden ``(batch, m, width)``, positions ``(batch, n)`` -> ``(batch, n, width)``."""
+    """Selected tokens of each row. Shapes: hidden ``(batch, m, width)``, positions ``(batch, n)`` -> ``(batch, n, width)``."""
     batch, m, width = hidden.shape
     rows = torch.arange(batch, device=hidden.device)[:, None] * m
     return take(hidden.reshape(batch * m, width), positions + rows)
 
 
 def per_row(values: Tensor, rows: int) -> Tensor:
-    """A candidate's numbers at each of its rows: ``(K, ...)`` -> ``(rows, ...)``."""
+    """Each candidate's numbers repeated for its rows: ``(K, ...)`` -> ``(rows, ...)``."""
     return values.repeat_interleave(rows // len(values), dim=0)
 
 
@@ -69,25 +69,27 @@ class Linear(nn.Linear):
     """A linear map whose parameters may be stacked."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply `linear` with the module's parameters."""
         return linear(x, self.weight, self.bias)
 
 
 class Table(nn.Embedding):
-    """A table of vectors that may be stacked."""
+    """An embedding table that may be stacked."""
 
     def forward(self, places: Tensor) -> Tensor:
+        """Apply `lookup` with the module's table."""
         return lookup(self.weight, places)
 
 
 class Flat:
-    """The trained parameters of a model as one line of numbers, and back.
+    """Conversion of a model's trained parameters to and from one flat vector.
 
     Args:
-        model: its trained parameters, each once, however many modules share it.
+        model: the model; parameters shared by several modules are included once.
 
     Attributes:
-        shapes: by name.
-        size: of a line; each parameter begins at a multiple of `ALIGNED`, with zeros before it.
+        shapes: the parameters' shapes, by name.
+        size: length of the vector; each parameter begins at a multiple of `ALIGNED`, padded with zeros.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -102,11 +104,11 @@ class Flat:
         return sum(self.counts)
 
     def line(self, named: Mapping[str, Tensor]) -> Tensor:
-        """Tensors of the parameters' names and shapes as ``(size,)``."""
+        """The flat vector ``(size,)`` of tensors with the parameters' names and shapes."""
         return self.joined([named[name].detach()[None] for name in self.shapes])[0] if self.shapes else torch.zeros(0)
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
-        """A tensor with a leading K of every parameter, in their order, as ``(K, size)``."""
+        """The matrix ``(K, size)`` of tensors with a leading K, one for every parameter in order."""
         k = len(parts[0])
         pieces = []
         for part, gap in zip(parts, self.gaps, strict=True):
@@ -116,27 +118,27 @@ class Flat:
         return torch.cat(pieces, dim=1)
 
     def named(self, line: Tensor) -> dict[str, Tensor]:
-        """What `line` undoes; of ``(K, size)`` with a leading K. The parts share the line's memory."""
-        found, start = {}, 0
+        """The inverse of `line`; tensors with a leading K for ``(K, size)``. They are views of the vector."""
+        tensors, start = {}, 0
         for (name, shape), count, gap in zip(self.shapes.items(), self.counts, self.gaps, strict=True):
-            found[name] = line.narrow(-1, start, count).view((*line.shape[:-1], *shape))
+            tensors[name] = line.narrow(-1, start, count).view((*line.shape[:-1], *shape))
             start += count + gap
-        return found
+        return tensors
 
 
 class StackedParameters:
-    """The trained parameters of K candidates of one model as one matrix, a line a candidate.
+    """The trained parameters of K candidates of one model as one matrix, with one row per candidate.
 
-    The model's own parameters become views of it: plain ones for K = 1, with a leading K otherwise. What is read and
-    written here is what the model computes with.
+    The model's own parameters become views of it: plain ones for K = 1, with a leading K otherwise. Reading and writing the
+    matrix therefore reads and writes the parameters that the model computes with.
 
     Args:
-        model: its trained parameters are replaced in place.
-        flat: of them.
+        model: the model, whose trained parameters are replaced in place.
+        flat: the conversion of its parameters.
         lines: every candidate's values, each ``(size,)``.
 
     Attributes:
-        matrix: ``(K, size)``, whose moments an optimiser keeps.
+        matrix: ``(K, size)``, the parameter that an optimiser updates.
     """
 
     def __init__(self, model: nn.Module, flat: Flat, lines: Sequence[Tensor]) -> None:
@@ -148,6 +150,6 @@ class StackedParameters:
             setattr(model.get_submodule(owner), leaf, self.views[name])
 
     def gradient(self, loss: Tensor) -> Tensor:
-        """Of a loss that is summed over candidates: ``(K, size)``; zero where it does not depend on a parameter."""
-        found = torch.autograd.grad(loss, list(self.views.values()), allow_unused=True, materialize_grads=True)
-        return self.flat.joined([part[None] for part in found] if len(self.matrix) == 1 else found)
+        """Gradient of a loss summed over candidates: ``(K, size)``; zero for parameters that it does not depend on."""
+        gradients = torch.autograd.grad(loss, list(self.views.values()), allow_unused=True, materialize_grads=True)
+        return self.flat.joined([part[None] for part in gradients] if len(self.matrix) == 1 else gradients)

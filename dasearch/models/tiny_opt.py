@@ -1,8 +1,8 @@
 """``tiny-opt``: an OPT model small enough for a laptop, trained on the catalogue's own text.
 
-Without any pre-trained weights at hand it gives the quickstart a language model that has read the catalogue. Its training
-rows repeat sentences of a small pool, so that using the context pays, as it does in the text real models are trained on.
-It reads item texts only, never an interaction.
+It provides the quickstart with a language model that has read the catalogue, without pre-trained weights. Its training rows
+repeat sentences of a small pool, so that using the context pays off, as it does in the text that real models are trained on.
+It is trained on item texts only, never on an interaction.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from torch import Tensor
 from dasearch.folders import written_beside
 
 TINY_OPT = "tiny-opt"
-PAD, START, UNKNOWN = "<pad>", "</s>", "<unk>"  # OPT opens every row with </s>
-RECIPE_VERSION = 1  # part of the cache key: raise it when the training below changes
-RISE = 0.1  # share of steps until the rate's peak; twice that where it would be one step, of which OneCycleLR knows no rate
-TIMED_STEPS = 20  # of an estimate; the rate rises in a tenth of them, which have to be two
+PAD, START, UNKNOWN = "<pad>", "</s>", "<unk>"  # OPT begins every row with </s>
+RECIPE_VERSION = 1  # part of the cache key: increase it when the training changes
+RISE = 0.1  # share of steps until the peak learning rate; doubled if it were one step, which OneCycleLR cannot handle
+TIMED_STEPS = 20  # steps of an estimate; a tenth of them are warm-up, which must be at least two
 Progress = Callable[[int, int, float], None]  # step, steps, loss
 
 
 @dataclass(frozen=True)
 class TinyOPTSettings:
-    """Sizes and training of ``tiny-opt``; all of it is part of the cache key."""
+    """Sizes and training of ``tiny-opt``; all of them are part of the cache key."""
 
     layers: int = 4
     width: int = 64
@@ -42,7 +42,7 @@ class TinyOPTSettings:
     steps: int = 400
     batch_size: int = 16
     row_tokens: int = 192
-    pool: int = 8  # different sentences a row draws from
+    pool: int = 8  # distinct sentences that a row is drawn from
     lr: float = 3e-3
     seed: int = 0
 
@@ -55,12 +55,13 @@ def tiny_opt(
     prompt: str = "",
     progress: Progress | None = None,
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerFast]:
-    """The cached model for these sentences and settings, trained first where there is none.
+    """The cached model for these sentences and settings, trained if it does not exist yet.
 
     Args:
         sentences: the catalogue's item sentences.
-        cache: folder that holds a sub-folder per content hash.
-        prompt: further text the tokenizer must know.
+        settings: sizes and training of the model.
+        cache: folder with one sub-folder per content hash.
+        prompt: additional text for the tokenizer's training.
         progress: called after each training step.
     """
     folder = cache / content_hash(sentences, settings, prompt)
@@ -71,7 +72,7 @@ def tiny_opt(
 
 
 def training_seconds(sentences: Sequence[str], settings: TinyOPTSettings, *, cache: Path, prompt: str = "") -> float:
-    """What `tiny_opt` will need on this machine: a few timed steps, scaled up; nothing for a model that the cache holds."""
+    """Estimated seconds that `tiny_opt` takes on this machine, from a few timed steps; 0 for a cached model."""
     if (cache / content_hash(sentences, settings, prompt) / "config.json").is_file():
         return 0.0
     began = time.perf_counter()
@@ -80,19 +81,19 @@ def training_seconds(sentences: Sequence[str], settings: TinyOPTSettings, *, cac
     reading, ends = time.perf_counter() - began, list[float]()
     few = replace(settings, steps=min(settings.steps, TIMED_STEPS))
     _train_model(encoded, len(tokenizer), few, lambda *_: ends.append(time.perf_counter()))
-    return reading + settings.steps * (ends[-1] - ends[0]) / max(1, len(ends) - 1)  # the first step warms up
+    return reading + settings.steps * (ends[-1] - ends[0]) / max(1, len(ends) - 1)  # the first step is a warm-up
 
 
 def untrained_tiny_opt(
     sentences: Sequence[str], settings: TinyOPTSettings, *, prompt: str = ""
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerFast]:
-    """The same model with random weights: for counting parameters and estimating time, without touching the cache."""
+    """The same model with random weights, without using the cache: for counting parameters and estimating time."""
     tokenizer = train_tokenizer(sentences, settings.vocabulary, prompt)
     return transformers.OPTModel(config_of(len(tokenizer), settings)), tokenizer
 
 
 def content_hash(sentences: Sequence[str], settings: TinyOPTSettings, prompt: str = "") -> str:
-    """24 hexadecimal digits over the text, the settings and the recipe's version."""
+    """24 hexadecimal digits that identify the text, the settings and the recipe's version."""
     content = json.dumps([RECIPE_VERSION, asdict(settings), prompt, list(sentences)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
@@ -100,7 +101,7 @@ def content_hash(sentences: Sequence[str], settings: TinyOPTSettings, prompt: st
 def train_tokenizer(
     sentences: Sequence[str], vocabulary: int, prompt: str = ""
 ) -> transformers.PreTrainedTokenizerFast:
-    """A byte-pair tokenizer of the catalogue; every byte is known, so no text is refused."""
+    """A byte-level BPE tokenizer trained on the catalogue; every byte is a token, so any text can be encoded."""
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -153,7 +154,7 @@ def _train_model(
 
 
 def config_of(vocabulary: int, settings: TinyOPTSettings) -> transformers.OPTConfig:
-    """Of a model of these sizes."""
+    """The configuration of a model with these sizes."""
     return transformers.OPTConfig(
         vocab_size=vocabulary,
         hidden_size=settings.width,
@@ -171,7 +172,7 @@ def config_of(vocabulary: int, settings: TinyOPTSettings) -> transformers.OPTCon
 
 
 def _initialise(model: transformers.OPTForCausalLM, generator: torch.Generator) -> None:
-    """OPT's own initialisation (normal, sd 0.02; norms at one), from a passed generator."""
+    """OPT's own initialisation (normal, sd 0.02; norms at one), using the given generator."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -182,7 +183,7 @@ def _initialise(model: transformers.OPTForCausalLM, generator: torch.Generator) 
 
 
 def _rows(encoded: list[list[int]], settings: TinyOPTSettings, generator: torch.Generator) -> Tensor:
-    """Shape ``(batch_size, row_tokens)``: each row strings sentences of a small pool together, with repeats."""
+    """Training rows ``(batch_size, row_tokens)``: each concatenates sentences of a small pool, with repetitions."""
     rows = []
     for _ in range(settings.batch_size):
         pool = torch.randint(len(encoded), (settings.pool,), generator=generator).tolist()

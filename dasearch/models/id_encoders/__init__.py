@@ -1,4 +1,4 @@
-"""ID encoders behind one protocol: ComiRec, SASRec, GRU4Rec, BERT4Rec, FDSA, MF, NeuMF."""
+"""ID encoders behind one interface: ComiRec, SASRec, GRU4Rec, BERT4Rec, FDSA, MF, NeuMF."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dasearch.models.id_encoders.sequential import GRU4Rec, SASRec
 
 
 class Knowledge(NamedTuple):
-    """What an encoder is built for: counts, text vectors of the items ``(items, any width)``, and its generator."""
+    """Inputs for building an encoder: counts, text vectors of the items ``(items, any width)``, and a generator."""
 
     n_users: int
     n_items: int
@@ -27,7 +27,7 @@ class Knowledge(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """An encoder's name in tables, how to build it, whether it reads the items' texts and scores by products alone."""
+    """A registered encoder: display name, constructor, whether it reads item texts, whether scores are dot products."""
 
     title: str
     build: Callable[[EncoderSettings, Knowledge], IDEncoder]
@@ -45,7 +45,7 @@ ENCODERS: dict[str, Entry] = {
     "mf": Entry(
         "MF",
         lambda settings, known: matrix_factorization(known.n_users, known.n_items, settings, known.generator),
-        by_product=False,  # items have offsets
+        by_product=False,  # items have biases
     ),
     "neumf": Entry(
         "NeuMF",
@@ -56,16 +56,16 @@ ENCODERS: dict[str, Entry] = {
 
 
 def unknown_encoder(name: str) -> str:
-    """What to say of a name that is not in `ENCODERS`."""
+    """The error message for a name that is not in `ENCODERS`."""
     known = sorted(ENCODERS)
     return f"there is no ID encoder {name!r}{suggestion(name, known)}; choose {', '.join(known)}"
 
 
 def encoder_entry(name: str) -> Entry:
-    """The encoder of that name.
+    """The encoder registered under this name.
 
     Raises:
-        StudyError: for an unknown name.
+        StudyError: if the name is unknown.
     """
     if name not in ENCODERS:
         raise StudyError(unknown_encoder(name))
@@ -75,13 +75,17 @@ def encoder_entry(name: str) -> Entry:
 def build_encoder(
     settings: EncoderSettings, n_users: int, n_items: int, texts: Tensor, generator: torch.Generator
 ) -> IDEncoder:
-    """An untrained encoder; ``generator`` decides its weights, the global stream stays as it was.
+    """Build an untrained encoder without advancing the global random state.
 
     Args:
+        settings: the encoder's kind and sizes.
+        n_users: number of training users.
+        n_items: size of the catalogue.
         texts: text vectors of the items, ``(items, any width)``, for the encoders that read them.
+        generator: determines the initial weights.
 
     Raises:
-        StudyError: for an unknown name.
+        StudyError: if the name is unknown.
     """
     entry = encoder_entry(settings.name)
     with torch.random.fork_rng(devices=[]):

@@ -1,7 +1,7 @@
-"""What every ID encoder answers: a user's vectors, an item's vector, scores of all items, and its own training loss.
+"""The interface of ID encoders: user vectors, item vectors, scores of all items, and the training loss.
 
-Shapes, here and in the encoders: users ``(batch,)`` int64, -1 for someone outside the training data; histories
-``(batch, n)`` item positions, oldest first, padded with -1 on the right, at least one real item in each.
+Shapes, here and in the encoders: users ``(batch,)`` int64, -1 for a user outside the training data; histories
+``(batch, n)`` item indices, oldest first, padded with -1 on the right, with at least one real item each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WIDTH = 64  # ComiRec's own; SPEC 3
 
 
 class InterestPool(StrEnum):
-    """From K interests to what stands for a user; training picks the one nearest the target, which a user row cannot know."""
+    """How K interests represent a user at inference, when the interest nearest the target, used in training, is unknown."""
 
     MEAN = "mean"
     LAST_ITEM = "last_item"  # the interest nearest the newest item
@@ -29,40 +29,40 @@ class InterestPool(StrEnum):
 
 
 class EncoderSettings(BaseModel):
-    """Which ID encoder a study uses, its sizes and its training; only what its kind reads matters."""
+    """The ID encoder of a study, its sizes and its training; settings of other kinds of encoder are ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field("comirec-sa", description="comirec-dr, comirec-sa, sasrec, gru4rec, bert4rec, fdsa, mf or neumf")
     file: str | None = Field(None, description="a trained encoder to read instead of training one")
     width: int = Field(WIDTH, ge=2, description="width of user and item vectors")
-    history: int = Field(50, ge=1, description="newest items that the encoder reads")
+    history: int = Field(50, ge=1, description="number of newest items that the encoder reads")
     interests: int = Field(4, ge=1, description="K of ComiRec")
-    pool: InterestPool = Field(InterestPool.MEAN, description="from K interests to the user's vectors")
+    pool: InterestPool = Field(InterestPool.MEAN, description="how K interests represent the user")
     layers: int = Field(2, ge=1, description="of SASRec, GRU4Rec, BERT4Rec and FDSA")
     heads: int = Field(2, ge=1, description="of SASRec, BERT4Rec and FDSA")
     dropout: float = Field(0.2, ge=0, lt=1, description="of SASRec, GRU4Rec, BERT4Rec and FDSA")
-    epochs: int = Field(30, ge=0, description="at most; 0 leaves it untrained")
-    patience: int = Field(5, ge=1, description="stop after so many epochs without a better validation NDCG@10")
-    batch_size: int = Field(128, ge=1, description="rows of a training step")
+    epochs: int = Field(30, ge=0, description="maximum number of epochs; 0 leaves it untrained")
+    patience: int = Field(5, ge=1, description="epochs without a better validation NDCG@10 before early stopping")
+    batch_size: int = Field(128, ge=1, description="rows per training step")
     lr: float = Field(3e-3, gt=0, description="learning rate of AdamW")
     weight_decay: float = Field(1e-6, ge=0, description="of AdamW")
-    targets: int = Field(8, ge=1, description="targets of a user and epoch, for ComiRec, which learns one at a time")
-    negatives: int | None = Field(None, ge=1, description="items of the softmax beside the target; null: all items")
+    targets: int = Field(8, ge=1, description="targets per user and epoch, for ComiRec, which learns one at a time")
+    negatives: int | None = Field(None, ge=1, description="sampled negatives in the softmax; null: all items")
 
 
 class Reads(StrEnum):
-    """What an encoder learns from."""
+    """The training examples of an encoder."""
 
     PAIRS = "pairs"  # distinct purchases
-    PLACES = "places"  # rows with a target at every place
+    PLACES = "places"  # rows with a target at every position
     NEWEST = "newest"  # rows with one target, after the newest item
 
 
 class EncoderBatch(NamedTuple):
     """Training rows. Shapes: users ``(batch,)``; histories, targets ``(batch, n)``; unbought as targets; sampled ``(k,)``.
 
-    ``targets`` holds the item after each place of the history, -1 where there is nothing to predict; ``unbought`` an
+    ``targets`` holds the item after each position of the history, -1 where there is nothing to predict; ``unbought`` an
     item that the user did not buy; ``sampled`` the items of a sampled softmax (None: all items).
     """
 
@@ -74,13 +74,13 @@ class EncoderBatch(NamedTuple):
 
 
 class IDEncoder(nn.Module):
-    """Base of all ID encoders.
+    """Base class of all ID encoders.
 
     Attributes:
-        width: of every vector.
-        n_items: of the catalogue.
-        history: newest items that a user's vector is made from; what comes before them is left out.
-        reads: what ``loss`` is given.
+        width: width of every vector.
+        n_items: size of the catalogue.
+        history: maximum number of newest items that a user's vector is computed from; older items are ignored.
+        reads: the training examples that ``loss`` expects.
     """
 
     width: int
@@ -89,15 +89,15 @@ class IDEncoder(nn.Module):
     reads: Reads = Reads.PLACES
 
     def user_embedding(self, users: Tensor, histories: Tensor) -> Tensor:
-        """Shape ``(batch, vectors, width)``."""
+        """Vectors of users. Shape ``(batch, vectors, width)``."""
         raise NotImplementedError
 
     def item_embedding(self, items: Tensor) -> Tensor:
-        """Shapes: items ``(...)`` -> ``(..., width)``."""
+        """Vectors of items. Shapes: items ``(...)`` -> ``(..., width)``."""
         raise NotImplementedError
 
     def scores(self, users: Tensor, histories: Tensor) -> Tensor:
-        """Shape ``(batch, items)``; more is better."""
+        """Scores of every item, larger being better. Shape ``(batch, items)``."""
         raise NotImplementedError
 
     def loss(self, batch: EncoderBatch) -> Tensor:
@@ -105,25 +105,25 @@ class IDEncoder(nn.Module):
         raise NotImplementedError
 
     def fit_cold_start(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
-        """Learn to estimate vectors of users outside the training data, where they do not come from histories anyway."""
+        """Fit an estimator of vectors for users outside the training data, unless they are computed from histories anyway."""
 
 
 def real_items(histories: Tensor) -> Tensor:
-    """True where an item stands, ``(batch, n)``."""
+    """True for real items, False for padding, ``(batch, n)``."""
     return histories != NO_ITEM
 
 
 def last_of(states: Tensor, histories: Tensor) -> Tensor:
-    """Shapes: states ``(batch, n, width)`` -> those at each history's newest item, ``(batch, width)``."""
+    """The states at each history's newest item. Shapes: states ``(batch, n, width)`` -> ``(batch, width)``."""
     newest = real_items(histories).sum(1) - 1
     return states.gather(1, newest[:, None, None].expand(-1, 1, states.shape[-1])).squeeze(1)
 
 
 def softmax_loss(states: Tensor, targets: Tensor, items: nn.Embedding, sampled: Tensor | None) -> Tensor:
-    """Cross-entropy of the targets among all items, or among themselves and the sampled ones.
+    """Cross-entropy of the targets over all items, or over the targets and the sampled items.
 
-    Shapes: states ``(k, width)``, targets ``(k,)``, sampled ``(s,)`` -> ``()``. A sampled item that is the target does
-    not count against it.
+    Shapes: states ``(k, width)``, targets ``(k,)``, sampled ``(s,)`` -> ``()``. A sampled item that equals the target is not
+    counted as a negative.
     """
     if sampled is None:
         return F.cross_entropy(states @ items.weight.T, targets)

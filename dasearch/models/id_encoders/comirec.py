@@ -1,8 +1,8 @@
-"""ComiRec: K interest vectors of a user, by dynamic routing or by self-attention.
+"""ComiRec: K interest vectors per user, by dynamic routing or self-attention.
 
 Cen et al. 2020, "Controllable Multi-Interest Framework for Recommendation", https://arxiv.org/abs/2005.09347.
-Differs from the authors' code: places count from the newest item, so that a short history and a long one share them;
-the softmax runs over all items unless ``negatives`` is set.
+Differs from the authors' code: positions count from the newest item, so that short and long histories share them;
+the softmax is over all items unless ``negatives`` is set.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from dasearch.models.id_encoders.base import (
     softmax_loss,
 )
 
-ROUNDS = 3  # of routing; no gradient through all but the last
+ROUNDS = 3  # routing iterations; only the last has a gradient
 TABLE_SD = 0.05
 
 
 def squash(vectors: Tensor) -> Tensor:
-    """``|s|^2 / (1 + |s|^2) * s / |s|``: the direction stays, the length is below 1."""
+    """``|s|^2 / (1 + |s|^2) * s / |s|``: keeps the direction and maps the length to below 1."""
     square = vectors.square().sum(-1, keepdim=True)
     return vectors * square / (1 + square) / (square + 1e-9).sqrt()
 
@@ -50,7 +50,7 @@ def route(votes: Tensor, real: Tensor, rounds: int = ROUNDS) -> tuple[Tensor, Te
 
 
 class ComiRec(IDEncoder):
-    """What both forms share: a table of items, K interests, the hard readout in training, the maximum in scoring."""
+    """Shared by both variants: an item table, K interests, hard readout in training, maximum over interests in scoring."""
 
     reads = Reads.NEWEST
 
@@ -62,26 +62,29 @@ class ComiRec(IDEncoder):
         nn.init.normal_(self.items.weight, std=TABLE_SD)
 
     def interests(self, histories: Tensor) -> Tensor:
-        """Shape ``(batch, interests, width)``."""
+        """The user's K interests. Shape ``(batch, interests, width)``."""
         raise NotImplementedError
 
     def user_embedding(self, users: Tensor, histories: Tensor) -> Tensor:
-        found = self.interests(histories)
+        """The user's interests, pooled as the settings specify, ``(batch, 1 or K, width)``."""
+        interests = self.interests(histories)
         if self.pool is InterestPool.AS_TOKENS:
-            return found
+            return interests
         if self.pool is InterestPool.MEAN:
-            return found.mean(1, keepdim=True)
+            return interests.mean(1, keepdim=True)
         newest = last_of(self.item_embedding(histories), histories)
-        return _nearest(found, newest)[:, None]
+        return _nearest(interests, newest)[:, None]
 
     def item_embedding(self, items: Tensor) -> Tensor:
+        """Rows of the item table; padding (-1) gives an arbitrary row."""
         return self.items(items.clamp(min=0))  # type: ignore[no-any-return]
 
     def scores(self, users: Tensor, histories: Tensor) -> Tensor:
+        """The largest dot product of any interest with each item."""
         return (self.interests(histories) @ self.items.weight.T).amax(1)
 
     def loss(self, batch: EncoderBatch) -> Tensor:
-        """The interest nearest the last target learns (hard readout)."""
+        """Cross-entropy of the last target under the interest nearest to it (hard readout)."""
         newest = real_items(batch.histories).sum(1) - 1
         targets = batch.targets.gather(1, newest[:, None]).squeeze(1)
         chosen = _nearest(self.interests(batch.histories), self.items(targets))
@@ -89,7 +92,7 @@ class ComiRec(IDEncoder):
 
 
 class ComiRecDR(ComiRec):
-    """Interests by dynamic routing, with a bilinear map for every place."""
+    """Interests by dynamic routing, with a bilinear map per position."""
 
     def __init__(self, n_items: int, settings: EncoderSettings) -> None:
         super().__init__(n_items, settings)
@@ -97,6 +100,7 @@ class ComiRecDR(ComiRec):
         nn.init.normal_(self.maps, std=self.width**-0.5)
 
     def interests(self, histories: Tensor) -> Tensor:
+        """Interests by dynamic routing; see `route`."""
         aligned = _padded_in_front(histories)
         maps = self.maps[: histories.shape[1]].flip(0)  # maps[0] is the newest item's
         votes = torch.einsum("bnd,nde->bne", self.item_embedding(aligned), maps)
@@ -105,7 +109,7 @@ class ComiRecDR(ComiRec):
 
 
 class ComiRecSA(ComiRec):
-    """Interests by self-attention: ``softmax(W2 tanh(W1 (E + places)))`` over the items, applied to E."""
+    """Interests by self-attention: ``softmax(W2 tanh(W1 (E + positions)))`` over the items, applied to E."""
 
     def __init__(self, n_items: int, settings: EncoderSettings) -> None:
         super().__init__(n_items, settings)
@@ -114,7 +118,7 @@ class ComiRecSA(ComiRec):
         self.outer = nn.Linear(4 * self.width, self.count, bias=False)
 
     def weights(self, histories: Tensor) -> Tensor:
-        """Shape ``(batch, n, interests)``: sums to one over the real items."""
+        """Attention weights, which sum to one over the real items. Shape ``(batch, n, interests)``."""
         real = real_items(histories)
         age = real.sum(1, keepdim=True) - 1 - torch.arange(histories.shape[1], device=histories.device)
         inner = torch.tanh(self.inner(self.item_embedding(histories) + F.embedding(age.clamp(min=0), self.places)))
@@ -122,17 +126,18 @@ class ComiRecSA(ComiRec):
         return torch.softmax(logits.masked_fill(~real[..., None], -torch.inf), dim=1)
 
     def interests(self, histories: Tensor) -> Tensor:
+        """Interests as attention-weighted means of item vectors."""
         return self.weights(histories).transpose(1, 2) @ self.item_embedding(histories)
 
 
 def _padded_in_front(histories: Tensor) -> Tensor:
-    """The same rows with their newest item in the last column."""
+    """The same rows padded on the left, with the newest item in the last column."""
     n = histories.shape[1]
     missing = n - real_items(histories).sum(1, keepdim=True)
     return histories.gather(1, (torch.arange(n, device=histories.device) - missing) % n)
 
 
 def _nearest(interests: Tensor, wanted: Tensor) -> Tensor:
-    """Of each row's interests the one with the largest product with ``wanted`` ``(batch, width)``: ``(batch, width)``."""
+    """The interest of each row with the largest dot product with ``wanted`` ``(batch, width)``: ``(batch, width)``."""
     best = (interests @ wanted[..., None]).squeeze(-1).argmax(1)
     return interests.gather(1, best[:, None, None].expand(-1, 1, interests.shape[-1])).squeeze(1)

@@ -1,6 +1,6 @@
-"""MF and NeuMF as ID encoders: a user's own vector, estimated from the history for someone outside the training data.
+"""MF and NeuMF as ID encoders: a vector per user, estimated from the history for users outside the training data.
 
-Rendle et al. 2009 (BPR); He et al. 2017 (NeuMF). The models themselves are DARec's: `dasearch.models.collaborative`.
+Rendle et al. 2009 (BPR); He et al. 2017 (NeuMF). The models are shared with DARec: `dasearch.models.collaborative`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dasearch.models.id_encoders.base import EncoderBatch, EncoderSettings, IDEn
 
 
 class FactorEncoder(IDEncoder):
-    """A collaborative-filtering model behind the encoders' protocol."""
+    """A collaborative-filtering model with the interface of ID encoders."""
 
     reads = Reads.PAIRS
     fold_in: Tensor
@@ -33,15 +33,18 @@ class FactorEncoder(IDEncoder):
         self.register_buffer("fold_in", torch.zeros(self.width + 1, self.width))
 
     def user_embedding(self, users: Tensor, histories: Tensor) -> Tensor:
+        """The user's own vector, or an estimate from the history, ``(batch, 1, width)``."""
         return self._vectors(users, histories)[:, None]
 
     def _vectors(self, users: Tensor, histories: Tensor) -> Tensor:
         return own_or_estimated(self.model, self.fold_in, users, histories)
 
     def item_embedding(self, items: Tensor) -> Tensor:
+        """The model's item vectors; padding (-1) gives an arbitrary one."""
         return self.model.item_vectors(items.clamp(min=0))
 
     def scores(self, users: Tensor, histories: Tensor) -> Tensor:
+        """The collaborative model's scores of every item."""
         return self.model.score_all(self._vectors(users, histories))
 
     def loss(self, batch: EncoderBatch) -> Tensor:
@@ -53,6 +56,7 @@ class FactorEncoder(IDEncoder):
 
     @torch.no_grad()
     def fit_cold_start(self, users: Tensor, sequences: Sequence[Tensor]) -> None:
+        """Fit the ridge regression of user vectors on histories; see `fold_in_matrix`."""
         self.fold_in.copy_(fold_in_matrix(self.model, users, sequences))
 
 
@@ -65,6 +69,6 @@ def matrix_factorization(
 
 
 def neumf(n_users: int, n_items: int, settings: EncoderSettings, generator: torch.Generator) -> IDEncoder:
-    """NCF's NeuMF as an ID encoder."""
+    """NeuMF as an ID encoder."""
     model = NeuralCollaborativeFiltering(n_users, n_items, width=settings.width, generator=generator)
     return FactorEncoder(model, settings.history)

@@ -1,8 +1,8 @@
-"""FDSA: one causal transformer over the items, one over their features, joined at each place.
+"""FDSA: a causal transformer over the items and one over their features, concatenated at each position.
 
 Zhang et al. 2019, "Feature-level Deeper Self-Attention Network for Sequential Recommendation" (IJCAI).
-Differs from the paper: an item's features are its text vector, as RecBole's runs on text data feed it, so the attention
-over several feature fields of one item falls away; softmax over the catalogue, as for the other encoders.
+Differs from the paper: an item's features are its text vector, as in RecBole's runs on text data, so there is no attention
+over several feature fields of one item; softmax over the catalogue, as for the other encoders.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dasearch.models.id_encoders.sequential import SASRec, causal_states, transf
 
 
 class FDSA(SASRec):
-    """SASRec with a second stream that reads what the items' texts say.
+    """SASRec with a second stream that reads the items' text vectors.
 
     Shapes: texts ``(items, any width)``, vectors of a frozen language model.
     """
@@ -30,6 +30,7 @@ class FDSA(SASRec):
         self.join = nn.Linear(2 * self.width, self.width)
 
     def states(self, histories: Tensor) -> Tensor:
+        """States of both streams, joined by a linear map; see `SequentialEncoder.states`."""
         places = self.places(torch.arange(histories.shape[1], device=histories.device))
         features = self.dropout(self.reader(self.texts[histories.clamp(min=0)]) + places)
         joined = torch.cat([super().states(histories), causal_states(self.feature_network, features)], dim=-1)
@@ -37,6 +38,6 @@ class FDSA(SASRec):
 
 
 def standardised(texts: Tensor) -> Tensor:
-    """Each coordinate with mean 0 and sd 1 over the catalogue; frozen vectors share one large direction."""
-    found: Tensor = (texts - texts.mean(0)) / texts.std(0, correction=0).clamp(min=1e-6)
-    return found
+    """Text vectors with mean 0 and sd 1 per coordinate over the catalogue; raw frozen vectors share one dominant direction."""
+    scaled: Tensor = (texts - texts.mean(0)) / texts.std(0, correction=0).clamp(min=1e-6)
+    return scaled
