@@ -307,7 +307,7 @@ def test_recommend_answers_a_file(trained: Path, tmp_path: Path, capsys: pytest.
     assert (first["row"], second["row"]) == (1, 3)
     assert first["items"] == [one["item"] for one in alone]
     assert first["scores"] == pytest.approx([one["score"] for one in alone], abs=1e-5)
-    assert "exists; name another file, or replace it with --overwrite" in refused(capsys, *arguments)
+    assert "exists; choose another file, or replace it with --overwrite" in refused(capsys, *arguments)
     assert run_command([*arguments, "--skip-bad", "--overwrite", "--include-seen", "-k", "40", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert {k: record[k] for k in ("out", "rows", "answered", "left_out")} == {

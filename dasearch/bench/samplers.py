@@ -336,12 +336,12 @@ def ask_seconds(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     raced = list(itertools.product(samplers, batches))
     return {
-        f"{size}/{told}": {labelled(name, batch): _ask(name, size, told, batch) for name, batch in raced}
-        for size, told in ((sized(sites, count), told) for count in choices for sites, told in ASK_SIZES)
+        f"{size}/{trials}": {labelled(name, batch): _ask(name, size, trials, batch) for name, batch in raced}
+        for size, trials in ((sized(sites, count), trials) for count in choices for sites, trials in ASK_SIZES)
     }
 
 
-def _ask(sampler: str, size: str, told: int, batch: int) -> float:
+def _ask(sampler: str, size: str, done: int, batch: int) -> float:
     generator = torch.Generator().manual_seed(0)
     landscape = planted(f"independent/{size}", generator)
     space = space_of(landscape.sizes)
@@ -352,7 +352,7 @@ def _ask(sampler: str, size: str, told: int, batch: int) -> float:
         params, value = dict(zip(space, drawn, strict=True)), landscape.observe(drawn, generator)[-1]
         study.add_trial(optuna.trial.create_trial(params=params, distributions=dict(space), value=value))
 
-    for _ in range(told):
+    for _ in range(done):
         tell(random_codes(space, generator))
     seconds = []
     for _ in range(ASK_REPEATS + 1):

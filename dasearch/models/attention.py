@@ -158,9 +158,9 @@ class ItemBlocks:
             of_block = segments.new_full((batch, self._count), PAD_SEGMENT).masked_scatter_(
                 torch.arange(self._count, device=segments.device) <= run.max(1, keepdim=True).values, segments[first]
             )
-            found = (of_block[:, :, None] == keyed[:, None, :]).max(2)
-            self._key_of_block = (found.indices + row * keyed.shape[1]).flatten()
-            seen = found.values.view(-1, 1, 1, 1)
+            match = (of_block[:, :, None] == keyed[:, None, :]).max(2)
+            self._key_of_block = (match.indices + row * keyed.shape[1]).flatten()
+            seen = match.values.view(-1, 1, 1, 1)
             self._key_bias = torch.zeros(seen.shape, device=keys.device).masked_fill(~seen, -torch.inf)
 
     def attend(self, projected: Projected, key: Keys | None) -> Tensor:

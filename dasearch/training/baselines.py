@@ -1,4 +1,4 @@
-"""Two baselines that any recommender must be read against: popularity and an item-to-item Markov chain."""
+"""Two reference baselines for any recommender: popularity and an item-to-item Markov chain."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from scipy import sparse
 from dasearch.data import Development, IntArray
 from dasearch.training.metrics import target_ranks
 
-MARKOV_VISITS = 20  # newest history items whose transitions are added up
-CHUNK = 2048  # users scored at a time
+MARKOV_VISITS = 20  # newest history items whose transitions are summed
+CHUNK = 2048  # users per scoring batch
 
 
 def popularity_ranks(development: Development, targets: IntArray) -> IntArray:
-    """Rank of each target when items are ordered by their training events, ``(users,)``."""
+    """Rank of each target when items are ordered by their number of training events, ``(users,)``."""
     counts = torch.as_tensor(development.item_counts(), dtype=torch.float64)
     return target_ranks(counts.expand(len(targets), -1), torch.as_tensor(targets)).numpy()
 

@@ -1,8 +1,8 @@
-"""What a study prepared, as a folder that other processes open: once in the driver, then under its sha256.
+"""A study's prepared inputs as a folder that other processes open: written once by the driver, named by its sha256.
 
-A bundle holds ``materials.safetensors`` (tokens, `Development`, purchases, vectors, what the method found), the items'
-texts, and the frozen model where a worker could not open it by its name. Nothing of the test split is in it, and nothing
-is pickled. Where it was prepared, and on which device, is not part of it.
+A bundle contains ``materials.safetensors`` (tokens, `Development`, purchases, vectors, the training task's prepared tensors), the
+items' texts, and the frozen model if a worker cannot load it by its name. It contains nothing of the test split, and nothing is
+pickled. The paths and the device of the preparation are not part of it.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from dasearch.training.shared import Catalogue, PurchaseIndex, SharedInputs
 
 FORMAT = 1
 MATERIALS = "materials.safetensors"
-PLACES = {"device", "data.source", "data.items", "encoder.file"}  # settings that another machine may have otherwise
+PLACES = {"device", "data.source", "data.items", "encoder.file"}  # settings that may differ between machines
 
 
 def save_bundle(materials: StudyContext, folder: Path) -> str:
-    """Write ``folder/SHA256``, whole or not at all, unless it is there undamaged; the sha256 of its content.
+    """Write ``folder/SHA256`` atomically, unless it exists and is undamaged; returns the sha256 of its content.
 
     The same materials give the same name, whatever the folder, the process or the machine.
     """
@@ -58,12 +58,12 @@ def save_bundle(materials: StudyContext, folder: Path) -> str:
 
 
 def load_bundle(folder: Path, name: str, settings: StudySettings) -> StudyContext:
-    """The materials that `save_bundle` wrote under this sha256, on the device that ``settings`` name.
+    """The materials that `save_bundle` wrote under this sha256, on the device of ``settings``.
 
     Raises:
-        BundleError: if the bundle is missing, damaged, or was prepared for other settings, or if the backbone of its name
-            has other weights here.
-        BackboneError: if the backbone is not stored and cannot be opened by its name.
+        BundleError: if the bundle is missing, damaged or was prepared for other settings, or if the backbone of its name has
+            other weights here.
+        BackboneError: if the backbone is not in the bundle and cannot be loaded by its name.
     """
     place = folder / name
     if not place.is_dir():
@@ -92,7 +92,7 @@ def _write(folder: Path, materials: StudyContext) -> None:
 
 
 def _write_backbone(folder: Path, catalogue: Catalogue) -> dict[str, str | None]:
-    """Its name, and the sha256 of its weights where a worker opens it by that; else it is stored."""
+    """The backbone's name, and the sha256 of its weights if a worker can load it by name; otherwise it is stored."""
     backbone = catalogue.backbone
     if backbone.name != TINY_OPT and opens_by_name(backbone.name):
         return {"name": backbone.name, "weights": weights_sha256(backbone.model)}
@@ -116,11 +116,11 @@ def _tensors(materials: StudyContext) -> dict[str, Tensor]:
 
 
 def _prepared(settings: StudySettings) -> dict[str, Any]:
-    """The settings that preparation reads, by dotted key, but for places of a machine."""
+    """The settings that preparation depends on, by dotted key, except for paths and devices."""
     method = TRAINING_TASKS[settings.model.kind]
     places = {*PLACES, "backbone.name"} if Path(settings.backbone.name).is_dir() else PLACES
-    found = flattened(settings.model_dump(mode="json"))
-    return {key: value for key, value in found.items() if method.prepared_by(key) and key not in places}
+    settings_by_key = flattened(settings.model_dump(mode="json"))
+    return {key: value for key, value in settings_by_key.items() if method.prepared_by(key) and key not in places}
 
 
 def _require_fit(settings: StudySettings, record: Mapping[str, Any], place: Path) -> None:

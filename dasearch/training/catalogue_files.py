@@ -1,6 +1,6 @@
 """A catalogue as files: the frozen model with its tokenizer, and the items.
 
-A trained recommender's folder and a study's bundle hold the same.
+A trained recommender's folder and a study's bundle use the same format.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dasearch.models.backbone import AttentionScale, FrozenBackbone
 CATALOGUE = "catalogue.jsonl"
 BACKBONE = "backbone"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-FOUND_BY = ("is_local", "local_files_only")  # how a tokenizer was opened, which another process may do otherwise
+FOUND_BY = ("is_local", "local_files_only")  # how a tokenizer was loaded, which differs between processes
 
 
 def write_backbone(folder: Path, backbone: FrozenBackbone, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
-    """As Hugging Face writes them, in ``backbone/``; the same model gives the same bytes."""
+    """Save model and tokenizer in Hugging Face's format in ``backbone/``; the same model gives the same bytes."""
     backbone.model.save_pretrained(folder / BACKBONE)
     tokenizer.save_pretrained(folder / BACKBONE)
     path = folder / BACKBONE / TOKENIZER_CONFIG
@@ -33,25 +33,25 @@ def write_backbone(folder: Path, backbone: FrozenBackbone, tokenizer: transforme
 def read_backbone(
     folder: Path, name: str, scale: AttentionScale
 ) -> tuple[FrozenBackbone, transformers.PreTrainedTokenizerBase]:
-    """What `write_backbone` wrote."""
+    """Load what `write_backbone` wrote."""
     model = transformers.AutoModel.from_pretrained(folder / BACKBONE, use_safetensors=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / BACKBONE)
     return FrozenBackbone(model, name=name, scale=scale), tokenizer
 
 
 def write_items(folder: Path, items: Sequence[Item]) -> None:
-    """A line an item in ``catalogue.jsonl``."""
+    """Write ``catalogue.jsonl``, one item per line."""
     lines = [json.dumps({"item_id": i.identifier, "attributes": dict(i.attributes)}, ensure_ascii=False) for i in items]
     (folder / CATALOGUE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def read_items(folder: Path) -> tuple[Item, ...]:
-    """What `write_items` wrote."""
+    """Load what `write_items` wrote."""
     lines = (folder / CATALOGUE).read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     return tuple(Item(record["item_id"], record["attributes"]) for record in records)
 
 
 def catalogue_dataset(name: str, items: tuple[Item, ...]) -> Dataset:
-    """A data set of items alone."""
+    """A data set with items only, without interactions."""
     return Dataset(name=name, users=(), items=items, sequences=(), timestamps=())

@@ -1,6 +1,7 @@
-"""Checkpoints of an unfinished training: trained parameters, optimiser moments, generator, history.
+"""Checkpoints of an unfinished training: trained parameters, optimiser moments, generator state, history.
 
-One safetensors file, written beside its place and renamed, so that a killed process leaves the previous one whole.
+One safetensors file, written atomically (to a temporary file, then renamed), so that a killed process leaves the previous
+checkpoint intact.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ RECORD = "dasearch"
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON record to one file, whole or not at all."""
+    """Write tensors and a JSON record to one file, atomically."""
     with whole_file(path) as unfinished:
         save_file(copied(tensors), unfinished, metadata={RECORD: json.dumps(dict(record))})
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As safetensors stores them: on the CPU, in one piece, none sharing memory with another."""
+    """Tensors as safetensors requires them: on the CPU, contiguous, without shared memory."""
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor | IntArray] | None) -> dict[str, Tensor]:
-    """``prefix/name`` for each name; nothing of None."""
+    """The tensors renamed to ``prefix/name``; an empty dictionary for None."""
     return {f"{prefix}/{name}": torch.as_tensor(tensor) for name, tensor in (tensors or {}).items()}
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that `prefixed` named, by their own names."""
+    """The tensors named by `prefixed`, under their original names."""
     start = f"{prefix}/"
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
@@ -48,7 +49,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the record that `save_tensors` wrote.
 
     Raises:
-        ValueError: if the file is not one of ours.
+        ValueError: if the file was not written by `save_tensors` or is damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:

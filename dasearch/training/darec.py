@@ -58,18 +58,18 @@ from dasearch.training.seeds import generator_for
 from dasearch.training.shared import PurchaseIndex, Say, SharedInputs
 
 WHITENED_ROWS, WHITENED_BATCHES = 32, 60
-WHITENING_FLOOR = 1e-4  # of the largest variance, so that directions of rounding alone are not blown up
-ITEM_STEP = 32  # alignment rows of a batch come in multiples of it where shapes are to come again
+WHITENING_FLOOR = 1e-4  # share of the largest variance, so that directions of mere rounding noise are not amplified
+ITEM_STEP = 32  # alignment rows of a batch are padded to multiples of it where shapes must repeat
 
 
 @dataclass(frozen=True)
 class DARecDrawn(Drawn):
-    """What DARec's losses read beside a batch; None where a loss does not count.
+    """The sampled inputs of DARec's losses for a batch; None for unused losses.
 
     Shapes: items ``(K, a)`` (-1 padding), their alignment rows' tokens and segments ``(K, a, m)`` and ends ``(K, a)``; row,
     position, positive, anchored (bool) ``(K, c)`` and negative ``(K, c, n_cl)`` of the anchors, positive and negative as
-    places among the items; unbought ``(K, B, n)``; kept_marks and kept_states ``(K, B, n, width)``: dropout's zeros, and
-    one over the share that is kept elsewhere, of the vectors added at ``[SEQ]`` and of the states that the head reads.
+    indices into the items; unbought ``(K, B, n)``; kept_marks and kept_states ``(K, B, n, width)``: dropout factors (0, or
+    one over the keep probability) of the vectors added at ``[SEQ]`` and of the states that the head reads.
     """
 
     items: Tensor | None = None
@@ -88,7 +88,7 @@ class DARecDrawn(Drawn):
 
 
 class Whitening(NamedTuple):
-    """States less ``mean`` ``(width,)`` by ``map`` ``(width, width)`` have unit variance in every direction."""
+    """A linear map ``map (state - mean)`` with unit variance in every direction; map ``(width, width)``, mean ``(width,)``."""
 
     mean: Tensor
     map: Tensor
@@ -96,7 +96,7 @@ class Whitening(NamedTuple):
 
 @dataclass(frozen=True)
 class DARecMethod(TrainingTask):
-    """DARec with what its readings need: hard negatives, pre-trained CF vectors, whitening, an ID encoder."""
+    """The training task of DARec: hard negatives, pre-trained CF vectors, whitening and an ID encoder, as configured."""
 
     settings: DARecStudy
     negatives: HardNegatives | None
@@ -120,7 +120,7 @@ class DARecMethod(TrainingTask):
 
     @classmethod
     def prepare(cls, settings: DARecStudy, materials: SharedInputs, examples: Examples | None, say: Say) -> DARecMethod:
-        """Find hard negatives and train the CF vectors, on training data alone."""
+        """Find hard negatives and train the CF vectors, on training data only."""
         development, data = materials.development, settings.data
         negatives = cf_state = None
         if settings.losses.contrastive:
@@ -142,6 +142,7 @@ class DARecMethod(TrainingTask):
         return cls(settings, encoder, negatives, cf_state, whitening, examples)
 
     def tensors(self) -> dict[str, Tensor]:
+        """Hard negatives, CF parameters, whitening and examples, by prefixed name."""
         return {
             **prefixed("negatives", None if self.negatives is None else vars(self.negatives)),
             **prefixed("cf", self.cf_state),
@@ -151,6 +152,7 @@ class DARecMethod(TrainingTask):
 
     @classmethod
     def restored(cls, settings: DARecStudy, encoder: IDEncoder | None, tensors: Mapping[str, Tensor]) -> DARecMethod:
+        """The task with these `tensors`."""
         negatives, whitening = under("negatives", tensors), under("whitening", tensors)
         return cls(
             settings,
@@ -162,6 +164,7 @@ class DARecMethod(TrainingTask):
         )
 
     def start(self, model: DARec, materials: SharedInputs, generator: torch.Generator) -> None:
+        """Initialise whitening, head, item IDs and CF parameters from the prepared inputs."""
         settings = self.settings.model
         if self.whitening is not None and settings.head_states is HeadStates.WHITENED:
             model.state_mean.copy_(self.whitening.mean)
@@ -175,23 +178,25 @@ class DARecMethod(TrainingTask):
 
     @property
     def reads_padding(self) -> bool:
+        """True if masks act after the softmax, where padding changes the normaliser."""
         return self.settings.model.mask_mode is MaskMode.POST_SOFTMAX
 
     def plan(self, materials: SharedInputs, batch_size: int) -> RowPlan:
+        """Users' training rows, with a target at every item."""
         catalogue = materials.catalogue
         return training_plan(materials.development, catalogue.row_sentences, catalogue.row_format, self.examples)
 
     def draw(self, batch: SequenceBatch, materials: SharedInputs, generator: torch.Generator) -> DARecDrawn:
-        """Anchors of L_cl, the items of L_align, and an item that the user did not buy for each that L_cf counts."""
+        """Sample anchors of L_cl, items of L_align, and for each term of L_cf an item that the user did not buy."""
         losses = self.settings.losses
         if self.settings.model.variation is Variation.LLMREC:
             return self._with_dropout(DARecDrawn(), batch, materials, generator)
         sample = _contrastive_sample(batch, self.negatives, losses, generator)
         items = _alignment_items(batch, sample, losses, generator)
-        found = _drawn_rows(materials, items) if len(items) else DARecDrawn()
+        sampled = _drawn_rows(materials, items) if len(items) else DARecDrawn()
         if sample is not None:
-            found = dataclasses.replace(
-                found,
+            sampled = dataclasses.replace(
+                sampled,
                 row=sample.row[None],
                 position=sample.position[None],
                 positive=torch.searchsorted(items, sample.positive)[None],
@@ -201,8 +206,8 @@ class DARecMethod(TrainingTask):
         if self.learns_collaborative:
             users = batch.users[:, None].expand_as(batch.targets)
             unbought = materials.purchases.sample_negatives(users.flatten(), generator).view_as(users)
-            found = dataclasses.replace(found, unbought=unbought[None])
-        return self._with_dropout(found, batch, materials, generator)
+            sampled = dataclasses.replace(sampled, unbought=unbought[None])
+        return self._with_dropout(sampled, batch, materials, generator)
 
     def _with_dropout(
         self, drawn: DARecDrawn, batch: SequenceBatch, materials: SharedInputs, generator: torch.Generator
@@ -215,6 +220,7 @@ class DARecMethod(TrainingTask):
         return dataclasses.replace(drawn, kept_marks=marks, kept_states=kept(shape, model.dropout, generator))
 
     def fixed(self, batch: SequenceBatch, drawn: Drawn, row_format: RowFormat) -> tuple[SequenceBatch, Drawn]:
+        """The batch padded to the longest row, and its alignment items and anchors to fixed multiples."""
         assert isinstance(drawn, DARecDrawn)
         wide = batch.widened(row_format.max_items, row_format.history_items)
         parts: dict[str, Tensor | None] = {}
@@ -230,7 +236,7 @@ class DARecMethod(TrainingTask):
 
     @property
     def learns_collaborative(self) -> bool:
-        """Whether L_cf counts."""
+        """Whether L_cf is part of the loss."""
         model = self.settings.model
         joint = model.has_collaborative and model.cf_mode is CFMode.JOINT
         return joint and self.settings.losses.collaborative > 0
@@ -238,7 +244,7 @@ class DARecMethod(TrainingTask):
     def drawn_losses(
         self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: SharedInputs
     ) -> dict[str, Tensor]:
-        """sequence, align, contrastive, collaborative (sec. 2.4)."""
+        """The terms sequence, align, contrastive and collaborative (sec. 2.4), each ``(K,)``."""
         assert isinstance(model, DARec)
         assert isinstance(drawn, DARecDrawn)
         losses, k = self.settings.losses, stacked(layout) or 1
@@ -258,7 +264,7 @@ class DARecMethod(TrainingTask):
 
     @property
     def weights(self) -> dict[str, float]:
-        """1, lambda_1, lambda_2 and lambda_3 (sec. 2.4)."""
+        """The weights 1, lambda_1, lambda_2 and lambda_3 of the terms (sec. 2.4)."""
         losses = self.settings.losses
         return {
             "sequence": 1.0,
@@ -268,22 +274,23 @@ class DARecMethod(TrainingTask):
         }
 
     def baseline_ranks(self, users: IntArray, histories: Sequence[IntArray], targets: IntArray) -> dict[str, IntArray]:
-        found = super().baseline_ranks(users, histories, targets)
+        """Ranks by the ID encoder and by the pre-trained CF model, if there are any."""
+        ranks = super().baseline_ranks(users, histories, targets)
         if self.cf_state is None:
-            return found
+            return ranks
         n_users, n_items = (len(self.cf_state[f"{side}.weight"]) for side in ("users", "items"))
         cf = build_collaborative(self.settings.model, n_users, n_items, generator_for("loading"))
         cf.load_state_dict(self.cf_state)
         name = "MF" if self.settings.model.collaborative is CollaborativeKind.MF else "NCF"
-        return {**found, name: encoder_ranks(FactorEncoder(cf, HISTORY_ITEMS), users, histories, targets)}
+        return {**ranks, name: encoder_ranks(FactorEncoder(cf, HISTORY_ITEMS), users, histories, targets)}
 
 
 @torch.inference_mode()
 def state_whitening(settings: DARecStudy, materials: SharedInputs) -> Whitening:
     """Mean and principal directions of the frozen model's states at ``[SEQ]``, over training rows.
 
-    Frozen states are almost one direction (three quarters of their energy is in the mean), on which a linear head learns
-    slowly; whitening as in Su et al. 2021, https://arxiv.org/abs/2103.15316.
+    Frozen states are nearly collinear (three quarters of their energy is in the mean), which makes a linear head learn slowly;
+    whitening as in Su et al. 2021, https://arxiv.org/abs/2103.15316.
     """
     plain = {"variation": Variation.LLMREC, "item_ids": ItemIDs.NONE, "head_states": HeadStates.PLAIN}
     model = DARec(
@@ -299,8 +306,8 @@ def state_whitening(settings: DARecStudy, materials: SharedInputs) -> Whitening:
     plan = training_plan(materials.development, sentences, row_format, None)
     states = []
     for batch in itertools.islice(plan.shuffled(WHITENED_ROWS, generator), WHITENED_BATCHES):
-        found = model.sequence_hidden(batch.to(materials.device), layout)
-        states.append(found[batch.items.to(materials.device) != NO_ITEM].double().cpu())
+        hidden = model.sequence_hidden(batch.to(materials.device), layout)
+        states.append(hidden[batch.items.to(materials.device) != NO_ITEM].double().cpu())
     rows = torch.cat(states)
     mean = rows.mean(0)
     values, directions = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
@@ -312,7 +319,7 @@ def state_whitening(settings: DARecStudy, materials: SharedInputs) -> Whitening:
 def pretrain_collaborative(
     settings: DARecStudy, development: Development, purchases: PurchaseIndex
 ) -> dict[str, Tensor]:
-    """CF vectors from training purchases alone, by BPR with one uniform negative (DARec sec. 2.3.2)."""
+    """CF parameters trained on training purchases only, by BPR with one uniform negative (DARec sec. 2.3.2)."""
     generator = generator_for(settings.seed, "collaborative")
     model = build_collaborative(settings.model, development.n_users, development.n_items, generator)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.cf.lr, weight_decay=settings.cf.weight_decay)
@@ -345,7 +352,7 @@ def _contrastive_sample(
 def _alignment_items(
     batch: SequenceBatch, sample: ContrastiveSample | None, losses: LossSettings, generator: torch.Generator
 ) -> Tensor:
-    """The distinct items whose alignment rows are run: the batch's own (at most ``align_items``) and the contrastive ones."""
+    """The distinct items with an alignment row: the batch's own (at most ``align_items``) and the contrastive ones."""
     parts = [torch.empty(0, dtype=torch.long)]
     if losses.align:
         own = batch.items[batch.items >= 0].unique()
@@ -366,7 +373,7 @@ def _drawn_rows(materials: SharedInputs, items: Tensor) -> DARecDrawn:
 
 
 def _of_each(values: Tensor, k: int) -> Tensor:
-    """Every candidate's values: ``(K * B, ..., width)`` -> ``(K, B * ..., width)``."""
+    """Values grouped by candidate: ``(K * B, ..., width)`` -> ``(K, B * ..., width)``."""
     return values.reshape(k, -1, values.shape[-1])
 
 
@@ -381,7 +388,7 @@ def _align(model: DARec, drawn: DARecDrawn, layout: Tensor) -> Tensor:
 
 
 def _contrastive(hidden: Tensor, aligned: Tensor, drawn: DARecDrawn, losses: LossSettings) -> Tensor:
-    """L_cl of every candidate; ``aligned`` holds a row for each of its sorted items."""
+    """L_cl of every candidate; ``aligned`` has a row for each of its sorted items."""
     assert drawn.items is not None
     assert drawn.row is not None
     assert drawn.position is not None
@@ -391,7 +398,7 @@ def _contrastive(hidden: Tensor, aligned: Tensor, drawn: DARecDrawn, losses: Los
     k, count = drawn.items.shape
     candidate = torch.arange(k, device=hidden.device)
     rows = candidate[:, None] * (len(hidden) // k) + drawn.row
-    first = candidate[:, None] * count  # of each candidate's aligned items
+    first = candidate[:, None] * count  # first aligned item of each candidate
     values = contrastive_loss(
         take(hidden.flatten(0, 1), rows * hidden.shape[1] + drawn.position),
         take(aligned, first + drawn.positive),
@@ -402,7 +409,7 @@ def _contrastive(hidden: Tensor, aligned: Tensor, drawn: DARecDrawn, losses: Los
 
 
 def _collaborative(model: DARec, batch: SequenceBatch, unbought: Tensor, losses: LossSettings) -> Tensor:
-    """L_cf on every candidate's own purchases, each against an item the user did not buy."""
+    """L_cf of every candidate on its own purchases, each against an item that the user did not buy."""
     assert model.cf is not None
     bought = batch.targets.clamp(min=0)
     users = batch.users[:, None].expand_as(bought)

@@ -21,7 +21,7 @@ from dasearch.training.shared import Say, SharedInputs
 
 @dataclass(frozen=True)
 class E4SRecDrawn(Drawn):
-    """Dropout's zeros, and one over the share that is kept elsewhere, of item vectors and states ``(K, B, n, width)``."""
+    """Dropout factors (0, or one over the keep probability) of item vectors and states, ``(K, B, n, width)``."""
 
     kept_vectors: Tensor | None = None
     kept_states: Tensor | None = None
@@ -29,7 +29,7 @@ class E4SRecDrawn(Drawn):
 
 @dataclass(frozen=True)
 class E4SRecMethod(TrainingTask):
-    """E4SRec with its trained ID encoder."""
+    """The training task of E4SRec, with its trained ID encoder."""
 
     settings: E4SRecStudy
     examples: Examples | None
@@ -39,20 +39,24 @@ class E4SRecMethod(TrainingTask):
     def prepare(
         cls, settings: E4SRecStudy, materials: SharedInputs, examples: Examples | None, say: Say
     ) -> E4SRecMethod:
-        """Train or read the ID encoder."""
+        """Train or load the ID encoder."""
         return cls(settings, study_encoder(settings.encoder, materials, settings.seed, say), examples)
 
     def tensors(self) -> dict[str, Tensor]:
+        """The training examples, by prefixed name."""
         return example_tensors(self.examples)
 
     @classmethod
     def restored(cls, settings: E4SRecStudy, encoder: IDEncoder, tensors: Mapping[str, Tensor]) -> E4SRecMethod:
+        """The task with these `tensors` and this encoder."""
         return cls(settings, encoder, restored_examples(tensors))
 
     def start(self, model: E4SRec, materials: SharedInputs, generator: torch.Generator) -> None:
+        """Initialise the head and the scale of item vectors."""
         model.start(materials.item_counts.to(materials.device), materials.text_vectors.to(materials.device))
 
     def plan(self, materials: SharedInputs, batch_size: int) -> RowPlan:
+        """Users' training rows, with a target at every item."""
         catalogue = materials.catalogue
         return training_plan(materials.development, catalogue.row_sentences, catalogue.row_format, self.examples)
 
@@ -67,7 +71,7 @@ class E4SRecMethod(TrainingTask):
     def drawn_losses(
         self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: SharedInputs
     ) -> dict[str, Tensor]:
-        """``sequence``: every item's next one."""
+        """``sequence``: cross-entropy of each item's next item."""
         assert isinstance(model, E4SRec)
         assert isinstance(drawn, E4SRecDrawn)
         k = stacked(layout) or 1
@@ -80,4 +84,5 @@ class E4SRecMethod(TrainingTask):
 
     @property
     def weights(self) -> dict[str, float]:
+        """``sequence`` with weight 1."""
         return {"sequence": 1.0}

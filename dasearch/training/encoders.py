@@ -1,7 +1,7 @@
-"""ID encoders: trained on the training split once a study, kept in the cache, read from a file, ranked by themselves.
+"""ID encoders: training once per study, caching, loading from a file, and ranking by their own scores.
 
-A trained encoder is one safetensors file with a record of what it was trained on; the cache's key covers the data, the
-settings and the seed.
+A trained encoder is one safetensors file with a record of its training; the cache key covers the data, the settings and the
+seed.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from dasearch.training.progress import SELECTION, Epoch, Progress
 from dasearch.training.seeds import derive_seed, generator_for
 from dasearch.training.shared import Outcome, Passing, PurchaseIndex, Say, SharedInputs
 
-RECIPE_VERSION = 1  # part of the cache key: raise it when the training below changes
-TIMED_STEPS, TIMED_USERS = 4, 256  # of an estimate, which takes less than a second
-SCORED = 2**19  # users x items whose scores are held at once
+RECIPE_VERSION = 1  # part of the cache key: increase it when the training changes
+TIMED_STEPS, TIMED_USERS = 4, 256  # steps and users of a time estimate, which takes less than a second
+SCORED = 2**19  # users x items per block of scores
 
 
 def study_encoder(settings: EncoderSettings, materials: SharedInputs, seed: int, say: Say) -> IDEncoder:
-    """The study's encoder: from its file, from the cache, or trained now and kept there; untrained for 0 epochs.
+    """The study's encoder: from its file or the cache, or trained now and cached; untrained for 0 epochs.
 
     Raises:
-        StudyError: for a file that cannot be read, or that another catalogue, other users or other settings made.
+        StudyError: if the file cannot be read, or belongs to another catalogue, other users or other settings.
     """
-    found = known_encoder(settings, materials, seed)
-    if found is not None:
-        return found
+    known = known_encoder(settings, materials, seed)
+    if known is not None:
+        return known
     say(f"training the ID encoder {settings.name}")
     training = encoder_training(settings, materials, seed)
     encoder = kept_encoder(training, materials, say)
@@ -51,10 +51,10 @@ def study_encoder(settings: EncoderSettings, materials: SharedInputs, seed: int,
 
 
 def known_encoder(settings: EncoderSettings, materials: SharedInputs, seed: int) -> IDEncoder | None:
-    """The study's encoder where it is not to be trained: it lies in its file or the cache, or stays untrained.
+    """The study's encoder if it needs no training: from its file or the cache, or untrained for 0 epochs; else None.
 
     Raises:
-        StudyError: as of `study_encoder`.
+        StudyError: as `study_encoder`.
     """
     if settings.file is not None:
         return read_encoder(Path(settings.file), settings, materials)
@@ -70,7 +70,7 @@ def known_encoder(settings: EncoderSettings, materials: SharedInputs, seed: int)
 def encoder_training(
     settings: EncoderSettings, materials: SharedInputs, seed: int, checkpoint: Path | None = None
 ) -> EncoderTraining:
-    """The training of the study's encoder, at its start or where its checkpoint stands."""
+    """The training of the study's encoder, new or resumed from its checkpoint."""
     return EncoderTraining(
         settings,
         materials.development,
@@ -83,7 +83,7 @@ def encoder_training(
 
 
 def kept_encoder(training: EncoderTraining, materials: SharedInputs, say: Say = lambda _: None) -> IDEncoder:
-    """What came of a training by `encoder_training`, kept in the cache; what its checkpoint lacks is trained first."""
+    """The encoder of a training by `encoder_training`, which is completed first if necessary; written to the cache."""
     path = _cached(training.identity)
     while not training.over:
         say(epoch_words(training.settings, training.epoch()))
@@ -96,14 +96,14 @@ def _cached(key: str) -> Path:
 
 
 def needs_training(settings: EncoderSettings, materials: SharedInputs, seed: int) -> bool:
-    """Whether `study_encoder` would train it now, rather than read it."""
+    """Whether `study_encoder` would train the encoder now rather than load it."""
     return settings.file is None and settings.epochs > 0 and not _cached(_key(settings, materials, seed)).is_file()
 
 
 def training_seconds(settings: EncoderSettings, materials: SharedInputs) -> float:
-    """What its training needs on this machine: a few timed steps and rankings, scaled up to all epochs.
+    """Estimated seconds of its training on this machine: a few timed steps and rankings, extrapolated to all epochs.
 
-    Early stopping shortens it.
+    Early stopping reduces it.
     """
     development, generator = materials.development, generator_for("estimate", settings.name)
     texts = materials.text_vectors.cpu()
@@ -116,7 +116,7 @@ def training_seconds(settings: EncoderSettings, materials: SharedInputs) -> floa
         for batch in islice(batches, 1 + TIMED_STEPS):
             _step(encoder, optimizer, batch)
             ends.append(time.perf_counter())
-    timed = ends[1:] if len(ends) > 2 else ends  # the first step warms up
+    timed = ends[1:] if len(ends) > 2 else ends  # the first step is a warm-up
     step = (timed[-1] - timed[0]) / max(1, len(timed) - 1)
     users = slice(0, TIMED_USERS)
     encoder_ranks(encoder, development.users[:1], development.train[:1], development.valid[:1])
@@ -151,13 +151,13 @@ def _made_from(materials: SharedInputs) -> dict[str, str | int]:
 def write_encoder(
     path: Path, encoder: IDEncoder, settings: EncoderSettings, materials: SharedInputs, validation: dict[str, float]
 ) -> None:
-    """Write an encoder with what it was trained on."""
+    """Write an encoder with a record of its training data and settings."""
     record = {"encoder": settings.model_dump(mode="json"), "made_from": _made_from(materials), "validation": validation}
     save_tensors(path, encoder.state_dict(), record)
 
 
 def read_encoder(path: Path, settings: EncoderSettings, materials: SharedInputs) -> IDEncoder:
-    """An encoder that `write_encoder` wrote, for the same catalogue.
+    """Load an encoder that `write_encoder` wrote, for the same catalogue.
 
     Raises:
         StudyError: if it is missing, damaged, of another kind or size, or made from another catalogue or other users.
@@ -184,7 +184,7 @@ def read_encoder(path: Path, settings: EncoderSettings, materials: SharedInputs)
         if stored[name] != getattr(settings, name):
             raise StudyError(
                 f"the ID encoder {path} has {name} {stored[name]} and encoder.{name} is {getattr(settings, name)}; "
-                "set them alike"
+                "set them to the same value"
             )
     try:
         return filled_encoder(settings, materials, tensors)
@@ -195,13 +195,13 @@ def read_encoder(path: Path, settings: EncoderSettings, materials: SharedInputs)
 
 
 def filled_encoder(settings: EncoderSettings, materials: SharedInputs, tensors: Mapping[str, Tensor]) -> IDEncoder:
-    """An encoder whose weights were stored.
+    """An encoder with stored weights.
 
     Raises:
-        RuntimeError: if they are of other settings.
+        RuntimeError: if they do not match the settings.
     """
     development = materials.development
-    texts = torch.zeros_like(materials.text_vectors, device="cpu")  # the weights have their own
+    texts = torch.zeros_like(materials.text_vectors, device="cpu")  # placeholder: the weights include the texts
     encoder = build_encoder(settings, development.n_users, development.n_items, texts, generator_for("loading"))
     encoder.load_state_dict(dict(tensors))
     return encoder.to(materials.device).eval()
@@ -215,7 +215,7 @@ def train_encoder(
     seed: int,
     say: Say = lambda _: None,
 ) -> tuple[IDEncoder, dict[str, float]]:
-    """Train on the training split until validation NDCG@10 stops rising; the best epoch and its validation metrics."""
+    """Train with early stopping on validation NDCG@10; returns the encoder at its best epoch, and that epoch's metrics."""
     training = EncoderTraining(settings, development, purchases, texts, seed)
     while not training.over:
         say(epoch_words(settings, training.epoch()))
@@ -223,28 +223,33 @@ def train_encoder(
 
 
 def epoch_words(settings: EncoderSettings, epoch: Epoch) -> Passing:
-    """An epoch of an encoder, in a line."""
+    """The progress line of an encoder's epoch."""
     place = f"epoch {epoch.number + 1}/{settings.epochs}"
     return Passing(f"ID encoder {settings.name}, {place}: validation {SELECTION} {epoch.metrics[SELECTION]:.4f}")
 
 
 def outcome_words(settings: EncoderSettings, progress: Progress) -> Outcome:
-    """What came of an encoder's training, in a line."""
+    """The result line of an encoder's training."""
     best, seconds = progress.best.metrics[SELECTION], sum(epoch.seconds for epoch in progress.epochs)
     return Outcome(f"ID encoder {settings.name}: validation {SELECTION} {best:.4f}  {seconds:.1f} s")
 
 
 class EncoderTraining:
-    """The training of one encoder, from epoch to epoch.
+    """The training of one encoder, epoch by epoch.
 
-    Runs on CPU, so that it repeats bit for bit; dropout draws from a stream that is put back after each epoch.
+    It runs on the CPU, so that it is reproducible bit for bit; dropout uses a generator whose state is saved after each epoch.
 
     Args:
-        checkpoint: file to write after each epoch and to go on from; one of another training is not used.
-        identity: what the checkpoint is of.
+        settings: the encoder's kind, sizes and training.
+        development: users' training and validation items.
+        purchases: index of training purchases, for negatives.
+        texts: text vectors of the items.
+        seed: seed of initial weights and data order.
+        checkpoint: file that is written after each epoch and resumed from; the checkpoint of another training is ignored.
+        identity: key that identifies the training in its checkpoint.
 
     Attributes:
-        order, dropout: states of the generators of the data's order and of dropout.
+        order, dropout: states of the generators of the data order and of dropout.
     """
 
     def __init__(
@@ -271,31 +276,31 @@ class EncoderTraining:
 
     @property
     def over(self) -> bool:
-        """Whether it has all its epochs, or has stopped improving."""
+        """Whether all epochs are done, or early stopping applies."""
         return len(self.progress.epochs) >= self.settings.epochs or self.progress.stale(self.settings.patience)
 
     def epoch(self) -> Epoch:
-        """Train on every row once, validate, and save."""
+        """Train on every row once, validate, and save the checkpoint."""
         began, development = time.perf_counter(), self.development
         loss = self._optimise()
         users, sequences = torch.from_numpy(development.users), [torch.from_numpy(s) for s in development.train]
         self.encoder.fit_cold_start(users, sequences)
         ranks = encoder_ranks(self.encoder, development.users, development.train, development.valid)
         metrics, seconds = summarise(ranks).record(), time.perf_counter() - began
-        found = Epoch(len(self.progress.epochs), {"total": loss}, metrics, seconds)
-        if self.progress.add(found):
+        epoch = Epoch(len(self.progress.epochs), {"total": loss}, metrics, seconds)
+        if self.progress.add(epoch):
             self.best = {name: tensor.detach().clone() for name, tensor in self.encoder.state_dict().items()}
         if self.checkpoint is not None:
             self._save(self.checkpoint)
-        return found
+        return epoch
 
     def trained(self) -> IDEncoder:
-        """With the weights of its best epoch."""
+        """The encoder with the weights of its best epoch, in evaluation mode."""
         self.encoder.load_state_dict(self.best)
         return self.encoder.eval()
 
     def _optimise(self) -> float:
-        """The mean loss of an epoch's batches."""
+        """Run one epoch; returns the mean loss of its batches."""
         losses, generator = list[Tensor](), torch.Generator()
         generator.set_state(self.order)
         with torch.random.fork_rng(devices=[]):
@@ -336,7 +341,7 @@ def _optimizer(encoder: IDEncoder, settings: EncoderSettings) -> torch.optim.Opt
 
 
 def _step(encoder: IDEncoder, optimizer: torch.optim.Optimizer, batch: EncoderBatch) -> Tensor:
-    """One step of the optimizer; the batch's loss."""
+    """Take one optimiser step; returns the batch's loss."""
     loss = encoder.loss(batch)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -351,7 +356,7 @@ def encoder_batches(
     purchases: PurchaseIndex,
     generator: torch.Generator,
 ) -> Iterator[EncoderBatch]:
-    """One epoch of what an encoder reads: distinct purchases, whole rows, or single targets."""
+    """The batches of one epoch, as the encoder reads them: distinct purchases, whole rows, or single targets."""
     lines = _lines(encoder, settings, development, purchases, generator)
     yield from _batched(lines, settings, development, purchases, generator)
 
@@ -389,7 +394,7 @@ def _lines(
     return _single_targets(settings, development, generator)
 
 
-Line = tuple[int, IntArray, IntArray]  # user, history, target after each place
+Line = tuple[int, IntArray, IntArray]  # user, history, target after each position
 
 
 def _whole_rows(settings: EncoderSettings, development: Development) -> list[Line]:
@@ -402,7 +407,7 @@ def _whole_rows(settings: EncoderSettings, development: Development) -> list[Lin
 
 
 def _single_targets(settings: EncoderSettings, development: Development, generator: torch.Generator) -> list[Line]:
-    """``settings.targets`` random places of each user, each with the history before it."""
+    """``settings.targets`` random positions of each user, each with the preceding history."""
     rows: list[Line] = []
     for user, sequence in zip(development.users.tolist(), development.train, strict=True):
         cuts = torch.randperm(max(0, len(sequence) - 1), generator=generator)[: settings.targets] + 1
@@ -416,15 +421,15 @@ def _single_targets(settings: EncoderSettings, development: Development, generat
 
 @torch.inference_mode()
 def encoder_ranks(encoder: IDEncoder, users: IntArray, histories: Sequence[IntArray], targets: IntArray) -> IntArray:
-    """Rank of each target by the encoder's own scores among all items, ``(users,)``."""
+    """Rank of each target among all items by the encoder's own scores, ``(users,)``."""
     encoder.eval()
     device = next(encoder.parameters()).device
-    found = []
+    ranks = []
     wanted = torch.from_numpy(targets)
     at_once = max(1, SCORED // encoder.n_items)
     for start in range(0, len(users), at_once):
         part = slice(start, start + at_once)
         rows = stack([h[-encoder.history :] for h in histories[part]], -1).to(device)
         scores = encoder.scores(torch.from_numpy(users[part]).to(device), rows)
-        found.append(target_ranks(scores.float(), wanted[part].to(device)).cpu())
-    return torch.cat(found).numpy()
+        ranks.append(target_ranks(scores.float(), wanted[part].to(device)).cpu())
+    return torch.cat(ranks).numpy()

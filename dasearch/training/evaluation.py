@@ -17,13 +17,13 @@ from dasearch.training.metrics import target_ranks
 from dasearch.training.ranks import ALONE, Peers
 from dasearch.training.shared import Catalogue
 
-CPU_BATCH = 32  # larger tensors leave the cache and are paged in anew at each layer (benchmarks/serving.py)
-CUDA_BATCH = 1024  # rows enough that launching their kernels takes less time than computing them
-SCORES_IN_MEMORY = 2**24  # users x items whose scores are held at once
+CPU_BATCH = 32  # larger tensors exceed the CPU cache (benchmarks/serving.py)
+CUDA_BATCH = 1024  # enough rows that kernel launches take less time than the computation
+SCORES_IN_MEMORY = 2**24  # users x items per block of scores
 
 
 class HeldOutRanks(NamedTuple):
-    """Each user's held-out item, ``(users,)``: its rank, and its cross-entropy under the scores' softmax in nats."""
+    """Each user's held-out item, ``(users,)``: its rank, and its softmax cross-entropy in nats."""
 
     ranks: IntArray
     losses: npt.NDArray[np.float64]
@@ -39,9 +39,9 @@ def rank_batches(
     users: int,
     peers: Peers = ALONE,
 ) -> list[HeldOutRanks]:
-    """The held-out item of each of so many users, by every candidate; batches come with the places of their rows.
+    """Ranks of each user's held-out item under every candidate; batches come with the user indices of their rows.
 
-    What is found is read from the device once, at the end. Each of ``peers`` computes its own batches, and finds all.
+    Results are copied from the device once, at the end. Each of ``peers`` computes its own batches and receives all results.
     """
     k = stacked(layout) or 1
     ranks = torch.zeros(k, users, dtype=torch.long, device=layout.device)
@@ -49,8 +49,8 @@ def rank_batches(
 
     for of_rows, rows in peers.own(batches):
         places, batch = torch.from_numpy(of_rows).to(layout.device), SequenceBatch.together([rows] * k)
-        found, lost = _ranks_and_losses(model, batch, scorer, layout)
-        ranks[:, places], losses[:, places] = found.view(k, -1), lost.view(k, -1)
+        ranked, lost = _ranks_and_losses(model, batch, scorer, layout)
+        ranks[:, places], losses[:, places] = ranked.view(k, -1), lost.view(k, -1)
     peers.fill(ranks, losses)
     lines = zip(ranks.cpu().numpy(), losses.double().cpu().numpy(), strict=True)
     return [HeldOutRanks(*line) for line in lines]
@@ -59,7 +59,7 @@ def rank_batches(
 def _ranks_and_losses(
     model: RecommenderModel, batch: SequenceBatch, scorer: Scorer, layout: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Of each row's one target, ``(rows,)``, on the layout's device."""
+    """Rank and loss of each row's single target, ``(rows,)``, on the layout's device."""
     targets = batch.at_last(batch.targets).to(layout.device)
     scored = list(score_batch(model, batch, scorer, layout))
     ranks = torch.cat([target_ranks(scores, targets[part]) for part, scores in scored])
@@ -70,9 +70,9 @@ def _ranks_and_losses(
 def score_batch(
     model: RecommenderModel, batch: SequenceBatch, scorer: Scorer, layout: Tensor
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Scores ``(rows, items)`` for so many rows of a batch at a time as fit `SCORES_IN_MEMORY`, and which rows.
+    """Yield slices of a batch's rows with their scores ``(rows, items)``, in blocks of at most `SCORES_IN_MEMORY`.
 
-    Those of several candidates all at once: their rows are scored candidate by candidate.
+    With several candidates there is one block, as rows are scored candidate by candidate.
     """
     batch = batch.to(layout.device)
     states = model.states(batch, layout)
@@ -85,20 +85,20 @@ def score_batch(
 
 
 def validation_plan(catalogue: Catalogue, development: Development) -> RowPlan:
-    """Every user's training items, with the validation item to predict."""
+    """Rows of every user's training items, with the validation item as target."""
     return _plan(catalogue, development.users, development.train, development.valid)
 
 
 def rank_validation(
     model: RecommenderModel, catalogue: Catalogue, development: Development, layout: Tensor
 ) -> HeldOutRanks:
-    """Every user's validation item after the training items."""
+    """Ranks of every user's validation item, given the training items."""
     (held,) = held_out(model, catalogue, validation_plan(catalogue, development), layout)
     return held
 
 
 def final_ranks(model: RecommenderModel, catalogue: Catalogue, split: TestSplit, layout: Tensor) -> IntArray:
-    """Rank of every user's test item after all earlier items, ``(users,)``: for the final evaluation alone."""
+    """Rank of every user's test item, given all earlier items, ``(users,)``: only for the final evaluation."""
     (held,) = held_out(model, catalogue, _plan(catalogue, split.users, split.history, split.target), layout)
     return held.ranks
 
@@ -106,7 +106,7 @@ def final_ranks(model: RecommenderModel, catalogue: Catalogue, split: TestSplit,
 def held_out(
     model: RecommenderModel, catalogue: Catalogue, plan: RowPlan, layout: Tensor, *, peers: Peers = ALONE
 ) -> list[HeldOutRanks]:
-    """The one target of each of a plan's rows, by every candidate that the layout is of; ``peers`` share the rows."""
+    """Ranks of the single target of each row of a plan, under every candidate of the layout; ``peers`` share the rows."""
     model.eval()
     with torch.inference_mode():
         scorer = model.scorer(catalogue.item_rows, layout)
@@ -115,7 +115,7 @@ def held_out(
 
 
 def batch_rows(device: torch.device) -> int:
-    """Rows of one forward pass of a single candidate where no gradient is wanted."""
+    """Rows per forward pass of a single candidate without gradients."""
     return CUDA_BATCH if device.type == "cuda" else CPU_BATCH
 
 

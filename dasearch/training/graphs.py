@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs: where shapes come again, a step's thousands of kernels are launched at once.
+"""Training steps as CUDA graphs: for repeating shapes, a step's thousands of kernels are launched at once.
 
 The frozen layers of a small model take less time on a GPU than Python takes to launch their kernels one by one.
 """
@@ -18,58 +18,62 @@ from torch import Tensor
 from dasearch.data import SequenceBatch
 from dasearch.training.method import Drawn
 
-SPARE = 1.1  # of the memory that a step is expected to want, which goes by the largest steps so far
-SHARE_OF_LIGHT = 0.15  # what a step wants that computes activations again, of one that keeps them
-SHARE_OF_SMALLER = 0.25  # what a capture wants beyond the memory of a larger one before it
+SPARE = 1.1  # safety factor of a step's expected memory, which is extrapolated from the largest steps so far
+SHARE_OF_LIGHT = 0.15  # memory of a step with recomputed activations, as a share of one that keeps them
+SHARE_OF_SMALLER = 0.25  # additional memory of a capture after a larger one
 Step = Callable[[SequenceBatch, Drawn], None]
 
 
 def tensors_of(part: Any) -> list[Tensor]:
-    """Every tensor of a batch or of what was drawn for it, in the order of their fields."""
+    """Every tensor of a batch or of its sampled inputs, in the order of their fields."""
     values = [getattr(part, field.name) for field in dataclasses.fields(part)]
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
         elif value is not None:
-            found += tensors_of(value)
-    return found
+            tensors += tensors_of(value)
+    return tensors
 
 
 @dataclass(frozen=True)
 class Captured:
-    """A graph and the tensors that it reads."""
+    """A captured graph and the tensors that it reads."""
 
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
 
     def replay(self, given: list[Tensor]) -> None:
+        """Copy ``given`` into the graph's input tensors and launch the graph."""
         for own, new in zip(self.inputs, given, strict=True):
             own.copy_(new.pin_memory(), non_blocking=True)
         self.graph.replay()
 
 
 class StepGraphs:
-    """Runs steps; from the second of the same shapes on as a graph, all graphs in one pool of memory.
+    """Runs training steps; from the second step of the same shapes as a graph, with one memory pool for all graphs.
 
-    A pool keeps the activations of its largest graph, so that there may be no room for a step beside it. A step without a
-    graph is then a light one, and a larger graph takes the place of the others, which are captured again when they come.
-    Steps are given anew with each run and not held: graphs go, with their memory, when who trains goes, and no later.
+    A pool keeps the activations of its largest graph, which may leave no room for an eager step. Steps without a graph then
+    recompute activations ("light"), and a larger graph replaces the others, which are recaptured when needed.
+    Step functions are passed to each run and not stored: graphs and their memory are released with their owner.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.pool: Any = None
-        self.largest = 0  # numbers of the largest graph of the pool
-        self.bytes_a_number = 0.0  # of a batch, that a step without a graph took
+        self.largest = 0  # input numbers of the largest graph of the pool
+        self.bytes_a_number = 0.0  # memory per input number of a step without a graph
         self.known: dict[tuple[Any, ...], Captured | None] = {}
 
     def run(self, batch: SequenceBatch, drawn: Drawn, *, step: Step, light: Step) -> None:
-        """One step of a batch that is on the CPU.
+        """Run one step on a batch in CPU memory.
 
         Args:
-            step: reads its arguments, which are on the device, and tensors that keep their place; it waits for nothing.
-            light: the same in a little of the memory and more time.
+            batch: the rows of the step.
+            drawn: the batch's sampled inputs.
+            step: the step function; it reads its arguments, which are on the device, and tensors with fixed addresses, and does
+                not synchronise.
+            light: the same step with less memory and more time.
         """
         given = [*tensors_of(batch), *tensors_of(drawn)]
         numbers = sum(part.numel() for part in given if not part.is_floating_point())
@@ -86,7 +90,7 @@ class StepGraphs:
         captured.replay(given)
 
     def _make_room(self, numbers: int) -> bool:
-        """Whether a graph of so many numbers fits with a light step beside it, once smaller graphs are given up."""
+        """Whether a graph with this many input numbers fits beside a light step, after releasing smaller graphs."""
         if self._has_room(numbers):
             return True
         if numbers > self.largest > 0:
@@ -100,15 +104,15 @@ class StepGraphs:
         return self._free() > step * (SHARE_OF_LIGHT + (1 if numbers > self.largest else SHARE_OF_SMALLER))
 
     def _wanted(self, numbers: int) -> float:
-        """Bytes of a step of so many numbers."""
+        """Bytes that a step with this many input numbers needs."""
         return SPARE * self.bytes_a_number * numbers
 
     def _free(self) -> int:
-        torch.cuda.empty_cache()  # what other steps left is not the pool's to use
+        torch.cuda.empty_cache()  # memory cached by other steps is not available to the pool
         return torch.cuda.mem_get_info(self.device)[0]
 
     def _launch(self, batch: SequenceBatch, drawn: Drawn, numbers: int, *, step: Step, light: Step) -> None:
-        """A step without a graph."""
+        """Run a step without a graph."""
         on_device = batch.to(self.device), drawn.to(self.device)
         if self._free() < self._wanted(numbers):
             light(*on_device)
@@ -130,7 +134,7 @@ class StepGraphs:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Without Python's cyclic garbage collection, which may end a graph: CUDA then breaks the capture that is under way."""
+    """Disable cyclic garbage collection, which may release a graph and thereby invalidate a capture in progress."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -24,20 +24,20 @@ from dasearch.training.with_encoder import EncoderMethod, frozen_examples
 
 @dataclass(frozen=True)
 class IDLEDrawn(Drawn):
-    """The plain model's states of a batch that MMD compares with, ``(K, B, all layers, width)``; None without MMD."""
+    """The unmodified model's states for the MMD loss, ``(K, B, all layers, width)``; None without MMD."""
 
     frozen: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class IDLEMethod(EncoderMethod):
-    """IDLE-Adapter with its trained ID encoder and the frozen model's states."""
+    """The training task of IDLE-Adapter, with its trained ID encoder and the frozen model's states."""
 
     settings: IDLEStudy
 
     @classmethod
     def prepare(cls, settings: IDLEStudy, materials: SharedInputs, examples: Examples, say: Say) -> IDLEMethod:
-        """Train or read the ID encoder, run the frozen model over the examples."""
+        """Train or load the ID encoder, and run the frozen model on the examples."""
         encoder = study_encoder(settings.encoder, materials, settings.seed, say)
         frozen = None
         if settings.aligns:
@@ -47,24 +47,31 @@ class IDLEMethod(EncoderMethod):
 
     @classmethod
     def restored(cls, settings: IDLEStudy, encoder: IDEncoder, tensors: Mapping[str, Tensor]) -> IDLEMethod:
+        """The task with these `tensors` and this encoder."""
         examples = restored_examples(tensors)
         assert examples is not None
         return cls(settings, encoder, examples, tensors.get("frozen"))
 
     def start(self, model: IDLEAdapter, materials: SharedInputs, generator: torch.Generator) -> None:
+        """Initialise the item head."""
         model.start_head(materials.item_counts.to(materials.device), materials.text_vectors.to(materials.device))
 
     def plan(self, materials: SharedInputs, batch_size: int) -> RowPlan:
-        found = super().plan(materials, batch_size)
-        if len(found) < MMD_BATCH and self.settings.aligns:
+        """Single-target examples.
+
+        Raises:
+            StudyError: if there are too few examples for MMD.
+        """
+        plan = super().plan(materials, batch_size)
+        if len(plan) < MMD_BATCH and self.settings.aligns:
             raise StudyError(
-                f"these users have {len(found)} training examples and MMD compares samples of at least {MMD_BATCH}; "
+                f"these users have {len(plan)} training examples and MMD compares samples of at least {MMD_BATCH}; "
                 "raise data.bo_fraction or examples.per_user, or set losses.mmd=0"
             )
-        return found
+        return plan
 
     def draw(self, batch: SequenceBatch, materials: SharedInputs, generator: torch.Generator) -> IDLEDrawn:
-        """Nothing is random; the frozen model's states, where the batch is large enough for MMD."""
+        """The frozen model's states, if the batch is large enough for MMD; nothing is random."""
         if not self.settings.aligns or len(batch.users) < MMD_BATCH:
             return IDLEDrawn()
         return IDLEDrawn(self.frozen_means(batch, materials))
@@ -72,7 +79,7 @@ class IDLEMethod(EncoderMethod):
     def drawn_losses(
         self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: SharedInputs
     ) -> dict[str, Tensor]:
-        """``next`` and, for a batch large enough, ``mmd`` averaged over the layers that the layout aligns."""
+        """``next`` and, if the batch is large enough, ``mmd`` averaged over the layers that the layout aligns."""
         assert isinstance(model, IDLEAdapter)
         assert isinstance(drawn, IDLEDrawn)
         k = stacked(layout) or 1
@@ -90,5 +97,5 @@ class IDLEMethod(EncoderMethod):
 
     @property
     def weights(self) -> dict[str, float]:
-        """1 and lambda."""
+        """Weights of the terms: 1 and lambda."""
         return {"next": 1.0, "mmd": self.settings.losses.mmd}

@@ -1,7 +1,7 @@
-"""Training recommenders, one layout or several side by side.
+"""Training recommenders, one layout or several concurrently.
 
-AdamW, linear warm-up then cosine, clipping; validation after each epoch; a checkpoint after each epoch from which a
-killed training goes on to the same result. Liu et al. 2024, sec. 2.4 and 3.1.4.
+AdamW, linear warm-up then cosine decay, gradient clipping; validation and a checkpoint after each epoch, from which a killed
+training resumes to the same result. Liu et al. 2024, sec. 2.4 and 3.1.4.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from dasearch.training.ranks import ALONE, Peers
 from dasearch.training.seeds import generator_for
 from dasearch.training.stack import Candidate, Ground, Run, Stack
 
-MOST_AT_ONCE = 4  # of a search: regret within .01 of one at a time, where 8 add .02 (benchmarks/README.md)
-MEMORY_SHARE = 0.6  # of a GPU for a step's activations, which stay in the pool of its CUDA graphs
-ADDED_READINGS = {  # of a model, and what they were before there was a choice: what was trained then keeps its identity
+MOST_AT_ONCE = 4  # of a search: regret within .01 of sequential search, while 8 add .02 (benchmarks/README.md)
+MEMORY_SHARE = 0.6  # share of a GPU for a step's activations, which stay in its CUDA graphs' memory pool
+ADDED_READINGS = {  # settings added later, with their former fixed values, so that earlier trainings keep their identity
     "item_ids": "none",
     "item_key": False,
     "user_key": "trained",
@@ -47,14 +47,14 @@ ADDED_READINGS = {  # of a model, and what they were before there was a choice: 
     "lora_alpha": ALPHA,
 }
 KEPT_OF_A_TOKEN = (
-    34  # numbers a layer keeps of a token, in widths: SmolLM2 on an H100, 43 GiB for 8 candidates of 16 rows
+    34  # numbers that a layer keeps per token, in widths: SmolLM2 on an H100, 43 GiB for 8 candidates of 16 rows
 )
-OnEpoch = Callable[[int, Epoch], None]  # a candidate's place, and its new epoch
+OnEpoch = Callable[[int, Epoch], None]  # a candidate's index, and its new epoch
 
 
 @dataclass(frozen=True)
 class Trained(Fit):
-    """A finished training of a layout with its model, which holds the weights of its best epoch."""
+    """A finished training of a layout, with its model at the best epoch's weights."""
 
     layout: Layout
     model: RecommenderModel
@@ -75,15 +75,21 @@ def train(
     """Train ``layout`` by ``recipe`` on ``materials.development``.
 
     Args:
+        settings: the study's settings.
+        materials: the study's prepared inputs.
+        layout: the layout to train.
+        recipe: optimiser, batch size and number of epochs.
+        replace_every: replacement frequency r.
         lora: as of `train_together`.
-        seed, checkpoint: as of `Candidate`.
-        on_epoch: told each new epoch.
+        seed: seed of initial weights and data order, as of `Candidate`.
+        checkpoint: file of the checkpoint, as of `Candidate`.
+        on_epoch: callback that receives each new epoch.
 
     Raises:
         TrainingError: if a loss is not a finite number.
     """
     candidate = Candidate(layout, seed, checkpoint)
-    (found,) = train_together(
+    (outcome,) = train_together(
         settings,
         materials,
         [candidate],
@@ -92,9 +98,9 @@ def train(
         lora=lora,
         on_epoch=lambda _, e: on_epoch(e),
     )
-    if isinstance(found, TrainingError):
-        raise found
-    return found
+    if isinstance(outcome, TrainingError):
+        raise outcome
+    return outcome
 
 
 def train_together(
@@ -110,20 +116,24 @@ def train_together(
     peers: Peers = ALONE,
     on_epoch: OnEpoch = lambda place, epoch: None,
 ) -> list[Trained | TrainingError]:
-    """Train candidates side by side; what became of each, in their order: its training, or why it diverged.
+    """Train candidates concurrently; returns the result of each in order: its training, or the error if it diverged.
 
-    Stacked, all go through the frozen model together, and each is clipped, stopped early and kept by itself: it comes out
-    as it would alone, but for the last digits of sums over other shapes. Else each trains in a thread of its own, as many
-    at a time as there are cores, and comes out as it would alone to the last digit.
+    With stacking, all share each pass through the frozen model, while each is clipped, stopped early and checkpointed
+    separately: the result equals that of a separate training, up to floating-point differences of other tensor shapes. Without,
+    each trains in its own thread, as many at a time as there are cores, with exactly the result of a separate training.
 
     Args:
-        lora: whether the search space has LoRA, so that all its models have the same parameters; where a layout chooses it,
-            they have them anyway.
-        at_once: how many candidates the caller trains side by side as a rule, who share the cores; fewer are left over
-            at a search's end or when one is resumed, and come out the same.
-        stacked: None: on a GPU, which few rows leave idle; a core they keep busy.
-        peers: the processes that share each training; all call this alike, and the first writes the checkpoints.
-        on_epoch: told each new epoch, with the candidate's place among ``candidates``.
+        settings: the study's settings.
+        materials: the study's prepared inputs.
+        candidates: layouts with their seeds and checkpoints.
+        recipe: optimiser, batch size and number of epochs.
+        replace_every: replacement frequency r.
+        lora: whether the search space has LoRA, so that all its models have the same parameters; implied if a layout uses it.
+        at_once: number of candidates that the caller usually trains concurrently and that share the cores; a smaller number
+            at a search's end or after resuming gives the same results.
+        stacked: whether to stack; by default on a GPU, which few rows do not fill, unlike a CPU core.
+        peers: the processes that share each training; all make the same call, and the first writes the checkpoints.
+        on_epoch: callback that receives each new epoch, with the candidate's index in ``candidates``.
     """
     if materials.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(materials.device)
@@ -147,9 +157,9 @@ def train_together(
 
 
 def _threads_of_one(ground: Ground, at_once: int) -> int:
-    """Threads that one candidate computes with: as many as its steps are worth of its share of the cores.
+    """Number of threads per candidate: as many as its steps can use of its share of the cores.
 
-    A function of the study and the machine alone, since sums by other numbers of threads differ in their last digits.
+    It depends only on the study and the machine, since sums over other numbers of threads differ in their last digits.
     """
     rows, tokens = ground.recipe.batch_size, int(ground.plan.sizes.mean())
     share = max(1, torch.get_num_threads() // at_once)
@@ -157,21 +167,21 @@ def _threads_of_one(ground: Ground, at_once: int) -> int:
 
 
 def _train_in_threads(ground: Ground, runs: Sequence[Run], workers: int, on_epoch: OnEpoch) -> None:
-    """Every run by itself, so many at a time; epochs are told in this thread.
+    """Train every run separately, ``workers`` at a time; ``on_epoch`` is called in this thread.
 
-    Where this thread is interrupted, the others end with the step that they are at.
+    If this thread is interrupted, the others stop after their current step.
     """
     if workers < 2:
         for run in runs:
             _train_stacked(ground, [run], on_epoch)
         return
-    told: SimpleQueue[tuple[int, Epoch] | None] = SimpleQueue()
+    messages: SimpleQueue[tuple[int, Epoch] | None] = SimpleQueue()
 
     def work(run: Run) -> None:
         try:
-            _train_stacked(ground, [run], lambda place, epoch: told.put((place, epoch)))
+            _train_stacked(ground, [run], lambda place, epoch: messages.put((place, epoch)))
         finally:
-            told.put(None)
+            messages.put(None)
 
     ground.share = 1 / workers
     with ThreadPoolExecutor(workers) as pool:
@@ -179,26 +189,26 @@ def _train_in_threads(ground: Ground, runs: Sequence[Run], workers: int, on_epoc
         try:
             left = len(runs)
             while left:
-                news = told.get()
-                left -= news is None
-                if news is not None:
-                    on_epoch(*news)
+                message = messages.get()
+                left -= message is None
+                if message is not None:
+                    on_epoch(*message)
         except BaseException:
             ground.stopped.set()
             pool.shutdown(cancel_futures=True)
-            _tell_rest(told, on_epoch)
+            _tell_rest(messages, on_epoch)
             raise
     for future in futures:
         future.result()
 
 
-def _tell_rest(told: SimpleQueue[tuple[int, Epoch] | None], on_epoch: OnEpoch) -> None:
-    """Epochs that were saved but not told when the training was broken off; the listener has said what it has to say."""
-    while not told.empty():
-        news = told.get()
-        if news is not None:
+def _tell_rest(messages: SimpleQueue[tuple[int, Epoch] | None], on_epoch: OnEpoch) -> None:
+    """Report epochs that were saved but not yet reported when training was interrupted; errors of the callback are ignored."""
+    while not messages.empty():
+        message = messages.get()
+        if message is not None:
             with suppress(BaseException):
-                on_epoch(*news)
+                on_epoch(*message)
 
 
 def _train_stacked(ground: Ground, runs: Sequence[Run], on_epoch: OnEpoch) -> None:
@@ -207,10 +217,10 @@ def _train_stacked(ground: Ground, runs: Sequence[Run], on_epoch: OnEpoch) -> No
 
 
 def candidates_at_once(settings: StudySettings, materials: StudyContext, recipe: Recipe) -> int:
-    """How many candidates train side by side on this device where ``search.batch`` is ``auto``.
+    """Number of candidates to train concurrently on this device if ``search.batch`` is ``auto``.
 
-    As many as a search can be told of at once without finding less, and no more than gain time: on a CPU its threads; on a
-    GPU what fits its memory, all of it and not what happens to be free, so that a study goes on as it began.
+    At most the batch size that costs a search no quality, and no more than saves time: on a CPU its threads; on a GPU what fits
+    its total memory, not the memory that is currently free, so that a study resumes with the same number.
     """
     if materials.device.type == "cpu":
         return min(MOST_AT_ONCE, settings.threads or most_threads())
@@ -219,7 +229,7 @@ def candidates_at_once(settings: StudySettings, materials: StudyContext, recipe:
 
 
 def _activation_bytes(settings: StudySettings, materials: StudyContext, recipe: Recipe) -> int:
-    """What one candidate's step keeps for its backward, by the longest rows."""
+    """Bytes of activations that one candidate's step keeps for the backward pass, for the longest rows."""
     method, backbone = materials.method, materials.catalogue.backbone
     plan = method.plan(materials, recipe.batch_size)
     batch = plan.batch(torch.from_numpy(plan.sizes.argsort()[-recipe.batch_size :].copy()))
@@ -232,24 +242,24 @@ def _activation_bytes(settings: StudySettings, materials: StudyContext, recipe: 
 
 
 def _lowest(runs: Sequence[Run], recipe: Recipe) -> list[Run]:
-    """Of the unfinished runs those with the fewest epochs, which can be stacked."""
+    """The unfinished runs with the fewest epochs, which can be stacked."""
     left = [run for run in runs if not run.over(recipe)]
     first = min(left, key=_rung, default=None)
     return [] if first is None else [run for run in left if _rung(run) == _rung(first)]
 
 
 def _rung(run: Run) -> tuple[int, int]:
-    """Runs on the same one can be stacked."""
+    """A key that is equal for runs that can be stacked."""
     return len(run.progress.epochs), run.kind
 
 
 def _train_level(ground: Ground, level: list[Run], runs: Sequence[Run], on_epoch: OnEpoch) -> None:
-    """Train runs on one rung until one of them is over, or they have caught up with others."""
+    """Train stacked runs until one of them is finished, or they have caught up with others."""
     stack = Stack(ground, level)
     while True:
         for run, epoch in zip(level, stack.epoch(_rung(level[0])[0]), strict=True):
             run.add(epoch, ground.flat, peers=ground.peers)
-            if run.error is None:  # what is saved is told: whoever breaks off here trains the others' epoch again
+            if run.error is None:  # saved epochs are reported; after an interruption here the others' epoch is repeated
                 on_epoch(run.place, epoch)
         if [run.place for run in _lowest(runs, ground.recipe)] != [run.place for run in level]:
             return
@@ -267,7 +277,7 @@ def _result(ground: Ground, run: Run) -> Trained | TrainingError:
 
 
 def _identity(settings: StudySettings, recipe: Recipe, candidate: Candidate) -> dict[str, Any]:
-    """What a checkpoint is of."""
+    """The fields that identify a checkpoint's training."""
     own = [choice.record() for choice in candidate.layout.own_choices]
     return {
         "layout": str(candidate.layout),
@@ -279,7 +289,7 @@ def _identity(settings: StudySettings, recipe: Recipe, candidate: Candidate) -> 
 
 
 def objective_hash(settings: StudySettings) -> str:
-    """What of a study decides a training's result, beside its recipe: 16 hexadecimal digits."""
+    """16 hexadecimal digits over everything in a study, besides its recipe, that determines a training's result."""
     free = {
         "name",
         "device",
@@ -303,7 +313,7 @@ def objective_hash(settings: StudySettings) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the GPU's peak since the training began, or the process's own peak on CPU."""
+    """Peak memory in bytes: the GPU's since the training began, or the whole process's on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,7 +1,7 @@
 """Losses as functions of scores and states: DARec's four, IDLE-Adapter's MMD, RA-Rec's InfoNCE.
 
-Liu et al. 2024 (DARec), sec. 2.2 and 2.4; SPEC 3 and 4. DARec's paper prints sums; means per term keep the weights
-independent of the batch size (``reduction="sum"`` prints).
+Liu et al. 2024 (DARec), sec. 2.2 and 2.4; SPEC 3 and 4. DARec's paper prints sums; by default we take means, so that the
+weights do not depend on the batch size (``reduction="sum"`` is the printed form).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from dasearch.config import Reduction
 
-MMD_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the bandwidth; the sources name the RKHS and no kernel
+MMD_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # factors of the bandwidth; the sources name an RKHS but no kernel
 
 
 def reduced(values: Tensor, counted: Tensor, reduction: Reduction) -> Tensor:
-    """Mean or sum over all axes but the first, which counts candidates, of the values that count; 0 where none does.
+    """Mean or sum of the counted values over all axes but the first, the candidates; 0 if none is counted.
 
     Shapes: values, counted (bool) ``(K, ...)`` -> ``(K,)``.
     """
@@ -25,7 +25,7 @@ def reduced(values: Tensor, counted: Tensor, reduction: Reduction) -> Tensor:
 
 
 def item_cross_entropy(logits: Tensor, targets: Tensor, reduction: Reduction = Reduction.MEAN) -> Tensor:
-    """L_seq and L_align: cross-entropy of item scores; targets below 0 do not count.
+    """L_seq and L_align: cross-entropy of item scores; targets below 0 are ignored.
 
     Shapes: logits ``(K, ..., items)``, targets ``(K, ...)`` -> ``(K,)``.
     """
@@ -41,7 +41,7 @@ def contrastive_loss(
     *,
     temperature: float = 1.0,
 ) -> Tensor:
-    """L_cl: InfoNCE by cosine, the denominator over the positive and the hard negatives (sec. 2.2.4).
+    """L_cl: InfoNCE with cosine similarity over the positive and the hard negatives (sec. 2.2.4).
 
     Shapes: anchors, positives ``(..., width)``, negatives ``(..., n_cl, width)`` -> ``(...)``.
     """
@@ -56,10 +56,10 @@ def bpr_loss(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def mmd(first: Tensor, second: Tensor, scales: tuple[float, ...] = MMD_SCALES) -> Tensor:
-    """Squared maximum mean discrepancy, biased, with a mean of RBF kernels (Gretton et al. 2012, eq. 5).
+    """Squared maximum mean discrepancy (biased estimator) with a mean of RBF kernels (Gretton et al. 2012, eq. 5).
 
     ``k(x, y) = mean over scales s of exp(-|x - y|^2 / (2 s m))`` with m the mean squared distance of the pooled rows,
-    which carries no gradient. A reconstruction of IDLE-Adapter's alignment (SPEC 3).
+    which has no gradient. A reconstruction of IDLE-Adapter's alignment (SPEC 3).
 
     Shapes: first, second ``(..., rows, width)`` -> ``(...)``, at least 0, and 0 for equal samples.
     """
@@ -73,7 +73,7 @@ def mmd(first: Tensor, second: Tensor, scales: tuple[float, ...] = MMD_SCALES) -
 
 
 def info_nce(first: Tensor, second: Tensor, temperature: float = 1.0, counted: Tensor | None = None) -> Tensor:
-    """Row k of ``first`` against row k of ``second`` among all its rows, by cosine (RA-Rec's alignment, SPEC 4).
+    """InfoNCE with cosine similarity: row k of ``first`` against row k of ``second`` among all its rows (RA-Rec, SPEC 4).
 
     Shapes: first, second ``(K, rows, width)``, counted ``(K, rows)`` bool, None: all -> ``(K,)``.
     """

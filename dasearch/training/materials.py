@@ -1,7 +1,7 @@
-"""What no layout changes, computed once a study and shared by all its trainings.
+"""Inputs that do not depend on the layout, computed once per study and shared by all its trainings.
 
-The frozen backbone, the tokenised catalogue, the items' text vectors, purchases. Made from training and validation data
-alone: `Development` carries no test item.
+The frozen backbone, the tokenised catalogue, the items' text vectors, purchases. Computed from training and validation data
+only: `Development` contains no test item.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from dasearch.training.method import TrainingTask
 from dasearch.training.shared import Catalogue, SharedInputs
 
 SEPARATOR = ","  # between the items of a hard prompt
-CUDA_MULTIPLE = 16  # of tokens of a row with one key more: fewer shapes, and masks that its kernels read as they are
-VECTOR_BATCH = 256  # item sentences of one frozen forward pass
+CUDA_MULTIPLE = 16  # multiple of a row's tokens plus one key: fewer shapes, and masks aligned for CUDA kernels
+VECTOR_BATCH = 256  # item sentences per frozen forward pass
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The catalogue in a backbone's tokens: its sentences, how rows hold them, the prompt before an item's."""
+    """The tokenised catalogue: its sentences, the rows' form of them, and the prompt before an item's row."""
 
     sentences: Sentences
     row_format: RowFormat
@@ -49,26 +49,26 @@ class Tokens:
 
 @dataclass(frozen=True)
 class StudyContext(SharedInputs):
-    """And what the study's own model adds."""
+    """The shared inputs together with the study's training task."""
 
     method: TrainingTask
 
     def on(self, development: Development) -> StudyContext:
-        """The same study on other users, such as Data_BO."""
+        """The same context with other users, such as Data_BO."""
         return dataclasses.replace(self, development=development)
 
     def computing_in(self, precision: Precision) -> StudyContext:
-        """The same study with the frozen model as this precision reads it."""
+        """The same context with the frozen model in this precision."""
         backbone = self.catalogue.backbone.computing_in(compute_dtype(precision, self.device), self.device)
         return dataclasses.replace(self, catalogue=dataclasses.replace(self.catalogue, backbone=backbone))
 
     def under(self, settings: StudySettings) -> StudyContext:
-        """The same study with a variation of its model."""
+        """The same context with a variation of its model."""
         return dataclasses.replace(self, method=self.method.under(settings))
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is a GPU where there is one."""
+    """The device of this name; ``auto`` is a GPU if there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -77,7 +77,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """What the frozen model computes in; trained parameters, their moments and the losses are float32 everywhere."""
+    """The dtype of the frozen model's computation; trained parameters, their moments and losses are always float32."""
     wanted = device.type == "cuda" if precision is Precision.AUTO else precision is Precision.BFLOAT16
     return torch.bfloat16 if wanted else torch.float32
 
@@ -85,7 +85,7 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 def open_backbone(
     settings: StudySettings, dataset: Dataset, *, progress: Progress | None = None, trained: bool = True
 ) -> tuple[FrozenBackbone, transformers.PreTrainedTokenizerBase]:
-    """The study's language model; ``trained=False`` gives a tiny-opt of random weights, for estimates only."""
+    """The study's language model and tokenizer; ``trained=False`` gives a tiny-opt with random weights, for estimates."""
     backbone = settings.backbone
     if backbone.name != TINY_OPT:
         model, tokenizer = load_pretrained(backbone.name, layers=backbone.layers)
@@ -99,7 +99,7 @@ def open_backbone(
 
 
 def language_model_seconds(settings: StudySettings, dataset: Dataset) -> float:
-    """What training the study's tiny-opt will need on this machine; nothing for a model that is there."""
+    """Estimated seconds to train the study's tiny-opt on this machine; 0 if the model already exists."""
     if settings.backbone.name != TINY_OPT:
         return 0.0
     texts, tiny, prompt = _tiny(settings, dataset)
@@ -107,7 +107,7 @@ def language_model_seconds(settings: StudySettings, dataset: Dataset) -> float:
 
 
 def _tiny(settings: StudySettings, dataset: Dataset) -> tuple[list[str], TinyOPTSettings, str]:
-    """What tiny-opt reads, its sizes, and the prompt that its tokenizer knows."""
+    """The training text of tiny-opt, its sizes, and the prompt for its tokenizer."""
     tiny = settings.backbone.tiny.settings()
     tiny = dataclasses.replace(tiny, layers=settings.backbone.layers or tiny.layers)
     prompt = " ".join(text for text in MODELS[settings.model.kind].prompts if text)
@@ -117,7 +117,7 @@ def _tiny(settings: StudySettings, dataset: Dataset) -> tuple[list[str], TinyOPT
 def build_catalogue(
     settings: StudySettings, dataset: Dataset, backbone: FrozenBackbone, tokenizer: transformers.PreTrainedTokenizerBase
 ) -> Catalogue:
-    """Tokenise the catalogue and lay out its rows."""
+    """Tokenise the catalogue and define its rows."""
     return lay_out(settings, dataset, backbone, tokenizer, _tokenised(settings, dataset, backbone, tokenizer))
 
 
@@ -130,7 +130,7 @@ def _tokenised(
     )
     row_format = RowFormat(
         *_closing_tokens(spec, backbone, tokenizer),
-        pad_token=pad if pad < backbone.vocabulary else 0,  # added to a tokenizer alone; padding is never looked at
+        pad_token=pad if pad < backbone.vocabulary else 0,  # added only to the tokenizer; padding is never attended to
         start_token=tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id,
         max_items=settings.data.max_items,
         max_tokens=backbone.max_tokens,
@@ -168,7 +168,7 @@ def lay_out(
 
 
 def _require_rows(backbone: FrozenBackbone, tokens: Sequence[int]) -> None:
-    """Of every token the model has an embedding; one that is added to its tokenizer alone has none."""
+    """Check that the model has an embedding for every token; tokens added only to the tokenizer have none."""
     largest = max(tokens)
     if largest >= backbone.vocabulary:
         raise BackboneError(
@@ -178,7 +178,7 @@ def _require_rows(backbone: FrozenBackbone, tokens: Sequence[int]) -> None:
 
 
 def _require_room(backbone: FrozenBackbone, opening: int, sentences: Sentences) -> None:
-    """A row holds at least its opening and one item."""
+    """Check that a row has room for the prompt and at least one item."""
     longest = int(sentences.lengths.max())
     needed = opening + longest + 1
     if needed > backbone.max_tokens:
@@ -191,7 +191,7 @@ def _require_room(backbone: FrozenBackbone, opening: int, sentences: Sentences) 
 def _closing_tokens(
     spec: ModelSpec, backbone: FrozenBackbone, tokenizer: transformers.PreTrainedTokenizerBase
 ) -> tuple[int, int]:
-    """What closes each item of a user's row, and an item's row: two trained tokens, or a comma."""
+    """The tokens that close each item of a user's row and an item's row: two trained tokens, or a comma."""
     if spec.closes_by_trained_tokens:
         return backbone.vocabulary, backbone.vocabulary + 1
     comma = tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"][-1]
@@ -202,12 +202,12 @@ def _closing_tokens(
 def text_vectors(catalogue: Catalogue, device: torch.device) -> Tensor:
     """Mean of the frozen model's last hidden states over each item's sentence: ``(items, width)`` (DARec app. A).
 
-    App. A takes them from BERT; the study's own backbone serves where no BERT is at hand.
+    App. A uses BERT; here the study's own backbone replaces it.
     """
-    found = []
+    vectors = []
     for items in torch.arange(len(catalogue.sentences)).split(VECTOR_BATCH):
         tokens, real = catalogue.sentences.padded(items, pad_token=catalogue.row_format.pad_token)
         tokens, real = tokens.to(device), real.to(device)
         hidden = catalogue.backbone.hidden_states(tokens, real).float()
-        found.append((hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True))
-    return torch.cat(found).clone()
+        vectors.append((hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True))
+    return torch.cat(vectors).clone()

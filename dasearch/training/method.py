@@ -1,4 +1,4 @@
-"""What the training loop asks of each model: how to build it, what it trains on, which losses, which baselines."""
+"""The training tasks: how each model is built and trained, with its losses and baselines."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ SHARED_READS = ("seed", "device", "data", "backbone", "examples", "model.kind", 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Tensors that a batch's losses read beside it; the first axis counts candidates.
+    """The sampled inputs of a batch's losses, as tensors whose first axis is the candidate.
 
     Attributes:
-        fills: what pads a tensor, by its name, where candidates have more or fewer; 0 for the others.
+        fills: padding value of a tensor, by name, where candidates have different sizes; 0 for the others.
     """
 
     fills: ClassVar[dict[str, int]] = {}
 
     def to(self, device: torch.device) -> Self:
+        """The same tensors on another device."""
         parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return type(self)(**{n: part if part is None else moved(part, device) for n, part in parts.items()})
 
     @classmethod
     def together(cls, drawn: Sequence[Drawn]) -> Self:
-        """Those of several candidates, one after another, padded alike by what counts for nothing."""
+        """The tensors of several candidates, concatenated and padded to a common size."""
         if len(drawn) == 1:
             return drawn[0]  # type: ignore[return-value]
         names = [field.name for field in dataclasses.fields(cls)]
@@ -49,26 +50,26 @@ class Drawn:
 
 
 def kept(shape: tuple[int, ...], dropout: float, generator: torch.Generator) -> Tensor:
-    """Dropout drawn beforehand: zeros, and one over the share that is kept elsewhere."""
+    """A pre-sampled dropout factor: 0, or one over the keep probability."""
     return (torch.rand(shape, generator=generator) >= dropout) / (1 - dropout)
 
 
 def widened(tensor: Tensor, axis: int, size: int, fill: int) -> Tensor:
-    """Padded at the end of one axis, up to a size."""
+    """The tensor padded at the end of one axis to a size."""
     room = [0, 0] * (tensor.dim() - 1 - axis) + [0, max(0, size - tensor.shape[axis])]
     return F.pad(tensor, room, value=fill)
 
 
 def _padded(parts: Sequence[Tensor | None], fill: int) -> Tensor | None:
-    """Along the first axis, every other axis padded at its end to the longest; None where none is there."""
+    """Concatenation along the first axis, other axes padded at their end to the longest; None if all are None."""
     known = [part for part in parts if part is not None]
     if not known:
         return None
-    nothing = known[0].new_empty((1, 0, *known[0].shape[2:]))  # of a candidate that has none where others do
-    found = [nothing if part is None else part for part in parts]
-    longest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in found), strict=True)]
+    nothing = known[0].new_empty((1, 0, *known[0].shape[2:]))  # for a candidate without this tensor
+    filled = [nothing if part is None else part for part in parts]
+    longest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in filled), strict=True)]
     padded = []
-    for part in found:
+    for part in filled:
         room = [size - own for size, own in zip(longest, part.shape[1:], strict=True)]
         padded.append(F.pad(part, [end for size in reversed(room) for end in (0, size)], value=fill))
     return torch.cat(padded)
@@ -76,49 +77,50 @@ def _padded(parts: Sequence[Tensor | None], fill: int) -> Tensor | None:
 
 @dataclass(frozen=True)
 class TrainingTask(ABC):
-    """One of the models with all that a study prepared for it; no layout, recipe or seed changes it.
+    """A model's training with everything prepared for it by a study; independent of layout, recipe and seed.
 
     Attributes:
-        encoder: the trained ID encoder, where the model reads one.
+        encoder: the trained ID encoder, if the model reads one.
     """
 
     settings: StudySettings
     encoder: IDEncoder | None
-    reads: ClassVar[tuple[str, ...]]  # the settings that preparation reads, sections or keys
+    reads: ClassVar[tuple[str, ...]]  # the settings that preparation depends on, sections or keys
 
     @classmethod
     @abstractmethod
     def prepare(cls, settings: Any, materials: SharedInputs, examples: Any, say: Say) -> Self:
-        """What the method needs of a study, from training and validation data alone.
+        """Prepare the task from training and validation data only.
 
         Args:
-            settings: a study of this method's model.
-            examples: the places of users' sequences that training reads; None: all of them.
-            say: told each step as it begins.
+            settings: a study of this task's model.
+            materials: the inputs shared by all trainings.
+            examples: the positions of users' sequences that are trained on; None: all of them.
+            say: callback that receives a message before each step.
         """
 
     @classmethod
     def prepared_by(cls, key: str) -> bool:
-        """Whether preparation reads this dotted setting, so that another value needs another preparation."""
+        """Whether preparation depends on this dotted setting, so that another value requires another preparation."""
         return any(key == read or key.startswith(f"{read}.") for read in cls.reads)
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """What preparation found, by name, without the encoder; `restored` reads it."""
+        """The prepared tensors by name, without the encoder; the input of `restored`."""
 
     @classmethod
     @abstractmethod
     def restored(cls, settings: Any, encoder: Any, tensors: Mapping[str, Tensor]) -> Self:
-        """The method whose `tensors` these are."""
+        """The task with these `tensors`."""
 
     def under(self, settings: StudySettings) -> Self:
-        """The same preparation for a variation of the study's model."""
+        """The same task for a variation of the study's model."""
         return dataclasses.replace(self, settings=settings)
 
     def build(
         self, materials: SharedInputs, *, replace_every: int, generator: torch.Generator, lora: bool = False
     ) -> RecommenderModel:
-        """A recommender at its start; ``lora``: with LoRA for layouts that choose it."""
+        """An initialised, untrained recommender; ``lora``: with LoRA for layouts that choose it."""
         model = (
             MODELS[self.settings.model.kind]
             .build(
@@ -138,22 +140,22 @@ class TrainingTask(ABC):
 
     @abstractmethod
     def start(self, model: Any, materials: SharedInputs, generator: torch.Generator) -> None:
-        """Set what of a new model does not start at random."""
+        """Set the initial weights of a new model that are not random."""
 
-    has_fixed_shapes: ClassVar[bool] = False  # whether there is `fixed`
+    has_fixed_shapes: ClassVar[bool] = False  # whether `fixed` is implemented
 
     def fixed(self, batch: SequenceBatch, drawn: Drawn, row_format: RowFormat) -> tuple[SequenceBatch, Drawn]:
-        """The same, padded to shapes that come again."""
+        """The batch and its sampled inputs, padded to repeating shapes."""
         raise NotImplementedError
 
     @property
     def reads_padding(self) -> bool:
-        """Whether a row's padding changes its states, so that rows of several seeds cannot be padded alike."""
+        """Whether padding affects a row's states, so that rows of several seeds cannot be padded to a common length."""
         return False
 
     @abstractmethod
     def plan(self, materials: SharedInputs, batch_size: int) -> RowPlan:
-        """The rows of an epoch.
+        """The training rows of an epoch.
 
         Raises:
             StudyError: if batches of this size are too small for the model's losses.
@@ -161,16 +163,16 @@ class TrainingTask(ABC):
 
     @abstractmethod
     def draw(self, batch: SequenceBatch, materials: SharedInputs, generator: torch.Generator) -> Drawn:
-        """What a batch's losses draw at random, and everything else that no layout changes; on the CPU."""
+        """Sample the random inputs of a batch's losses, and collect others that do not depend on the layout; on the CPU."""
 
     @abstractmethod
     def drawn_losses(
         self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: SharedInputs
     ) -> dict[str, Tensor]:
-        """The terms of the loss whose weight is not zero, by name, each ``(K,)``: one of every candidate.
+        """The loss terms with nonzero weight, by name, each ``(K,)``: one value per candidate.
 
-        ``batch`` and ``drawn`` are those of all K candidates, one after another, on the layout's device; layout
-        ``(layers, sites)`` for K = 1, ``(K, layers, sites)`` for more.
+        ``batch`` and ``drawn`` hold all K candidates, concatenated, on the layout's device; layout ``(layers, sites)`` for K = 1,
+        ``(K, layers, sites)`` for more.
         """
 
     def losses(
@@ -181,17 +183,17 @@ class TrainingTask(ABC):
         materials: SharedInputs,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """`drawn_losses` of a single candidate, with what they draw."""
+        """`drawn_losses` of a single candidate, with newly sampled inputs."""
         drawn = self.draw(batch, materials, generator)
         return self.drawn_losses(model, batch.to(layout.device), drawn.to(layout.device), layout, materials)
 
     @property
     @abstractmethod
     def weights(self) -> dict[str, float]:
-        """The weight of every term."""
+        """The weight of every loss term, by name."""
 
     def baseline_ranks(self, users: IntArray, histories: Sequence[IntArray], targets: IntArray) -> dict[str, IntArray]:
-        """Ranks of the targets by the ID models that are in the model, each alone, under its name."""
+        """Ranks of the targets by the model's own ID models, each alone, by display name."""
         if self.encoder is None or not self.settings.model.holds_encoder:
             return {}
         title = ENCODERS[self.settings.encoder.name].title
@@ -199,16 +201,16 @@ class TrainingTask(ABC):
 
 
 def example_tensors(examples: Examples | None) -> dict[str, Tensor]:
-    """For `TrainingTask.tensors`; nothing of None."""
+    """The examples as tensors for `TrainingTask.tensors`; an empty dictionary for None."""
     return prefixed("examples", None if examples is None else vars(examples))
 
 
 def restored_examples(tensors: Mapping[str, Tensor]) -> Examples | None:
-    """What `example_tensors` were made of."""
-    found = under("examples", tensors)
-    return Examples(**{name: tensor.numpy() for name, tensor in found.items()}) if found else None
+    """The examples from which `example_tensors` were made."""
+    parts = under("examples", tensors)
+    return Examples(**{name: tensor.numpy() for name, tensor in parts.items()}) if parts else None
 
 
 def weighted_total(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-    """The loss of every candidate, ``(K,)``: each term times its weight, summed."""
+    """The total loss of every candidate, ``(K,)``: the weighted sum of its terms."""
     return torch.stack([weights[name] * value for name, value in terms.items()]).sum(0)

@@ -1,6 +1,6 @@
 """Ranking metrics over the full catalogue, with pessimistic ties.
 
-Liu et al. 2024, sec. 3.1.2. A tie counts against the target, so that a constant score is the worst and not the best.
+Liu et al. 2024, sec. 3.1.2. A tie counts against the target, so that a constant score gets the worst rank rather than the best.
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ TOP_K = 10
 
 
 class Metrics(NamedTuple):
-    """Averages over users; MRR is not cut off."""
+    """Means over users; MRR has no cutoff."""
 
     mrr: float
     recall: float
     ndcg: float
 
     def record(self, k: int = TOP_K) -> dict[str, float]:
+        """The metrics by name, with cutoff ``k`` in the names of Recall and NDCG."""
         return {"MRR": self.mrr, f"Recall@{k}": self.recall, f"NDCG@{k}": self.ndcg}
 
     @classmethod
     def from_record(cls, record: Mapping[str, float], k: int = TOP_K) -> Metrics:
+        """The metrics from a `record` with cutoff ``k``."""
         return cls(record["MRR"], record[f"Recall@{k}"], record[f"NDCG@{k}"])
 
 
 def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
-    """Rank of each target, from 1: one more than the other items that score as high or higher.
+    """Rank of each target from 1: one plus the number of other items with an equal or higher score.
 
-    Shapes: scores ``(n, items)``, targets ``(n,)`` -> ``(n,)`` int64. A target whose score is not a number ranks last.
+    Shapes: scores ``(n, items)``, targets ``(n,)`` -> ``(n,)`` int64. A target whose score is NaN ranks last.
     """
     own = scores.gather(1, targets[:, None])
     ahead = ~(scores < own)
@@ -42,7 +44,7 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def per_user(ranks: npt.ArrayLike, k: int = TOP_K) -> dict[str, npt.NDArray[np.float64]]:
-    """Each user's share in every metric, for averages and paired intervals."""
+    """Each user's value of every metric, for means and paired intervals."""
     rank = np.asarray(ranks, dtype=np.float64)
     hit = rank <= k
     return {
@@ -53,12 +55,12 @@ def per_user(ranks: npt.ArrayLike, k: int = TOP_K) -> dict[str, npt.NDArray[np.f
 
 
 def summarise(ranks: npt.ArrayLike, k: int = TOP_K) -> Metrics:
-    """MRR, Recall@k and NDCG@k of ranks counted from 1."""
+    """Mean MRR, Recall@k and NDCG@k of ranks counted from 1."""
     return Metrics(*(float(values.mean()) for values in per_user(ranks, k).values()))
 
 
 class Interval(NamedTuple):
-    """A mean and its 95% interval."""
+    """A mean and its 95% confidence interval."""
 
     mean: float
     low: float
@@ -69,7 +71,7 @@ class Interval(NamedTuple):
 
 
 def bootstrap_interval(values: npt.NDArray[np.float64], *, generator: torch.Generator, draws: int = 1000) -> Interval:
-    """Percentile bootstrap over users (Efron 1979)."""
+    """Percentile bootstrap interval over users (Efron 1979)."""
     n = len(values)
     means = np.array([values[torch.randint(n, (n,), generator=generator).numpy()].mean() for _ in range(draws)])
     low, high = np.quantile(means, [0.025, 0.975])

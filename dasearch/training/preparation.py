@@ -1,4 +1,4 @@
-"""From a study and its data to everything its trainings share."""
+"""Preparation of everything that a study's trainings share."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def prepare_study(
     say: Say = lambda _: None,
     language_model: Progress | None = None,
 ) -> StudyContext:
-    """Load the language model, read the catalogue, prepare the study's method; ``say`` is told each step as it begins."""
+    """Load the language model, tokenise the catalogue, prepare the study's training task; ``say`` receives a message per step."""
     say("loading the language model")
     opened = open_backbone(settings, dataset, progress=language_model)
     return prepare(settings, build_catalogue(settings, dataset, *opened), development, say=say)
@@ -55,7 +55,7 @@ def prepare_study(
 def prepare(
     settings: StudySettings, catalogue: Catalogue, development: Development, *, say: Say = lambda _: None
 ) -> StudyContext:
-    """Everything that trainings share, from training and validation data alone."""
+    """Prepare the inputs shared by all trainings, from training and validation data only."""
     device = resolve_device(settings.device)
     frozen = catalogue.backbone.computing_in(compute_dtype(settings.trial.precision, device), device)
     reading = dataclasses.replace(catalogue, backbone=frozen)
@@ -82,7 +82,7 @@ def untrained_model(
     generator: torch.Generator,
     lora: bool = False,
 ) -> RecommenderModel:
-    """A recommender of the study's kind with random weights, to be filled from a file."""
+    """A recommender of the study's kind with random weights, to be loaded from a file."""
     encoder = None
     if settings.model.holds_encoder:
         texts = torch.zeros(n_items, backbone.width)
@@ -119,9 +119,13 @@ def _examples(settings: StudySettings, shared: SharedInputs) -> Examples:
 def build_model(
     settings: StudySettings, materials: StudyContext, *, replace_every: int, seed: int, lora: bool = False
 ) -> RecommenderModel:
-    """A recommender at its start; the same seed gives every layout the same initial weights.
+    """An initialised recommender; the same seed gives the same initial weights for every layout.
 
     Args:
+        settings: the study's settings.
+        materials: the study's prepared inputs.
+        replace_every: replacement frequency r.
+        seed: seed of the initial weights.
         lora: whether it has LoRA for layouts that choose it.
     """
     generator = generator_for(settings.seed, "weights", seed)

@@ -1,4 +1,4 @@
-"""How far a training is: its epochs, and which of them is the best."""
+"""The progress of a training: its epochs, and the best of them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 from dasearch.training.metrics import TOP_K, Metrics
 
-SELECTION = f"NDCG@{TOP_K}"  # the validation metric of early stopping and of the epoch kept; the paper names none
+SELECTION = f"NDCG@{TOP_K}"  # validation metric of early stopping and epoch selection; the paper names none
 LOSS = "loss"  # mean cross-entropy of the validation items, beside the ranking metrics
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch's means of every loss term, its validation metrics, and its seconds.
+    """One epoch's mean loss terms, validation metrics and seconds.
 
-    Of candidates side by side each has its share of the seconds.
+    Candidates that are trained together each get their share of the seconds.
     """
 
     number: int
@@ -26,17 +26,18 @@ class Epoch:
 
 @dataclass
 class Progress:
-    """What a training has seen so far; all of it is in the checkpoint."""
+    """The history of a training, which is saved in the checkpoint."""
 
     epochs: list[Epoch] = field(default_factory=list)
     best_epoch: int = 0
 
     @property
     def best(self) -> Epoch:
+        """The epoch with the best validation metric."""
         return self.epochs[self.best_epoch]
 
     def add(self, epoch: Epoch) -> bool:
-        """Append an epoch; True if it is the best so far."""
+        """Append an epoch; returns whether it is the best so far."""
         self.epochs.append(epoch)
         better = len(self.epochs) == 1 or epoch.metrics[SELECTION] > self.best.metrics[SELECTION]
         if better:
@@ -44,24 +45,27 @@ class Progress:
         return better
 
     def stale(self, patience: int | None) -> bool:
+        """Whether the metric has not improved for ``patience`` epochs; False if ``patience`` is None."""
         return patience is not None and len(self.epochs) - 1 - self.best_epoch >= patience
 
     def record(self) -> dict[str, Any]:
+        """The history as JSON values."""
         return {"epochs": [asdict(epoch) for epoch in self.epochs], "best_epoch": self.best_epoch}
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Progress:
+        """The history from its `record`."""
         return cls([Epoch(**epoch) for epoch in record["epochs"]], record["best_epoch"])
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What is told of a finished training; its weights are in its checkpoint."""
+    """The result of a finished training; the weights are in its checkpoint."""
 
     progress: Progress
     parameters: int
     seconds: float
-    peak_memory: int  # bytes: of the GPU, or of the whole process on CPU
+    peak_memory: int  # bytes, of the GPU or of the whole process on a CPU
 
     @property
     def metrics(self) -> Metrics:

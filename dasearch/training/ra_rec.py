@@ -1,4 +1,4 @@
-"""Training RA-Rec: BPR of the two towers' products, l2, and contrastive alignment of every layer (SPEC 4)."""
+"""Training RA-Rec: BPR of the two towers' products, L2 regularisation, and contrastive alignment of every layer (SPEC 4)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from dasearch.training.with_encoder import EncoderMethod, frozen_examples, kept_
 
 @dataclass(frozen=True)
 class RARecDrawn(Drawn):
-    """What RA-Rec's losses read beside a batch.
+    """The sampled inputs of RA-Rec's losses for a batch.
 
     Shapes: items, counted (bool, False for padding) ``(K, a)``, their rows' tokens and segments ``(K, a, m)``; positive
-    ``(K, B)``, drawn ``(K, n)`` as places among the items; unbought ``(K, B, n)`` bool; the plain model's states
+    ``(K, B)``, drawn ``(K, n)`` as indices into the items; unbought ``(K, B, n)`` bool; the unmodified model's states
     frozen_users ``(K, B, all layers, width)``, frozen_items ``(K, a, all layers, width)``.
     """
 
@@ -46,10 +46,10 @@ class RARecDrawn(Drawn):
 
 @dataclass(frozen=True)
 class RARecMethod(EncoderMethod):
-    """RA-Rec with its trained ID encoder and the frozen model's states of examples and items.
+    """The training task of RA-Rec, with its trained ID encoder and the frozen model's states of examples and items.
 
     Attributes:
-        frozen_items: what each layer of the plain model reads for each item, token means: ``(items, layers, width)``.
+        frozen_items: token means of each layer's input in the unmodified model, per item: ``(items, layers, width)``.
     """
 
     settings: RARecStudy
@@ -57,7 +57,7 @@ class RARecMethod(EncoderMethod):
 
     @classmethod
     def prepare(cls, settings: RARecStudy, materials: SharedInputs, examples: Examples, say: Say) -> RARecMethod:
-        """Train or read the ID encoder, run the frozen model over examples and items."""
+        """Train or load the ID encoder, and run the frozen model on examples and items."""
         encoder = study_encoder(settings.encoder, materials, settings.seed, say)
         frozen = frozen_of_items = None
         if settings.aligns:
@@ -66,19 +66,22 @@ class RARecMethod(EncoderMethod):
         return cls(settings, encoder, examples, frozen, frozen_of_items)
 
     def tensors(self) -> dict[str, Tensor]:
+        """The base class's tensors and the items' frozen states."""
         return super().tensors() | ({} if self.frozen_items is None else {"frozen_items": self.frozen_items})
 
     @classmethod
     def restored(cls, settings: RARecStudy, encoder: IDEncoder, tensors: Mapping[str, Tensor]) -> RARecMethod:
+        """The task with these `tensors` and this encoder."""
         examples = restored_examples(tensors)
         assert examples is not None
         return cls(settings, encoder, examples, tensors.get("frozen"), tensors.get("frozen_items"))
 
     def start(self, model: RARec, materials: SharedInputs, generator: torch.Generator) -> None:
+        """Initialise the items' biases."""
         model.start_bias(materials.item_counts.to(materials.device))
 
     def draw(self, batch: SequenceBatch, materials: SharedInputs, generator: torch.Generator) -> RARecDrawn:
-        """Items drawn for the whole batch, with their rows and, where the losses align, the plain model's states."""
+        """Sample the batch's items, with their rows and, for the alignment loss, the unmodified model's states."""
         n_items = materials.development.n_items
         positive = batch.at_last(batch.targets)
         drawn = torch.randint(n_items, (self.settings.losses.negatives,), generator=generator)
@@ -86,7 +89,7 @@ class RARecMethod(EncoderMethod):
         rows = materials.catalogue.item_rows.select(items)
         owners = batch.users[:, None].expand(-1, len(drawn))
         unbought = ~materials.purchases.bought(owners.flatten(), drawn.repeat(len(owners))).view_as(owners)
-        found = RARecDrawn(
+        sampled = RARecDrawn(
             items[None],
             torch.ones_like(items, dtype=torch.bool)[None],
             rows.tokens[None],
@@ -96,14 +99,14 @@ class RARecMethod(EncoderMethod):
             (unbought & (drawn != positive[:, None]))[None],
         )
         if not self.settings.aligns:
-            return found
+            return sampled
         frozen_rows = kept_or_computed(self.frozen_items, items, rows, materials)[None]
-        return dataclasses.replace(found, frozen_users=self.frozen_means(batch, materials), frozen_items=frozen_rows)
+        return dataclasses.replace(sampled, frozen_users=self.frozen_means(batch, materials), frozen_items=frozen_rows)
 
     def drawn_losses(
         self, model: RecommenderModel, batch: SequenceBatch, drawn: Drawn, layout: Tensor, materials: SharedInputs
     ) -> dict[str, Tensor]:
-        """``bpr``, ``l2`` and, where asked for, ``align``, the mean over layers of both towers' InfoNCE."""
+        """``bpr``, ``l2`` and, if configured, ``align``, the mean over layers of both towers' InfoNCE."""
         assert isinstance(model, RARec)
         assert isinstance(drawn, RARecDrawn)
         k, count = drawn.items.shape
@@ -128,7 +131,7 @@ class RARecMethod(EncoderMethod):
         return terms
 
     def _align(self, injections: dict[int, Injection], frozen: Tensor, counted: Tensor) -> Tensor:
-        """Mean over layers of InfoNCE between a prefix's visible tokens, averaged, and the plain model's states.
+        """Mean over layers of InfoNCE between the mean of a prefix's visible tokens and the unmodified model's states.
 
         Shapes: frozen ``(K, rows, layers, width)``, counted ``(K, rows)`` -> ``(K,)``.
         """
@@ -142,21 +145,21 @@ class RARecMethod(EncoderMethod):
 
     @property
     def weights(self) -> dict[str, float]:
-        """1, the l2 weight, and lambda."""
+        """Weights of the terms: 1, the L2 weight, and lambda."""
         losses = self.settings.losses
         return {"bpr": 1.0, "l2": losses.l2, "align": losses.align}
 
 
 def _never_empty(segments: Tensor) -> Tensor:
-    """Segments of rows of which those that only pad have one token, so that their states are numbers."""
+    """Segments in which rows of only padding get one token, so that their states are finite."""
     return torch.cat([segments[:, :1].clamp(min=0), segments[:, 1:]], dim=1)
 
 
 def bpr_of_drawn(scores: Tensor, positive: Tensor, drawn: Tensor, unbought: Tensor) -> Tensor:
-    """Mean of ``-log sigmoid(y_u,pos - y_u,neg)`` over each row's own positive and the drawn items the user did not buy.
+    """Mean of ``-log sigmoid(y_u,pos - y_u,neg)`` over each row's own positive and the sampled items that the user did not buy.
 
-    Shapes: scores ``(K, batch, items)``, positive ``(K, batch)`` and drawn ``(K, n)`` as places among the items, unbought
-    ``(K, batch, n)`` -> ``(K,)``; 0 where the users bought everything.
+    Shapes: scores ``(K, batch, items)``, positive ``(K, batch)`` and drawn ``(K, n)`` as indices into the items, unbought
+    ``(K, batch, n)`` -> ``(K,)``; 0 if the users bought everything.
     """
     own = scores.gather(2, positive[..., None])
     others = scores.gather(2, drawn[:, None].expand(-1, scores.shape[1], -1))
@@ -170,7 +173,7 @@ def _visible_mean(injection: Injection) -> Tensor:
 
 
 def frozen_items(materials: SharedInputs) -> Tensor:
-    """What each layer of the plain model reads for each item's row, token means: ``(items, layers, width)``."""
+    """Token means of each layer's input in the unmodified model, per item row: ``(items, layers, width)``."""
     backbone = materials.catalogue.backbone
     layers: Sequence[int] = range(len(backbone.blocks))
     return torch.cat(

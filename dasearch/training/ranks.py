@@ -1,10 +1,10 @@
-"""One training by several processes, a GPU each, that torchrun started.
+"""Data-parallel training with torchrun, one process (rank) per GPU.
 
-Every rank holds the whole model: data parallelism, and no FSDP, for the frozen models here fit on one card and what is
-trained is small. The ranks take turns at the micro-batches of each optimiser step and at the batches of the validation.
-Gradients are gathered and added in the order of the micro-batches, which all-reduce would not keep, so that a training by
-N ranks comes out as one process's to the last bit where their kernels are deterministic. Nothing here imports torch before
-it must: the command line asks who speaks.
+Every rank holds the whole model: data parallelism without FSDP, since the frozen models fit on one GPU and the trained part is
+small. The ranks share the micro-batches of each optimiser step and the batches of the validation. Gradients are gathered and
+summed in the order of the micro-batches, which all-reduce would not preserve, so that training with N ranks gives the same
+result as one process, bit for bit where kernels are deterministic. torch is imported only inside functions, because the command
+line needs `started` before it.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SIZE, RANK = "WORLD_SIZE", "RANK"  # set by torchrun
-SIZE_HERE, RANK_HERE = "LOCAL_WORLD_SIZE", "LOCAL_RANK"  # of one machine
-FIRST = 0  # writes, and speaks
+SIZE_HERE, RANK_HERE = "LOCAL_WORLD_SIZE", "LOCAL_RANK"  # within one machine
+FIRST = 0  # the rank that writes files
 
 
 @dataclass(frozen=True)
 class Peers:
-    """The processes of one training: how many, and which of them this is. What it does, all do at the same point.
+    """The processes of one training and this process's rank. Its collective methods must be called by all at the same point.
 
     Attributes:
-        here: its place among those of its machine.
+        size: number of processes.
+        rank: index of this process.
+        here: index of this process on its machine.
     """
 
     rank: int = FIRST
@@ -43,41 +45,41 @@ class Peers:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this process writes files."""
         return self.rank == FIRST
 
     @property
     def speaks(self) -> bool:
-        """Whether this is the process that says why all of them end, once a machine."""
+        """Whether this process reports errors: one per machine."""
         return self.here == FIRST
 
     def own(self, parts: Iterable[T]) -> Iterator[T]:
-        """Every ``size``-th part: those that fall to this process."""
+        """The parts assigned to this process: every ``size``-th one."""
         return itertools.islice(parts, self.rank, None, self.size)
 
     def total(self, own: Iterable[Tensor], count: int, like: Tensor) -> Tensor:
-        """The sum of ``count`` parts in their order, of which these are `own`; each as large as ``like``."""
+        """The sum of all ``count`` parts in order, given this process's `own`; each has the shape of ``like``."""
         return functools.reduce(_plus, own if self.size == 1 else self.in_order(list(own), count, like))
 
     def in_order(self, own: Sequence[Tensor], count: int, like: Tensor) -> list[Tensor]:
-        """All ``count`` parts, of which these are `own`; each as large as ``like``. All are held at once."""
+        """All ``count`` parts in order, given this process's `own`; each has the shape of ``like``. All are in memory at once."""
         import torch
 
         turns = -(-count // self.size)
         mine = torch.stack([*own, *[torch.zeros_like(like)] * (turns - len(own))])  # (turns, ...)
-        found = [torch.empty_like(mine) for _ in range(self.size)]
-        _at_once(lambda: torch.distributed.all_gather(found, mine))
-        return [found[place % self.size][place // self.size] for place in range(count)]
+        gathered = [torch.empty_like(mine) for _ in range(self.size)]
+        _at_once(lambda: torch.distributed.all_gather(gathered, mine))
+        return [gathered[place % self.size][place // self.size] for place in range(count)]
 
     def fill(self, *tensors: Tensor) -> None:
-        """Give every process the entries of all, where each has its own and zeros elsewhere."""
+        """Fill tensors, in place, with the entries of all processes, where each process has zeros outside its own."""
         import torch
 
         for tensor in tensors if self.size > 1 else ():
             _at_once(functools.partial(torch.distributed.all_reduce, tensor))
 
     def follow(self, tensors: Iterable[Tensor]) -> None:
-        """Set tensors to those of the first process, for preparation on a GPU may differ in its last digits."""
+        """Broadcast tensors from the first process, since preparation on different GPUs may differ in the last digits."""
         import torch
 
         with torch.inference_mode():
@@ -87,27 +89,27 @@ class Peers:
                 tensor.copy_(first)
 
     def require_same_epochs(self, done: int, device: torch.device) -> None:
-        """Refuse to go on where processes found other checkpoints.
+        """Check that all processes resume from the same epoch.
 
         Raises:
-            RankError: if they have done other numbers of epochs.
+            RankError: if their checkpoints have different numbers of epochs.
         """
         import torch
 
         if self.size > 1:
             mine = torch.tensor(done, device=device)
-            found = [int(other) for other in self.in_order([mine], self.size, mine)]
-            if len(set(found)) > 1:
+            epochs = [int(other) for other in self.in_order([mine], self.size, mine)]
+            if len(set(epochs)) > 1:
                 raise RankError(
-                    f"the ranks found checkpoints after {', '.join(map(str, found))} epochs; give --out on a disk that all "
+                    f"the ranks found checkpoints after {', '.join(map(str, epochs))} epochs; give --out on a disk that all "
                     "machines share"
                 )
 
     def require_shares(self, key: str, accumulate: int) -> None:
-        """Refuse steps whose micro-batches cannot be shared evenly.
+        """Check that a step's micro-batches can be shared evenly.
 
         Raises:
-            StudyError: naming the setting that decides it.
+            StudyError: naming the setting to change.
         """
         if accumulate % self.size:
             raise StudyError(
@@ -124,7 +126,7 @@ def _plus(first: Tensor, second: Tensor) -> Tensor:
 
 
 def started() -> Peers:
-    """What torchrun's environment says of this process."""
+    """The processes as described by torchrun's environment variables."""
     size = int(os.environ.get(SIZE, "1"))
     if size == 1 or RANK not in os.environ:
         return ALONE
@@ -132,10 +134,10 @@ def started() -> Peers:
 
 
 def require_alone(command: str) -> None:
-    """Refuse several ranks where each would do the whole of a command.
+    """Reject torchrun for a command that every rank would execute in full.
 
     Raises:
-        WrongUse: if torchrun started more than one.
+        WrongUse: if torchrun started more than one process.
     """
     if started().size > 1:
         raise WrongUse(f"torchrun shares `dasearch train` among GPUs; start `dasearch {command}` without it")
@@ -143,11 +145,11 @@ def require_alone(command: str) -> None:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Peers]:
-    """The processes of this training, connected: over NCCL on GPUs, gloo on CPUs; alone without torchrun.
+    """Connect the processes of this training: over NCCL on GPUs, gloo on CPUs; a single process without torchrun.
 
     Raises:
         RankError: if they cannot be connected.
-        WrongUse: if a machine has fewer GPUs than ranks, or the study names one of them.
+        WrongUse: if a machine has fewer GPUs than ranks, or the study names a particular GPU.
     """
     peers = started()
     if peers.size == 1:
@@ -165,11 +167,11 @@ def joined(device: torch.device) -> Iterator[Peers]:
             f"the ranks could not be connected ({first_line(error)}); check torchrun's --nnodes and --rdzv-endpoint"
         ) from error
     yield peers
-    torch.distributed.destroy_process_group()  # after an error it would wait for the others
+    torch.distributed.destroy_process_group()  # skipped after an error, when it would wait for the others
 
 
 def _take_gpu(device: torch.device, here: int) -> None:
-    """``cuda`` means a GPU of its own in each process."""
+    """Assign each process its own GPU for ``cuda``."""
     import torch
 
     ranks, there = int(os.environ.get(SIZE_HERE, "1")), torch.cuda.device_count()
@@ -183,10 +185,10 @@ def _take_gpu(device: torch.device, here: int) -> None:
 
 
 def _at_once(call: Callable[[], object]) -> None:
-    """Something that all processes do together.
+    """Run a collective operation.
 
     Raises:
-        RankError: if one of them is gone.
+        RankError: if another process has ended.
     """
     import torch
 
@@ -196,5 +198,5 @@ def _at_once(call: Callable[[], object]) -> None:
         raise
     except RuntimeError as error:
         raise RankError(
-            "another rank of this training ended; run the same command again to go on after the last epoch"
+            "another rank of this training ended; run the same command again to resume after the last epoch"
         ) from error

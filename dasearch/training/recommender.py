@@ -1,6 +1,6 @@
-"""A trained recommender as a folder: saved, loaded without its study, asked for items.
+"""A trained recommender as a folder: saving, loading without its study, and recommending items.
 
-The folder holds ``config.json``, ``model.safetensors`` (trained parameters and CF vectors), ``backbone/`` (the frozen
+The folder contains ``config.json``, ``model.safetensors`` (trained parameters and CF vectors), ``backbone/`` (the frozen
 model and its tokenizer), ``catalogue.jsonl``, ``users.json`` and ``layout.json``. Nothing in it is pickled.
 """
 
@@ -45,11 +45,11 @@ from dasearch.training.shared import Catalogue
 from dasearch.version import installed_versions
 
 FORMAT = 1
-NOBODY = -1  # the user of a history from outside the training data
+NOBODY = -1  # user index of a history from outside the training data
 
 
 class Recommendation(NamedTuple):
-    """An item, its title, and its score (a logit: comparable within one answer only)."""
+    """An item, its title, and its score (a logit: comparable only within one answer)."""
 
     item: str
     title: str
@@ -57,14 +57,14 @@ class Recommendation(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A history that a model can answer: item positions ``(n,)``, oldest first; the user's position, -1 for someone else."""
+    """A valid history: item indices ``(n,)``, oldest first; the user's index, -1 for a user outside the training data."""
 
     history: IntArray
     user: int
 
 
 class Ranking(NamedTuple):
-    """Positions of items, best first, and their scores."""
+    """Indices of items, best first, and their scores."""
 
     items: list[int]
     scores: list[float]
@@ -81,7 +81,7 @@ class Recommender:
     users: dict[str, int]
     settings: StudySettings
     layout_file: LayoutFile
-    results: Mapping[str, Mapping[str, float]]  # the saved model's own metrics, by split
+    results: Mapping[str, Mapping[str, float]]  # metrics of the saved model, by split
 
     def __post_init__(self) -> None:
         self._index = {item.identifier: position for position, item in enumerate(self.items)}
@@ -94,22 +94,23 @@ class Recommender:
     def recommend(
         self, history: Sequence[str], k: int = 10, *, user: str | None = None, include_seen: bool = False
     ) -> list[Recommendation]:
-        """The ``k`` items most likely to come next among those that the history does not hold.
+        """The ``k`` items that most likely come next, by default without those of the history.
 
-        The metrics of a study rank all items, those of the history too: where people buy again what they bought, as in
-        complete-journey, ``include_seen`` gives the answers that were measured.
+        A study's metrics rank all items, including the history's: where users buy the same items repeatedly, as in
+        complete-journey, ``include_seen`` gives the ranking that was evaluated.
 
         Args:
-            history: item ids, oldest first; the newest ``data.max_items`` count.
-            user: a user of the training data, whose own collaborative vector is then used; without one, or for a
-                model that reads histories alone, it comes from the history.
-            include_seen: answer with items of the history as well.
+            history: item ids, oldest first; only the newest ``data.max_items`` are used.
+            k: number of items.
+            user: a user of the training data, whose own collaborative vector is then used; without one, or for a model that reads
+                only histories, it is estimated from the history.
+            include_seen: also recommend items of the history.
 
         Raises:
             ModelFolderError: for an empty history, an unknown item or user, or k below 1.
         """
-        (found,) = self.rankings([self._require(history, user)], k, include_seen=include_seen)
-        return self._titled(found)
+        (ranking,) = self.rankings([self._require(history, user)], k, include_seen=include_seen)
+        return self._titled(ranking)
 
     def recommend_many(
         self,
@@ -120,14 +121,17 @@ class Recommender:
         include_seen: bool = False,
         batch_size: int | None = None,
     ) -> list[list[Recommendation]]:
-        """What `recommend` says of each history, in their order, computed in batches of similar length.
+        """`recommend` for each history, in order, computed in batches of similar length.
 
         Args:
-            users: one a history, None for someone outside the training data.
-            batch_size: histories of one forward pass; None: what suits the device.
+            histories: item ids of each history, oldest first.
+            k: number of items per history.
+            users: one per history, None for a user outside the training data.
+            include_seen: also recommend items of the history.
+            batch_size: histories per forward pass; None: a default for the device.
 
         Raises:
-            ModelFolderError: as `recommend`, naming the history, or for another number of users than of histories.
+            ModelFolderError: as `recommend`, naming the history, or if the numbers of users and histories differ.
         """
         whose = [None] * len(histories) if users is None else users
         if len(whose) != len(histories):
@@ -136,11 +140,11 @@ class Recommender:
             )
         pairs = enumerate(zip(histories, whose, strict=True))
         requests = [self._require(history, user, f"histories[{n}]: ") for n, (history, user) in pairs]
-        found = self.rankings(requests, k, include_seen=include_seen, batch_size=batch_size)
-        return [self._titled(ranking) for ranking in found]
+        rankings = self.rankings(requests, k, include_seen=include_seen, batch_size=batch_size)
+        return [self._titled(ranking) for ranking in rankings]
 
     def request(self, history: Sequence[str], user: str | None = None) -> Request | None:
-        """A history as positions in the catalogue; None where `refusal` has something to say."""
+        """A history as catalogue indices; None if it is invalid, for which `refusal` gives the reason."""
         positions = [self._index.get(item, NO_ITEM) for item in history]
         number = NOBODY if user is None else self.users.get(user)
         if not positions or NO_ITEM in positions or number is None:
@@ -148,7 +152,7 @@ class Recommender:
         return Request(np.array(positions, dtype=np.int64), number)
 
     def refusal(self, history: Sequence[str], user: str | None = None) -> str:
-        """Why a history has no `request`, and what to do about it."""
+        """The error message of an invalid history, with a suggested fix."""
         if not history:
             return "the history is empty; give at least one item id"
         for item in history:
@@ -158,10 +162,10 @@ class Recommender:
         return f"unknown user {user!r}{suggestion_of_id(user or '', self.users)}; leave user out to go by the history"
 
     def _require(self, history: Sequence[str], user: str | None, which: str = "") -> Request:
-        found = self.request(history, user)
-        if found is None:
+        request = self.request(history, user)
+        if request is None:
             raise ModelFolderError(which + self.refusal(history, user))
-        return found
+        return request
 
     @torch.inference_mode()
     def rankings(
@@ -172,7 +176,7 @@ class Recommender:
         include_seen: bool = False,
         batch_size: int | None = None,
     ) -> list[Ranking]:
-        """The best ``k`` items of each request, in their order; fewer where the history leaves no more of the catalogue.
+        """The best ``k`` items of each request, in order; fewer if the history leaves fewer items of the catalogue.
 
         Raises:
             ModelFolderError: for k or batch_size below 1.
@@ -182,7 +186,7 @@ class Recommender:
         size = self.batch_size if batch_size is None else batch_size
         if size < 1:
             raise ModelFolderError(f"batch_size is {size}; answer at least 1 history at a time")
-        found: dict[int, Ranking] = {}
+        rankings: dict[int, Ranking] = {}
         users = np.array([request.user for request in requests], dtype=np.int64)
         histories = [request.history for request in requests]
         sentences, row_format = self.catalogue.row_sentences, self.catalogue.row_format
@@ -191,12 +195,12 @@ class Recommender:
                 rows = places[part].tolist()
                 if not include_seen:
                     _leave_out(scores, [histories[row] for row in rows])
-                found |= zip(rows, _best(scores, k), strict=True)
-        return [found[row] for row in range(len(requests))]
+                rankings |= zip(rows, _best(scores, k), strict=True)
+        return [rankings[row] for row in range(len(requests))]
 
     @property
     def batch_size(self) -> int:
-        """Histories of one forward pass, where the caller does not say."""
+        """Default number of histories per forward pass on this device."""
         return batch_rows(self.model.device)
 
     @cached_property
@@ -205,7 +209,7 @@ class Recommender:
 
     @cached_property
     def _scorer(self) -> Scorer:
-        """Made at the first question: what it computes is the same for all users."""
+        """The scorer, created on first use and shared by all requests."""
         return self.model.scorer(self.catalogue.item_rows, self._placed)
 
     def _titled(self, ranking: Ranking) -> list[Recommendation]:
@@ -214,13 +218,13 @@ class Recommender:
 
 
 def _leave_out(scores: Tensor, histories: Sequence[IntArray]) -> None:
-    """Shapes: scores ``(rows, items)``; a row's history is no longer among its finite scores."""
+    """Set the scores of each row's history to minus infinity, in place. Shapes: scores ``(rows, items)``."""
     rows = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
     scores[torch.from_numpy(rows), torch.from_numpy(np.concatenate(histories))] = -torch.inf
 
 
 def _best(scores: Tensor, k: int) -> list[Ranking]:
-    """Of each row of ``(rows, items)`` the highest ``k`` that are finite."""
+    """The ``k`` highest finite scores of each row of ``(rows, items)``."""
     best = scores.topk(min(k, scores.shape[1]))
     counts = best.values.isfinite().sum(1).tolist()
     triples = zip(best.indices.tolist(), best.values.tolist(), counts, strict=True)
@@ -228,7 +232,7 @@ def _best(scores: Tensor, k: int) -> list[Ranking]:
 
 
 def layout_file(settings: StudySettings, trained: Trained, metric: Metric | None) -> LayoutFile:
-    """What ``layout.json`` says of a trained layout."""
+    """The ``layout.json`` of a trained layout."""
     model = trained.model
     return layout_file_of(
         settings, trained.layout, layers=len(model.backbone.blocks), replaced=model.replaced, metric=metric
@@ -238,7 +242,7 @@ def layout_file(settings: StudySettings, trained: Trained, metric: Metric | None
 def layout_file_of(
     settings: StudySettings, layout: Layout, *, layers: int, replaced: Sequence[int], metric: Metric | None
 ) -> LayoutFile:
-    """What ``layout.json`` says of a layout of a study, whose backbone has so many layers, those of ``replaced`` adapted."""
+    """The ``layout.json`` of a study's layout, for a backbone with ``layers`` layers of which ``replaced`` are adapted."""
     spec = MODELS[settings.model.kind]
     return LayoutFile(
         model=settings.model.label,
@@ -269,7 +273,7 @@ def save_recommender(
     metric: Metric | None = None,
     results: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the folder beside its place and rename it there; one of the same name is replaced."""
+    """Write the folder atomically (to a temporary folder, then renamed); an existing folder is replaced."""
     with written_beside(folder, IfExists.REPLACED) as unfinished:
         _write(unfinished, trained, settings, materials, dataset, metric, results or {})
     return folder
@@ -306,7 +310,7 @@ def _write(
 
 
 def load(directory: str | Path, *, device: str = "auto") -> Recommender:
-    """Open a folder that a study trained.
+    """Open the folder of a trained model.
 
     Raises:
         ModelFolderError: if a file is missing, damaged, or of a newer format.
@@ -339,7 +343,10 @@ def load(directory: str | Path, *, device: str = "auto") -> Recommender:
 
 def _open(folder: Path, config: Mapping[str, Any], device: str) -> Recommender:
     settings = parse_study(config["study"], source=str(folder / "config.json"))
-    if config.get("catalogue") not in (None, sha256(folder / CATALOGUE)):  # None: saved before it was written down
+    if config.get("catalogue") not in (
+        None,
+        sha256(folder / CATALOGUE),
+    ):  # None: saved by a version that did not record it
         raise ModelFolderError(f"{folder / CATALOGUE} is not the catalogue that the model was trained on; put it back")
     items = read_items(folder)
     users = {user: index for index, user in enumerate(json.loads((folder / "users.json").read_text(encoding="utf-8")))}

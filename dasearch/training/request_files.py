@@ -1,7 +1,7 @@
-"""Files of histories in, files of recommendations out: a piece at a time, whole or not at all.
+"""Batch recommendation: files of histories in, files of recommendations out, in chunks and written atomically.
 
-A row in has a ``history`` (item ids, oldest first) and may have a ``user`` and an ``id``. A row out has its number ``row``
-(from 1; a line's in JSONL), ``id`` and ``user`` as text, and the lists ``items`` and ``scores``, best first.
+An input row has a ``history`` (item ids, oldest first) and may have a ``user`` and an ``id``. An output row has its number
+``row`` (from 1; the line number in JSONL), ``id`` and ``user`` as text, and the lists ``items`` and ``scores``, best first.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ ANSWER_COLUMNS = {
     "items": pl.List(pl.String()),
     "scores": pl.List(pl.Float32()),
 }
-PIECE_BATCHES = 8  # batches whose rows are sorted by length together, and between two words of progress
-CHECKED_AT_ONCE = 8192  # rows between two words of progress while none is answered
-ROWS_AT_ONCE = 65_536  # rows of a Parquet file that are held at once, and those of a group that is written
-SCORE_DIGITS = 6  # of JSON
+PIECE_BATCHES = 8  # batches whose rows are sorted by length together, and per progress message
+CHECKED_AT_ONCE = 8192  # rows per progress message while checking
+ROWS_AT_ONCE = 65_536  # rows of a Parquet file in memory at once, and rows per written row group
+SCORE_DIGITS = 6  # significant digits of scores in JSON
 NO_RECORD = 'is no JSON object; write {"history": ["ITEM", ...]}'
 NO_LIST = "has no history that is a list of item ids; give it one, oldest first"
 
 
 class Row(NamedTuple):
-    """A row of a file of requests; ``problem`` says why there is nothing to ask."""
+    """A row of a file of requests; ``problem`` is the reason if it cannot be answered."""
 
     number: int
     history: list[str]
@@ -61,7 +61,7 @@ class Answer(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """A file's rows, how many of them cannot be answered, and the first of these with its reason."""
+    """The number of rows of a file, the number that cannot be answered, and the first of these with its reason."""
 
     rows: int
     bad: int
@@ -69,7 +69,7 @@ class Checked(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """What became of a file's rows; ``seconds`` without checking them."""
+    """The outcome of a file's rows; ``seconds`` excludes checking them."""
 
     rows: int
     answered: int
@@ -79,7 +79,7 @@ class Answered(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Rows answered of so many in so many seconds; ``total`` None: rows are being checked, none is answered yet."""
+    """The number of rows answered so far, of ``total``, and the seconds; ``total`` None: rows are still being checked."""
 
     done: int
     total: int | None
@@ -87,11 +87,12 @@ class Progress(NamedTuple):
 
     @property
     def words(self) -> str:
+        """The progress as a message."""
         return f"{self.done:,} rows checked" if self.total is None else f"{self.done:,} of {self.total:,} rows answered"
 
     @property
     def seconds_left(self) -> float | None:
-        """At the pace so far; None before the first answers."""
+        """Estimated remaining seconds; None before the first rows are answered."""
         return self.seconds * (self.total - self.done) / self.done if self.total and self.done else None
 
 
@@ -103,9 +104,9 @@ Listen = Callable[[Progress], None]
 
 
 def history_of(text: str, known: Container[str]) -> list[str]:
-    """The item ids that a user names in one text, oldest first: commas separate them, or it is a JSON list.
+    """Parse a history given as text: item ids separated by commas, oldest first, or a JSON list.
 
-    What the catalogue knows goes first: an id with outer spaces, and a text that is an id itself, commas and all.
+    Known items take precedence: ids with surrounding spaces, and a text that is itself an id, even with commas.
     """
     parts = [part if part in known else part.strip() for part in text.split(",") if part.strip()]
     if all(part in known for part in parts):
@@ -114,13 +115,13 @@ def history_of(text: str, known: Container[str]) -> list[str]:
 
 
 def _json_ids(text: str) -> list[str]:
-    """Those of a JSON list; none of any other text."""
+    """The item ids of a JSON list; an empty list for any other text."""
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):
         return []
-    whole = isinstance(found, list) and all(type(item) in (str, int) for item in found)
-    return [str(item) for item in found] if whole else []
+    whole = isinstance(parsed, list) and all(type(item) in (str, int) for item in parsed)
+    return [str(item) for item in parsed] if whole else []
 
 
 def answer_file(
@@ -135,41 +136,46 @@ def answer_file(
     batch_size: int | None = None,
     listen: Listen = lambda _: None,
 ) -> Answered:
-    """Answer every row of a ``.parquet``, ``.jsonl`` or ``.jsonl.gz`` file into another of any of these forms.
+    """Answer every row of a ``.parquet``, ``.jsonl`` or ``.jsonl.gz`` file into another file of any of these formats.
 
-    All rows are checked before the first is answered. Memory does not grow with the number of rows.
+    All rows are checked before the first is answered. Memory use does not grow with the number of rows.
 
     Args:
-        include_seen: answer with items of a row's own history as well.
-        skip_bad: leave rows out that cannot be answered, and count them.
-        overwrite: replace ``out`` where it exists.
-        batch_size: histories of one forward pass; None: what suits the device.
+        recommender: the model.
+        source: file with the histories.
+        out: file to write, atomically.
+        k: number of items per row.
+        include_seen: also recommend items of a row's own history.
+        skip_bad: skip and count rows that cannot be answered, instead of raising.
+        overwrite: replace ``out`` if it exists.
+        batch_size: histories per forward pass; None: a default for the device.
+        listen: callback that receives each `Progress`.
 
     Raises:
-        DataError: for files that cannot be read or written, or a row that cannot be answered; ``out`` is then as it was.
+        DataError: if a file cannot be read or written, or a row cannot be answered; ``out`` is then unchanged.
         ModelFolderError: for k or batch_size below 1.
-        Interrupted: on Ctrl-C; ``out`` is then as it was.
+        Interrupted: on Ctrl-C; ``out`` is then unchanged.
     """
     read, written = _by_suffix(READERS, source), _by_suffix(WRITERS, out)
     _require_places(source, out, overwrite)
     size = recommender.batch_size if batch_size is None else batch_size
     rank = partial(recommender.rankings, k=k, include_seen=include_seen, batch_size=size)
-    rank([])  # refuses k and batch_size before a row is read
+    rank([])  # rejects k and batch_size before a row is read
     last = Progress(0, None, 0.0)
 
-    def hear(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         nonlocal last
         last = progress
         listen(progress)
 
     try:
-        checked = _check(recommender, read(source), source, hear)
+        checked = _check(recommender, read(source), source, on_progress)
         if checked.bad and not skip_bad:
             rows = f"{checked.bad:,} of {checked.rows:,} rows cannot be answered"
             raise DataError(f"{checked.first} ({rows}; --skip-bad leaves such rows out)")
         with _written_whole(out) as unfinished, written(unfinished) as write:
             pieces = _pieces(_asked(recommender, read(source)), size * PIECE_BATCHES)
-            seconds = _answer(recommender, pieces, rank, write, checked.rows - checked.bad, hear)
+            seconds = _answer(recommender, pieces, rank, write, checked.rows - checked.bad, on_progress)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted, {last.words}; {out} was not written") from None
     return Answered(checked.rows, checked.rows - checked.bad, checked.bad, checked.first, seconds)
@@ -195,11 +201,11 @@ def _answer(
     total: int,
     listen: Listen,
 ) -> float:
-    """Seconds that it took."""
+    """Write the answers of all pieces; returns the seconds that it took."""
     started, done = time.perf_counter(), 0
     for piece in pieces:
         rankings = rank([request for _, request in piece])
-        write([_answer_of(recommender, row, found) for (row, _), found in zip(piece, rankings, strict=True)])
+        write([_answer_of(recommender, row, ranking) for (row, _), ranking in zip(piece, rankings, strict=True)])
         done += len(piece)
         listen(Progress(done, total, time.perf_counter() - started))
     return time.perf_counter() - started
@@ -237,17 +243,17 @@ def _by_suffix(forms: Mapping[str, Form], path: Path) -> Form:
     for suffix, form in forms.items():
         if path.name.endswith(suffix):
             return form
-    raise DataError(f"{path} has none of the suffixes {', '.join(forms)}, which tell its form; give it one")
+    raise DataError(f"{path} has none of the suffixes {', '.join(forms)}, which determine its format; rename it")
 
 
 def _require_places(source: Path, out: Path, overwrite: bool) -> None:
     source, out = place_of(source, DataError), place_of(out, DataError)
     if not source.is_file():
-        raise DataError(f"there is no file {source}; name one with a history a row")
+        raise DataError(f"there is no file {source}; give one with a history per row")
     if out.is_dir() or (out.exists() and out.samefile(source)):
-        raise DataError(f"{out} is {'a folder' if out.is_dir() else 'what is read'}; name another file to write")
+        raise DataError(f"{out} is {'a folder' if out.is_dir() else 'the input file'}; choose another file to write")
     if out.exists() and not overwrite:
-        raise DataError(f"{out} exists; name another file, or replace it with --overwrite")
+        raise DataError(f"{out} exists; choose another file, or replace it with --overwrite")
 
 
 @contextmanager
@@ -272,7 +278,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
-    """A slice at a time: a reader that streams would do, but Polars calls its own unstable."""
+    """Read in slices, as Polars calls its own streaming engine unstable."""
     columns = _scan(path)
     for start in count(0, ROWS_AT_ONCE):
         with _readable(path):
@@ -283,18 +289,18 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 
 
 def _scan(path: Path) -> pl.LazyFrame:
-    """The columns of `REQUEST_COLUMNS` as text, null where the file has none.
+    """The columns of `REQUEST_COLUMNS` as text, null for missing columns.
 
     Raises:
-        DataError: if it is no Parquet file, or has no lists of item ids.
+        DataError: if it is not a Parquet file, or has no lists of item ids.
     """
     with _readable(path):
         frame = pl.scan_parquet(path, glob=False)
         schema = frame.collect_schema()
-    found = schema.get(HISTORY)
-    inner = getattr(found, "inner", None)  # of List and Array
+    column = schema.get(HISTORY)
+    inner = getattr(column, "inner", None)  # of List and Array
     if inner is None or not (inner.is_integer() or inner in TEXTS):
-        stands = "no column" if found is None else f"{found} as column"
+        stands = "no column" if column is None else f"{column} as column"
         raise DataError(f"{path} has {stands} {HISTORY!r}; write lists of item ids there, oldest first")
     others = [pl.col(c).cast(pl.String) if c in schema else pl.lit(None, pl.String).alias(c) for c in (USER, ID)]
     return frame.select(pl.col(HISTORY).cast(pl.List(pl.String)), *others)
@@ -338,7 +344,7 @@ def _line(answer: Answer) -> str:
 
 @contextmanager
 def _write_parquet(path: Path) -> Iterator[Write]:
-    """Parts beside ``path``, each a group of rows, which become one file at the end."""
+    """Write row groups as separate files beside ``path``, which are merged at the end."""
     parts: list[Path] = []
     held = [pl.DataFrame(schema=ANSWER_COLUMNS)]
 

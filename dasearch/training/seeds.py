@@ -1,4 +1,4 @@
-"""Generators by purpose: the same study seed and purpose give the same stream, whatever ran before."""
+"""Random generators by purpose: the same study seed and purpose give the same stream, independent of earlier draws."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed that depends on every part and on nothing else."""
+    """A 63-bit seed that is a function of all parts and nothing else."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

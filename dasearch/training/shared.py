@@ -1,4 +1,4 @@
-"""What the trainings of a study read, whatever their model: the catalogue as the frozen model reads it, users, purchases."""
+"""Inputs shared by all of a study's trainings, whatever their model: the tokenised catalogue, users, purchases."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from torch import Tensor
 from dasearch.data import Development, Item, ItemRows, RowFormat, Sentences
 from dasearch.models.backbone import FrozenBackbone
 
-Say = Callable[[str], None]  # told each step as it begins, how far it is (`Passing`), and what came of it (`Outcome`)
+Say = Callable[[str], None]  # receives a message before each step, its progress (`Passing`), and its result (`Outcome`)
 
 
 class Passing(str):
-    """How far a step is: of no interest once it is over."""
+    """A progress message, which may be discarded once the step is finished."""
 
     __slots__ = ()
 
 
 class Outcome(str):
-    """What came of a step: a line that stays."""
+    """A result message, which is kept."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The items as a backbone reads them; enough to score histories, without any interaction."""
+    """The items as tokenised for a backbone: sufficient to score histories, without any interactions."""
 
     dataset_name: str
-    items_hash: str  # of the item identifiers, in order
+    items_hash: str  # hash of the item ids, in order
     backbone: FrozenBackbone
     tokenizer: transformers.PreTrainedTokenizerBase
     sentences: Sentences
-    row_sentences: Sentences  # what users' rows hold of them
+    row_sentences: Sentences  # the items' form in users' rows
     row_format: RowFormat
     item_rows: ItemRows
     items: tuple[Item, ...]
@@ -45,18 +45,18 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class SharedInputs:
-    """What trainings of every model read besides their layout, recipe and seed."""
+    """Inputs of trainings of every model, besides layout, recipe and seed."""
 
     catalogue: Catalogue
     development: Development
     purchases: PurchaseIndex
-    item_counts: Tensor  # (items,) of training events
-    text_vectors: Tensor  # (items, width) of the frozen model
+    item_counts: Tensor  # (items,), number of training events
+    text_vectors: Tensor  # (items, width), from the frozen model
     device: torch.device
 
 
 class PurchaseIndex:
-    """Which user bought which item in training: uniform negatives for BPR that were not bought.
+    """Index of training purchases, for sampling uniform negatives that a user did not buy.
 
     Args:
         development: users' training sequences.
@@ -72,23 +72,23 @@ class PurchaseIndex:
 
     @classmethod
     def of_keys(cls, keys: Tensor, n_items: int) -> PurchaseIndex:
-        """From the ``keys`` of another and its number of items."""
-        found = cls.__new__(cls)
-        found.keys, found.n_items = keys, n_items
-        return found
+        """The index with these ``keys``, taken from another one, and this number of items."""
+        index = cls.__new__(cls)
+        index.keys, index.n_items = keys, n_items
+        return index
 
     def bought(self, users: Tensor, items: Tensor) -> Tensor:
-        """Shapes: users, items ``(n,)`` -> ``(n,)`` bool."""
+        """Whether users bought items. Shapes: users, items ``(n,)`` -> ``(n,)`` bool."""
         wanted = users * self.n_items + items
         at = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
         return self.keys[at] == wanted
 
     def pairs(self) -> tuple[Tensor, Tensor]:
-        """Every distinct (user, item) of training."""
+        """Every distinct (user, item) pair of the training data."""
         return self.keys // self.n_items, self.keys % self.n_items
 
     def sample_negatives(self, users: Tensor, generator: torch.Generator, *, rounds: int = 4) -> Tensor:
-        """An item for each user, redrawn up to ``rounds`` times while it is one the user bought. Shape ``(n,)``."""
+        """An item for each user, resampled up to ``rounds`` times while the user bought it. Shape ``(n,)``."""
         items = torch.randint(self.n_items, users.shape, generator=generator)
         for _ in range(rounds):
             again = torch.randint(self.n_items, users.shape, generator=generator)

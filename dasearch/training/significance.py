@@ -1,8 +1,8 @@
-"""How sure one row of a final table is ahead of another: the same users, the same seeds, paired.
+"""Significance of the difference between two rows of a results table, paired by users and seeds.
 
-A difference between two trained models varies with the users one happens to have and with the luck of each training.
-Bootstrap over both at once holds both (with three seeds it knows the second only roughly); the paired t test over users, the
-field's usual one, holds the first alone.
+A difference between two trained models varies with the sample of users and with the randomness of each training. A bootstrap
+over both at once accounts for both (with three seeds, only roughly for the second); the paired t test over users, the field's
+usual one, accounts only for the first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DRAWS = 1000
 def paired_lead(ahead: FloatArray, behind: FloatArray, *, generator: torch.Generator, draws: int = DRAWS) -> Interval:
     """Mean of ``ahead - behind`` with its 95% percentile interval over users and seeds (Efron 1979; crossed resampling).
 
-    Shapes: ``(seeds, users)`` each, or ``(1, users)`` for what has no seed.
+    Shapes: ``(seeds, users)`` each, or ``(1, users)`` for a method without seeds.
     """
     differences = _differences(ahead, behind)
     seeds, users = differences.shape
@@ -35,7 +35,7 @@ def paired_lead(ahead: FloatArray, behind: FloatArray, *, generator: torch.Gener
 
 
 def paired_p(ahead: FloatArray, behind: FloatArray) -> float:
-    """Two-sided p of the paired t test over users, on means over seeds; 1 where nothing differs. Shapes as `paired_lead`."""
+    """Two-sided p value of the paired t test over users, on means over seeds; 1 for no difference. Shapes as `paired_lead`."""
     differences = _differences(ahead, behind).mean(0)
     if not differences.any():
         return 1.0
@@ -43,7 +43,7 @@ def paired_p(ahead: FloatArray, behind: FloatArray) -> float:
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """Holm's (1979) step-down correction for having made so many comparisons, in the order given."""
+    """Holm's (1979) step-down correction of p values for multiple comparisons, in the given order."""
     order = np.argsort(p_values, kind="stable")
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order.tolist()):

@@ -1,7 +1,7 @@
-"""K trainings side by side over one frozen model: their steps, their validation, their checkpoints.
+"""K concurrent trainings over one frozen model: their steps, validation and checkpoints.
 
-The rows of all candidates go through the frozen layers together, trained parameters are stacked
-(`dasearch.models.stacking`). A loss is summed over candidates, so that each one's gradient is its own.
+The rows of all candidates share each pass through the frozen layers, with stacked trained parameters
+(`dasearch.models.stacking`). The loss is summed over candidates, so that each one's gradient is its own.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CUDA_ATTENTION = [
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
-]  # cuDNN's plans anew a shape
+]  # cuDNN would compile a plan for every shape
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,9 @@ class Candidate:
     """A layout to train from one seed.
 
     Attributes:
-        seed: picks initial weights and data order; the same for every layout of a comparison.
-        checkpoint: file to write after each epoch and to go on from; it is removed by whoever keeps the result.
+        layout: the layout.
+        seed: seed of initial weights and data order; the same for every layout of a comparison.
+        checkpoint: file that is written after each epoch and resumed from; the caller removes it once it has the result.
     """
 
     layout: Layout
@@ -61,17 +62,17 @@ class Candidate:
 
 
 class Stopped(Exception):
-    """The training was given up between two steps; its last epoch is in its checkpoint."""
+    """Training was cancelled between two steps; its last epoch is in the checkpoint."""
 
 
 class Ground:
-    """What all trainings of one recipe share: the rows they read, and models at their start.
+    """Shared state of all trainings of one recipe: the training rows, and initial models.
 
     Attributes:
-        flat: the trained parameters as a line of numbers.
-        factors: of the learning rate at each of them, ``(n,)``; None where all learn at one rate.
-        share: of an epoch's seconds that count for its stack; less where several stacks train at once.
-        stopped: set where the training is to be given up at its next step.
+        flat: conversion of the trained parameters to a flat vector.
+        factors: learning-rate factor of each parameter number, ``(n,)``; None if all have the same rate.
+        share: share of an epoch's seconds attributed to a stack; below 1 if several stacks train concurrently.
+        stopped: event that cancels the trainings at their next step.
         peers: the processes that share the trainings.
     """
 
@@ -96,6 +97,7 @@ class Ground:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Optimiser steps per epoch."""
         return math.ceil(self.plan.n_batches(self.recipe.batch_size) / self.recipe.accumulate)
 
     def _factors(self) -> Tensor:
@@ -107,7 +109,7 @@ class Ground:
         return self.flat.line({n: torch.full_like(p, factor(model.group_of(n))) for n, p in model.trainable()})
 
     def model(self, seed: int) -> RecommenderModel:
-        """A new model at its start."""
+        """A new model with initial weights from this seed."""
         model = build_model(self.settings, self.materials, replace_every=self.replace_every, seed=seed, lora=self.lora)
         self.peers.follow(model.own_tensors().values())
         model.recompute = self.settings.recompute
@@ -117,13 +119,13 @@ class Ground:
         return model
 
     def start(self, seed: int) -> RecommenderModel:
-        """The same, made once a seed and not to be trained."""
+        """The initial model of this seed, cached and not to be trained."""
         if seed not in self._starts:
             self._starts[seed] = self.model(seed)
         return self._starts[seed]
 
     def kind(self, seed: int) -> int:
-        """A number that seeds share whose trainings can be stacked: their models' untrained tensors are the same."""
+        """A number shared by seeds whose trainings can be stacked, as their models' untrained tensors are equal."""
         for other in () if self.materials.method.reads_padding else self._starts:
             if all(torch.equal(*pair) for pair in zip(self._untrained(seed), self._untrained(other), strict=True)):
                 return other
@@ -135,16 +137,16 @@ class Ground:
 
 @dataclass
 class Run:
-    """One candidate's training: everything that its checkpoint holds.
+    """One candidate's training: the state that its checkpoint stores.
 
     Shapes: line (trained parameters), each of the moments, average, and best (parameters of the best epoch) ``(n,)``.
 
     Attributes:
-        place: of the candidate among those of one call.
-        kind: runs of one kind can be stacked.
-        steps: of the optimiser so far.
-        order: state of the generator of the data's order.
-        average: of the line over the steps; None where the recipe takes none.
+        place: index of the candidate within one call.
+        kind: runs of the same kind can be stacked.
+        steps: optimiser steps so far.
+        order: state of the data-order generator.
+        average: moving average of the line over steps; None if the recipe uses none.
     """
 
     candidate: Candidate
@@ -162,7 +164,7 @@ class Run:
 
     @classmethod
     def begin(cls, ground: Ground, candidate: Candidate, place: int, identity: dict[str, Any]) -> Run:
-        """At its start, or where its checkpoint stands; the checkpoint of another training is not used."""
+        """A new run, or one resumed from its checkpoint; the checkpoint of another training is ignored."""
         line = ground.flat.line(dict(ground.start(candidate.seed).named_parameters()))
         order = generator_for(ground.settings.seed, "order", candidate.seed).get_state()
         moments = tuple(torch.zeros_like(line) for _ in MOMENTS)
@@ -174,16 +176,16 @@ class Run:
 
     @property
     def validated(self) -> Tensor:
-        """The parameters whose metrics an epoch has: ``(n,)``."""
+        """The parameters that an epoch's metrics evaluate, ``(n,)``."""
         return self.line if self.average is None else self.average
 
     def over(self, recipe: Recipe) -> bool:
-        """Whether it diverged, has all its epochs, or has stopped improving."""
+        """Whether it diverged, has all its epochs, or was stopped early."""
         done = len(self.progress.epochs) >= recipe.epochs or self.progress.stale(recipe.patience)
         return self.error is not None or done
 
     def add(self, epoch: Epoch, flat: Flat, *, peers: Peers = ALONE) -> None:
-        """Take an epoch in, and save it in the first process; or note that the training diverged."""
+        """Record an epoch and save the checkpoint in the first process; or record that the training diverged."""
         if not all(math.isfinite(value) for value in epoch.losses.values()):
             layout = self.candidate.layout
             self.error = TrainingError(
@@ -212,8 +214,8 @@ class Run:
             return
 
         def read(kind: str) -> Tensor:
-            found = {name: tensors[f"{kind}/{name}"] for name in flat.shapes}
-            return flat.line(found).to(self.line)
+            named = {name: tensors[f"{kind}/{name}"] for name in flat.shapes}
+            return flat.line(named).to(self.line)
 
         self.line, self.best, self.order = read("parameter"), read("best"), tensors["generator"]
         steps = [int(tensors[f"optimizer/step/{name}"]) for name in flat.shapes]
@@ -225,7 +227,7 @@ class Run:
 
 
 class Stack:
-    """The moving parts of K runs that stand at the same epoch."""
+    """The stacked training state of K runs at the same epoch."""
 
     def __init__(self, ground: Ground, runs: Sequence[Run]) -> None:
         self.ground, self.runs, self.recipe = ground, runs, ground.recipe
@@ -241,9 +243,11 @@ class Stack:
         self.optimizer = self._optimizer(runs)
         averages = [run.average for run in runs if run.average is not None]
         self.average = torch.stack(averages) if averages else None  # (K, n)
-        self.sums: dict[str, Tensor] = {}  # of every term over the epoch so far, (K,)
-        self._own_terms: list[dict[str, Tensor]] = []  # of this process's batches, where several share an epoch
-        self._kept_sums: dict[str, Tensor] = {}  # of the epoch before: graphs add to the same tensors
+        self.sums: dict[str, Tensor] = {}  # sum of every term over the epoch so far, (K,)
+        self._own_terms: list[dict[str, Tensor]] = []  # terms of this process's batches, if several share an epoch
+        self._kept_sums: dict[
+            str, Tensor
+        ] = {}  # sums of the previous epoch, reused because graphs add to the same tensors
         self.graphs = StepGraphs(self.materials.device) if self._repeats() else None
 
     def _repeats(self) -> bool:
@@ -254,16 +258,20 @@ class Stack:
     def _optimizer(self, runs: Sequence[Run]) -> torch.optim.AdamW:
         matrix, recipe = self.parameters.matrix, self.recipe
         on_gpu = matrix.is_cuda
-        rate = torch.tensor(recipe.lr, device=matrix.device) if on_gpu else recipe.lr  # graphs read a tensor anew
-        found = torch.optim.AdamW([matrix], lr=rate, weight_decay=recipe.weight_decay, fused=True, capturable=on_gpu)
+        rate = (
+            torch.tensor(recipe.lr, device=matrix.device) if on_gpu else recipe.lr
+        )  # graphs read the tensor's current value
+        optimizer = torch.optim.AdamW(
+            [matrix], lr=rate, weight_decay=recipe.weight_decay, fused=True, capturable=on_gpu
+        )
         if runs[0].steps:
             step = torch.tensor(float(runs[0].steps), device=matrix.device)
             moments = (torch.stack(lines) for lines in zip(*(run.moments for run in runs), strict=True))
-            found.state[matrix] = {"step": step, **dict(zip(MOMENTS, moments, strict=True))}
-        return found
+            optimizer.state[matrix] = {"step": step, **dict(zip(MOMENTS, moments, strict=True))}
+        return optimizer
 
     def epoch(self, number: int) -> list[Epoch]:
-        """Train on every row once, then validate; an `Epoch` of each run, and its state in the run."""
+        """Train on every row once, then validate; returns an `Epoch` per run, after storing its state in the run."""
         started = time.perf_counter()
         with _attention(self.materials.device):
             losses = self._optimise(number)
@@ -278,7 +286,7 @@ class Stack:
         ]
 
     def _unstack(self, epochs: int) -> None:
-        """Give every run its state: lines of what is stacked, which the next epoch changes."""
+        """Store every run's state in the run, as copies of the stacked tensors, which the next epoch changes."""
         moments = self.optimizer.state.get(self.parameters.matrix, {})
         for k, run in enumerate(self.runs):
             run.line = self.parameters.matrix[k]
@@ -288,8 +296,8 @@ class Stack:
             run.steps = epochs * self.ground.steps_per_epoch if moments else 0
 
     def _optimise(self, number: int) -> list[dict[str, float]]:
-        """One pass over the training rows; each run's mean of every loss term, read from the device at its end."""
-        if not len(self.ground.flat):  # the frozen model alone
+        """One pass over the training rows; returns each run's mean of every loss term, copied from the device at the end."""
+        if not len(self.ground.flat):  # only the frozen model
             return [{} for _ in self.runs]
         self.model.train()
         self.sums.clear()
@@ -312,28 +320,28 @@ class Stack:
         return [{name: values[k] for name, values in read.items()} for k in range(len(self.runs))]
 
     def take(self, group: list[tuple[SequenceBatch, Drawn]]) -> None:
-        """One step of the optimiser from batches on the CPU, replayed where steps are."""
+        """One optimiser step from batches on the CPU, as a graph replay if enabled."""
         (self._run if self.graphs is None else self._run_graph)(group)
 
     def _run(self, group: list[tuple[SequenceBatch, Drawn]]) -> None:
-        """One step of the optimiser, from the gradients of this process's batches and of its peers'."""
+        """One optimiser step from the gradients of this process's and its peers' batches."""
         device, share = self.materials.device, 1 / len(group)
         own = (self._gradient(batch.to(device), drawn.to(device), share) for batch, drawn in self.peers.own(group))
         self._update(self.peers.total(own, len(group), like=self.parameters.matrix))
 
     def _run_graph(self, group: list[tuple[SequenceBatch, Drawn]]) -> None:
-        """The same, of a single batch that is padded to shapes that come again."""
+        """One optimiser step from a single batch, padded to repeating shapes, as a graph."""
         ((batch, drawn),) = group
         assert self.graphs is not None
         fixed = self.materials.method.fixed(batch, drawn, self.materials.catalogue.row_format)
         self.graphs.run(*fixed, step=self.step, light=self.light_step)
 
     def step(self, batch: SequenceBatch, drawn: Drawn) -> None:
-        """A step of the optimiser from one batch on the device; waits for nothing."""
+        """One optimiser step from one batch on the device, without synchronisation."""
         self._update(self._gradient(batch, drawn))
 
     def light_step(self, batch: SequenceBatch, drawn: Drawn) -> None:
-        """The same with activations computed again in the backward."""
+        """The same step with activations recomputed in the backward pass."""
         kept, self.model.recompute = self.model.recompute, True
         try:
             self.step(batch, drawn)
@@ -341,7 +349,7 @@ class Stack:
             self.model.recompute = kept
 
     def _gradient(self, batch: SequenceBatch, drawn: Drawn, share: float = 1.0) -> Tensor:
-        """Of the loss times ``share``; every term is added to the epoch's sums, or kept for them."""
+        """Gradient of the loss times ``share``; every term is added to the epoch's sums, or stored for them."""
         terms = self.terms(batch, drawn)
         own = {name: value.detach() for name, value in terms.items()}
         if self.peers.size == 1:
@@ -359,29 +367,29 @@ class Stack:
                 self.sums[name] = value.clone()
 
     def _add_all_terms(self, batches: int) -> None:
-        """Add the terms of all processes' batches, in the order of these; a batch need not have them all."""
+        """Add the terms of all processes' batches, in batch order; a batch may lack some terms."""
         names = [*self.materials.method.weights, "total"]
         nothing = self.parameters.matrix.new_zeros(len(names), 2, len(self.runs))
         own = []
         for terms in self._own_terms:
-            own.append(nothing.clone())  # (names, its value and whether it is there, K)
+            own.append(nothing.clone())  # (names, value and presence, K)
             for place, name in enumerate(names):
                 if name in terms:
                     own[-1][place, 0], own[-1][place, 1] = terms[name], 1
-        found = self.peers.in_order(own, batches, like=nothing)
-        for part, there in zip(found, torch.stack(found)[:, :, 1, 0].tolist(), strict=True):
+        parts = self.peers.in_order(own, batches, like=nothing)
+        for part, there in zip(parts, torch.stack(parts)[:, :, 1, 0].tolist(), strict=True):
             self._add({name: part[place, 0] for place, name in enumerate(names) if there[place]})
         self._own_terms.clear()
 
     def batches(self) -> Iterator[tuple[SequenceBatch, Drawn]]:
-        """An epoch's batches of all runs, on the CPU; each run's rows are those of its seed."""
+        """An epoch's batches of all runs, on the CPU; each run's row order depends on its seed."""
         method, materials = self.materials.method, self.materials
         streams = {
             seed: self.ground.plan.shuffled(self.recipe.batch_size, generator)
             for seed, generator in self.generators.items()
         }
-        for found in zip(*streams.values(), strict=True):
-            batches = dict(zip(streams, found, strict=True))
+        for parallel in zip(*streams.values(), strict=True):
+            batches = dict(zip(streams, parallel, strict=True))
             drawn = {seed: method.draw(batch, materials, self.generators[seed]) for seed, batch in batches.items()}
             seeds = [run.candidate.seed for run in self.runs]
             kind = type(drawn[seeds[0]])
@@ -391,13 +399,13 @@ class Stack:
             )
 
     def terms(self, batch: SequenceBatch, drawn: Drawn) -> dict[str, Tensor]:
-        """Every term of the loss and its total, each ``(K,)``."""
+        """Every loss term and the total, each ``(K,)``."""
         method = self.materials.method
         terms = method.drawn_losses(self.model, batch, drawn, self.layout, self.materials)
         return {**terms, "total": weighted_total(terms, method.weights)}
 
     def _update(self, gradient: Tensor) -> None:
-        """A step of the optimiser; each run's gradient ``(n,)`` is clipped by its own norm, as `clip_grad_norm_` does it."""
+        """One optimiser step; each run's gradient ``(n,)`` is clipped by its own norm, like `clip_grad_norm_`."""
         norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
         matrix, factors = self.parameters.matrix, self.ground.factors
         matrix.grad = gradient * (self.recipe.clip / (norms + 1e-6)).clamp(max=1.0)
@@ -409,14 +417,14 @@ class Stack:
         matrix.copy_(torch.lerp(before, matrix, factors))  # AdamW's step and its decay are proportional to the rate
 
     def _take_average(self, steps: int) -> None:
-        """Draw the average towards the parameters after so many steps."""
+        """Update the moving average with the parameters after this many steps."""
         if self.average is not None:
             assert self.recipe.average is not None
             self.average.lerp_(self.parameters.matrix, newest_share(self.recipe.average, steps))
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """The model computes with the average, where one is taken."""
+        """Use the moving average as the model's parameters within the block, if there is one."""
         if self.average is None:
             yield
             return
@@ -438,7 +446,7 @@ class Stack:
 
 
 def schedule(step: int, total: int, warmup: float) -> float:
-    """Share of the peak rate: linear to the peak over the first ``warmup`` of the steps, cosine to zero after (sec. 3.1.4)."""
+    """Share of the peak learning rate: linear warm-up over the first ``warmup`` of the steps, cosine after (sec. 3.1.4)."""
     rising = max(1, round(total * warmup))
     if step < rising:
         return (step + 1) / rising
@@ -446,10 +454,10 @@ def schedule(step: int, total: int, warmup: float) -> float:
 
 
 def newest_share(decay: float, steps: int) -> float:
-    """Weight of the newest of so many steps in their exponential moving average; 1 of the first.
+    """Weight of the newest of this many steps in the exponential moving average; 1 for the first.
 
-    The shares of all steps sum to one: the correction of the bias in Adam (Kingma and Ba 2015, sec. 3), so that the start
-    before the first step has no part in a short average.
+    The weights of all steps sum to one, as with Adam's bias correction (Kingma and Ba 2015, sec. 3), so that the initial
+    parameters do not contribute to a short average.
     """
     return (1 - decay) / (1 - decay**steps)
 

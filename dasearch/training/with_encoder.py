@@ -1,4 +1,4 @@
-"""What training IDLE-Adapter and RA-Rec has in common: a trained ID encoder, single-target examples, frozen states."""
+"""Shared by the training of IDLE-Adapter and RA-Rec: a trained ID encoder, single-target examples, frozen states."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from dasearch.models.prefix import frozen_layer_means
 from dasearch.training.method import SHARED_READS, TrainingTask, example_tensors
 from dasearch.training.shared import SharedInputs
 
-FROZEN_BATCH = 128  # rows of one forward pass of the plain model
-KEPT_BYTES = 2**30  # frozen states are kept up to this size, else computed again for each batch
+FROZEN_BATCH = 128  # rows per forward pass of the unmodified model
+KEPT_BYTES = 2**30  # frozen states are cached up to this size, else recomputed for each batch
 
 
 @dataclass(frozen=True)
 class EncoderMethod(TrainingTask):
-    """A method whose model reads vectors of a trained ID encoder.
+    """A training task whose model reads vectors of a trained ID encoder.
 
     Attributes:
-        frozen: what each layer of the plain model reads for each example, token means: ``(examples, layers, width)``.
+        frozen: token means of each layer's input in the unmodified model, per example: ``(examples, layers, width)``.
     """
 
     settings: EncoderStudy
@@ -33,18 +33,20 @@ class EncoderMethod(TrainingTask):
     reads = (*SHARED_READS, "encoder")
 
     def tensors(self) -> dict[str, Tensor]:
+        """The examples and their frozen states, by name."""
         return {**example_tensors(self.examples), **({} if self.frozen is None else {"frozen": self.frozen})}
 
     def plan(self, materials: SharedInputs, batch_size: int) -> RowPlan:
+        """Rows of single-target examples."""
         return _examples_plan(materials, self.examples)
 
     def frozen_means(self, batch: SequenceBatch, materials: SharedInputs) -> Tensor:
-        """Token means of what every layer of the plain model reads: ``(1, batch, layers, width)``."""
+        """Token means of every layer's input in the unmodified model: ``(1, batch, layers, width)``."""
         return kept_or_computed(self.frozen, batch.examples, batch.rows, materials)[None]
 
 
 def kept_or_computed(kept: Tensor | None, places: Tensor, rows: Rows, materials: SharedInputs) -> Tensor:
-    """Frozen means of ``rows``: ``kept`` at their places, or computed anew where none are kept."""
+    """Frozen means of ``rows``: from ``kept`` at ``places``, or recomputed if ``kept`` is None."""
     if kept is not None:
         return kept[places]
     backbone = materials.catalogue.backbone
@@ -57,7 +59,7 @@ def _examples_plan(materials: SharedInputs, examples: Examples) -> RowPlan:
 
 
 def frozen_examples(materials: SharedInputs, examples: Examples) -> Tensor | None:
-    """`EncoderMethod.frozen`, or None where it would be larger than `KEPT_BYTES`."""
+    """`EncoderMethod.frozen`, or None if it would exceed `KEPT_BYTES`."""
     backbone = materials.catalogue.backbone
     layers = range(len(backbone.blocks))
     shape = (len(examples), len(layers), backbone.width)

@@ -191,7 +191,7 @@ def test_an_encoder_of_other_users(tmp_path: Path) -> None:
 
 def test_an_encoder_of_another_kind_or_none(tmp_path: Path) -> None:
     path, wanted, ready = written(tmp_path)
-    with pytest.raises(StudyError, match=r"has name sasrec and encoder.name is gru4rec; set them alike"):
+    with pytest.raises(StudyError, match=r"has name sasrec and encoder.name is gru4rec; set them to the same value"):
         read_encoder(path, wanted.model_copy(update={"name": "gru4rec"}), ready)
     with pytest.raises(StudyError, match=r"has width 8 and encoder.width is 16"):
         read_encoder(path, wanted.model_copy(update={"width": 16}), ready)

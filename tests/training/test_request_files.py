@@ -178,12 +178,12 @@ def test_interrupted_it_leaves_the_old_file(tmp_path: Path, form: str, word: int
 def test_a_file_that_exists_is_replaced_when_told_to(tmp_path: Path) -> None:
     source, out = written(tmp_path / "in.jsonl", RECORDS), tmp_path / "out.jsonl"
     out.write_text("old")
-    with pytest.raises(DataError, match=r"out\.jsonl exists; name another file, or replace it with --overwrite"):
+    with pytest.raises(DataError, match=r"out\.jsonl exists; choose another file, or replace it with --overwrite"):
         answer_file(recommender("darec"), source, out=out)
     assert out.read_text() == "old"
     answer_file(recommender("darec"), source, out=out, overwrite=True)
     assert len(read(out)) == len(RECORDS)
-    with pytest.raises(DataError, match=r"in\.jsonl is what is read; name another file to write"):
+    with pytest.raises(DataError, match=r"in\.jsonl is the input file; choose another file to write"):
         answer_file(recommender("darec"), source, out=source, overwrite=True)
 
 
@@ -198,7 +198,7 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
         (
             "in.csv",
             "out.jsonl",
-            r"in\.csv has none of the suffixes \.parquet, \.jsonl, \.jsonl\.gz, which tell its form",
+            r"in\.csv has none of the suffixes \.parquet, \.jsonl, \.jsonl\.gz, which determine its format",
         ),
         ("in.jsonl", "out.txt", r"out\.txt has none of the suffixes"),
         ("none.jsonl", "out.jsonl", r"there is no file .*none\.jsonl"),
