@@ -37,7 +37,7 @@ def test_contrasts_are_orthogonal_with_unit_variance(choices: Choices) -> None:
     torch.testing.assert_close(columns.T @ columns / choices.count, torch.eye(count, dtype=torch.float64))
 
 
-def test_structure_is_read_from_names_of_two_layers_or_more() -> None:
+def test_layers_are_parsed_from_names_if_there_are_several() -> None:
     assert Choices.named({"layer01.a": 2, "layer02.a": 2}).places == ((1, "a"), (2, "a"))
     assert Choices.named({"layer01.a": 2, "layer02.a": 2, "lr": 3}).places == ((1, "a"), (2, "a"), None)
     assert Choices.named({"layer01.a": 2, "layer01.b": 2}).places is None
@@ -45,7 +45,7 @@ def test_structure_is_read_from_names_of_two_layers_or_more() -> None:
 
 @pytest.mark.parametrize("choices", ORDERED)
 def test_an_ordered_variable_s_effect_is_smooth_over_its_scale(choices: Choices) -> None:
-    """Its covariance is that of a Gaussian kernel whose mean over the grid is taken out, whatever the other variables."""
+    """Its covariance is a Gaussian kernel with the mean over the grid removed, whatever the other variables."""
     features = dictionary(choices)
     variable = next(i for i, positions in enumerate(choices.positions or ()) if positions)
     at = torch.tensor((choices.positions or ())[variable], dtype=torch.float64)
@@ -57,15 +57,15 @@ def test_an_ordered_variable_s_effect_is_smooth_over_its_scale(choices: Choices)
     centre = torch.eye(len(at), dtype=torch.float64) - 1 / len(at)
     expected = centre @ kernel @ centre
     others = [i for i, positions in enumerate(choices.positions or ()) if positions and i != variable]
-    if not others:  # each adds a constant here, where it stands at its first value
+    if not others:  # the other variables are at their first value and add a constant
         found, expected = found / found.trace(), expected / expected.trace()
         torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
     gap = (found.diagonal()[:, None] + found.diagonal() - 2 * found) / 2
-    assert (gap[0].diff() > 0).all()  # the farther apart, the less alike
+    assert (gap[0].diff() > 0).all()  # similarity falls with distance
 
 
-def test_order_does_not_change_what_has_none() -> None:
-    """The components of the sites are those of the sites alone."""
+def test_an_ordered_variable_does_not_change_the_components_of_unordered_ones() -> None:
+    """The components of the sites equal those of a space with only the sites."""
     sites = layered(3, 2)
     names = {f"layer{k + 1:02d}.site{s}": 2 for k in range(3) for s in range(2)}
     both = Choices.named({**names, "lr": 5}, {"lr": (0.0, 0.25, 0.5, 0.75, 1.0)})
@@ -123,7 +123,7 @@ def test_kernels_by_their_definitions(choices: Choices) -> None:
 
 
 @pytest.mark.parametrize("choices", SPACES)
-def test_the_isotropic_kernel_expands_as_said(choices: Choices) -> None:
+def test_isotropic_weights_are_the_kernel_s_expansion(choices: Choices) -> None:
     """The weight of a column's product with itself is that kernel's projection on it."""
     features = dictionary(choices)
     points = choices.contrasts(every(choices))
@@ -136,8 +136,8 @@ def test_the_isotropic_kernel_expands_as_said(choices: Choices) -> None:
 
 
 @pytest.mark.parametrize("choices", [layered(3, 2), layered(3, 2, 3), layered(2, 2, 5)])
-def test_no_component_knows_the_order_of_a_site_s_choices(choices: Choices) -> None:
-    """Renumbered alike in all layers, they have the same prior covariance."""
+def test_components_are_invariant_to_the_order_of_a_site_s_choices(choices: Choices) -> None:
+    """Renumbering choices in all layers leaves the prior covariance unchanged."""
     features = dictionary(choices)
     codes = choices.uniform(40, seeded(1))
     order = torch.arange(choices.sizes[0], dtype=torch.float64).flip(0)
@@ -174,7 +174,7 @@ def test_depth_components_join_layers_and_linear_does_not() -> None:
     [layered(4, 2, 3), Choices((2, 3, 2, 2, 3), ((1, "a"), (1, "b"), (2, "a"), (3, "a"), (3, "b")))],  # one has no b
 )
 def test_pair_components_by_their_definitions(choices: Choices) -> None:
-    """Products of columns, alike in kind, with a covariance over depth; scaled to variance one."""
+    """Products of columns of the same kind, with a covariance over depth; scaled to variance one."""
     assert choices.places is not None
     features = dictionary(choices)
     points = choices.contrasts(choices.uniform(20, seeded(1)))

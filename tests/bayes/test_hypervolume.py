@@ -1,4 +1,4 @@
-"""Hypervolume, fronts and their knee, and what a point is expected to add, against brute force and BoTorch."""
+"""Hypervolume, Pareto fronts, their knee, and the expected improvement, against brute force and BoTorch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def points(n: int, seed: int) -> tuple[list[float], list[float]]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_front_is_what_no_point_dominates(seed: int) -> None:
+def test_the_front_is_the_nondominated_points(seed: int) -> None:
     values, costs = points(20, seed)
 
     def dominated(i: int) -> bool:
@@ -58,7 +58,7 @@ def test_a_front_is_what_no_point_dominates(seed: int) -> None:
     assert [costs[i] for i in found] == sorted(costs[i] for i in found)
 
 
-def test_of_equal_points_the_first_stands_on_the_front() -> None:
+def test_of_equal_points_the_first_is_on_the_front() -> None:
     assert front([0.5, 0.5, 0.4], [2.0, 2.0, 3.0]) == [0]
 
 
@@ -89,7 +89,7 @@ def test_expected_improvement_is_that_of_drawn_values(known: int) -> None:
         assert found == pytest.approx(sum(gains) / 4000, abs=4 * error + 1e-9)
 
 
-def test_nothing_is_expected_of_a_cost_beyond_the_reference_and_hope_far_below_stays_finite() -> None:
+def test_improvement_is_minus_infinity_beyond_the_reference_and_finite_far_below_the_front() -> None:
     steps = Steps.of(torch.tensor([0.5]).double(), torch.tensor([2.0]).double(), Reference(0.0, 4.0))
     mean, sd = torch.tensor([0.9, 0.5]).double(), torch.tensor([0.1, 1e-3]).double()
     beyond, hopeless = log_expected_hypervolume_improvement(mean, sd, torch.tensor([4.0, 3.0]).double(), steps).tolist()
@@ -99,7 +99,7 @@ def test_nothing_is_expected_of_a_cost_beyond_the_reference_and_hope_far_below_s
     assert bool(below.isfinite().all())
 
 
-def test_the_reference_lies_beyond_the_worst() -> None:
+def test_the_reference_is_beyond_the_worst_values() -> None:
     found = Reference.beyond(torch.tensor([0.2, 0.4]), torch.tensor([10.0, 30.0]))
     assert found == pytest.approx((0.18, 32.0))
     assert Reference.beyond(torch.tensor([0.2]), torch.tensor([0.0])) == pytest.approx((0.18, 0.1))
@@ -116,7 +116,7 @@ def test_the_knee_is_farthest_above_the_chord() -> None:
         knee([], [])
 
 
-def test_a_front_is_shown_by_its_knee_and_what_adds_most_first() -> None:
+def test_representative_points_are_the_knee_then_the_largest_gains() -> None:
     values, costs = [0.0, 0.5, 0.8, 0.9, 1.0, 0.3], [0.0, 4.0, 5.0, 8.0, 10.0, 9.0]
     found = spread_over(values, costs, 6)
     assert found[0] == 2
@@ -144,7 +144,7 @@ def test_the_highest_cost_of_an_additive_one_is_found() -> None:
     assert known.of(codes).tolist() == [-39.0, 0.0, -34.0]
 
 
-def test_the_acquisition_mixes_members_as_their_expectations() -> None:
+def test_the_acquisition_averages_over_members() -> None:
     generator = torch.Generator().manual_seed(1)
     choices = Choices((3,) * 4)
     codes = choices.uniform(12, generator)
@@ -201,7 +201,7 @@ def _all_values() -> tuple[list[float], list[float]]:
     return [value(params) for params in found], [cost(params) for params in found]
 
 
-def test_a_study_of_two_objectives_goes_on_as_if_nothing_had_happened(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_killed_study_of_two_objectives_resumes_identically(tmp_path) -> None:  # type: ignore[no-untyped-def]
     whole = searched(2, 10)
     url = f"sqlite:///{tmp_path / 'two.db'}"
     searched(2, 6, url)
@@ -212,7 +212,7 @@ def test_a_study_of_two_objectives_goes_on_as_if_nothing_had_happened(tmp_path) 
     assert set(front([v for v, _ in told], [c for _, c in told])) <= best
 
 
-def test_directions_must_be_the_samplers_own() -> None:
+def test_directions_must_match_the_sampler() -> None:
     both = optuna.create_study(directions=["maximize", "minimize"], sampler=PRSampler(search_space=SPACE))
     with pytest.raises(ValueError, match="2 objectives; PRSampler proposes for one, or with cost=FUNCTION"):
         both.optimize(_told, n_trials=1)

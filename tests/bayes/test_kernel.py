@@ -1,4 +1,4 @@
-"""The kernel in GPyTorch and BoTorch against the surrogate's own arithmetic."""
+"""The kernel in GPyTorch and BoTorch against the surrogate's own computation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.bayes.spaces import Landscape, every, layered, seeded
 
 
 @pytest.mark.parametrize("choices", [layered(3, 2), Choices((2, 3, 2)), layered(2, 2, 3)])
-def test_botorch_finds_a_members_posterior(choices: Choices) -> None:
+def test_botorch_reproduces_a_members_posterior(choices: Choices) -> None:
     """GPyTorch, given a member's variances, scale and noise, predicts what that member predicts."""
     codes = choices.uniform(10, seeded(1))
     found = Surrogate.fit(codes, Landscape(choices)(codes), choices)

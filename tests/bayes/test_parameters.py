@@ -1,4 +1,4 @@
-"""Numbers on a grid, and studies that search them beside categories."""
+"""Numbers on a grid, and studies that search them together with categories."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_grid_is_even_on_the_parameter_s_own_scale_and_keeps_its_ends() -> Non
     assert all(value % 5 == 0 for value in wide.values)
 
 
-def test_a_value_off_the_grid_is_read_as_its_nearest() -> None:
+def test_a_value_off_the_grid_maps_to_the_nearest_grid_point() -> None:
     found = parameter_of(SPACE["lr"])
     assert found is not None
     assert found.code(1.1e-4) == 0
@@ -82,7 +82,7 @@ def study(seed: int, url: str | None = None, **options: object) -> optuna.Study:
     )
 
 
-def test_numbers_are_searched_beside_categories() -> None:
+def test_numbers_are_searched_together_with_categories() -> None:
     """The best of 25 points is nearer to the top than random search's, and near it."""
     top = 0.3 + 0.02 * 6
     ours, random = 0.0, 0.0
@@ -113,7 +113,7 @@ def test_the_startup_begins_in_the_middle_of_a_scale() -> None:
     assert [set(map(found.trials[k].params.get, SITES)) for k in (0, 1)] == [{"serial"}, {"parallel"}]
 
 
-def test_a_killed_study_goes_on_the_same(tmp_path: Path) -> None:
+def test_a_killed_study_resumes_identically(tmp_path: Path) -> None:
     def told(url: str, parts: tuple[int, ...]) -> list[dict[str, object]]:
         for part in parts:
             one = study(1, url)
@@ -123,7 +123,7 @@ def test_a_killed_study_goes_on_the_same(tmp_path: Path) -> None:
     assert told(f"sqlite:///{tmp_path / 'a.db'}", (14,)) == told(f"sqlite:///{tmp_path / 'b.db'}", (5, 9))
 
 
-def test_what_is_fixed_stays_off_the_grid_or_on_it() -> None:
+def test_fixed_values_are_kept_on_and_off_the_grid() -> None:
     found = study(2)
     found.enqueue_trial({"lr": 0.0123})
     found.optimize(value, n_trials=1)

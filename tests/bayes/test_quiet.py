@@ -1,4 +1,4 @@
-"""What Optuna says of how it is used here, and what it goes on saying to others."""
+"""Optuna's warnings and logs inside and outside `quietly`."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def test_the_level_comes_back_after_an_error_and_is_never_lowered() -> None:
         optuna.logging.set_verbosity(before)
 
 
-def test_others_warnings_are_heard() -> None:
+def test_other_warnings_pass_through() -> None:
     with pytest.warns(UserWarning, match="mine"), quietly():
         warnings.warn("mine", stacklevel=1)
 
 
-def test_a_study_is_begun_and_asked_without_a_word() -> None:
-    """In a program of its own, whose filters are Python's and whose log is Optuna's."""
+def test_creating_and_asking_a_study_prints_nothing() -> None:
+    """In a separate process, with Python's default filters and Optuna's default log."""
     program = """
 import tempfile, pathlib
 import dasearch

@@ -111,7 +111,7 @@ def test_check_25_maximum_equals_enumeration(seed: int, sizes: list[int]) -> Non
     assert float(landscape(found.codes[None])) == pytest.approx(found.value)
 
 
-def test_check_25_the_climb_ends_at_the_maximiser() -> None:
+def test_check_25_the_ascent_ends_at_the_maximiser() -> None:
     choices = Choices.binary(6)
     found = reparameterized(choices, seed=2).maximise(none(choices))
     assert torch.equal(found.probabilities.round(), found.codes)
@@ -120,8 +120,8 @@ def test_check_25_the_climb_ends_at_the_maximiser() -> None:
 
 @pytest.mark.parametrize("sizes", [(2,) * 12, (2, 3, 4, 2, 3, 4, 3, 2)])
 @pytest.mark.parametrize("seed", [1, 3, 4])
-def test_probabilities_are_of_the_end_nearest_to_what_single_changes_made(sizes: tuple[int, ...], seed: int) -> None:
-    """Without a step, the climbs end where they start: .2 above 1/2 at the choices of the best raw points."""
+def test_probabilities_are_those_of_the_restart_nearest_to_the_maximum(sizes: tuple[int, ...], seed: int) -> None:
+    """Without a step, the ascents end where they start: .2 above 1/2 at the choices of the best raw points."""
     choices = Choices(sizes)
     pr = reparameterized(choices, seed, restarts=3, steps=0)
     asked: list[Tensor] = []
@@ -147,7 +147,7 @@ def test_probabilities_of_one_variable_are_those_of_all(theta: list[float]) -> N
 @pytest.mark.parametrize("choices", [Choices.binary(12), Choices((3,) * 8)])
 @pytest.mark.parametrize("seed", range(3))
 def test_monte_carlo_maximum_equals_enumeration(choices: Choices, seed: int) -> None:
-    """With the restarts and steps of Daulton et al.: the landscapes are as rugged as can be."""
+    """With the restarts and steps of Daulton et al., on landscapes without any smoothness."""
     pr = reparameterized(choices, seed, restarts=20, steps=200)
     assert not pr.exact
     best = float(Landscape(choices, seed)(every(choices)).max())
@@ -173,8 +173,8 @@ def test_excluded_vertices_and_fixed_choices_are_kept_out(data: st.DataObject, c
 
 
 @pytest.mark.parametrize("choices", [Choices.binary(3), Choices.binary(11), Choices((3,) * 7)])
-def test_nothing_left_or_one(choices: Choices) -> None:
-    """Enumerated and sampled alike."""
+def test_zero_or_one_vertex_left(choices: Choices) -> None:
+    """Both for enumerated and for sampled spaces."""
     points = every(choices)
     with pytest.raises(SpaceExhausted, match=f"all {len(points)} layouts"):
         reparameterized(choices).maximise(points)
@@ -210,7 +210,7 @@ def test_it_wraps_a_botorch_acquisition_and_is_one() -> None:
     assert torch.equal(found.round().squeeze(0), best)
 
 
-def test_a_batch_holds_different_points_and_knows_what_runs() -> None:
+def test_a_batch_is_distinct_and_conditioned_on_running_points() -> None:
     choices = layered(4)
     codes = choices.uniform(15, seeded(1))
     surrogate = Surrogate.fit(codes, Landscape(choices)(codes), choices)

@@ -1,4 +1,4 @@
-"""The sampler in Optuna's own studies; SPEC 6, check 26."""
+"""The sampler in Optuna studies; SPEC 6, check 26."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_check_26_beats_random_search_at_equal_budget() -> None:
     assert share["pr"] > share["random"] + 0.1
 
 
-def test_check_26_a_killed_study_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_check_26_a_killed_study_resumes_identically(tmp_path: Path) -> None:
     def run(planted: Planted, one: optuna.Study, n: int) -> None:
         one.optimize(planted, n_trials=n)
 
@@ -90,7 +90,7 @@ def _noiseless(trial: optuna.Trial) -> float:
 
 
 def _asked(found: optuna.Study) -> tuple[optuna.Trial, float]:
-    """A trial that has its layout, and what it will be told."""
+    """A trial with its layout, and the value to report for it."""
     trial = found.ask()
     return trial, _noiseless(trial)
 
@@ -100,7 +100,7 @@ def _tell_all(found: optuna.Study, asked: list[tuple[optuna.Trial, float]]) -> N
         found.tell(trial, value)
 
 
-def test_startup_design_and_what_is_told() -> None:
+def test_startup_design_and_proposal_records() -> None:
     told: list[Proposal] = []
     found = study(on_proposal=told.append)
     found.optimize(_noiseless, n_trials=12)
@@ -134,7 +134,7 @@ def test_minimising_mirrors_maximising() -> None:
     assert [layout(t) for t in up.trials] == [layout(t) for t in down.trials]
 
 
-def test_never_the_same_twice_and_the_end_of_a_small_space() -> None:
+def test_layouts_are_never_repeated_and_a_small_space_is_exhausted() -> None:
     small = {name: SPACE[name] for name in NAMES[:3]}
     found = study(search_space=small, n_startup=4)
 
@@ -158,7 +158,7 @@ def test_running_trials_get_different_layouts() -> None:
 
 
 def test_asks_without_a_tell_between_them_share_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And get what a sampler gets that remembers nothing."""
+    """And the proposals equal those of a sampler without a cache."""
     fits: list[int] = []
     original = Surrogate.fit.__func__  # type: ignore[attr-defined]
 
@@ -182,7 +182,7 @@ def test_asks_without_a_tell_between_them_share_a_fit(monkeypatch: pytest.Monkey
 
 
 def test_a_fit_is_not_shared_by_studies_that_differ() -> None:
-    """One sampler, asked in turn by studies of other values, another direction and another prior's sign."""
+    """One sampler, asked in turn by studies with other values, another direction and another sign of the prior."""
     prior = observations(rising, 8)
     sampler = PRSampler(seed=1, search_space=SPACE, prior=prior)
     signs = {"maximize": 1, "minimize": -1}
@@ -206,21 +206,21 @@ sssppsssppss sssppsssppps sssppsspppss sssppsppppss
 """
 
 
-def test_one_at_a_time_proposes_what_it_always_did() -> None:
+def test_sequential_proposals_are_unchanged() -> None:
     found = study(7)
     found.optimize(_noiseless, n_trials=16)
     assert [layout(t) for t in found.trials] == ONE_AT_A_TIME.split()
 
 
 @pytest.mark.parametrize("q", [4, 8])
-def test_a_batch_of_proposals_is_distinct_from_itself_and_from_what_is_known(q: int) -> None:
+def test_a_batch_of_proposals_is_distinct_and_new(q: int) -> None:
     found = study(3, n_startup=4)
     for _ in range(3):
         _tell_all(found, [_asked(found) for _ in range(q)])
     assert len({layout(t) for t in found.trials}) == 3 * q
 
 
-def test_failed_may_return_pruned_may_not() -> None:
+def test_failed_layouts_may_be_proposed_again_pruned_ones_not() -> None:
     found = study(n_startup=2)
     for state in (TrialState.PRUNED, TrialState.FAIL):
         trial = found.ask()
@@ -233,7 +233,7 @@ def test_failed_may_return_pruned_may_not() -> None:
     assert layouts[1] == layouts[2] == "p" * 12  # failed, and proposed again
 
 
-def test_enqueued_choices_are_kept_and_the_rest_follows() -> None:
+def test_enqueued_choices_are_kept_and_the_rest_is_proposed() -> None:
     found = study(4, n_startup=3)
     found.optimize(_noiseless, n_trials=5)
     best = {n: "parallel" if i % 5 > 2 else "serial" for i, n in enumerate(NAMES)}
@@ -274,7 +274,9 @@ def test_a_plain_study_with_mixed_parameters() -> None:
 
     found.optimize(mixed, n_trials=25)
     assert found.best_value > 8
-    assert {t.params["x"] for t in found.trials[1:]} <= {k / 8 for k in range(9)}  # the first knew no space
+    assert {t.params["x"] for t in found.trials[1:]} <= {
+        k / 8 for k in range(9)
+    }  # the space was unknown for the first trial
     assert {t.params["n"] for t in found.trials} == {1, 2, 3}
 
 
@@ -314,7 +316,7 @@ def _first(trial: optuna.Trial) -> float:
     return float(sum(trial.suggest_categorical(n, CHOICES) == "parallel" for n in NAMES[:3]))
 
 
-def test_a_stray_name_or_choice_in_an_enqueued_trial_changes_nothing_else() -> None:
+def test_unknown_names_and_choices_in_an_enqueued_trial_are_ignored() -> None:
     found = study(3, n_startup=3)
     found.enqueue_trial({"layer99.typo": "parallel", NAMES[0]: "parallel"})
     found.optimize(_noiseless, n_trials=12)
@@ -331,7 +333,7 @@ def test_an_enqueued_layout_may_come_again() -> None:
     assert len({layout(t) for t in found.trials}) == 5
 
 
-def test_only_what_was_fixed_is_exhausted() -> None:
+def test_only_the_fixed_part_of_the_space_is_exhausted() -> None:
     small = {name: SPACE[name] for name in NAMES[:3]}
     found = study(search_space=small, n_startup=2)
     held = {NAMES[0]: "serial", NAMES[1]: "serial"}
@@ -413,7 +415,7 @@ def test_initial_design_follows_the_size() -> None:
 
 
 def observations(value: Callable[[torch.Tensor], torch.Tensor], n: int, seed: int = 0) -> list[Observation]:
-    """What another study might have found: random layouts and their values."""
+    """Observations of another study: random layouts and their values."""
     bits = torch.randint(2, (n, 12), generator=torch.Generator().manual_seed(seed)).double()
     params = [dict(zip(NAMES, (CHOICES[int(b)] for b in row), strict=True)) for row in bits]
     return [Observation(*pair) for pair in zip(params, value(bits).tolist(), strict=True)]
@@ -424,7 +426,7 @@ def rising(bits: torch.Tensor) -> torch.Tensor:
     return bits @ torch.tensor([i % 5 - 2.0 for i in range(12)], dtype=torch.float64)
 
 
-def test_a_prior_is_tried_first_and_shortens_the_startup() -> None:
+def test_a_prior_is_evaluated_first_and_shortens_the_startup() -> None:
     told: list[Proposal] = []
     prior = observations(rising, 20)
     warm = study(n_startup=None, prior=prior, on_proposal=told.append)
@@ -433,7 +435,7 @@ def test_a_prior_is_tried_first_and_shortens_the_startup() -> None:
     assert warm.trials[0].value == max(o.value for o in prior)
     assert layout(warm.trials[1]) == "s" * 12
     assert len({layout(t) for t in warm.trials}) == 5
-    assert len(warm.trials) == 5  # the prior is no trial
+    assert len(warm.trials) == 5  # the prior does not count as trials
     few: list[Proposal] = []
     study(n_startup=None, prior=prior[:1], on_proposal=few.append).optimize(_noiseless, n_trials=5)
     assert [p.source for p in few] == ["warm start"] + ["startup"] * 2 + ["reparameterization"] * 2  # 4 less 1
@@ -456,7 +458,7 @@ def test_a_related_prior_helps_and_an_opposite_one_is_overruled() -> None:
     assert late > 0.9
 
 
-def test_a_warm_study_that_was_killed_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_a_killed_warm_started_study_resumes_identically(tmp_path: Path) -> None:
     prior = observations(rising, 8)
     whole = study(3, n_startup=None, prior=prior)
     whole.optimize(_noiseless, n_trials=9)
@@ -475,7 +477,7 @@ def test_a_prior_mirrors_with_the_direction() -> None:
     assert [layout(t) for t in up.trials] == [layout(t) for t in down.trials]
 
 
-def test_observations_that_do_not_fit_are_left_out() -> None:
+def test_incompatible_observations_are_dropped() -> None:
     cold = study(2)
     cold.optimize(_noiseless, n_trials=12)
     fitting = observations(rising, 1)[0]
@@ -501,7 +503,7 @@ def test_of_many_observations_the_best_and_the_worst_are_read(monkeypatch: pytes
     assert float(read[0].mean()) == pytest.approx(sum(values) / 300, abs=0.1)
 
 
-def test_an_enqueued_choice_is_kept_beside_a_prior() -> None:
+def test_an_enqueued_choice_is_kept_with_a_prior() -> None:
     prior = observations(rising, 8)
     best = max(prior, key=lambda o: o.value)
     other = {NAMES[4]: "serial" if best.params[NAMES[4]] == "parallel" else "parallel"}

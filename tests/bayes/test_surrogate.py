@@ -1,4 +1,4 @@
-"""SPEC 6, check 25: the process against dense solves, scipy and enumeration, the acquisition against quadrature."""
+"""SPEC 6, check 25: the surrogate against dense solves, scipy and enumeration, the acquisition against quadrature."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_each_members_posterior_equals_a_dense_solve(choices: Choices) -> None:
     torch.testing.assert_close(mixed.sd.square(), found.weights @ (sd.square() + mean.square()) - draws.square())
 
 
-def test_points_are_predicted_alike_alone_and_among_many() -> None:
+def test_predictions_do_not_depend_on_the_batch() -> None:
     found = fitted(layered(5, 3, 3), n=20)
     points = found.choices.uniform(2 * module.AT_ONCE + 3, seeded(4))
     together = found.member_posteriors(points)
@@ -81,7 +81,7 @@ def test_points_are_predicted_alike_alone_and_among_many() -> None:
 
 
 def test_evidence_is_a_multivariate_t_density() -> None:
-    """Members are weighed by the density of the values with the output scale integrated out."""
+    """Members are weighted by the density of the values with the output scale integrated out."""
     generator = seeded()
     factor = torch.randn(3, 6, 6, generator=generator, dtype=torch.float64)
     covariance = factor @ factor.transpose(1, 2) + torch.eye(6, dtype=torch.float64)
@@ -170,7 +170,7 @@ def correlation(found: Surrogate, points: torch.Tensor, truth: torch.Tensor) -> 
     return float(np.corrcoef(found.posterior(points).mean, truth)[0, 1])
 
 
-def test_structure_is_used_where_it_is_and_costs_little_where_it_is_not() -> None:
+def test_structure_helps_where_present_and_costs_little_where_absent() -> None:
     choices, plain = layered(12), Choices.binary(36)
     codes, new = choices.uniform(25, seeded(1)), choices.uniform(300, seeded(2))
     depth = torch.arange(36, dtype=torch.float64) // 3
@@ -223,7 +223,7 @@ def test_one_or_two_points_or_equal_values(n: int) -> None:
         assert (found.sd > 0).all()
 
 
-def test_refuses_what_is_not_finite() -> None:
+def test_rejects_values_that_are_not_finite() -> None:
     bits, values = data()
     values[3] = torch.nan
     with pytest.raises(ValueError, match="finite values"):
@@ -270,7 +270,7 @@ def test_improvement_averages_over_members() -> None:
     torch.testing.assert_close(LogExpectedImprovement(found)(points[:, None]).exp(), expected, rtol=1e-8, atol=1e-12)
 
 
-def test_running_trials_push_others_away_and_raise_the_bar() -> None:
+def test_running_trials_lower_the_acquisition_nearby_and_raise_the_incumbent() -> None:
     found = fitted(layered(4, 3), n=20)
     candidates = found.choices.uniform(300, seeded(2))
     alone = LogExpectedImprovement(found)
@@ -284,7 +284,7 @@ def test_running_trials_push_others_away_and_raise_the_bar() -> None:
     assert float(beside.best) >= float(found.posterior(top).mean) - float(before.sd)
 
 
-def test_the_name_of_before_still_works() -> None:
+def test_the_former_name_still_works() -> None:
     import dasearch.bayes
 
     with pytest.warns(DeprecationWarning, match="is called LogExpectedImprovement now"):

@@ -1,4 +1,4 @@
-"""Another study's values: believed as far as they are borne out, by dense solves, scipy and planted landscapes."""
+"""Priors of another study, used as far as the data support them: against dense solves, scipy and planted landscapes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_each_members_posterior_is_that_of_two_correlated_processes(choices: Cho
 
 
 def test_evidence_with_its_constant_is_a_density() -> None:
-    """Studies of different sizes are weighed against each other, so no constant may be missing."""
+    """Studies of different sizes are compared by evidence, so no constant may be missing."""
     factor = torch.randn(3, 6, 6, generator=seeded(), dtype=torch.float64)
     covariance = factor @ factor.transpose(1, 2) + torch.eye(6, dtype=torch.float64)
     target = torch.randn(6, generator=seeded(1), dtype=torch.float64)
@@ -79,7 +79,7 @@ def believed(found: Surrogate) -> float:
     return float(found.weights[found.members.correlation > 0].sum())
 
 
-def test_what_is_borne_out_is_believed_and_what_is_contradicted_is_as_if_unheard() -> None:
+def test_a_confirmed_prior_is_used_and_a_contradicted_one_is_ignored() -> None:
     choices = layered(12)
     weights = torch.randn(36, generator=seeded(3), dtype=torch.float64)
     codes, before, new = (choices.uniform(n, seeded(n)) for n in (24, 40, 300))
@@ -104,7 +104,7 @@ def _prior(codes: torch.Tensor, weights: torch.Tensor) -> Prior:
     return found
 
 
-def test_a_few_values_already_profit_from_a_related_study() -> None:
+def test_a_related_study_helps_with_few_values() -> None:
     choices = layered(12)
     weights = torch.randn(36, generator=seeded(3), dtype=torch.float64)
     before, new = choices.uniform(40, seeded(1)), choices.uniform(300, seeded(2))
@@ -127,11 +127,11 @@ def test_units_of_the_other_study_do_not_matter() -> None:
 
 
 @pytest.mark.parametrize("values", [[], [0.3], [0.1, 0.1, 0.1], [0.0, 0.0]])
-def test_values_that_tell_nothing_apart_are_no_prior(values: list[float]) -> None:
+def test_constant_values_are_no_prior(values: list[float]) -> None:
     assert Prior.standardised(torch.zeros(len(values), 4), torch.tensor(values, dtype=torch.float64)) is None
 
 
-def test_leave_one_out_leaves_out_own_values_alone() -> None:
+def test_leave_one_out_omits_only_own_values() -> None:
     found = informed(layered(3, 2))
     exact = found.leave_one_out()
     assert len(exact.mean) == len(found.values)

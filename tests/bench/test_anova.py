@@ -55,8 +55,8 @@ def test_two_choices_give_walsh_coefficients() -> None:
     assert variances(means, 0.0) == pytest.approx(squares)
 
 
-def test_noise_is_taken_off_and_an_effect_s_error_is_its_spread_under_noise() -> None:
-    """Of means that are noise alone, nothing is left on average, and effects vary by the sd that is said."""
+def test_noise_is_subtracted_and_an_effect_s_sd_is_its_spread_under_noise() -> None:
+    """For means of pure noise, the average variance is zero and effects vary by the reported sd."""
     one = torch.zeros(SIZES, dtype=torch.float64)
     one[1, 0, 3] = 30.0  # of every order, so that no share is cut at zero
     exact, draws = variances(one, 0.0), [one + 2 * drawn(*SIZES, seed=seed) for seed in range(800)]

@@ -56,7 +56,7 @@ def test_a_table_of_all_layouts(tmp_path: Path) -> None:
     rows = []
     for place, (letters, seed) in enumerate(itertools.product(itertools.product("SPN", repeat=6), (1, 2))):
         value = 0.1 + 0.001 * (place // 2)
-        curve = [value / 2, value + 0.5 * (seed - 1)]  # what a seed adds to all alike counts for nothing
+        curve = [value / 2, value + 0.5 * (seed - 1)]  # the mean effect of a seed is subtracted
         layout = "".join(letters[:3]) + "-" + "".join(letters[3:])
         outputs = dict.fromkeys(("MRR", "Recall@10", "NDCG@10", "loss"), curve)
         rows.append({"layout": layout, "seed": seed, "best_epoch": 1, **outputs})

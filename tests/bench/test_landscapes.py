@@ -1,4 +1,4 @@
-"""Planted optima against enumeration, tables against rows written by hand."""
+"""Planted optima against enumeration, tables against handwritten rows."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ FROZEN = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_binary_landscapes_are_what_they_were(family: str) -> None:
+def test_binary_landscapes_are_unchanged(family: str) -> None:
     landscape = FAMILIES[family](12, seeded(1))
     bits = torch.tensor([[bin(i).count("1") % 2 for i in range(36)]])  # Thue and Morse
     observed = landscape.observe(tuple(bits[0].tolist()), seeded(2))[-1]
@@ -77,7 +77,7 @@ def test_pairs_keep_their_share_of_the_variance(choices: int) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_observations_are_the_value_and_noise_of_the_said_size(family: str) -> None:
+def test_observations_are_the_value_plus_noise_of_the_documented_size(family: str) -> None:
     landscape = FAMILIES[family](4, seeded(1))
     bits = (0, 1) * 6
     value = float(landscape.value(torch.tensor([bits]))[0])
@@ -88,7 +88,7 @@ def test_observations_are_the_value_and_noise_of_the_said_size(family: str) -> N
     assert float(drawn.std()) == pytest.approx(NOISE * landscape.spread, rel=0.1)
 
 
-def test_families_differ_as_said() -> None:
+def test_families_have_their_documented_structure() -> None:
     smooth, rough = FAMILIES["smooth"](30, seeded(0)), FAMILIES["independent"](30, seeded(0))
     turn = FAMILIES["step"](30, seeded(0)).single
 
@@ -112,7 +112,7 @@ def test_each_site_changes_its_best_choice_once() -> None:
     assert ((best.diff(dim=0) != 0).sum(0) == 1).all()
 
 
-def test_no_choice_is_drawn_otherwise_than_another() -> None:
+def test_all_choices_are_drawn_alike() -> None:
     """Effects of choices have the same variance, and any two the same correlation, -1 over one less than their number."""
     effects = torch.cat([FAMILIES["independent"](30, seeded(seed), 5).single @ contrasts(5).T for seed in range(100)])  # type: ignore[union-attr]
     covariance = effects.flatten(0, 1).T.cov()
@@ -141,7 +141,7 @@ def table_file(path: Path, *, seeds: int = 2, missing: int = 0, letters: tuple[s
     return path
 
 
-def test_a_table_shows_one_seed_a_layout_and_knows_the_mean(tmp_path: Path) -> None:
+def test_a_table_shows_one_seed_per_layout_and_its_truth_is_the_mean(tmp_path: Path) -> None:
     table = read_table(table_file(tmp_path / "t.jsonl"), seed=3)
     assert table.layouts == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert table.truth((1, 1)) == 1
@@ -151,13 +151,13 @@ def test_a_table_shows_one_seed_a_layout_and_knows_the_mean(tmp_path: Path) -> N
         first, best, value = table.observe(bits, seeded())
         assert first == 0
         assert best == pytest.approx(value)
-        assert value == pytest.approx(mean, abs=0.11)  # the seeds' own level is taken off
+        assert value == pytest.approx(mean, abs=0.11)  # the seeds' mean level is subtracted
         assert table.observe(bits, seeded(9)) == [first, best, value]
     drawn = {tuple(read_table(tmp_path / "t.jsonl", seed=s).drawn.tolist()) for s in range(20)}
     assert len(drawn) > 5
 
 
-def test_a_table_of_more_choices_counts_in_the_letters_of_each_site(tmp_path: Path) -> None:
+def test_a_table_of_more_choices_uses_the_letters_of_each_site(tmp_path: Path) -> None:
     table = read_table(table_file(tmp_path / "t.jsonl", letters=("SPN", "NS")))
     assert table.sizes == {"layer01.a": 3, "layer02.a": 2}
     assert table.layouts == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
@@ -177,7 +177,7 @@ def test_a_layout_that_the_header_does_not_allow_is_named(tmp_path: Path) -> Non
         read_table(path)
 
 
-def test_seeds_that_lack_layouts_are_left_out(tmp_path: Path) -> None:
+def test_incomplete_seeds_are_dropped(tmp_path: Path) -> None:
     assert read_table(table_file(tmp_path / "a.jsonl", missing=1)).outputs["MRR"].shape == (4, 1)
     with pytest.raises(DasearchError, match="no seed with every layout"):
         read_table(table_file(tmp_path / "b.jsonl", seeds=1, missing=1))

@@ -1,4 +1,4 @@
-"""``benchmarks/pruning.py``: what it counts, against tables written out."""
+"""``benchmarks/pruning.py``: its counts, against handwritten tables."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_without_a_pruner_nothing_is_saved(tmp_path: Path) -> None:
     assert found.regret_of_trials == found.regret_of_epochs == pytest.approx(0.0)
 
 
-def test_saved_epochs_pay_for_further_trials(tmp_path: Path) -> None:
+def test_saved_epochs_fund_further_trials(tmp_path: Path) -> None:
     found = race((written(tmp_path, crossed=False), 0, "median", Told.NOTHING, 12))
     assert 0 < found.saved < 2 / 3
     assert 12 < found.trials <= len(LAYOUTS)
@@ -65,7 +65,7 @@ def test_a_curve_below_the_median_is_cut() -> None:
     assert judged(judge, [0.26, 0.36, 0.0]) == [0.26, 0.36, 0.0]
 
 
-def test_what_is_learned_of_a_cut_curve() -> None:
+def test_the_signal_of_a_pruned_curve() -> None:
     others = [[0.1, 0.2, 0.3], [0.2, 0.3, 0.7]]  # whole means .2 and .4; after one epoch +.1 and +.2
     assert learned([0.05], False, others, Told.NOTHING) is None
     assert learned([0.05], False, others, Told.PART) == pytest.approx(0.05)

@@ -10,7 +10,7 @@ from dasearch.bench.samplers import Race, scores
 from dasearch.report.bench import figure, show_costs
 
 
-def test_a_line_a_sampler_and_panel() -> None:
+def test_one_line_per_sampler_and_panel() -> None:
     races = [
         Race("a/36", "PRSampler", 0, [0.1, 0.5], 0.1),
         Race("a/36", "PRSampler", 1, [0.3, 0.7], 0.1),
@@ -26,7 +26,7 @@ def test_a_line_a_sampler_and_panel() -> None:
     assert [trace.showlegend for trace in found.data] == [True, True, False]  # each sampler once
 
 
-def test_batches_are_lines_of_their_own() -> None:
+def test_batch_sizes_have_separate_lines() -> None:
     races = [Race("a/36", "PRSampler", 0, [0.1, 0.5], 0.1), Race("a/36", "PRSampler", 0, [0.3, 0.7], 0.1, 4)]
     lines = {trace.name: list(trace.y) for trace in figure(races).data}
     assert lines == {"PRSampler": [0.1, 0.5], "PRSampler, 4 at a time": [0.3, 0.7]}

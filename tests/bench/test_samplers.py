@@ -1,4 +1,4 @@
-"""Races repeat, go on where they stopped, and are compared in pairs."""
+"""Races are reproducible, resume where they stopped, and are compared in pairs."""
 
 from __future__ import annotations
 
@@ -129,11 +129,11 @@ FROZEN = {
 
 
 @pytest.mark.parametrize("sampler", FROZEN)
-def test_binary_races_are_what_they_were(sampler: str) -> None:
+def test_binary_races_are_unchanged(sampler: str) -> None:
     assert race(Entry("within/36", sampler, 3, 22)).curve == FROZEN[sampler]
 
 
-def test_one_flip_changes_one_site_to_a_choice_not_known_yet() -> None:
+def test_one_flip_makes_an_unevaluated_single_change() -> None:
     space = space_of({"a": 3, "b": 5, "c": 2})
     study = optuna.create_study(direction="maximize", sampler=OneFlip(seed=4, space=space))
     study.enqueue_trial({"a": 1, "b": 4, "c": 0})
@@ -147,7 +147,7 @@ def test_one_flip_changes_one_site_to_a_choice_not_known_yet() -> None:
     assert len({one.codes for one in seen}) == 8
 
 
-def test_a_random_layout_has_each_site_s_own_choices_and_bits_are_drawn_as_ever() -> None:
+def test_random_codes_respect_each_site_s_choices_and_bits_are_unchanged() -> None:
     generator = torch.Generator().manual_seed(2)
     drawn = [random_codes(space_of({"a": 2, "b": 5, "c": 3}), generator) for _ in range(200)]
     assert [set(of_site) for of_site in zip(*drawn, strict=True)] == [{0, 1}, set(range(5)), {0, 1, 2}]
@@ -168,7 +168,7 @@ def test_landscapes_are_named_by_sites_and_choices() -> None:
     }
 
 
-def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+def test_finished_races_are_not_repeated(tmp_path: Path) -> None:
     entries = planned(["independent"], [6], [], ["random"], seeds=2, trials=11)
     path = tmp_path / "races.jsonl"
     assert [left for left, _ in run(entries[:1], path)] == [0]
@@ -204,7 +204,7 @@ SIX = [f"layer{layer:02d}.site{site}" for layer in (1, 2) for site in range(3)]
 
 
 class Noted:
-    """A landscape of six bits that notes what is observed, and whose values are drawn."""
+    """A landscape of six bits with random values that records the observed layouts."""
 
     def __init__(self) -> None:
         self.sizes = dict.fromkeys(SIX, 2)
@@ -219,7 +219,7 @@ class Noted:
 
 
 class Scripted(optuna.samplers.BaseSampler):
-    """Proposes the numbers 0, 1, ... in bits, and notes how many trials were told at each."""
+    """Proposes the numbers 0, 1, ... in bits, and records how many trials were complete at each."""
 
     def __init__(self) -> None:
         self.told: list[int] = []
@@ -240,7 +240,7 @@ def bits_of(number: int) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize(("batch", "told"), [(1, range(7)), (3, [0, 0, 0, 3, 3, 3, 6]), (9, [0] * 7)])
-def test_a_batch_is_asked_for_whole_and_told_in_order(batch: int, told: list[int]) -> None:
+def test_a_batch_is_asked_for_at_once_and_reported_in_order(batch: int, told: list[int]) -> None:
     sampler, landscape = Scripted(), Noted()
     study = optuna.create_study(direction="maximize", sampler=sampler)
     curve, asks = play(study, landscape, 7, torch.Generator().manual_seed(1), batch=batch)
@@ -253,7 +253,7 @@ def test_a_batch_is_asked_for_whole_and_told_in_order(batch: int, told: list[int
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_one_at_a_time_is_what_optuna_itself_does(sampler: str) -> None:
+def test_batch_size_one_equals_optuna_s_optimize(sampler: str) -> None:
     """`optimize` asks and tells one trial after another; the race's curve is that of its trials."""
     entry = Entry("neighbours/6", sampler, 3, 12, batch=1)
     landscape, noise = entry.open(), torch.Generator().manual_seed(10_003)
@@ -288,7 +288,7 @@ def test_races_of_an_earlier_bench_were_asked_one_at_a_time(tmp_path: Path) -> N
     assert [r.batch for _, r in run(entries, path)] == [4]
 
 
-def test_a_batch_costs_what_the_same_seeds_lose() -> None:
+def test_the_cost_of_a_batch_is_paired_by_seed() -> None:
     def line(sampler: str, batch: int, seed: int, value: float) -> Race:
         return Race("a/36", sampler, seed, [value] * 10, 0.1, batch)
 
@@ -309,7 +309,7 @@ def test_a_batch_costs_what_the_same_seeds_lose() -> None:
     assert [s.label for s in (found[PR, 1], four)] == [PR, f"{PR}, 4 at a time"]
 
 
-def test_asks_of_a_batch_are_timed_beside_single_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asks_of_batches_and_of_single_trials_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dasearch.bench.samplers.ASK_SIZES", ((6, 5),))
     found = ask_seconds(["random"], [1, 4])
     assert list(found) == ["6/5"]
@@ -346,7 +346,7 @@ def bench(tmp_path: Path, **changes: object) -> None:
         ({"batches": [4, 0]}, "a batch of 0 is empty"),
     ],
 )
-def test_wrong_use_is_one_sentence_and_leaves_nothing(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_wrong_use_is_one_sentence_and_writes_nothing(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(WrongUse, match=message):
         bench(tmp_path, **changes)
     assert not (tmp_path / "out").exists()

@@ -101,6 +101,6 @@ def test_router_starts_at_one_half() -> None:
     torch.testing.assert_close(MaskRouter(WIDTH)(q, p), (q + p) / 2)
 
 
-def test_router_starts_where_it_is_told() -> None:
+def test_router_starts_at_the_given_weight() -> None:
     q, p = torch.randn(2, 3, 4, WIDTH, generator=seeded())
     torch.testing.assert_close(MaskRouter(WIDTH, 0.9)(q, p), 0.9 * q + 0.1 * p)

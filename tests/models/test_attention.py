@@ -71,7 +71,7 @@ def test_gradients_of_item_blocks_equal_the_context_masks() -> None:
 
 
 @pytest.mark.parametrize("mode", list(MaskMode))
-def test_several_masks_at_once_equal_one_after_another(mode: MaskMode) -> None:
+def test_several_masks_at_once_equal_separate_calls(mode: MaskMode) -> None:
     parts = projected(10)
     masks = [causal_mask(ROWS.segments)[:, :, 1:], context_mask(ROWS.segments)[:, :, 1:]]
     found = attend_under(parts, [additive(mask, torch.float32) for mask in masks], mode)

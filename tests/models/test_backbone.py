@@ -1,4 +1,4 @@
-"""The wrapped backbone against Hugging Face's own forward, and what cannot be wrapped."""
+"""The wrapped backbone against Hugging Face's own forward, and models that are rejected."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_an_encoder_equals_hugging_face_with_padding() -> None:
         torch.testing.assert_close(found[real], wanted[real], atol=1e-5, rtol=1e-5)
 
 
-def test_darec_refuses_an_encoder(tmp_path: Path) -> None:
+def test_darec_rejects_an_encoder(tmp_path: Path) -> None:
     tiny_model("bert").save_pretrained(tmp_path)
     reason = r"is an encoder \(family 'bert'\) and DARec needs a decoder; choose one of opt.*model.kind idle or ra-rec"
     with pytest.raises(BackboneError, match=reason):
@@ -62,13 +62,13 @@ def test_darec_refuses_an_encoder(tmp_path: Path) -> None:
     assert pretrained_layers(str(tmp_path)) == LAYERS
 
 
-def test_an_unknown_family_is_refused() -> None:
+def test_an_unknown_family_is_rejected() -> None:
     config = GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2)
     with pytest.raises(BackboneError, match=r"family 'gpt2', which dasearch cannot wrap; choose one of opt, .*bert"):
         FrozenBackbone(GPT2Model(config))
 
 
-def test_post_norm_opt_is_refused() -> None:
+def test_post_norm_opt_is_rejected() -> None:
     config = OPTConfig(
         vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16, do_layer_norm_before=False,
         word_embed_proj_dim=16,

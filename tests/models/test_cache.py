@@ -1,4 +1,4 @@
-"""Where the cache is."""
+"""The location of the cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from dasearch.models.cache import default_cache
 
 
-def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_location(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     monkeypatch.setenv("DASEARCH_CACHE", "/elsewhere")
     assert default_cache() == Path("/elsewhere")

@@ -1,4 +1,4 @@
-"""Every choice of a site against a plain module that builds what the layout says, on OPT and Llama configurations."""
+"""Every choice of a site against a plain reference module of the layout, on OPT and Llama configurations."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def with_lora(block: DecoderBlock, choice: Choice, lora: LoRA) -> DecoderBlock:
 
 
 def update(adapter: nn.Module, choice: Choice, x: Tensor) -> Tensor:
-    """The adapter's first units alone, written out."""
+    """Only the adapter's first units, written out."""
     units = choice.width or len(adapter.down.weight)
     inner = (x @ adapter.down.weight[:units].T + adapter.down.bias[:units]).clamp(min=0)
     return inner @ adapter.up.weight[:, :units].T + adapter.up.bias
@@ -72,7 +72,7 @@ def update(adapter: nn.Module, choice: Choice, x: Tensor) -> Tensor:
 def site(
     choice: Choice, adapter: nn.Module, out: Tensor, seen: Tensor, mean: bool = True, residual: bool = True
 ) -> Tensor:
-    """What a reader of the layout would build."""
+    """A reference module built from the layout."""
     if not choice.active or choice.lora:
         return out
     if not choice.parallel:
@@ -134,7 +134,7 @@ def by_hand(model: DARec, rows: Rows, layout: Layout, users: Tensor) -> Tensor:
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(layouts, st.sampled_from(["opt", "llama"]))
-def test_any_layout_is_what_it_says(layout: Layout, family: str) -> None:
+def test_any_layout_equals_its_reference(layout: Layout, family: str) -> None:
     model, rows = loud(made(family)), toy_rows()
     users, real = torch.arange(len(rows.tokens)), rows.segments >= 0
     with torch.no_grad():
@@ -147,7 +147,7 @@ def test_any_layout_is_what_it_says(layout: Layout, family: str) -> None:
 def test_every_path_through_a_layer_has_lora(
     family: str, variation: str, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Masks over the whole row, the states that are read alone, and the bodies that torch.compile is given."""
+    """Masks over the whole row, selected states, and the functions that torch.compile is given."""
     monkeypatch.setattr(darec_module, "compiled", lambda function: function)
     model, rows, layout = loud(made(family, variation=variation)), toy_rows(), Layout.parse("LtN-tLS", ALL)
     users, real = torch.arange(len(rows.tokens)), rows.segments >= 0
@@ -161,7 +161,7 @@ def test_every_path_through_a_layer_has_lora(
     torch.testing.assert_close(*chosen, atol=2e-5, rtol=1e-4)
 
 
-def test_lora_starts_as_no_update(family: str) -> None:
+def test_lora_is_no_update_at_initialisation(family: str) -> None:
     """B is zero: LoRA at both attention sites is what an untrained context branch without adapters is."""
     model, rows = made(family), toy_rows()
     causal = Layout.parse("-".join(["LNN"] * LAYERS))
@@ -170,7 +170,7 @@ def test_lora_starts_as_no_update(family: str) -> None:
     assert not torch.equal(hidden(loud(model), rows, causal), hidden(model, rows, none))
 
 
-def test_a_model_with_lora_starts_as_one_without(family: str) -> None:
+def test_lora_does_not_change_other_initial_weights(family: str) -> None:
     plain, model, rows = build(family), made(family), toy_rows()
     without, tensors = plain.own_tensors(), model.own_tensors()
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in without.items())
@@ -198,7 +198,7 @@ def test_what_lora_trains_in_closed_form(family: str) -> None:
     assert model.count_trained(thin) - model.count_trained(none) == LAYERS * 2 * (32 + 32 + 32 + values)
 
 
-def test_lora_where_it_cannot_be_is_refused() -> None:
+def test_lora_at_an_unsupported_site_is_rejected() -> None:
     with pytest.raises(LayoutError, match=r"layer 2 of SSS-SSL has lora at recommendation; LoRA changes queries"):
         made().layout_tensor(Layout.parse("SSS-SSL"))
     with pytest.raises(LayoutError, match=r"SSS-LSS has LoRA and the model was built without"):
@@ -226,7 +226,7 @@ def test_none_everywhere_is_the_frozen_model_without_an_adapter_parameter(family
 
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(layouts)
-def test_what_a_layout_leaves_unused_gets_no_gradient_and_the_rest_does(layout: Layout) -> None:
+def test_exactly_the_used_numbers_get_a_gradient(layout: Layout) -> None:
     model, rows = loud(made()), toy_rows()
     model.train()
     keys = model.user_keys(torch.arange(len(rows.tokens)))
@@ -243,7 +243,7 @@ def test_what_a_layout_leaves_unused_gets_no_gradient_and_the_rest_does(layout: 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(layouts)
-def test_saved_is_what_is_active_and_nothing_else(layout: Layout) -> None:
+def test_exactly_the_active_numbers_are_saved(layout: Layout) -> None:
     model, rows = loud(made()), toy_rows()
     kept = {name: tensor.clone() for name, tensor in model.active_tensors(layout).items()}
     trained = {name for name, _ in model.trainable()}
@@ -253,13 +253,13 @@ def test_saved_is_what_is_active_and_nothing_else(layout: Layout) -> None:
     assert torch.equal(hidden(opened.eval(), rows, layout), hidden(model, rows, layout))
 
 
-def test_a_folder_of_another_layout_is_noticed() -> None:
+def test_tensors_of_another_layout_are_rejected() -> None:
     model = build()
     with pytest.raises(ValueError, match="lacks or adds item_projection"):
         model.load_active(model.active_tensors(Layout.uniform(NONE, LAYERS)), Layout.all_serial(LAYERS))
 
 
-def test_a_choice_wider_than_the_models_adapters_is_refused() -> None:
+def test_a_choice_wider_than_the_models_adapters_is_rejected() -> None:
     wide = Choice("wide", "w", width=8)
     with pytest.raises(LayoutError, match=r"'wide' has 8 units and the model's adapters 4; set model.bottleneck=8"):
         build().layout_tensor(Layout.uniform(wide, LAYERS))
@@ -267,7 +267,7 @@ def test_a_choice_wider_than_the_models_adapters_is_refused() -> None:
 
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(st.lists(layouts, min_size=2, max_size=4))
-def test_side_by_side_as_alone(chosen: list[Layout]) -> None:
+def test_stacked_candidates_equal_separate_ones(chosen: list[Layout]) -> None:
     models = [loud(made(seed=seed)) for seed in range(len(chosen))]
     rows, k = toy_rows(), len(chosen)
     users, real = torch.arange(len(rows.tokens)), rows.segments >= 0

@@ -1,4 +1,4 @@
-"""Every field of a family's configuration, varied: the wrapped model equals transformers' own, or is refused."""
+"""Every field of a family's configuration, varied: the wrapped model equals transformers' own, or is rejected."""
 
 from __future__ import annotations
 
@@ -180,12 +180,12 @@ def test_a_field_is_applied(family: str, key: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(("family", "key", "value"), [case for case in CASES if case[:2] in LIMITED])
-def test_a_field_is_refused(family: str, key: str, value: Any) -> None:
+def test_a_field_is_rejected(family: str, key: str, value: Any) -> None:
     with pytest.raises(BackboneError, match=LIMITED[family, key]):
         FrozenBackbone(varied(family, key, value))
 
 
-def test_every_field_is_looked_at() -> None:
+def test_every_field_is_covered() -> None:
     assert set(FIELDS) == set(FAMILIES) == set(CONFIGS)
     for family, config in CONFIGS.items():
         own = set(config.__dataclass_fields__) - set(PretrainedConfig.__dataclass_fields__)
@@ -205,7 +205,7 @@ def test_every_field_is_looked_at() -> None:
     ],
 )
 def test_rows_are_no_longer_than_the_sliding_window(family: str, changes: dict[str, Any], reads: int) -> None:
-    """Inside the window it changes nothing; a longer row is refused, not read as if there were none."""
+    """Within the window it has no effect; a longer row is rejected rather than read as if there were no window."""
     model = model_of(family, **changes)
     backbone = FrozenBackbone(model, name="tiny")
     assert backbone.max_tokens == reads
@@ -215,7 +215,7 @@ def test_rows_are_no_longer_than_the_sliding_window(family: str, changes: dict[s
             difference(model, backbone, WINDOW + 1)
 
 
-def test_layers_with_another_attention_are_refused() -> None:
+def test_layers_with_another_attention_are_rejected() -> None:
     model = model_of("qwen2")
     model.config.layer_types = ["full_attention", "chunked_attention"]
     with pytest.raises(BackboneError, match="chunked_attention"):

@@ -1,4 +1,4 @@
-"""Costs of layouts: what is counted on a model of any reading, site by site."""
+"""Costs of layouts: counts on a model with any settings, site by site."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SPEC 6, checks 1, 2, 5 to 8, 10 to 15: what DARec's layers may and may not see, on OPT and Llama configurations."""
+"""SPEC 6, checks 1, 2, 5 to 8, 10 to 15: what DARec's layers may and may not attend to, on OPT and Llama configurations."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_check_7_printed_mask_leaks_the_future(family: str) -> None:
     assert leaks["post_softmax"] > 1e-3
 
 
-def test_check_8_collaborative_key_reaches_the_context_branch_alone(family: str) -> None:
+def test_check_8_collaborative_key_reaches_only_the_context_branch(family: str) -> None:
     model = loud(build(family))
     model.cf.users.weight.data.normal_(generator=seeded(3))
     rows = toy_rows()
@@ -323,7 +323,7 @@ def test_every_bit_of_a_layout_changes_the_output(family: str, bit: int) -> None
     assert change.abs().max() > 1e-3
 
 
-def test_blended_layout_lies_between() -> None:
+def test_blended_layout_is_between() -> None:
     """A layout is a tensor: one adapter half in series and half parallel is a legal input."""
     model = loud(build())
     bits = model.layout_tensor(SERIAL) + 0.5
@@ -333,7 +333,7 @@ def test_blended_layout_lies_between() -> None:
 
 
 @pytest.mark.parametrize("layout", [SERIAL, PARALLEL])
-def test_bfloat16_autocast_stays_near(family: str, layout: Layout) -> None:
+def test_bfloat16_autocast_is_close(family: str, layout: Layout) -> None:
     """Autocast gives norms in float32 beside projections in bfloat16."""
     model = loud(build(family))
     with torch.autocast("cpu", torch.bfloat16):
@@ -358,7 +358,7 @@ def test_head_start() -> None:
     assert not plain.head.weight.any()
 
 
-def test_layout_of_another_depth_is_refused() -> None:
+def test_layout_of_another_depth_is_rejected() -> None:
     with pytest.raises(LayoutError, match="the layout SSS has 1 layers of 3 sites and the model has 2 of 3"):
         build().layout_tensor(Layout.parse("SSS"))
 

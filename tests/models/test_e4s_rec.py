@@ -1,4 +1,4 @@
-"""E4SRec against layers written out by hand, on OPT and Llama configurations."""
+"""E4SRec against handwritten layers, on OPT and Llama configurations."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_none_everywhere_is_the_variation_without_adapters(family: str) -> None:
 
 @given(layout=layouts)
 @settings(max_examples=10, deadline=None, derandomize=True)
-def test_what_is_unused_gets_no_gradient_and_what_is_used_does(layout: Layout) -> None:
+def test_exactly_the_used_numbers_get_a_gradient(layout: Layout) -> None:
     model = build("opt", activation="none").train()  # no unit is dead
     model.head(model.hidden(batch(), layout.tensor(), batch().ends)).square().sum().backward()
     unused = model.inactive(layout)
@@ -131,8 +131,8 @@ def test_what_is_unused_gets_no_gradient_and_what_is_used_does(layout: Layout) -
         assert parameter.grad[~mask].any() or not (~mask).any()
 
 
-def test_lora_starts_as_nothing_and_changes_no_other_start() -> None:
-    """Both sites without an adapter are the frozen layer; so is LoRA before its first step."""
+def test_lora_is_no_update_at_initialisation_and_changes_no_other_weight() -> None:
+    """With no adapter at either site the layer equals the frozen one; so it does with untrained LoRA."""
     model = start("llama")
     with torch.no_grad():
         found = [model.states(batch(), Layout.parse(text).tensor()) for text in ("NN-NN", "LN-LN")]
@@ -149,7 +149,7 @@ def test_lora_starts_as_nothing_and_changes_no_other_start() -> None:
         model.layout_tensor(Layout.parse("NL-SS"))
 
 
-def test_the_encoder_is_not_trained_and_items_begin_as_large_as_tokens() -> None:
+def test_the_encoder_is_frozen_and_items_have_the_scale_of_tokens() -> None:
     model = start("opt")
     assert not any(name.startswith("encoder.") for name, _ in model.trainable())
     model.start(torch.ones(ITEMS), torch.zeros(ITEMS, model.backbone.width))

@@ -1,4 +1,4 @@
-"""ID encoders: routing and losses against oracles written out, and one contract that all keep."""
+"""ID encoders: routing and losses against reference implementations, and one contract for all."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_rows_do_not_see_each_other(name: str) -> None:
     torch.testing.assert_close(encoder.scores(PEOPLE[2:], HISTORIES[2:, :1]), whole[2:])
 
 
-def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_stream(name: str) -> None:
+def test_weights_depend_on_the_seed_and_the_global_state_is_untouched(name: str) -> None:
     before = torch.random.get_rng_state()
     first, second = make(name), make(name)
     assert torch.equal(before, torch.random.get_rng_state())
@@ -140,7 +140,7 @@ def test_squash_keeps_the_direction() -> None:
     assert bool(squash(torch.zeros(1, 4)).isfinite().all())
 
 
-def test_routing_maps_belong_to_the_age_of_an_item() -> None:
+def test_routing_maps_are_indexed_by_recency() -> None:
     """The newest item's map is the same in a short history and in a long one."""
     encoder = make("comirec-dr")
     assert isinstance(encoder, ComiRecDR)
@@ -178,7 +178,7 @@ def test_pools_of_interests(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sasrec", "gru4rec", "fdsa"])
-def test_no_state_knows_the_future(name: str) -> None:
+def test_states_are_causal(name: str) -> None:
     encoder = make(name)
     changed = HISTORIES.clone()
     changed[0, 3] = 7
@@ -219,7 +219,7 @@ def test_factors_score_like_their_own_pairs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mf", "neumf"])
-def test_a_newcomer_gets_the_vector_that_history_suggests(name: str) -> None:
+def test_an_unknown_user_s_vector_is_estimated_from_the_history(name: str) -> None:
     """Users whose vectors are a linear map of their items' mean: ridge regression finds the map."""
     encoder = make(name)
     assert isinstance(encoder, FactorEncoder)
@@ -246,7 +246,7 @@ def test_bert4rec_sees_both_sides_but_no_masked_item() -> None:
     assert not torch.allclose(before[0, 1], later[0, 1])
 
 
-def test_bert4rec_is_asked_where_it_was_trained() -> None:
+def test_bert4rec_predicts_at_a_mask_after_the_history() -> None:
     """Its state for a history is the state at a masked item right after it."""
     encoder = make("bert4rec")
     assert isinstance(encoder, BERT4Rec)
@@ -256,7 +256,7 @@ def test_bert4rec_is_asked_where_it_was_trained() -> None:
 
 
 def test_fdsa_reads_texts() -> None:
-    """With its item stream cut off, only the text says which item was bought; alike texts give alike states."""
+    """Without its item stream only the text identifies the purchased item; equal texts give equal states."""
     encoder = make("fdsa")
     assert isinstance(encoder, FDSA)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""`apply_layout`: a Hugging Face model with a layout's adapters computes what dasearch computes, and trains as any other."""
+"""`apply_layout`: a Hugging Face model with a layout's adapters computes the same as dasearch and trains like any other."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ class Updated(torch.nn.Module):
         return self.frozen(x) + self.scale * (x @ self.part.down.weight.T @ self.part.up.weight.T)
 
 
-def test_two_sites_with_lora_are_projections_with_lora_also_where_tokens_come_one_by_one(family: str) -> None:
+def test_two_sites_with_lora_equal_projections_with_lora_also_in_cached_generation(family: str) -> None:
     layout = Layout.parse("LN-tN", [*CHOICES.values(), THIN])
     model, expected = (headed(family) for _ in range(2))
     apply_layout(model, layout, lora_rank=3, lora_alpha=6.0, generator=seeded(2))
@@ -286,7 +286,7 @@ def training(folder: Path, **changes: object) -> TrainingArguments:
 
 
 @pytest.mark.parametrize("sites", [2, 3])
-def test_a_trainer_moves_the_adapters_alone(tmp_path: Path, family: str, sites: int) -> None:
+def test_a_trainer_trains_only_the_adapters(tmp_path: Path, family: str, sites: int) -> None:
     layout = Layout.parse("SP-PS" if sites == 2 else "SPS-PSP")
     model = apply_layout(headed(family), layout, bottleneck=BOTTLENECK, adapter_init="normal")
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -322,7 +322,7 @@ def test_gradient_checkpointing_changes_nothing(family: str, sites: int) -> None
 
 
 @pytest.mark.parametrize("sites", [2, 3])
-def test_saved_and_opened_again(tmp_path: Path, family: str, sites: int) -> None:
+def test_save_and_load(tmp_path: Path, family: str, sites: int) -> None:
     layout = Layout.parse("SP-PS" if sites == 2 else "SPS-PSP")
     options = {"bottleneck": BOTTLENECK, "parallel_reduce": "sum"}
     model = apply_layout(headed(family), layout, adapter_init="normal", generator=seeded(3), **options)
@@ -396,25 +396,25 @@ def test_under_autocast(family: str) -> None:
         ("SS-SS", {"weights": {}}, "disagree on layers.0.adapters.causal_adapter.down.bias"),
     ],
 )
-def test_refused(layout: str, options: dict[str, object], sentence: str) -> None:
+def test_rejected(layout: str, options: dict[str, object], sentence: str) -> None:
     with pytest.raises(LayoutError, match=sentence):
         apply_layout(tiny_model("opt"), Layout.parse(layout), **options)
 
 
-def test_weights_of_another_width_are_refused() -> None:
+def test_weights_of_another_width_are_rejected() -> None:
     wide = apply_layout(tiny_model("opt"), Layout.parse("SS-SS"), bottleneck=8)
     weights = {name: t for name, t in wide.get_decoder().state_dict().items() if ".adapters." in name}
     with pytest.raises(LayoutError, match="give the sites, replaced layers and bottleneck"):
         apply_layout(tiny_model("opt"), Layout.parse("SS-SS"), bottleneck=4, weights=weights)
 
 
-def test_a_second_layout_is_refused() -> None:
+def test_a_second_layout_is_rejected() -> None:
     model = apply_layout(tiny_model("opt"), Layout.parse("SS-SS"))
     with pytest.raises(LayoutError, match="has adapters already; load it anew"):
         apply_layout(model, Layout.parse("SS-SS"))
 
 
-def test_an_encoder_is_refused() -> None:
+def test_an_encoder_is_rejected() -> None:
     with pytest.raises(BackboneError, match="is an encoder"):
         apply_layout(tiny_model("bert"), Layout.parse("SS-SS"))
 

@@ -1,4 +1,4 @@
-"""Item vectors at ``[SEQ]`` and as keys of their blocks, users as the mean of their items so far: who sees what."""
+"""Item vectors at ``[SEQ]`` and as keys of their blocks, users as the mean of their previous items: information flow."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def model_of(family: str = "opt", **reading: Any) -> DARec:
 
 
 @pytest.mark.parametrize("reading", READINGS, ids=str)
-def test_no_state_knows_what_comes_after_it(family: str, reading: dict[str, Any]) -> None:
-    """Later items of the row change nothing before them; the item itself and those before it do."""
+def test_states_are_causal(family: str, reading: dict[str, Any]) -> None:
+    """Later items of the row do not change earlier states; the item itself and previous items do."""
     model = model_of(family, **reading)
     before = states(model, BATCH)
     later = batch_of([[1, 2, 6], [4, 5, -1]], [[7, 8, 1, 2, 6], [4, 5]])
@@ -70,8 +70,8 @@ def test_no_state_knows_what_comes_after_it(family: str, reading: dict[str, Any]
 
 
 @pytest.mark.parametrize("reading", READINGS, ids=str)
-def test_ways_to_attend_agree(family: str, reading: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Item by item, as long rows are read, and by masks of the whole row; read at the last items, and everywhere."""
+def test_attention_implementations_agree(family: str, reading: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By item blocks, as for long rows, and by masks over the whole row; read at the last items, and everywhere."""
     model = model_of(family, **reading)
     expected = states(model, BATCH)
     monkeypatch.setattr(darec_module, "SQUARE_TOKENS", 0)
@@ -96,7 +96,7 @@ def test_users_mean_is_of_all_known_items() -> None:
     torch.testing.assert_close(model._means_so_far(short)[0, 0], vectors[1])
 
 
-def test_a_key_is_seen_by_its_own_item_alone() -> None:
+def test_only_its_own_item_attends_to_a_key() -> None:
     model = model_of(item_key=True, user_key="none")
     keys, keyed = model.row_keys(BATCH)
     assert keys is not None
@@ -105,8 +105,8 @@ def test_a_key_is_seen_by_its_own_item_alone() -> None:
     assert keys.shape == (1, 2, 3, model.backbone.width)
 
 
-def test_without_readings_nothing_is_added() -> None:
-    """The printed model draws the same weights from the same seed as ever."""
+def test_default_settings_add_nothing() -> None:
+    """The printed model draws the same weights from the same seed as before."""
     names = {name for name, _ in build().trainable()}
     for reading in ({"item_ids": ItemIDs.EMBEDDING}, {"head_states": "whitened"}, {"item_key": True}):
         model = build(**reading)
@@ -116,8 +116,8 @@ def test_without_readings_nothing_is_added() -> None:
 
 
 @pytest.mark.parametrize("width", [4, 64])  # below and above the model's
-def test_item_ids_begin_at_an_encoders(width: int) -> None:
-    """In another basis, as large as token embeddings; what is alike stays alike where the model is wide enough."""
+def test_item_ids_are_initialised_from_an_encoder(width: int) -> None:
+    """In another basis, at the scale of token embeddings; similarities are preserved if the model is wide enough."""
     model = build(item_ids="encoder", user_key="none")
     assert (*model.item_ids.weight.shape,) == (ITEMS, model.backbone.width)
     vectors = torch.randn(ITEMS, width, generator=seeded(4))
@@ -166,8 +166,8 @@ def test_scores_depend_on_layouts_still() -> None:
     assert not torch.allclose(serial, states(model, BATCH), atol=1e-3)
 
 
-def test_training_reads_nothing_back_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether users are known is asked where rows are served alone: a step that asks cannot be replayed as a CUDA graph."""
+def test_training_does_not_synchronise_with_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether users are known is only checked in serving: a step that synchronises cannot be captured as a CUDA graph."""
 
     def asked(*_: object) -> Tensor:
         raise AssertionError

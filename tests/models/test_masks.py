@@ -45,7 +45,7 @@ def test_shape_is_m_by_m_plus_one() -> None:
     assert context_mask(segments).shape == causal_mask(segments).shape == (3, 7, 8)
 
 
-def test_every_query_sees_something() -> None:
+def test_every_query_attends_to_something() -> None:
     """A row of the mask without True would give NaN after the softmax."""
     for mask in (context_mask(SEGMENTS), causal_mask(SEGMENTS)):
         assert mask.any(dim=-1).all()

@@ -1,4 +1,4 @@
-"""Prefixes: against attention written out by hand, and the frozen model where nothing of a prefix is seen."""
+"""Prefixes: against handwritten attention, and against the frozen model where no prefix is visible."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_an_open_gate_injects_the_projection(any_family: str) -> None:
     )
 
 
-def test_forms_of_a_prefix() -> None:
+def test_ways_to_combine_a_prefix() -> None:
     assert make(Refine.NONE)(ids(), SERIAL).shape == (2, 1, WIDTH)
     assert make(Refine.NONE)(ids(4), SERIAL).shape == (2, 4, WIDTH)
     joined = make(Refine.CONCAT)

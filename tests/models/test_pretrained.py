@@ -1,4 +1,4 @@
-"""Opening saved models: their first layers alone, what is named, and what cannot be opened."""
+"""Loading saved models: truncation to the first layers, named models, and models that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_first_layers_give_the_full_models_states(any_family: str, tmp_path:
 def test_layers_above_are_not_read(
     any_family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their weights may be of any shape, and nothing is said of them."""
+    """Their weights may have any shape, and no warning mentions them."""
     folder = saved(tmp_path, any_family)
     tensors = load_file(tmp_path / "model.safetensors")
     above = [name for name in tensors if f".{DEEP - 1}." in name]
@@ -80,7 +80,7 @@ def test_layers_above_are_not_read(
         load_pretrained(folder)
 
 
-def test_kinds_of_layers_are_cut_too(tmp_path: Path) -> None:
+def test_kinds_of_layers_are_truncated_too(tmp_path: Path) -> None:
     config = Qwen2Config(
         vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
         num_key_value_heads=1,
@@ -101,7 +101,7 @@ def test_too_many_layers(any_family: str, tmp_path: Path) -> None:
             load(folder, layers=5)
 
 
-def test_lacking_weights_are_not_made_up(tmp_path: Path) -> None:
+def test_missing_weights_are_not_initialised_at_random(tmp_path: Path) -> None:
     folder = saved(tmp_path, "opt")
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["decoder.layers.0.fc1.weight"]
@@ -139,7 +139,7 @@ def small_config(family: str, **changes: Any) -> PretrainedConfig:
 
 @pytest.mark.parametrize("layers", [None, 1])
 @pytest.mark.parametrize("family", HEADS)
-def test_tied_weights_that_stand_under_the_heads_name_alone(family: str, layers: int | None, tmp_path: Path) -> None:
+def test_tied_weights_stored_only_under_the_heads_name(family: str, layers: int | None, tmp_path: Path) -> None:
     model, tokens = tied(tmp_path, family), some_tokens()
     loaded, _ = load_pretrained(str(tmp_path), layers=layers)
     torch.testing.assert_close(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight)
@@ -157,7 +157,7 @@ def test_weights_that_are_not_tied_are_not_taken_from_the_head(family: str, tmp_
         load_pretrained(str(tmp_path))
 
 
-def test_tied_weights_that_stand_nowhere(tmp_path: Path) -> None:
+def test_tied_weights_that_are_missing(tmp_path: Path) -> None:
     tied(tmp_path, "llama")
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["lm_head.weight"]
@@ -185,7 +185,7 @@ def cls_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("kind", ["idle", "ra-rec"])
-def test_a_saved_encoder_serves_the_models_that_read_encoders(kind: str, tmp_path: Path) -> None:
+def test_a_saved_encoder_is_a_backbone_of_models_that_accept_one(kind: str, tmp_path: Path) -> None:
     tiny_model("bert").save_pretrained(tmp_path)
     cls_tokenizer().save_pretrained(tmp_path)
     settings = small_settings(model={"kind": kind}, backbone={"name": str(tmp_path)})
@@ -209,7 +209,7 @@ def test_a_hub_name_offline(load) -> None:
         load("nobody/nothing")
 
 
-def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_contacted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     class Unplugged:
@@ -260,7 +260,7 @@ def test_families_of_named_models_can_be_wrapped() -> None:
 
 
 @pytest.mark.parametrize("name", PACKAGED)
-def test_what_is_said_of_a_packaged_model_is_true(name: str) -> None:
+def test_the_record_of_a_packaged_model_is_correct(name: str) -> None:
     if not available(name):
         pytest.skip(f"{name} is not installed: {NAMED[name].get}")
     model, tokenizer = load_pretrained(name)

@@ -1,4 +1,4 @@
-"""A recommender is declared everywhere or nowhere."""
+"""A recommender is registered everywhere or nowhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dasearch.search_space import load_search_space
 from dasearch.training.preparation import METHODS
 
 
-def test_every_model_is_known_to_all_who_ask() -> None:
+def test_every_model_is_in_all_registries() -> None:
     for declared in (MODELS, METHODS, STUDIES, KINDS):
         assert set(declared) == set(ModelKind)
 
@@ -30,7 +30,7 @@ def test_a_study_of_its_settings_has_its_sites(kind: ModelKind) -> None:
 
 
 @pytest.mark.parametrize("kind", list(ModelKind))
-def test_without_pretraining_nothing_of_the_data_is_trained_first(kind: ModelKind) -> None:
+def test_without_pretraining_no_data_is_used_before_training(kind: ModelKind) -> None:
     study = study_of(kind)
     quick = study.without_pretraining()
     assert quick.encoder.epochs == 0

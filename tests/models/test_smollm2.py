@@ -1,4 +1,4 @@
-"""SmolLM2 as its package carries it: against Hugging Face's own reading of the same file, and as a backbone."""
+"""SmolLM2 from its package: against Hugging Face's own reader of the same file, and as a backbone."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_the_wrapped_model_equals_hugging_face_to_the_last_bit() -> None:
 
 
 @installed
-def test_adapters_at_their_start_leave_the_model_as_it_is_to_the_last_bit() -> None:
+def test_untrained_adapters_leave_the_model_unchanged_to_the_last_bit() -> None:
     tokens, real = padded_rows()
     backbone = FrozenBackbone(smollm2()[0])
     darec = DARec(backbone, DARecSettings(variation=Variation.BASE), n_users=2, n_items=3, generator=seeded())
@@ -141,8 +141,8 @@ def test_more_layers_than_there_are() -> None:
 
 
 @installed
-def test_rows_open_with_the_token_that_opened_texts() -> None:
-    """And the first token takes the attention that goes nowhere: its state is far larger than any other."""
+def test_rows_begin_with_the_pre_training_start_token() -> None:
+    """The first token is an attention sink: its state is far larger than any other."""
     dataset = toy_dataset()
     settings = small_settings(backbone={"name": SMOLLM2, "layers": 5})
     backbone, tokenizer = open_backbone(settings, dataset)
@@ -155,7 +155,7 @@ def test_rows_open_with_the_token_that_opened_texts() -> None:
 
 
 @installed
-def test_it_is_read_from_the_package_once() -> None:
+def test_the_package_is_read_once() -> None:
     folder = Path(locate(SMOLLM2))
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert locate(SMOLLM2) == str(folder)
@@ -173,7 +173,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 @installed
 @pytest.mark.parametrize("kept", [0, 100, 500_000, 50_000_000])
-def test_a_damaged_file_is_one_sentence_and_leaves_nothing(
+def test_a_damaged_file_is_one_sentence_and_writes_nothing(
     kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DASEARCH_CACHE", str(tmp_path / "cache"))
@@ -224,7 +224,7 @@ def test_unknown_tensors(name: str) -> None:
         hugging_face_name(name)
 
 
-def test_rotary_pairs_are_pulled_apart() -> None:
+def test_rotary_pairs_are_reordered() -> None:
     """Two heads of width 4: rows (0, 1) and (2, 3) of a head are pairs; Hugging Face pairs row k with row k + 2."""
     rows = torch.arange(8.0)[:, None].numpy()
     assert halves_apart(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
