@@ -534,7 +534,7 @@ def test_export_refuses_a_study_without_a_model_or_with_another(here: Path, caps
     capsys.readouterr()
     model = here / "runs" / "toy" / "model"
     (model / "users.json").write_text((model / "users.json").read_text() + " ")
-    assert "was changed since study toy wrote it" in refused(capsys, "export", "toy", *runs)
+    assert "was modified since study toy wrote it" in refused(capsys, "export", "toy", *runs)
     model.rename(here / "moved")
     assert "is not at" in refused(capsys, "export", "toy", *runs)
 
@@ -564,7 +564,7 @@ def test_data_stats(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (here / "toy" / "interactions.tsv").open("a") as file:
         file.write("u1\tnowhere\t1\n")
     assert run_command(["data", "stats", "toy.yaml"]) == 0
-    assert "items that items.jsonl lacks, such as 'nowhere'; they are left out" in capsys.readouterr().out
+    assert "items that items.jsonl lacks, such as 'nowhere'; they are dropped" in capsys.readouterr().out
 
 
 def test_doctor_looks_and_leaves_nothing(
@@ -671,7 +671,7 @@ def test_data_convert_stats_and_formats(here: Path, capsys: pytest.CaptureFixtur
     for arguments, sentence in (
         (["stats", "out", "--format", "plian"], "data.format is 'plian'; did you mean plain?"),
         (["stats", "out", "--set", "data.cor=iterated"], "unknown key data.cor; did you mean core?"),
-        (["stats", "out", "--set", "data.min_rating=3"], "have no ratings; leave out data.min_rating"),
+        (["stats", "out", "--set", "data.min_rating=3"], "have no ratings; remove data.min_rating"),
         (["convert", "toy", "out"], "out exists and is not an empty folder; nothing was written"),
         (["convert", "shop.csv", "new"], "shop.csv, line 1: no column 'user_id'"),
         (["convert", "shop.csv", "new", "--columns", "{user: "], "is not a YAML value; quote it"),

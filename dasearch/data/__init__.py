@@ -1,4 +1,4 @@
-"""Data sets, splits, item sentences, hard negatives and batches. Knows nothing of models."""
+"""Data sets, splits, item sentences, hard negatives and batches; independent of models."""
 
 from dasearch.data.batches import RowPlan, evaluation_plan, example_plan, training_plan
 from dasearch.data.conversion import Converted, convert

@@ -1,4 +1,4 @@
-"""From what a reader found to a `Dataset`: filters, ties, and numbers anew."""
+"""Assembles a `Dataset` from what a reader returned: filters, ties, and renumbered users and items."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ LEAST_SHOWN = 0.01
 
 
 def assemble(raw: Raw, rules: Rules) -> Dataset:
-    """Apply the rules and number users and items anew.
+    """Apply the rules and renumber users and items.
 
-    Untitled items go before ties are settled, so that a visit's one kept event is never an unusable one.
+    Untitled items are dropped before ties are resolved, so that a visit's one kept event is always usable.
 
     Raises:
-        DataError: if nothing is left, ratings are asked of data that have none, or most interactions are with items that
-            the catalogue lacks.
+        DataError: if nothing is left, a minimum rating is set for data without ratings, or most interactions are with
+            items that the catalogue lacks.
     """
     usable = np.array([not rules.require_title or bool(item.attributes.get(TITLE)) for item in raw.items], dtype=bool)
     if not usable.any():
@@ -45,7 +45,7 @@ def assemble(raw: Raw, rules: Rules) -> Dataset:
 
 
 def _unknown(raw: Raw, rules: Rules) -> list[str]:
-    """How many interactions are with items that the catalogue lacks; more than half are not left out, but refused."""
+    """A remark on interactions with items that the catalogue lacks; more than half of them raise a `DataError`."""
     known = len(raw.items) if raw.known is None else raw.known
     unknown = raw.events.items[raw.events.items >= known]
     if not len(unknown):
@@ -57,13 +57,13 @@ def _unknown(raw: Raw, rules: Rules) -> list[str]:
     if len(unknown) > MOST_UNKNOWN * len(raw.events.items):
         has = f"where it has {raw.items[0].identifier!r}" if known else "which has none"
         raise DataError(
-            f"{found}, {has}; write items in both files alike, or set data.require_title=false to do without texts"
+            f"{found}, {has}; write item identifiers the same in both files, or set data.require_title=false to do without texts"
         )
-    return [f"{found}; they are left out"]
+    return [f"{found}; they are dropped"]
 
 
 def _untitled(raw: Raw, rules: Rules) -> list[str]:
-    """How many interactions are with items of the catalogue that have no title."""
+    """A remark on interactions with items of the catalogue that have no title."""
     known = raw.items[: raw.known]
     without = np.array([not item.attributes.get(TITLE) for item in known] + [False] * (len(raw.items) - len(known)))
     dropped = raw.events.items[without[raw.events.items]] if rules.require_title else raw.events.items[:0]
@@ -71,7 +71,7 @@ def _untitled(raw: Raw, rules: Rules) -> list[str]:
         return []
     example = repr(raw.items[int(dropped[0])].identifier)
     return [
-        f"{_share(dropped, raw)} are with items without a title, such as {example}; they are left out "
+        f"{_share(dropped, raw)} are with items without a title, such as {example}; they are dropped "
         "(data.require_title=false keeps them)"
     ]
 
@@ -89,7 +89,7 @@ def _rated(raw: Raw, minimum: float | None) -> Events:
     if minimum is None:
         return raw.events
     if raw.ratings is None:
-        raise DataError(f"the interactions of {raw.name} have no ratings; leave out data.min_rating")
+        raise DataError(f"the interactions of {raw.name} have no ratings; remove data.min_rating")
     return raw.events.where(raw.ratings >= minimum)
 
 
@@ -101,7 +101,7 @@ def _in_order(raw: Raw, events: Events, rules: Rules) -> Events:
 
 
 def _numbered(raw: Raw, events: Events, kept: npt.NDArray[np.bool_], remarks: tuple[str, ...]) -> Dataset:
-    """Of events by user and time, and the items that make the catalogue."""
+    """From events sorted by user and time, and the items of the catalogue."""
     catalogue = np.flatnonzero(kept)
     number = np.full(len(raw.items), -1)
     number[catalogue] = np.arange(len(catalogue))

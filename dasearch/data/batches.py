@@ -1,6 +1,6 @@
-"""Which rows an epoch reads, and in which batches: users' whole rows, single targets, held-out items.
+"""The rows of an epoch and their batches: users' whole rows, single targets, held-out items.
 
-A plan is made once and says what every row is as a part of one flat table of items; batches are then cut from tensors.
+A plan is made once and describes every row as a slice of one flat table of items; batches are then sliced from tensors.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ BUCKET_BATCHES = 16  # batches whose rows are sorted by length together
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Rows as parts of a flat table of items, and what each is to predict.
+    """Rows as slices of a flat table of items, and the targets of each.
 
-    Shapes: items ``(total,)``; users, begin (where the user's items begin), first (where the row's do), stop (after the
-    last), sizes (tokens of the row's items), examples, and targets ``(rows,)``. ``following`` ``(total,)`` says what a row
-    predicts at the item before each, -1 nothing; without it a row predicts its one target at its last item.
+    Shapes: items ``(total,)``; users, begin (start of the user's items), first (start of the row's), stop (one past the
+    last), sizes (tokens of the row's items), examples, and targets ``(rows,)``. ``following`` ``(total,)`` is the target
+    at each item, -1 for none; without it a row predicts its one target at its last item.
     """
 
     table: RowTable
@@ -51,7 +51,7 @@ class RowPlan:
     def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[SequenceBatch]:
         """Every row once; rows of similar length share a batch, within chunks of `BUCKET_BATCHES` batches.
 
-        A batch with fewer rows comes last, so that two orders have batches of the same sizes.
+        A batch with fewer rows comes last, so that all orders have batches of the same sizes.
         """
         order = torch.randperm(len(self), generator=generator).numpy()
         chunk = batch_size * BUCKET_BATCHES
@@ -65,14 +65,14 @@ class RowPlan:
             yield self.batch(torch.from_numpy(batches[turn]))
 
     def by_length(self, batch_size: int) -> Iterator[tuple[IntArray, SequenceBatch]]:
-        """Every row once, those of similar length together; each batch with the places of its rows."""
+        """Every row once, those of similar length together; each batch with the positions of its rows."""
         order = np.argsort(self.sizes, kind="stable")
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
             yield places, self.batch(torch.from_numpy(places))
 
     def batch(self, chosen: Tensor) -> SequenceBatch:
-        """The rows at these places."""
+        """The batch of the rows at these positions."""
         first, stop = self.first[chosen], self.stop[chosen]
         items = self._part(self.items, first, stop)
         rows, ends = self.table.rows(items)
@@ -129,9 +129,9 @@ def row_plan(
 def training_plan(
     development: Development, sentences: Sentences, row_format: RowFormat, examples: Examples | None = None
 ) -> RowPlan:
-    """Every user with two training items or more: the newest items in, at each ``[SEQ]`` the item after it.
+    """Every user with two training items or more: the newest items as input, at each ``[SEQ]`` the next item as target.
 
-    Of ``examples``, where given, only those count as targets.
+    With ``examples``, only those are targets.
     """
     begin, lengths = _starts(development.train)
     kept = np.flatnonzero(lengths > 1)
@@ -147,7 +147,7 @@ def training_plan(
 
 
 def example_plan(development: Development, examples: Examples, sentences: Sentences, row_format: RowFormat) -> RowPlan:
-    """Every example of ``development``'s users: the items before its cut in, one target at the last ``[SEQ]``."""
+    """Every example of ``development``'s users: the items before its cut as input, one target at the last ``[SEQ]``."""
     begin, _ = _starts(development.train)
     places = examples.of(development.users)
     start = begin[np.searchsorted(development.users, examples.users[places])]
@@ -164,15 +164,15 @@ def evaluation_plan(
     sentences: Sentences,
     row_format: RowFormat,
 ) -> RowPlan:
-    """Every user: the newest history in, the held-out item, if there is one, at the last ``[SEQ]``.
+    """Every user: the newest history as input, the held-out item, if there is one, as target at the last ``[SEQ]``.
 
-    Without ``targets`` there is nothing to predict but `SequenceBatch.last` still says where a prediction is read.
+    Without ``targets`` there is nothing to predict, but `SequenceBatch.last` still gives where a prediction is read.
     """
     begin, lengths = _starts(histories)
     return row_plan(users, histories, begin, begin + lengths, sentences, row_format, targets=targets)
 
 
 def _starts(sequences: Sequence[IntArray]) -> tuple[IntArray, IntArray]:
-    """Where each sequence begins when they stand one after another, and its length."""
+    """The offset of each sequence in their concatenation, and its length."""
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     return np.cumsum(lengths) - lengths, lengths

@@ -1,4 +1,4 @@
-"""Any source written in the plain form, whole or not at all."""
+"""Converts any source to the plain format, atomically."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROWS_AT_ONCE = 100_000
 
 
 class Converted(NamedTuple):
-    """What was written."""
+    """Counts of the users, items and interactions written."""
 
     users: int
     items: int
@@ -31,11 +31,11 @@ class Converted(NamedTuple):
 def convert(source: str | Path, rules: Rules, *, out: Path) -> Converted:
     """Write ``interactions.tsv.gz`` and ``items.jsonl.gz``; read by the same rules they give the same data set.
 
-    Everything the source holds is written: ties and filters are for reading. Items that its catalogue lacks are in the
-    interactions alone.
+    Everything the source holds is written: ties and filters apply at reading. Items that its catalogue lacks appear in
+    the interactions only.
 
     Raises:
-        DataError: if the source cannot be read or ``out`` cannot be written; ``out`` is then as it was.
+        DataError: if the source cannot be read or ``out`` cannot be written; ``out`` is then unchanged.
     """
     require_free(out, DataError)
     raw = read_source(source, rules)
@@ -77,13 +77,13 @@ def _require_plain(identifiers: list[str], kind: str) -> None:
     for identifier in identifiers:
         if any(mark in identifier for mark in "\t\n\r"):
             raise DataError(
-                f"{kind} {identifier!r} holds a tab or line break, which the plain form has no place for; rename it"
+                f"{kind} {identifier!r} holds a tab or line break, which the plain format cannot hold; rename it"
             )
 
 
 @contextmanager
 def packed(path: Path) -> Iterator[IO[str]]:
-    """A gzip file of text, without the time in it: equal content is equal bytes."""
+    """A gzip text file without a timestamp: equal content gives equal bytes."""
     with (
         gzip.GzipFile(path, "wb", mtime=0) as packed,
         io.TextIOWrapper(packed, encoding="utf-8", newline="\n") as file,

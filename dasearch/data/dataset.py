@@ -1,4 +1,4 @@
-"""A data set as values: users, items with their texts, and one sequence of items a user."""
+"""A data set in memory: users, items with their texts, and one sequence of items per user."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
-TITLE = "title"  # the attribute that an item is known by
+TITLE = "title"  # the attribute that items are displayed by
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class Item:
 class Dataset:
     """Interactions and item texts.
 
-    Shapes: ``sequences[u]`` and ``timestamps[u]`` are int64, one entry an interaction of user u, oldest first; a sequence
-    holds positions in ``items``. ``remarks`` are sentences on what of the source is not in it.
+    Shapes: ``sequences[u]`` and ``timestamps[u]`` are int64, one entry per interaction of user u, oldest first; a sequence
+    holds positions in ``items``. ``remarks`` are sentences on what was dropped from the source.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Interactions as one table, before they become sequences: order, ties and filters.
 
-Events of one basket or one day share a timestamp and their order means nothing; taken at face value it makes last-item
-tests easy for the wrong reason. `Ties` says what happens to them.
+Events of one basket or one day share a timestamp and their order is arbitrary; taken at face value it makes last-item
+tests easy for the wrong reason. `Ties` chooses how they are handled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LEAVE_ONE_OUT_EVENTS = 3  # training, validation, test
 
 
 class Ties(StrEnum):
-    """What becomes of a user's events with one timestamp."""
+    """How a user's events with equal timestamps are handled."""
 
     SHUFFLE = "shuffle"
     ONE = "one"
@@ -32,14 +32,14 @@ class Ties(StrEnum):
 
 
 class Duplicates(StrEnum):
-    """What becomes of a user's later events with an item they had before."""
+    """How a user's repeated events with one item are handled."""
 
     KEEP = "keep"
     FIRST = "first"  # as UniSRec has it
 
 
 class Core(StrEnum):
-    """How often items and users with too few events are dropped."""
+    """Whether items and users with too few events are dropped once or iteratively."""
 
     ONE_PASS = "one-pass"  # DARec sec. 3.1.1
     ITERATED = "iterated"  # until both minima hold: the k-core
@@ -47,29 +47,31 @@ class Core(StrEnum):
 
 @dataclass(frozen=True)
 class Events:
-    """Parallel int64 columns, one entry an interaction, in file order."""
+    """Parallel int64 columns ``(events,)``, one entry per interaction, in file order."""
 
     users: IntArray
     items: IntArray
     timestamps: IntArray
 
     def where(self, kept: npt.NDArray[np.bool_]) -> Events:
+        """The events where ``kept`` ``(events,)`` is true, in order."""
         if kept.all():
             return self
         return Events(self.users[kept], self.items[kept], self.timestamps[kept])
 
     def take(self, order: IntArray) -> Events:
+        """The events at the positions ``order``, in that order."""
         return Events(self.users[order], self.items[order], self.timestamps[order])
 
 
 def identity_keys(identifiers: Iterable[str]) -> Keys:
-    """A 64-bit key of each identifier: unlike its number, the same whatever else is in the file."""
+    """A 64-bit key of each identifier, which, unlike its number, does not depend on the rest of the file."""
     digests = (hashlib.blake2b(identifier.encode(), digest_size=8).digest() for identifier in identifiers)
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
 def seeded_hash(*columns: npt.NDArray[np.integer[Any]], seed: int) -> Keys:
-    """A well-mixed 64-bit number a row that depends on the row's values and the seed alone (splitmix64)."""
+    """A 64-bit hash per row of the row's values and the seed (splitmix64)."""
     state = np.full(len(columns[0]), np.uint64(seed % 2**63), dtype=np.uint64)
     with np.errstate(over="ignore"):
         for column in columns:
@@ -89,11 +91,11 @@ def ordered(
 ) -> Events:
     """Events by user and time; equal times shuffled, reduced to one, or left in file order.
 
-    Shuffled or reduced, a user's events depend on that user's events and the seed, never on other users nor on the
+    The shuffled or reduced events of a user depend on that user's events and the seed, never on other users or the
     order of the file. Numbers change with the file, so a reader passes `identity_keys`: user_keys ``(users,)`` and
-    item_keys ``(items,)``; without them numbers stand for identities.
+    item_keys ``(items,)``; without them the numbers are the keys.
     """
-    rank: tuple[Keys, ...] = ()  # a stable sort needs none to keep file order
+    rank: tuple[Keys, ...] = ()  # a stable sort keeps file order without keys
     if ties is not Ties.KEEP:
         users = events.users if user_keys is None else user_keys[events.users]
         items = events.items if item_keys is None else item_keys[events.items]
@@ -107,7 +109,7 @@ def ordered(
 
 
 def sample_users(dataset: Dataset, count: int, *, seed: int) -> Dataset:
-    """So many users, drawn by a hash of who they are, and the items they met; the data set itself where it is smaller."""
+    """``count`` users, sampled by a hash of their identifiers, and their items; the data set itself where it is smaller."""
     if count >= len(dataset.users):
         return dataset
     drawn = np.argsort(seeded_hash(identity_keys(dataset.users), seed=seed), kind="stable")[:count]
@@ -123,7 +125,7 @@ def sample_users(dataset: Dataset, count: int, *, seed: int) -> Dataset:
 
 
 def _occurrence(events: Events) -> IntArray:
-    """0, 1, ... among equal events: tells repeats of one item at one time apart, whatever the file's order."""
+    """0, 1, ... among equal events: numbers repeats of one item at one time, independent of the file's order."""
     order = np.lexsort((events.items, events.timestamps, events.users))
     by_value = events.take(order)
     new = np.ones(len(order), dtype=np.bool_)
@@ -136,7 +138,7 @@ def _occurrence(events: Events) -> IntArray:
 
 
 def first_of_pairs(events: Events) -> Events:
-    """Of each user and item the earliest event, the first in the file of equally early ones; file order stays."""
+    """The earliest event of each pair of user and item, at equal times the first in the file; file order is kept."""
     order = np.lexsort((events.timestamps, events.items, events.users))
     by_pair = events.take(order)
     first = np.ones(len(order), dtype=np.bool_)
@@ -147,10 +149,10 @@ def first_of_pairs(events: Events) -> Events:
 def reduce_to_core(
     events: Events, *, n_items: int, min_item: int, min_user: int, core: Core
 ) -> tuple[Events, npt.NDArray[np.bool_]]:
-    """Drop events of rare items and then those of short users, once or until nothing changes.
+    """Drop events of rare items and then those of users with few events, once or until nothing changes.
 
     Returns:
-        The events left, and of each item ``(n_items,)`` whether it was frequent at the last pass.
+        The events left, and for each item ``(n_items,)`` whether it was frequent in the last pass.
 
     Raises:
         DataError: if no user is left.
@@ -164,7 +166,7 @@ def reduce_to_core(
 
 
 def keep_long_users(events: Events, minimum: int) -> Events:
-    """Events of users with at least so many.
+    """Events of users with at least ``minimum`` events.
 
     Raises:
         DataError: if no user is left.

@@ -1,4 +1,4 @@
-"""Which training examples a model sees: all, a few a user, those whose texts overlap, an even share of every kind.
+"""Selection of training examples: all, a few per user, those with overlapping texts, or an even sample of every bucket.
 
 RA-Rec's data construction (SPEC 4): drop examples whose target shares no word with the history's titles; sort users by
 the length of their sequence and targets by popularity into buckets, and draw evenly from each pair of buckets.
@@ -17,7 +17,7 @@ from dasearch.data.dataset import TITLE, IntArray, Item
 from dasearch.data.splits import Development
 from dasearch.errors import DataError
 
-BUCKETS = 5  # of user lengths and of item popularity; the source prints no number
+BUCKETS = 5  # of user lengths and of item popularity; the paper gives no number
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Examples:
         return len(self.users)
 
     def take(self, places: IntArray) -> Examples:
+        """The examples at these positions."""
         return Examples(self.users[places], self.cuts[places])
 
     def cuts_of(self, user: int) -> IntArray:
@@ -42,12 +43,12 @@ class Examples:
         return self.cuts[first:end]
 
     def of(self, users: IntArray) -> IntArray:
-        """Places of the examples of these users, ``(found,)``."""
+        """Positions of the examples of these users, ``(examples of theirs,)``."""
         return np.flatnonzero(np.isin(self.users, users))
 
 
 def all_examples(development: Development) -> Examples:
-    """Every training item with one before it."""
+    """One example for every training item that has a predecessor."""
     counts = [max(0, len(sequence) - 1) for sequence in development.train]
     return Examples(
         np.repeat(development.users, counts),
@@ -64,12 +65,15 @@ def select_examples(
     diverse: float | None = None,
     generator: torch.Generator,
 ) -> Examples:
-    """The training examples that a study's rules leave.
+    """The training examples that a study's rules select.
 
     Args:
-        per_user: at most so many of each user, drawn at random.
-        overlap: only those whose target shares a word with the history's titles.
-        diverse: so large a share of what is left, drawn evenly from buckets of user length and item popularity.
+        development: whose training items are the targets.
+        items: of the whole catalogue, with their titles.
+        per_user: maximum number of examples per user, sampled at random.
+        overlap: keep only those whose target shares a word with the history's titles.
+        diverse: fraction of the rest to keep, sampled evenly from buckets of user length and item popularity.
+        generator: of the random samples.
 
     Raises:
         DataError: if nothing is left.
@@ -134,7 +138,7 @@ def _quantile_bucket(values: IntArray, buckets: int) -> IntArray:
 
 
 def _evenly(groups: IntArray, wanted: int, generator: torch.Generator) -> IntArray:
-    """Places of ``wanted`` members, in turn one of each group that has any left."""
+    """Positions of ``wanted`` members, taken round-robin from the groups."""
     order = torch.randperm(len(groups), generator=generator).numpy()
     by_group = order[np.argsort(groups[order], kind="stable")]
     turn = _place_in_group(groups[by_group])

@@ -1,4 +1,4 @@
-"""Hard negatives: items near another in text or taste that no training sequence holds together (DARec app. A)."""
+"""Hard negatives: items near an item in text or MF space that never occur with it in a training sequence (DARec app. A)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from dasearch.data.rows import SequenceBatch
 
 FRACTION = 0.005  # of the catalogue, in each space (app. A: Pantry 25, Arts 113)
 CHUNK = 1024  # items whose distances are held at once
-# Of the largest squared length: squared distances that differ by less are a tie, which rounding must not decide.
+# Fraction of the largest squared norm: squared distances that differ by less are ties, which rounding must not break.
 RESOLUTION = 2.0**-30
 
-# Of the randomised solver at rank 1000, on amazon-scientific: 98.5% of the hard negatives are those of the exact factors; after
+# Of the randomised solver at rank 1000, on amazon-scientific: 98.5% of the hard negatives match those of exact factors; after
 # two iterations, which take nearly as long, 96.6% (benchmarks/mf.py).
 ITERATIONS = 4
 OVERSAMPLE = 0.2  # of the rank, and at least
@@ -31,12 +31,13 @@ SEED = 0
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """One list an item, flat: those of item i stand from ``starts[i]`` to ``starts[i + 1]``."""
+    """One list per item, flattened: those of item i are ``flat[starts[i]:starts[i + 1]]``."""
 
     flat: Tensor
     starts: Tensor
 
     def of(self, item: int) -> Tensor:
+        """Item ids of one item's hard negatives, ``(its size,)``; empty where it has none."""
         return self.flat[self.starts[item] : self.starts[item + 1]]
 
     @property
@@ -58,7 +59,7 @@ class ContrastiveSample:
 def hard_negatives(
     text_vectors: Tensor, factors: Tensor, train: Sequence[IntArray], *, fraction: float = FRACTION
 ) -> HardNegatives:
-    """Per item the nearest ``ceil(fraction * items)`` by L2 in text and in MF space, less those it occurs with in training.
+    """Per item the nearest ``ceil(fraction * items)`` by L2 in text and in MF space, without those it co-occurs with.
 
     Shapes: text_vectors ``(items, width)``, factors ``(items, rank)``.
     """
@@ -74,11 +75,11 @@ def hard_negatives(
 
 
 def _neighbours(vectors: Tensor, count: int) -> sparse.csr_array:
-    """1 where the column's item is among the row's ``count`` nearest others, ``(items, items)``; of a tie the first items.
+    """1 where the column's item is among the row's ``count`` nearest others, ``(items, items)``; ties go to the first.
 
-    Squared distances are compared as whole numbers of `RESOLUTION`, so that neither a rotation of the vectors nor the
-    number of BLAS threads decides between items that are equally far: with factors of a sparse table half the items have
-    such a tie at the end of their list.
+    Squared distances are rounded to multiples of `RESOLUTION`, so that neither a rotation of the vectors nor the
+    number of BLAS threads breaks ties: with factors of a sparse matrix half the items have a tie at the end of their
+    list.
     """
     n_items = len(vectors)
     centred = vectors.double() - vectors.double().mean(0)
@@ -87,7 +88,7 @@ def _neighbours(vectors: Tensor, count: int) -> sparse.csr_array:
     columns = []
     for chunk in torch.arange(n_items).split(CHUNK):
         distances = lengths[chunk, None] + lengths - 2 * centred[chunk] @ centred.T
-        keys = (distances / unit).round().long() * n_items + torch.arange(n_items)  # no two alike in a row
+        keys = (distances / unit).round().long() * n_items + torch.arange(n_items)  # all distinct within a row
         keys[torch.arange(len(chunk)), chunk] = torch.iinfo(torch.int64).max
         columns.append(keys.topk(count, largest=False).indices)
     indices = torch.cat(columns).numpy().ravel()
@@ -96,7 +97,7 @@ def _neighbours(vectors: Tensor, count: int) -> sparse.csr_array:
 
 
 def co_occurrence(train: Sequence[IntArray], n_items: int) -> sparse.csr_array:
-    """1 where two items stand in one training sequence, ``(items, items)``."""
+    """1 where two items occur in one training sequence, ``(items, items)``."""
     bought = user_item(train, n_items)
     return sparse.csr_array((bought.T @ bought) > 0).astype(np.float64)
 
@@ -112,7 +113,7 @@ def mf_vectors(train: Sequence[IntArray], n_items: int, *, rank: int = 1000) -> 
     """Item factors of the truncated singular value decomposition of the training matrix, ``(items, rank)``.
 
     ``rank`` is capped at the smaller side of the matrix. Exact where that side is at most `CHUNK` or nothing is cut, else
-    by a randomised solver with a seed of its own.
+    by a randomised solver with a fixed seed.
     """
     table = user_item(train, n_items)
     rank = min(rank, *table.shape)
@@ -122,7 +123,7 @@ def mf_vectors(train: Sequence[IntArray], n_items: int, *, rank: int = 1000) -> 
 
 
 def exact_factors(table: sparse.csr_array, rank: int) -> npt.NDArray[np.float64]:
-    """Right singular vectors times their values, the largest first, ``(items, rank)``."""
+    """Right singular vectors scaled by their singular values, the largest first, ``(items, rank)``."""
     _, values, right = np.linalg.svd(table.toarray(), full_matrices=False)
     return np.asarray((values[:rank, None] * right[:rank]).T)
 
@@ -130,13 +131,13 @@ def exact_factors(table: sparse.csr_array, rank: int) -> npt.NDArray[np.float64]
 def randomised_factors(
     table: sparse.csr_array, rank: int, *, iterations: int = ITERATIONS, oversample: float = OVERSAMPLE
 ) -> npt.NDArray[np.float64]:
-    """The same up to a rotation and what ``iterations`` leave open (Halko et al. 2011), ``(items, rank)``.
+    """The same up to a rotation and the error after ``iterations`` (Halko et al. 2011), ``(items, rank)``.
 
-    Computed on the items' inner products: one multiplication by them is worth two by the table, and at equal time leaves
-    half as many neighbours wrong. One BLAS thread does it, so that the result is the same to the last bit whatever their
-    number; beside other work two took four times as long, because OpenBLAS's spin.
+    Computed on the items' Gram matrix: one product with it is worth two with the interaction matrix, and at equal time
+    gives half as many wrong neighbours. It runs on one BLAS thread, so that the result is bitwise reproducible; on a
+    loaded machine two threads took four times as long, because OpenBLAS's threads spin.
     """
-    from sklearn.utils.extmath import randomized_svd  # takes a second, which reading the data set need not wait for
+    from sklearn.utils.extmath import randomized_svd  # its import takes a second, so it is not at the top
 
     extra = min(max(LEAST_OVERSAMPLE, round(oversample * rank)), table.shape[1] - rank)
     products = table.T @ table
@@ -153,9 +154,9 @@ def sample_contrastive(
     negatives_per_anchor: int = 5,
     generator: torch.Generator,
 ) -> ContrastiveSample | None:
-    """Random anchors with a next item that has hard negatives; None where the batch has no such anchor (sec. 2.2.4).
+    """Random anchors whose next item has hard negatives; None where the batch has no such anchor (sec. 2.2.4).
 
-    Fewer hard negatives than asked for are drawn with repeats.
+    Where an item has fewer hard negatives than requested, they repeat.
     """
     sizes = negatives.sizes[batch.targets.clamp(min=0)]
     usable = (batch.targets >= 0) & (sizes > 0)
@@ -172,7 +173,7 @@ def sample_contrastive(
 
 
 def _draw(negatives: HardNegatives, items: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """``count`` hard negatives of each item, without repeats where there are enough: ``(a, count)``."""
+    """``count`` hard negatives of each item, without repeats where there are enough, ``(a, count)``."""
     sizes = negatives.sizes[items]
     widest = int(sizes.max())
     keys = torch.rand((len(items), widest), generator=generator)

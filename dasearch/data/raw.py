@@ -1,4 +1,4 @@
-"""A source as it was read, before any rule applies."""
+"""A source as read, before any rule is applied."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Ratings = npt.NDArray[np.float32]
 
 
 class Raw(NamedTuple):
-    """What a reader finds before ties and filters; ``catalogue`` says in messages where the items stand.
+    """What a reader returns, before ties and filters; ``catalogue`` names the source of the items in messages.
 
-    Shapes: ratings ``(events,)``, nan where an event has none; None if no event has one. The first ``known`` items stand
-    in the catalogue (None: all), the others in interactions alone; ``remarks`` are sentences on what was not read.
+    Shapes: ratings ``(events,)``, nan where an event has none; None if no event has one. The first ``known`` items are
+    in the catalogue (None: all), the others in interactions only; ``remarks`` are sentences on what was not read.
     """
 
     name: str

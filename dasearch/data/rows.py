@@ -1,6 +1,6 @@
-"""Rows that a language model reads: a user's item sentences, or the alignment prompt with one item's.
+"""Token rows that a language model reads: a user's item sentences, or the alignment prompt with one item's.
 
-``[SEQ]`` closes each item and is never cut; an item's tokens and its ``[SEQ]`` share a segment (DARec sec. 2.2.2, 2.2.3).
+``[SEQ]`` ends each item and is never truncated; an item's tokens and its ``[SEQ]`` share a segment (DARec sec. 2.2.2, 2.2.3).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ HISTORY_ITEMS = 50  # newest items that an ID encoder reads
 
 @dataclass(frozen=True)
 class Rows:
-    """Shapes: tokens, segments ``(batch, m)`` int64.
+    """Token rows and their segments. Shapes: tokens, segments ``(batch, m)`` int64.
 
-    A segment's tokens stand together; segment -1 is padding, on the right.
+    A segment's tokens are contiguous; segment -1 is padding, on the right.
     """
 
     tokens: Tensor
@@ -33,15 +33,16 @@ class Rows:
 
     @property
     def real(self) -> Tensor:
-        """True where a token is no padding, ``(batch, m)``."""
+        """True where a token is not padding, ``(batch, m)``."""
         return self.segments != PAD_SEGMENT
 
     def to(self, device: torch.device | str) -> Rows:
+        """The same rows on a device."""
         return Rows(moved(self.tokens, device), moved(self.segments, device))
 
     @classmethod
     def together(cls, parts: Sequence[Rows]) -> Rows:
-        """The rows of all parts, one part after another, as long as the longest."""
+        """The rows of all parts concatenated, padded to the longest."""
         return cls(together([p.tokens for p in parts], 0), together([p.segments for p in parts], PAD_SEGMENT))
 
 
@@ -49,9 +50,9 @@ class Rows:
 class SequenceBatch:
     """Users' rows. Shapes: users, examples ``(batch,)``; items, ends, targets ``(batch, n)``; histories ``(batch, h)``.
 
-    ``users`` are positions in the data set (-1 someone else), ``items`` the row's items (-1 padding), ``ends`` the token
+    ``users`` are positions in the data set (-1 for a new user), ``items`` the row's items (-1 padding), ``ends`` the token
     index of each one's ``[SEQ]`` (0 padding), ``targets`` the item to predict there (-1 none), ``histories`` the newest
-    items before the last target, which may be more than the row holds (-1 padding), ``examples`` the row's place among
+    items before the last target, which may be more than the row holds (-1 padding), ``examples`` the row's position in
     the study's `Examples` (-1 none).
     """
 
@@ -64,12 +65,13 @@ class SequenceBatch:
     examples: Tensor
 
     def to(self, device: torch.device | str) -> SequenceBatch:
+        """The same batch on a device."""
         parts = (self.users, self.items, self.ends, self.targets, self.histories, self.examples)
         return SequenceBatch(self.rows.to(device), *(moved(part, device) for part in parts))
 
     @classmethod
     def together(cls, batches: Sequence[SequenceBatch]) -> SequenceBatch:
-        """The rows of all batches, one batch after another, padded alike."""
+        """The rows of all batches concatenated, padded to common shapes."""
         if len(batches) == 1:
             return batches[0]
         rest = [(field.name, 0 if field.name == "ends" else NO_ITEM) for field in fields(cls) if field.name != "rows"]
@@ -77,7 +79,7 @@ class SequenceBatch:
         return cls(Rows.together([batch.rows for batch in batches]), **parts)
 
     def widened(self, items: int, histories: int) -> SequenceBatch:
-        """The same rows with room for so many items and histories of such a length."""
+        """The same rows, padded to this many items and this history length."""
         room = (0, items - self.items.shape[1])
         return replace(
             self,
@@ -93,19 +95,19 @@ class SequenceBatch:
         return (self.items != NO_ITEM).sum(dim=1) - 1
 
     def at_last(self, values: Tensor) -> Tensor:
-        """Of ``values`` ``(batch, n)`` those at each row's last item, ``(batch,)``."""
+        """The entries of ``values`` ``(batch, n)`` at each row's last item, ``(batch,)``."""
         return values.gather(1, self.last[:, None]).squeeze(1)
 
 
 def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """On the device; to a GPU without waiting for what it is doing, by way of pinned memory."""
+    """On the device; to a GPU asynchronously, by way of pinned memory."""
     if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def together(parts: Sequence[Tensor], fill: int) -> Tensor:
-    """Tensors one after another along the first axis, the second padded on the right to the longest."""
+    """Tensors concatenated along the first axis, the second padded on the right to the longest."""
     if parts[0].dim() == 1 or len({part.shape[1] for part in parts}) == 1:
         return torch.cat(list(parts))
     longest = max(part.shape[1] for part in parts)
@@ -116,10 +118,10 @@ def together(parts: Sequence[Tensor], fill: int) -> Tensor:
 
 @dataclass(frozen=True)
 class RowFormat:
-    """How rows are laid out; token ids of ``[SEQ]``, ``[ALIGN]``, padding, a row's start, if any, and a prompt after it.
+    """The format of rows: token ids of ``[SEQ]``, ``[ALIGN]``, padding, a row's start, if any, and a prompt after it.
 
-    Rows of a batch are as long as the longest of them, or, so that shapes come again, one token less than the next
-    multiple of ``multiple``: with one more key in front their attention's masks are aligned.
+    Rows of a batch are padded to the longest of them, or, so that shapes recur, to one token less than the next
+    multiple of ``multiple``: with one more key in front their attention masks are aligned.
     """
 
     seq_token: int
@@ -134,15 +136,16 @@ class RowFormat:
 
     @property
     def start(self) -> list[int]:
+        """Token ids that open a row: the start token, if the model has one."""
         return [] if self.start_token is None else [self.start_token]
 
     @property
     def opening(self) -> list[int]:
-        """What a user's row begins with."""
+        """Token ids that a user's row begins with: the start token and the prompt."""
         return [*self.start, *self.prompt]
 
     def width(self, longest: int) -> int:
-        """Tokens of a batch whose longest row has so many."""
+        """Padded length of a batch whose longest row has ``longest`` tokens."""
         if self.multiple == 1:
             return longest
         rounded = -(-(longest + 1) // self.multiple) * self.multiple - 1
@@ -150,11 +153,11 @@ class RowFormat:
 
 
 class RowTable:
-    """Lays out users' rows: ``[start] [prompt] T_1 [SEQ] ... T_n [SEQ]``, every item a segment, even a repeated one.
+    """Builds users' rows: ``[start] [prompt] T_1 [SEQ] ... T_n [SEQ]``, every item a segment, even a repeated one.
 
     Args:
-        sentences: of all items.
-        row_format: of the rows.
+        sentences: the tokens of all items.
+        row_format: special tokens, prompt and padding of the rows.
     """
 
     def __init__(self, sentences: Sentences, row_format: RowFormat) -> None:
@@ -165,7 +168,7 @@ class RowTable:
         )
 
     def rows(self, items: Tensor) -> tuple[Rows, Tensor]:
-        """Shapes: items ``(batch, n)``, -1 for padding on the right -> the rows, and their items' ends ``(batch, n)``."""
+        """The rows of items ``(batch, n)``, -1 for padding on the right, and their items' ends ``(batch, n)``."""
         opening, real = len(self._opening), items != NO_ITEM
         known = items.clamp(min=0)
         sizes = torch.where(real, self._lengths[known] + 1, 0)
@@ -187,7 +190,7 @@ class RowTable:
 
 
 def stack(arrays: Sequence[IntArray], fill: int) -> Tensor:
-    """Right-padded ``(len(arrays), longest)``."""
+    """The arrays as rows of one tensor, padded on the right, ``(len(arrays), longest)``."""
     out = np.full((len(arrays), max(len(array) for array in arrays)), fill, dtype=np.int64)
     for line, array in zip(out, arrays, strict=True):
         line[: len(array)] = array
@@ -197,13 +200,13 @@ def stack(arrays: Sequence[IntArray], fill: int) -> Tensor:
 class ItemRows:
     """``prompt T_i [ALIGN]`` for any item i (DARec sec. 2.2.2); without ``[ALIGN]`` trained, RA-Rec's item rows.
 
-    All of them are laid out and padded here, once.
+    All of them are built and padded once, in the constructor.
 
     Args:
         prompt_group: the prompt and the item are one segment; else the prompt is its own.
 
     Attributes:
-        opening: tokens in front of every item's.
+        opening: token ids before every item's.
     """
 
     def __init__(
@@ -216,12 +219,12 @@ class ItemRows:
         tokens = F.pad(texts, (len(self.opening), 1), value=row_format.pad_token)
         tokens[:, : len(self.opening)] = torch.tensor(self.opening, dtype=torch.long)
         tokens[torch.arange(len(tokens)), self._ends] = row_format.align_token
-        self._tokens = tokens.int()  # half the memory; a large catalogue has millions
+        self._tokens = tokens.int()  # int32 halves the memory; a large catalogue has millions
         beginning = [0] * len(row_format.start) + [1 if prompt_group else 2] * len(prompt)
         self._segments = torch.tensor([*beginning, *[1] * (texts.shape[1] + 1)])
 
     def select(self, items: Tensor) -> Rows:
-        """The rows of ``items`` ``(k,)``, as long as the longest of them."""
+        """The rows of ``items`` ``(k,)``, padded to the longest of them."""
         ends = self._ends[items]
         longest = int(ends.max()) + 1
         m = self._format.width(longest)

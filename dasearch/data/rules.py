@@ -1,4 +1,4 @@
-"""How a source is read, and what of it makes the data set."""
+"""Options for reading a source and filtering its interactions."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from dasearch.data.events import Core, Duplicates, Ties
 
 @dataclass(frozen=True)
 class Rules:
-    """``format``, ``columns`` and ``items`` say how the files are read, the rest what is kept of them, in this order.
+    """Options of reading (``format``, ``columns``, ``items``) and of filtering (the rest, applied in this order).
 
     Args:
-        format: a name of `READERS`; None lets the files tell.
-        columns: of the format ``table``: column names by what they hold (user, item, timestamp, rating, title, ...).
-        items: of the format ``table``: a file of items.
+        format: a name of `READERS`; None detects it from the files.
+        columns: of the format ``table``: column names by role (user, item, timestamp, rating, title, ...).
+        items: of the format ``table``: the path of an item file.
         min_rating: drop interactions rated lower, or not at all.
         require_title: drop items without a title.
-        duplicates: whether a user's later events with one item stay.
-        ties: what becomes of a user's events with one timestamp.
+        duplicates: whether a user's repeated events with one item are kept.
+        ties: how a user's events with equal timestamps are handled.
         seed: of shuffled and reduced ties.
-        min_item_interactions: drop items with fewer events.
-        min_user_interactions: drop users with fewer; leave-one-out needs three in any case.
-        core: drop items and then users once, or until both minima hold.
+        min_item_interactions: drop items with fewer events than this.
+        min_user_interactions: drop users with fewer events; leave-one-out needs at least three.
+        core: whether items and then users are dropped once, or until both minima hold.
     """
 
     format: str | None = None
@@ -41,8 +41,10 @@ class Rules:
 
     def __post_init__(self) -> None:
         for name, kind in (("duplicates", Duplicates), ("ties", Ties), ("core", Core)):
-            object.__setattr__(self, name, kind(getattr(self, name)))  # ties="keep" in Python, or a ValueError
+            object.__setattr__(
+                self, name, kind(getattr(self, name))
+            )  # accepts ties="keep"; other strings raise ValueError
 
     def elsewhere(self) -> Rules:
-        """The same for another source, whose files tell its form, unless columns are named."""
+        """The same rules for another source, whose format is detected unless columns are named."""
         return self if self.columns else dataclasses.replace(self, format=None, items=None)

@@ -1,4 +1,4 @@
-"""Item sentences: an item's keys and values as one text, tokenised once a study (DARec sec. 2.2.1)."""
+"""Item sentences: an item's keys and values as one text, tokenised once per study (DARec sec. 2.2.1)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def item_sentence(item: Item) -> str:
 def tokenise_items(
     items: Sequence[Item], tokenizer: transformers.PreTrainedTokenizerBase, *, max_tokens: int = ITEM_TOKENS
 ) -> tuple[tuple[int, ...], ...]:
-    """Each item's sentence in at most ``max_tokens`` tokens, at least one."""
+    """Each item's sentence, truncated to ``max_tokens`` tokens and at least one token long."""
     unknown = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else tokenizer.eos_token_id
     encoded = tokenizer([item_sentence(item) for item in items], add_special_tokens=False)["input_ids"]
     return tuple(tuple(tokens[:max_tokens]) or (unknown or 0,) for tokens in encoded)
@@ -45,7 +45,7 @@ class Sentences:
 
     @classmethod
     def of_table(cls, flat: IntArray, lengths: IntArray) -> Sentences:
-        """From all tokens, one sentence after another, and how many each has."""
+        """Build the table from all sentences' concatenated tokens and their lengths."""
         found = cls(())
         found.flat, found.lengths = flat, lengths
         found.starts = np.cumsum(lengths) - lengths
@@ -55,13 +55,13 @@ class Sentences:
         return len(self.lengths)
 
     def emptied(self) -> Sentences:
-        """As many sentences, without a token of them."""
+        """The same number of sentences, all empty."""
         found = copy(self)
         found.lengths = np.zeros_like(self.lengths)
         return found
 
     def of(self, item: int) -> IntArray:
-        """The tokens of one item."""
+        """Token ids of one item."""
         return self.flat[self.starts[item] : self.starts[item] + self.lengths[item]]
 
     def padded(self, items: Tensor, *, pad_token: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Leave-one-out: the last item for the test, the one before it for validation (DARec sec. 3.1.2).
 
-Search and training are handed `Development`, in which no test item occurs. The test split opens once.
+Search and training receive `Development`, which contains no test item. The test split can be read only once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dasearch.errors import TestSplitError
 class Development:
     """Training and validation data of some or all users.
 
-    Shapes: ``users`` and ``valid`` ``(users,)``; ``train[k]`` the items of ``users[k]`` before the validation item.
+    Shapes: ``users`` and ``valid`` ``(users,)``; ``train[k]`` holds the items of ``users[k]`` before the validation item.
     ``n_users`` and ``n_items`` are those of the whole data set.
     """
 
@@ -30,7 +30,7 @@ class Development:
     n_items: int
 
     def sample_users(self, fraction: float, generator: torch.Generator) -> Development:
-        """Data_BO: a random share of the users, with the whole catalogue kept (DARec sec. 3.1.1)."""
+        """Data_BO: a random fraction of the users with the whole catalogue (DARec sec. 3.1.1)."""
         wanted = max(1, round(fraction * len(self.users)))
         if wanted >= len(self.users):
             return self
@@ -40,15 +40,15 @@ class Development:
         )
 
     def item_counts(self) -> IntArray:
-        """Training interactions of each item, ``(n_items,)``."""
+        """Number of training interactions of each item, ``(n_items,)``."""
         return np.bincount(np.concatenate(self.train), minlength=self.n_items).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class TestSplit:
-    """Shapes: ``users`` and ``target`` ``(users,)``; ``history[k]`` everything before the target."""
+    """Held-out items. Shapes: ``users`` and ``target`` ``(users,)``; ``history[k]`` holds all items before the target."""
 
-    __test__ = False  # not a test of pytest
+    __test__ = False  # keeps pytest from collecting it
 
     users: IntArray
     history: tuple[IntArray, ...]
@@ -78,6 +78,6 @@ class LeaveOneOut:
             TestSplitError: at the second call.
         """
         if self._test is None:
-            raise TestSplitError("the test split was read already; it is read once, by the final evaluation")
+            raise TestSplitError("the test split was already read; only the final evaluation may read it, once")
         test, self._test = self._test, None
         return test

@@ -1,4 +1,4 @@
-"""The numbers of a data set: those of DARec's table 1, and what tells whether its order can be trusted."""
+"""Statistics of a data set: those of DARec's table 1, and indicators of whether its order is reliable."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dasearch.data.splits import LeaveOneOut
 
 @dataclass(frozen=True)
 class Statistics:
-    """The counts of table 1 and more.
+    """Counts as in DARec's table 1, and shares of repeats and ties.
 
     ``train_interactions`` is its "#Inter.", which leaves out each user's last two; ``mean_length`` its "Avg. Items".
     ``identity`` says whether #Inter. / #Users + 2 = Avg. Items, as in all five rows: it fails where a split loses or
-    repeats an interaction. ``remarks`` say what of the source is not counted.
+    repeats an interaction. ``remarks`` describe what was dropped from the source.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Statistics:
 
 
 def statistics(dataset: Dataset) -> Statistics:
-    """Count a data set."""
+    """Compute the statistics of a data set."""
     lengths = np.array([len(sequence) for sequence in dataset.sequences])
     total = int(lengths.sum())
     train = sum(len(sequence) for sequence in LeaveOneOut(dataset).development.train)
@@ -68,6 +68,6 @@ def statistics(dataset: Dataset) -> Statistics:
 
 
 def _pairs(dataset: Dataset, lengths: IntArray) -> int:
-    """How many different pairs of user and item there are."""
+    """Number of distinct pairs of user and item."""
     users = np.repeat(np.arange(len(lengths)), lengths)
     return len(np.unique(users * len(dataset.items) + np.concatenate(dataset.sequences)))

@@ -1,4 +1,4 @@
-"""A trained layout in forms that other trainers and servers open; each is proven equal by tests that open it as they do."""
+"""A trained layout in formats that other trainers and servers open; tests open each as they do and check for equal scores."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """``adapters``: the layout as a configuration and weights of AdapterHub's `adapters` 1.3.0, which trains and stacks them.
 
 Poth et al. 2023, https://arxiv.org/abs/2311.11077. That library pins another transformers, so it is never imported here;
-tests open the folder with it in an environment of its own. It has two sites a layer and hooks them where an interface
-says. Named as the modules that read the frozen norm's output (``q_proj``; ``fc1`` or ``gate_proj``), its hooks hand a
-parallel adapter what the sublayer reads, whatever the norm; named after the norms, as in its own interfaces, they would
-hand it the residual. Its layer norm getters, which all return the last layer's norm, stay unused.
+tests open the folder with it in a separate environment. It has two sites per layer and hooks the modules that an
+interface names. Named as the modules that read the frozen norm's output (``q_proj``; ``fc1`` or ``gate_proj``), its hooks
+pass a parallel adapter the sublayer's input, whatever the norm; named after the norms, as in its own interfaces, they
+would pass it the residual. Its layer norm getters, which all return the last layer's norm, are not used.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ FORM = "adapters"
 NAME = "dasearch"  # of the adapter
 LIBRARY = "1.3.0"
 CONFIG_NAME, WEIGHTS_NAME, INTERFACE_NAME = "adapter_config.json", "adapter.safetensors", "adapter_interface.json"
-PLACES = {"causal": "mh_adapter", "recommendation": "output_adapter"}  # a site as its configuration names it
-MODULES = {"causal_adapter": "attention_adapters", "recommendation_adapter": "output_adapters"}  # and as its model does
+PLACES = {"causal": "mh_adapter", "recommendation": "output_adapter"}  # sites by their names in its configuration
+MODULES = {"causal_adapter": "attention_adapters", "recommendation_adapter": "output_adapters"}  # and in its model
 PROJECTIONS = {"down": "adapter_down.0", "up": "adapter_up"}
 ACTIVATIONS = {Activation.RELU: "relu", Activation.GELU: "gelu", Activation.NONE: "linear"}
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family of decoders keeps what the library's interface names, below the bare model.
+    """Module paths of a decoder family, below the bare model, for the library's interface.
 
     Attributes:
-        root: of the decoder.
-        out_projection: of the attention.
-        ffn: the first module of the FFN, which reads the norm's output, and its last.
+        root: path of the decoder.
+        out_projection: name of the attention's output projection.
+        ffn: the first module of the FFN, which reads the norm's output, and the last.
     """
 
     root: str
@@ -77,10 +77,10 @@ HOMES = {"opt": Family("decoder.", "out_proj", ("fc1", "fc2")), "llama": LLAMA, 
 
 
 def write_adapters(recommender: Recommender, folder: Path, options: ExportOptions) -> None:
-    """The adapter, its interface, ``load.py``, ``README.md``, and what surrounds the adapters.
+    """The adapter, its interface, ``load.py``, ``README.md``, and the other trained parts.
 
     Raises:
-        ExportError: for the context site, unless ``options.sites`` leaves it out, and for placements it cannot express.
+        ExportError: for the context site, unless ``options.sites`` excludes it, and for placements it cannot express.
     """
     found = adapter_weights(recommender, FORM, options.sites)
     _refuse(found)
@@ -105,37 +105,37 @@ def write_adapters(recommender: Recommender, folder: Path, options: ExportOption
 
 
 def _refuse(found: AdapterWeights) -> None:
-    """What adapters in two places a layer cannot say; it is refused rather than left out."""
+    """Reject what two sites per layer cannot express, rather than drop it."""
     if CONTEXT in found.sites:
         raise ExportError(
-            f"adapters {LIBRARY} has two sites a layer and no place for the site {CONTEXT}, its second attention and its "
-            f"router; leave it out with --sites {','.join(TWO_SITES)} (another model then, to be trained further), "
+            f"adapters {LIBRARY} has two sites per layer and does not support the site {CONTEXT}, its second attention and its "
+            f"router; exclude it with --sites {','.join(TWO_SITES)} (which is another model and needs further training), "
             "or use --format snippet, hf or torch"
         )
     settings = found.settings
     if settings.rec_adapter_site is not RecommendationSite.FFN:
         raise ExportError(
-            f"adapters {LIBRARY} has no place for model.rec_adapter_site={settings.rec_adapter_site}; "
+            f"adapters {LIBRARY} does not support model.rec_adapter_site={settings.rec_adapter_site}; "
             "train with ffn, or use --format snippet"
         )
     names = site_names([layer - 1 for layer in found.replaced], found.sites)
     lora = [name for name, choice in zip(names, found.layout.flat, strict=True) if choice.lora]
     if lora:
         raise ExportError(
-            f"{', '.join(lora)}: LoRA is not among the adapters that --format adapters writes; use --format snippet, hf or torch"
+            f"{', '.join(lora)}: --format adapters does not write LoRA; use --format snippet, hf or torch"
         )
     parallel = [
         n for n, choice in zip(names, found.layout.flat, strict=True) if choice.parallel and choice.join is Join.MODEL
     ]
     if parallel and (settings.parallel_reduce is not ParallelReduce.SUM or settings.parallel_residual):
         raise ExportError(
-            f"{', '.join(parallel)}: a parallel adapter of adapters {LIBRARY} is SA + B(h) and this model's is another; "
+            f"{', '.join(parallel)}: a parallel adapter of adapters {LIBRARY} is SA + B(h), which this model's is not; "
             "train with --set model.parallel_reduce=sum --set model.parallel_residual=false, or use --format snippet"
         )
 
 
 def union(found: AdapterWeights, width: int, layers: int) -> dict[str, Any]:
-    """The library's ``ConfigUnion``: a ``BnConfig`` for each site and kind of adapter, the layers of others left out."""
+    """The library's ``ConfigUnion``: a ``BnConfig`` per site and kind of adapter, the other layers in ``leave_out``."""
     configs = []
     for column, site in enumerate(found.sites):
         chosen = dict(zip(found.replaced, (group[column] for group in found.layout.groups), strict=True))
@@ -146,7 +146,7 @@ def union(found: AdapterWeights, width: int, layers: int) -> dict[str, Any]:
 
 
 def _config(found: AdapterWeights, site: str, choice: Choice, *, width: int, left_out: list[int]) -> dict[str, Any]:
-    """Fields of a ``BnConfig`` that matter here; the library fills in the rest."""
+    """The non-default fields of a ``BnConfig``."""
     return {
         "architecture": None,
         **{place: named == site for named, place in PLACES.items()},
@@ -165,13 +165,16 @@ def _config(found: AdapterWeights, site: str, choice: Choice, *, width: int, lef
 
 
 def reduction_factor(width: int, bottleneck: int) -> float:
-    """The library's bottleneck is ``width // factor``, in floats: half a unit of room keeps it from the one below."""
+    """The reduction factor: the library takes ``width // factor`` in floats, so half a unit is added against rounding down."""
     return width / bottleneck if width % bottleneck == 0 else width / (bottleneck + 0.5)
 
 
 def weights(adapters: dict[str, Tensor], root: str) -> dict[str, Tensor]:
-    """The adapters by the library's names in the bare model: ``layers.0.adapters.causal_adapter.down.weight`` becomes
-    ``layers.0.attention_adapters.adapters.dasearch.adapter_down.0.weight``."""
+    """The adapters by the library's names in the bare model.
+
+    ``layers.0.adapters.causal_adapter.down.weight`` becomes
+    ``layers.0.attention_adapters.adapters.dasearch.adapter_down.0.weight``.
+    """
     renamed = {}
     for name, tensor in adapters.items():
         _, layer, _, site, projection, kind = name.split(".")
@@ -194,9 +197,9 @@ def _readme(recommender: Recommender, found: AdapterWeights) -> str:
         study=recommender.settings.name,
         library=LIBRARY,
         row=row_in_words(recommender),
-        left_out="Nothing of the trained model is left out." if whole else LEFT_OUT,
+        left_out="The whole trained model is included." if whole else LEFT_OUT,
     )
 
 
-LEFT_OUT = """The site context with its second attention and router, and the collaborative keys that it reads, are left out, as
-`--sites` asked: this is another model than the trained one, to be trained further before it recommends."""
+LEFT_OUT = """The site context with its second attention and router, and the collaborative keys that it reads, are excluded, as
+`--sites` requested: this is not the trained model, and it needs further training before it recommends."""

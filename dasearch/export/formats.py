@@ -1,4 +1,4 @@
-"""The forms by name, and writing one of them whole or not at all."""
+"""The export formats by name; each is written atomically."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ Write = Callable[[Recommender, Path, ExportOptions], None]
 
 @dataclass(frozen=True)
 class WriteStudy:
-    """Writes a study by its name in the store; no model need be trained."""
+    """Writes a study by its name in the store; needs no trained model."""
 
     write: Callable[[Store, str, Path], None]
 
 
 class Format(NamedTuple):
-    """One form.
+    """One export format.
 
     Attributes:
-        title: what it is.
+        title: one line for listings.
         write: fills an empty folder from a trained model, or, as a `WriteStudy`, from a stored study.
-        opened: what to type to open the folder ``{out}``, which is put there as a shell reads it.
-        supported_options: of `ExportOptions`, those that it can follow.
-        text: what to print where no folder is named; None: a folder is written in any case.
-        write_untrained: fills an empty folder from a confirmed layout without weights, where the form needs none.
+        opened: command that opens the folder ``{out}``, which is inserted shell-quoted.
+        supported_options: names of the `ExportOptions` that it supports.
+        text: the text to print where no folder is named; None: a folder is always written.
+        write_untrained: fills an empty folder from a confirmed layout without weights, where the format needs none.
     """
 
     title: str
@@ -62,17 +62,17 @@ FORMATS: dict[str, Format] = {
         write_untrained=write_picked_layout,
     ),
     "trials": Format(
-        "the evaluated layouts of a study with their scores, and the JSON Schema of that",
+        "the evaluated layouts of a study with their scores, and their JSON Schema",
         WriteStudy(write_study_trials),
         "dasearch run OTHER-STUDY --warm-start {out}/trials.json",
     ),
     "torch": Format(
-        "one file of plain PyTorch with its weights, opened with torch and safetensors alone",
+        "one file of plain PyTorch with its weights, opened with only torch and safetensors",
         write_torch,
         "python {out}/recommender.py ITEM,ITEM,...",
     ),
     "snippet": Format(
-        "the lines that build the layout in your own training loop; with --out the trained weights beside them",
+        "code that builds the layout in your own training loop; with --out also the trained weights",
         write_snippet,
         "python {out}/snippet.py",
         ("sites",),
@@ -96,7 +96,7 @@ FORMATS: dict[str, Format] = {
         ("top",),
     ),
     "pt2": Format(
-        "the same graph of torch.export, opened with torch alone",
+        "the same graph from torch.export, opened with only torch",
         write_pt2,
         "python {out}/serve.py ITEM,ITEM,...",
         ("top",),
@@ -105,30 +105,30 @@ FORMATS: dict[str, Format] = {
 
 
 def require_format(form: str, options: ExportOptions) -> None:
-    """Refuse what cannot be written, before anything is read.
+    """Reject what cannot be written, before anything is read.
 
     Raises:
-        ExportError: for an unknown form, or an option that it does not support.
+        ExportError: for an unknown format, or an option that it does not support.
     """
     if form not in FORMATS:
         raise ExportError(f"there is no format {form!r}{suggestion(form, list(FORMATS))}; choose {', '.join(FORMATS)}")
     for option, value in vars(options).items():
         if value is not None and option not in FORMATS[form].supported_options:
             able = [name for name, one in FORMATS.items() if option in one.supported_options]
-            raise ExportError(f"--{option} says nothing about format {form}; leave it out, or choose {', '.join(able)}")
+            raise ExportError(f"format {form} does not support --{option}; remove it, or choose {', '.join(able)}")
 
 
 def export(recommender: Recommender, form: str, out: Path, options: ExportOptions | None = None) -> Path:
-    """Write a trained recommender as ``form`` into the new folder ``out``.
+    """Write a trained recommender in the format ``form`` into the new folder ``out``.
 
     Raises:
-        ExportError: as `require_format`, for what the form cannot express, and for a place that is taken.
+        ExportError: as `require_format`, for what the format cannot express, and if ``out`` exists.
     """
     options = options or ExportOptions()
     require_format(form, options)
     write = FORMATS[form].write
     if isinstance(write, WriteStudy):
-        raise ExportError(f"format {form} is of a study, not of a model; name a study that was run")
+        raise ExportError(f"format {form} describes a study, not a model; name a study that was run")
     with whole_folder(out, ExportError) as folder:
         write(recommender, folder, options)
     return out
@@ -147,7 +147,13 @@ def export_study(
     """`export` of a study's winner, of the trained model in a folder, or of the study itself; by default into ``STUDY-FORM``.
 
     Args:
-        pick: of a study with a cost, another confirmed layout than its winner.
+        study: a study's name, or the folder of a trained model.
+        form: a name of `FORMATS`.
+        out: a new folder; None: ``STUDY-FORM`` in the current one.
+        options: of the format.
+        output: the folder of the studies.
+        storage: a database URL; None: the one in ``output``.
+        pick: in a study with a cost, a confirmed layout other than the winner.
     """
     place = out or Path(f"{Path(study).name}-{form}")
     require_format(form, options or ExportOptions())
@@ -166,13 +172,13 @@ def export_study(
 
 
 def _untrained(study: str, form: str, pick: Pick, *, output: str, storage: str | None) -> Callable[[Path], None] | None:
-    """Fills an empty folder from a picked layout that the study did not train; None of one that it did.
+    """Fills an empty folder from a picked layout that the study did not train; None for one that it trained.
 
     Raises:
-        ExportError: as of `picked_of`, for a form of whole studies, and for one that needs the weights.
+        ExportError: as of `picked_of`, for a format of whole studies, and for one that needs the weights.
     """
     if isinstance(FORMATS[form].write, WriteStudy):
-        raise ExportError(f"format {form} is of a whole study, of which --pick says nothing; leave it out")
+        raise ExportError(f"format {form} describes a whole study, so --pick does not apply; remove it")
     picked, write = picked_of(study, pick, output=output, storage=storage), FORMATS[form].write_untrained
     if write is None:
         require_trained(picked, pick, form)
@@ -188,7 +194,7 @@ def text_of_study(
     storage: str | None = None,
     pick: Pick | None = None,
 ) -> str | None:
-    """What a form has to print of a study's winner, without a folder; None if it has not."""
+    """The text that a format prints for a study's winner without a folder; None if it prints none."""
     options = options or ExportOptions()
     require_format(form, options)
     text = FORMATS[form].text

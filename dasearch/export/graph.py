@@ -1,4 +1,4 @@
-"""``onnx`` and ``pt2``: from rows of tokens to the best items in one graph, for any number of rows of any length."""
+"""``onnx`` and ``pt2``: one graph from token rows to the best items, with dynamic batch size and length."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from dasearch.training.recommender import Recommender
 
 INPUTS = ("input_ids", "attention_mask", "history", "user", "seen")
 OUTPUTS = ("items", "scores")
-UNROLLED = ("gru4rec",)  # encoders that a graph holds step by step, so that its histories have one width
-TOP = 10  # items of an answer, where nobody says
-NEEDED = ("onnx", "onnxscript")  # by torch.onnx; the extra `export`
+UNROLLED = ("gru4rec",)  # encoders whose graph is unrolled step by step, so that its histories have a fixed width
+TOP = 10  # default number of items in an answer
+NEEDED = ("onnx", "onnxscript")  # needed by torch.onnx; the extra `export`
 
 
 class InDouble(nn.Module):
-    """A part computed in float64, for what it is given and gives in float32.
+    """A part computed in float64 with float32 outputs.
 
-    ONNX Runtime's float32 sums in ID encoders are four times as far off as torch's, and what comes after them makes that
-    1.2e-5 in a score (RA-Rec with ComiRec-SA; 2.9e-6 so). An encoder is small, and float64 costs it little.
+    The error of ONNX Runtime's float32 sums in ID encoders is four times that of torch's, which later layers amplify to
+    1.2e-5 in a score (RA-Rec with ComiRec-SA; 2.9e-6 in float64). An encoder is small, so float64 costs little.
     """
 
     def __init__(self, part: nn.Module) -> None:
@@ -40,15 +40,16 @@ class InDouble(nn.Module):
         self.part = part.double()
 
     def forward(self, history: Tensor, user: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The part's outputs for ``history`` ``(batch, h)`` and ``user`` ``(batch,)``, cast to float32."""
         found = self.part(history, user)
         return tuple(part.float() for part in found) if isinstance(found, tuple) else found.float()
 
 
 class Graph(nn.Module):
-    """Scores every item and keeps the best that were not seen.
+    """Scores every item and returns the best unseen ones.
 
     Shapes: as the written ``Recommender.forward``, seen ``(batch, n)``, positions of items, -1 for padding -> positions of
-    items and their scores, ``(batch, top)`` each; a score is -inf where all else was seen.
+    items and their scores, ``(batch, top)`` each; a score is -inf where no unseen item is left.
     """
 
     def __init__(self, recommender: nn.Module, top: int) -> None:
@@ -58,13 +59,14 @@ class Graph(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, history: Tensor, user: Tensor, seen: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Positions and scores of the ``top`` best items not in ``seen``; shapes as of the class."""
         scores = self.recommender(input_ids, attention_mask, history, user)
         best = _without(scores, seen).topk(self.top)
         return best.indices, best.values
 
 
 def _without(scores: Tensor, seen: Tensor) -> Tensor:
-    """-inf at the positions seen, the padding's in a column of its own."""
+    """The scores with -inf at the seen positions; padding goes to an extra column."""
     beyond = scores.shape[1]
     places = torch.where(seen < 0, beyond, seen)
     return F.pad(scores, (0, 1)).scatter(1, places, -torch.inf)[:, :beyond]
@@ -81,7 +83,9 @@ def write_onnx(recommender: Recommender, folder: Path, options: ExportOptions) -
         raise ExportError(f'onnx needs {" and ".join(absent)}, not installed here; pip install "dasearch[export]"')
     top = _top(recommender, options)
     part, program = _program(recommender, top, exact=True)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of operators of packages that are not installed
+    logging.getLogger("torch.onnx").setLevel(
+        logging.ERROR
+    )  # it warns about operators of packages that are not installed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         written = torch.onnx.export(program, dynamo=True, verbose=False, output_names=list(OUTPUTS))
@@ -109,7 +113,7 @@ def _write_beside(recommender: Recommender, folder: Path, part: Part, top: int, 
 def _top(recommender: Recommender, options: ExportOptions) -> int:
     count = len(recommender.items)
     if options.top is not None and options.top > count:
-        raise ExportError(f"--top is {options.top} and the catalogue has {count} items; ask for fewer")
+        raise ExportError(f"--top is {options.top} and the catalogue has {count} items; give a smaller --top")
     return options.top or min(TOP, count)
 
 
@@ -126,24 +130,24 @@ def _program(recommender: Recommender, top: int, *, exact: bool = False) -> tupl
     if unrolled:
         del shapes["history"][1]
     with _plain_transformers(), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of attributes that a GRU keeps for itself
+        warnings.simplefilter("ignore")  # about a GRU's private attributes
         program = torch.export.export(graph, (), kwargs=_example(part), dynamic_shapes=shapes)
     return part, program
 
 
 def _written_model(recommender: Recommender, part: Part) -> nn.Module:
-    """The model that `code` says, with its weights."""
+    """The model that the source text of `code` defines, with its weights."""
     module = ModuleType("written")
     module.__file__ = "written.py"
     program = compile(model_text(recommender, part, hf=False), "written.py", "exec")
-    exec(program, vars(module))  # our own text
+    exec(program, vars(module))  # rendered from our own template
     model: nn.Module = module.Recommender(SimpleNamespace(**part.config))
     model.load_state_dict(part.tensors)
     return model
 
 
 def _example(part: Part) -> dict[str, Tensor]:
-    """Rows that fix nothing but the types; sizes that no part of a model has."""
+    """Example inputs for tracing; their sizes differ from every size of a model, so that none is specialised."""
     width = part.config["history_width"] or 6
     history = torch.tensor([[0] * width, *[[1, *[-1] * (width - 1)]] * 4])
     tokens = torch.full((5, 7), int(part.config["seq_token"]))
@@ -154,7 +158,7 @@ def _example(part: Part) -> dict[str, Tensor]:
 
 @contextmanager
 def _plain_transformers() -> Iterator[None]:
-    """Without the fused encoder layers of evaluation, which no exporter knows."""
+    """Without PyTorch's fused encoder layers, which no exporter supports."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -15,7 +15,7 @@ from dasearch.models.tiny_opt import TINY_OPT
 from dasearch.training.recommender import Recommender
 
 MODULE = "modeling_dasearch"
-EXAMPLE_ITEMS = 3  # of the card's call
+EXAMPLE_ITEMS = 3  # in the card's usage example
 
 
 def write_hf(recommender: Recommender, folder: Path, options: ExportOptions) -> None:
@@ -58,14 +58,14 @@ def _card(recommender: Recommender) -> dict[str, Any]:
 def _licence(backbone: str) -> str:
     known = NAMED.get(backbone)
     if backbone == TINY_OPT:
-        return "The language model was trained from nothing on the catalogue's own texts, whose terms hold."
+        return "The language model was trained from scratch on the catalogue's own texts, whose terms apply."
     if known is None or known.licence is None:
-        return f"The weights contain the language model {Path(backbone).name}, whose own licence holds; see its page."
+        return f"The weights contain the language model {Path(backbone).name}, whose own licence applies; see its page."
     return f"The weights contain the language model {backbone}, under {known.licence}."
 
 
 def _metrics(recommender: Recommender) -> list[dict[str, Any]]:
-    """The score that ``layout.json`` tells, with its interval, then the saved model's own."""
+    """The score in ``layout.json`` with its interval, then the saved model's own."""
     found, metric = [], recommender.layout_file.metric
     if metric is not None:
         spread = "" if metric.low is None or metric.high is None else f"{metric.low:.4f} to {metric.high:.4f}"

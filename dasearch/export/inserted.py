@@ -1,4 +1,4 @@
-"""A trained DARec model as what other trainers insert into its frozen backbone: adapters by name, and what surrounds them."""
+"""A trained DARec model as adapters by name and other trained parts, to be inserted into its frozen backbone."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class AdapterWeights(NamedTuple):
 
 
 def adapter_weights(recommender: Recommender, form: str, wanted: Sequence[str] | None) -> AdapterWeights:
-    """The adapters of ``wanted`` sites (None: all that the model has).
+    """The adapters of the ``wanted`` sites (None: all).
 
     Raises:
         ExportError: for a model without adapters, or a setting that a frozen Hugging Face model cannot have.
@@ -81,18 +81,18 @@ def _sites(layout: Layout, have: tuple[str, ...], wanted: Sequence[str] | None) 
 
 
 def _refuse(settings: DARecSettings, sites: tuple[str, ...], form: str) -> None:
-    """What changes the frozen attention, or leaves nothing to insert."""
+    """Reject settings that change the frozen attention, or leave nothing to insert."""
     require_repeatable(settings)
     refused = {
         "model.variation=llmrec has no adapters": settings.variation is Variation.LLMREC,
         "model.attn_scale=model changes the frozen attention": settings.attn_scale is AttentionScale.MODEL,
         f"model.item_ids={settings.item_ids} adds vectors to the token embeddings": settings.item_ids
         is not ItemIDs.NONE,
-        "model.encoder_scores adds what an ID encoder says of the items": settings.encoder_scores > 0,
-        "a key for each item (model.item_key, model.user_key=history) is more than the context branch is handed": (
+        "model.encoder_scores adds the scores of an ID encoder": settings.encoder_scores > 0,
+        "a key for each item (model.item_key, model.user_key=history) is not an input of the context branch": (
             settings.key_an_item and settings.uses_collaborative and CONTEXT in sites
         ),
-        "the context branch of model.variation=both-causal is under the causal mask": (
+        "the context branch of model.variation=both-causal has a causal mask": (
             settings.variation is Variation.BOTH_CAUSAL and CONTEXT in sites
         ),
     }
@@ -107,7 +107,7 @@ def _adapters(recommender: Recommender, model: DARec, sites: tuple[str, ...]) ->
     wanted |= {f"lora.{site}" for site in sites}
     found = {}
     for name, tensor in model.active_tensors(recommender.layout).items():
-        name = name.replace("attention_adapter", "causal_adapter")  # as darec-base calls it
+        name = name.replace("attention_adapter", "causal_adapter")  # its name in darec-base
         top, place, rest = name.split(".", 2) if name.startswith("layers.") else ("", "", "")
         if rest.startswith(tuple(f"{part}." for part in wanted)):
             found[f"{top}.{place}.{ADAPTERS}.{rest}"] = tensor
@@ -123,7 +123,7 @@ def _parts(model: DARec, users: int) -> dict[str, Tensor]:
 
 
 def write_model_files(recommender: Recommender, found: AdapterWeights, folder: Path) -> None:
-    """``layout.json`` of the whole model, the frozen backbone, what is trained beside the adapters, and whose rows those are."""
+    """``layout.json`` of the whole model, the frozen backbone, the other trained parts, and the ids of their rows."""
     write_layout_file(recommender, folder)
     recommender.model.backbone.model.save_pretrained(folder / BACKBONE_FOLDER)
     write_tokenizer(recommender, folder / BACKBONE_FOLDER)
@@ -136,7 +136,7 @@ def write_model_files(recommender: Recommender, found: AdapterWeights, folder: P
 
 
 def row_in_words(recommender: Recommender) -> str:
-    """What stands in a row of tokens."""
+    """The format of a token row, as a phrase."""
     form = recommender.catalogue.row_format
     opening = "".join(f"token {token}, " for token in form.opening)
     return f"{opening}then each item's sentence and [SEQ], token {form.seq_token}; [ALIGN] is token {form.align_token}"

@@ -1,4 +1,4 @@
-"""``layout`` and ``trials``: JSON by itself, with the JSON Schema of its form."""
+"""``layout`` and ``trials``: JSON files with their JSON Schemas."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ SCHEMAS: dict[str, type[VersionedFile]] = {
 
 
 def schema_name(name: str) -> str:
-    """A published schema's file: ``layout-1.0.schema.json``."""
+    """File name of a published schema, as in ``layout-1.0.schema.json``."""
     return f"{name}-{SCHEMAS[name].VERSION}.schema.json"
 
 
 def published_schema(name: str) -> dict[str, Any]:
-    """The JSON Schema of a form, as it is published."""
+    """The published JSON Schema of a file format."""
     text = (files("dasearch.export") / "schemas" / schema_name(name)).read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)
     return found
 
 
 def schema_text(name: str) -> str:
-    """What a published schema must hold."""
+    """The content of a schema to be published."""
     return json.dumps(SCHEMAS[name].json_schema(), indent=2) + "\n"
 
 
@@ -45,7 +45,7 @@ def write_layout(recommender: Recommender, folder: Path, options: ExportOptions)
 
 
 def write_picked_layout(picked: Picked, folder: Path) -> None:
-    """The same of a confirmed layout that has no trained model."""
+    """The same for a confirmed layout without a trained model."""
     (folder / LAYOUT_NAME).write_text(picked.layout_file.text(), encoding="utf-8")
     _write_schema("layout", folder)
 

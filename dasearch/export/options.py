@@ -1,4 +1,4 @@
-"""What a user may ask of an export besides its form."""
+"""Options of an export besides its format."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """A form that cannot follow an option refuses it.
+    """Options of an export; a format that does not support one rejects it.
 
     Args:
-        sites: the sites to take along, where a form has no place for all; None: all.
+        sites: the sites to include, where a format does not support all; None: all.
         top: k of a graph that recommends; None: `graph.TOP`, or all items where there are fewer.
     """
 

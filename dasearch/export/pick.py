@@ -1,4 +1,4 @@
-"""Which confirmed layout of a study with a cost is meant by ``--pick``."""
+"""Selects a confirmed layout of a study with a cost by ``--pick``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Picked:
     """A confirmed layout of a study.
 
     Attributes:
-        trained: whether the study trained it in full, as its winner.
+        trained: whether it is the winner that the study trained in full.
     """
 
     settings: StudySettings
@@ -34,11 +34,12 @@ class Picked:
 
     @property
     def layout(self) -> Layout:
+        """The layout itself."""
         return self.standing.layout
 
     @property
     def layout_file(self) -> LayoutFile:
-        """With its validation score over fresh seeds; of a single one without an interval."""
+        """The layout with its validation score over fresh seeds; a single seed has no interval."""
         score = self.standing.score
         ends = {"low": score.low, "high": score.high} if self.standing.seeds > 1 else {}
         metric = Metric(name=self.settings.search.metric, value=score.mean, **ends)
@@ -47,10 +48,10 @@ class Picked:
 
 
 def known_pick(name: str | None) -> Pick | None:
-    """A pick by its name; None where there is none.
+    """A pick by its name; None for None.
 
     Raises:
-        ExportError: for an unknown one.
+        ExportError: for an unknown name.
     """
     if name is None:
         return None
@@ -79,7 +80,7 @@ def picked_of(study: str, pick: Pick, *, output: str = "runs", storage: str | No
         winners = {result.layout for result in store.results(study) if result.name == WINNER}
     if settings.search.cost is None:
         raise ExportError(
-            f"study {study} has no cost as an objective, so there is no front to pick from; leave out --pick, or run one with "
+            f"study {study} has no cost as an objective, so there is no front to pick from; remove --pick, or run one with "
             "--set 'search.objective={pareto: [mrr, parameters]}'"
         )
     if selection is None or not found:
@@ -89,7 +90,7 @@ def picked_of(study: str, pick: Pick, *, output: str = "runs", storage: str | No
 
 
 def require_trained(picked: Picked, pick: Pick, form: str) -> None:
-    """Refuse a form that needs weights, of a layout that has none.
+    """Reject a format that needs weights for a layout that has none.
 
     Raises:
         ExportError: if the study did not train the layout.

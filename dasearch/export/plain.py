@@ -1,7 +1,7 @@
-"""A trained recommender said again in plain PyTorch: its sizes, its tensors under plain names, and the code that reads them.
+"""A trained recommender rewritten in plain PyTorch: its sizes, its tensors under plain names, and the code that reads them.
 
-The code is one file out of ``templates/``, with nothing in it that this model does not need. The forms ``torch``, ``hf``,
-``onnx`` and ``pt2`` all stand on it; tests open each and compare its scores with those of the model it came from.
+The code is one file rendered from ``templates/``, with only what this model needs. The formats ``torch``, ``hf``,
+``onnx`` and ``pt2`` are all based on it; tests open each and compare its scores with the original model's.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from dasearch.models.prefix import Prefix, PrefixModel, Refine
 from dasearch.models.ra_rec import RARec
 from dasearch.training.recommender import Recommender
 
-FUNCTIONS = {  # activations of frozen feed-forward parts, as the written code calls them
+FUNCTIONS = {  # activations of frozen feed-forward parts, as the generated code calls them
     "relu": "F.relu",
     "gelu": "F.gelu",
     "silu": "F.silu",
@@ -49,9 +49,9 @@ FUNCTIONS = {  # activations of frozen feed-forward parts, as the written code c
 }
 ADAPTER_FUNCTIONS = {Activation.RELU: "F.relu", Activation.GELU: "F.gelu", Activation.NONE: ""}
 STATIC_ROTARY = ("default", "linear", "llama3", "yarn")  # those whose angles do not depend on a row's length
-OPT_OFFSET = 2  # rows of OPT's position table that stand for no place
+OPT_OFFSET = 2  # rows of OPT's position table that are not positions
 LONG_ROWS = (
-    "a row holds up to {0} items and a request {1}, so that the written code cannot tell which vectors are theirs; "
+    "a row holds up to {0} items and a request {1}, so the generated code cannot match vectors to items; "
     "train with --set data.max_items={1}"
 )
 Tensors = dict[str, Tensor]
@@ -59,7 +59,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of the written model: sizes (``config.json``), tensors by name, and what decides which code is written."""
+    """A part of the generated model: sizes (``config.json``), tensors by name, and the choices that select its code."""
 
     config: dict[str, Any]
     tensors: Tensors
@@ -75,13 +75,13 @@ def plain(recommender: Recommender) -> Part:
     """All of a recommender; ``choices`` are what `code` is rendered with.
 
     Raises:
-        ExportError: for a backbone or setting that the written code has no words for.
+        ExportError: for a backbone or setting that the generated code does not support.
     """
     return _backbone(recommender.model.backbone) + _rows(recommender) + KINDS[recommender.model.kind](recommender)
 
 
 def catalogue(recommender: Recommender) -> dict[str, Any]:
-    """``catalogue.json``: items with ids, titles and tokens, in the order of the scores; known users, in theirs."""
+    """``catalogue.json``: items with ids, titles and tokens, in score order; known users, in row order."""
     sentences = recommender.catalogue.row_sentences
     items = [
         {"id": item.identifier, "title": item.attributes.get("title", ""), "tokens": sentences.of(place).tolist()}
@@ -91,14 +91,14 @@ def catalogue(recommender: Recommender) -> dict[str, Any]:
 
 
 def code(choices: Mapping[str, Any], template: str = "recommender.py.jinja", **more: Any) -> str:
-    """A file of Python for a model's choices."""
+    """The Python source for a model's choices."""
     environment = Environment(
         loader=PackageLoader("dasearch.export"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # it writes Python
+        autoescape=False,  # its output is Python, not HTML
     )
     text = environment.get_template(template).render(**choices, **more)
     return re.sub(r"\n+((?:@\S+\n)?(?:class |def |if __name__))", r"\n\n\n\1", text).strip() + "\n"
@@ -145,8 +145,8 @@ def _llama(model: transformers.PreTrainedModel) -> Part:
     config, rotary = model.config, model.rotary_emb
     if rotary.rope_type not in STATIC_ROTARY:
         raise ExportError(
-            f"rotary positions of kind {rotary.rope_type!r} depend on a row's length, which the written code has no words "
-            f"for; export a backbone with one of {', '.join(STATIC_ROTARY)}"
+            f"rotary positions of kind {rotary.rope_type!r} depend on a row's length, which the generated code does "
+            f"not support; export a backbone with one of {', '.join(STATIC_ROTARY)}"
         )
     tensors = {
         "embedding.tokens.weight": model.embed_tokens.weight,
@@ -199,7 +199,7 @@ FAMILIES: dict[str, Callable[[transformers.PreTrainedModel], Part]] = {
 def _function(name: str) -> str:
     if name not in FUNCTIONS:
         raise ExportError(
-            f"the backbone's activation {name!r} is not among those that the written code knows "
+            f"the backbone's activation {name!r} is not one that the generated code supports "
             f"({', '.join(FUNCTIONS)}); export `--format layout` and build the model in your own code"
         )
     return FUNCTIONS[name]
@@ -223,7 +223,7 @@ def _renamed(name: str, module: nn.Module) -> Tensors:
 
 
 def _rows(recommender: Recommender) -> Part:
-    """How rows of tokens are made, and what the scores count."""
+    """How token rows are built, and the size of the scores."""
     rows, model = recommender.catalogue.row_format, recommender.model
     sizes = {
         "model": recommender.settings.model.label,
@@ -307,7 +307,7 @@ def whole_head(model: DARec) -> nn.Linear:
 
 
 def require_repeatable(settings: DARecSettings) -> None:
-    """Refuse a model whose scores depend on what else is in a batch."""
+    """Reject a model whose scores depend on the rest of the batch."""
     if settings.mask_mode is MaskMode.POST_SOFTMAX:
         raise ExportError(
             "model.mask_mode=post_softmax lets a row's padding, and so its batch, change its scores, which no export can "
@@ -316,7 +316,7 @@ def require_repeatable(settings: DARecSettings) -> None:
 
 
 def _adapter_words(settings: AdapterSettings, layout: Layout) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What decides the code of adapters and their places, and what ``config.json`` says of them."""
+    """The choices that select the code of adapters and their placement, and their entries in ``config.json``."""
     words = {
         "adapter_activation": ADAPTER_FUNCTIONS[settings.activation],
         "nones": any(not choice.adapts for choice in layout.choices),
@@ -329,7 +329,7 @@ def _adapter_words(settings: AdapterSettings, layout: Layout) -> tuple[dict[str,
 
 
 def _adapters(model: DARec | E4SRec, layout: Layout) -> Tensors:
-    """Adapters, LoRA and routers of all layers, as they are called without the ending ``_adapter``."""
+    """Adapters, LoRA and routers of all layers, named without the suffix ``_adapter``."""
     names = {"attention_adapter", "ffn_adapter", "router", "lora", *ADAPTERS}
     return {
         name.replace("ffn_adapter", "ffn_update").replace("_adapter", "").replace("router.gate", "router"): tensor
@@ -339,7 +339,7 @@ def _adapters(model: DARec | E4SRec, layout: Layout) -> Tensors:
 
 
 def _choices_of_letters(layout: Layout, settings: AdapterSettings) -> dict[str, dict[str, Any]]:
-    """What each letter of the layout stands for."""
+    """The meaning of each letter of the layout."""
     found = {}
     for choice in layout.choices:
         record = choice.record()
@@ -349,7 +349,7 @@ def _choices_of_letters(layout: Layout, settings: AdapterSettings) -> dict[str, 
 
 
 def _e4s_rec(recommender: Recommender) -> Part:
-    """As DARec's, of layers of two sites, with items' vectors in place of their sentences."""
+    """E4SRec as DARec with two sites per layer and item vectors in place of sentences."""
     model = cast(E4SRec, recommender.model)
     settings = model.settings
     rows = recommender.catalogue.row_format
@@ -381,7 +381,7 @@ def _e4s_rec(recommender: Recommender) -> Part:
 
 
 def _prefixed(recommender: Recommender, refine: Refine) -> Part:
-    """What IDLE-Adapter and RA-Rec share: how prefixes are made, read, and how a row becomes one state."""
+    """Shared by IDLE-Adapter and RA-Rec: computing and reading prefixes, and pooling a row into one state."""
     model = cast(PrefixModel, recommender.model)
     settings = model.settings
     gives = {"ids": settings.searchable, "scores": settings.encoder_scores > 0}
@@ -396,7 +396,7 @@ def _prefixed(recommender: Recommender, refine: Refine) -> Part:
 
 
 def _encoder(recommender: Recommender, encoder: IDEncoder, gives: list[str]) -> Part:
-    """The ID encoder, where it gives anything: its vectors for the language model, its scores."""
+    """The ID encoder, where it is used: its vectors for the language model, and its scores."""
     if not gives:
         return Part({}, {}, {"encoder_gives": gives})
     settings = recommender.settings.encoder
@@ -425,7 +425,7 @@ def _encoder(recommender: Recommender, encoder: IDEncoder, gives: list[str]) -> 
 
 
 def _prefixes(name: str, prefixes: nn.ModuleList) -> Tensors:
-    """Prefixes of adapted layers; a projection that layers share is written for each."""
+    """Prefixes of adapted layers; a shared projection is written once per layer."""
     return {
         key: tensor
         for index, prefix in enumerate(cast("list[Prefix]", list(prefixes)))

@@ -27,7 +27,7 @@ def write_torch(recommender: Recommender, folder: Path, options: ExportOptions) 
 
 
 def headline(recommender: Recommender) -> dict[str, str]:
-    """What a written file says of itself at its top."""
+    """The docstring of a generated file."""
     file = recommender.layout_file
     return {
         "title": f"A {file.model} recommender over {Path(file.backbone).name}, adapters placed {file.layout}",
@@ -38,24 +38,24 @@ def headline(recommender: Recommender) -> dict[str, str]:
 
 
 def model_text(recommender: Recommender, part: Part, *, hf: bool) -> str:
-    """The file of Python that says the model; ``hf``: as a Hugging Face modelling file."""
+    """The Python source of the model; ``hf``: as a Hugging Face modelling file."""
     return code(part.choices, **headline(recommender), hf=hf)
 
 
 def write_weights(path: Path, part: Part, *, prefix: str = "") -> None:
-    """All tensors, each its own copy."""
+    """All tensors, copied so that none share memory."""
     tensors = {f"{prefix}{name}": tensor for name, tensor in copied(part.tensors).items()}
     save_file(tensors, path, metadata={"format": "pt"})
 
 
 def write_catalogue(recommender: Recommender, folder: Path) -> None:
-    """What items and users the numbers of the scores stand for, and the layout."""
+    """Write the identifiers of items and users in score order, and the layout."""
     write_json(folder / "catalogue.json", catalogue(recommender))
     write_layout_file(recommender, folder)
 
 
 def write_tokenizer(recommender: Recommender, folder: Path) -> None:
-    """The tokenizer's files, by a class that transformers before 5 has as well."""
+    """Write the tokenizer's files under a class that transformers before 5 has as well."""
     recommender.catalogue.tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -64,5 +64,5 @@ def write_tokenizer(recommender: Recommender, folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """UTF-8, a line a value."""
+    """Write JSON as UTF-8, one value per line."""
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""``snippet``: the few lines that build the layout in one's own training loop, and with a folder its trained weights."""
+"""``snippet``: code that builds the layout in your own training loop, and with a folder its trained weights."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ USE = """# a row: {row}
 """
 CONTEXT_USE = ", segment_ids=segments"
 KEYS_USE = f', collaborative_keys=parts["{USER_KEYS}"][users]'
-KEYS_NOTE = f"# users are places in {USERS_NAME}; who came later has no key here, which `dasearch.load` works out\n"
-SKETCH = '''"""{model} with {layout}, to be trained; with --out come the weights that the study {study} trained."""
+KEYS_NOTE = f"# users are places in {USERS_NAME}; users that came later have no key here; `dasearch.load` computes it\n"
+SKETCH = '''"""{model} with {layout}, untrained; --out adds the weights that the study {study} trained."""
 
 from transformers import AutoModel
 
@@ -75,7 +75,7 @@ def write_snippet(recommender: Recommender, folder: Path, options: ExportOptions
 
 
 def trained_snippet(recommender: Recommender, found: AdapterWeights) -> str:
-    """Lines that open the folder they lie in."""
+    """Code that opens the folder it is in."""
     vocabulary = recommender.model.backbone.vocabulary
     n_items, width = found.parts["head.weight"].shape
     opening = OPENING.format(
@@ -99,7 +99,7 @@ def trained_snippet(recommender: Recommender, found: AdapterWeights) -> str:
 
 
 def untrained_snippet(recommender: Recommender, options: ExportOptions) -> str:
-    """Lines that insert the layout, untrained, into the named backbone."""
+    """Code that inserts the layout, untrained, into the named backbone."""
     found = adapter_weights(recommender, FORM, options.sites)
     name, layers = recommender.settings.backbone.name, len(recommender.model.backbone.blocks)
     known = NAMED.get(name)
@@ -145,7 +145,7 @@ def _call(found: AdapterWeights, weights: str | None) -> str:
 
 
 def _parsed(layout: Layout) -> str:
-    """The call that makes the layout, with the choices whose letters dasearch does not know."""
+    """The call that builds the layout, with the choices that dasearch does not ship."""
     own = layout.own_choices
     if not own:
         return f'dasearch.Layout.parse("{layout}")'
@@ -159,4 +159,4 @@ def _parsed(layout: Layout) -> str:
 
 
 def _written(value: object) -> str:
-    return repr(value).replace("'", '"')  # as formatters write strings
+    return repr(value).replace("'", '"')  # quotes as formatters write them

@@ -66,7 +66,7 @@ def test_values_of_records(tmp_path: Path, name: str, value: str, expected: str 
 @pytest.mark.parametrize("value", ['{"name": "x"}', "[0.5, 0.25]", '[{"name": "x"}]'])
 def test_values_that_are_no_text(tmp_path: Path, name: str, value: str) -> None:
     field = {"2018-ratings": "category", "2023-core": "category"}.get(name, "brand")
-    with pytest.raises(DataError, match=rf"(line \d+|item 'i9'): {field} holds .*, which is no text; ") as error:
+    with pytest.raises(DataError, match=rf"(line \d+|item 'i9'): {field} holds .*, which is not text; ") as error:
         one_value(tmp_path, name, value)
     assert "\n" not in str(error.value)
 
@@ -110,7 +110,7 @@ def test_columns_of_parquet(tmp_path: Path, column: Any, expected: list[str | No
 )
 def test_columns_of_parquet_that_are_no_text(tmp_path: Path, column: Any) -> None:
     path = goods(tmp_path, vector=column)
-    with pytest.raises(DataError, match=r"goods\.parquet: column 'vector' holds .*, which is no text; ") as error:
+    with pytest.raises(DataError, match=r"goods\.parquet: column 'vector' holds .*, which is not text; ") as error:
         load_dataset(path, items="goods.parquet")
     assert "\n" not in str(error.value)
     named = {"user": "user_id", "item": "item_id", "timestamp": "timestamp", "title": "title"}
@@ -199,7 +199,7 @@ def test_untitled_items_are_said_to_be_dropped(tmp_path: Path) -> None:
     with (source / "items.jsonl").open("a") as file:
         file.write('{"item_id": "d", "attributes": {"title": "", "brand": "B"}}\n')
     assert load_dataset(source).remarks == (
-        "1 of 4 interactions (25%) are with items without a title, such as 'd'; they are left out "
+        "1 of 4 interactions (25%) are with items without a title, such as 'd'; they are dropped "
         "(data.require_title=false keeps them)",
     )
 
@@ -273,7 +273,7 @@ def test_a_table_row_without_an_item(tmp_path: Path) -> None:
 def test_a_key_twice_in_a_file_of_one_object(tmp_path: Path) -> None:
     source = FORMS["recformer"].write(tmp_path)
     (source / "meta_data.json").write_text('{"i1": {"title": "A"}, "i1": {"title": "B"}}')
-    with pytest.raises(DataError, match=r"meta_data\.json: the key 'i1' is there twice; keep one"):
+    with pytest.raises(DataError, match=r"meta_data\.json: the key 'i1' occurs twice; keep one"):
         load_dataset(source)
 
 
@@ -329,7 +329,7 @@ def test_rows_inside_a_cell_of_a_csv_are_refused(tmp_path: Path, name: str) -> N
     path = goods(tmp_path)
     (tmp_path / "goods.csv").write_text('item_id,title\na,"Heroes\nb,B\nd,D\nc,C"\n')
     (tmp_path / "table.csv").write_text('user_id,item_id,timestamp,title\nu,a,1,"Heroes\nu,b,2,B\nu,c,3,C"\nu,d,4,D\n')
-    with pytest.raises(DataError, match=rf"{name}\.csv, line \d: a quoted cell holds what reads as rows; ") as error:
+    with pytest.raises(DataError, match=rf"{name}\.csv, line \d: a quoted cell holds what looks like rows; ") as error:
         load_dataset(tmp_path / "table.csv") if name == "table" else load_dataset(path, items="goods.csv")
     assert "\n" not in str(error.value)
 

@@ -121,22 +121,22 @@ BROKEN = [
     ("2018-core", "Arts_5.json", '{"reviewerID": "ann", "unixReviewTime": 3}', "no field 'asin'"),
     ("2018-core", "meta_Arts.json", '{"title": "x"}', "no field 'asin'"),
     ("2018-core", "meta_Arts.json", "{'asin': open('x')}", "not a JSON record"),
-    ("2018-ratings", "Arts.csv", "i1,ann,3", "3 columns where this form has 4"),
+    ("2018-ratings", "Arts.csv", "i1,ann,3", "3 columns where this format has 4"),
     ("2018-ratings", "Arts.csv", "i1,ann,good,3", "rating 'good' is not a number"),
     ("2023-reviews", "Arts.jsonl", '{"user_id": "ann", "timestamp": 3}', "no field 'parent_asin'"),
     ("2023-reviews", "meta_Arts.jsonl", "{", "not a JSON record"),
     ("2023-core", "Arts.csv", "ann,i1,3", "3 columns where the first line has 4"),
-    ("ml-100k", "u.data", "ann i1 3 5", "1 columns where this form has 4"),
-    ("ml-100k", "u.item", "i9|Title|", "3 columns where this form has 8"),
-    ("ml-1m", "ratings.dat", "ann::i1::3", "3 columns where this form has 4"),
-    ("ml-1m", "movies.dat", "i9::Title", "2 columns where this form has 3"),
+    ("ml-100k", "u.data", "ann i1 3 5", "1 columns where this format has 4"),
+    ("ml-100k", "u.item", "i9|Title|", "3 columns where this format has 8"),
+    ("ml-1m", "ratings.dat", "ann::i1::3", "3 columns where this format has 4"),
+    ("ml-1m", "movies.dat", "i9::Title", "2 columns where this format has 3"),
     ("ml-csv", "ratings.csv", "ann,i1,3", "3 columns where the first line has 4"),
     ("ml-csv", "movies.csv", "i9,Comma, the,Action", "4 columns where the first line has 3"),
     ("recbole", "ml.inter", "ann\ti1\t5", "3 columns where the first line has 4"),
     ("recbole", "ml.inter", "ann\ti1\tfive\t5", "rating 'five' is not a number"),
     ("recbole", "ml.item", "i9\tTitle", "2 columns where the first line has 5"),
     ("unisrec", "Arts.test.inter", "1\t2 3", "2 columns where the first line has 3"),
-    ("unisrec", "Arts.item2index", "i9", "1 columns where this form has 2"),
+    ("unisrec", "Arts.item2index", "i9", "1 columns where this format has 2"),
     ("table", "interactions.csv", "ann,i1,3,x,y", "more columns than the first line has"),
     ("table", "interactions.csv", "ann,i1", "timestamp is empty"),
     ("table", "interactions.csv", "ann,,3,x", "item is empty"),
@@ -186,7 +186,7 @@ def test_missing_files_are_named_with_where_they_come_from(tmp_path: Path, name:
     form = FORMS[name]
     source = form.write(tmp_path / "data")
     (source / form.catalogue).unlink()
-    with pytest.raises(DataError, match=rf"data lacks {form.catalogue} .*this form holds .*\(from: ") as error:
+    with pytest.raises(DataError, match=rf"data lacks {form.catalogue} .*this format consists of .*\(from: ") as error:
         load_dataset(source, format=form.name)
     assert READERS[form.name].ORIGIN in str(error.value)
 
@@ -268,16 +268,16 @@ def test_half_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
 
 def test_a_folder_of_two_forms_and_a_wrong_name(tmp_path: Path) -> None:
     both = FORMS["ml-csv"].write(FORMS["recbole"].write(tmp_path / "both"))
-    with pytest.raises(DataError, match=r"both could be movielens or recbole; say which with data.format"):
+    with pytest.raises(DataError, match=r"both could be movielens or recbole; choose one with data.format"):
         load_dataset(both)
     assert sequences(load_dataset(both, format="recbole", ties=Ties.KEEP)) == SEQUENCES
     plain = FORMS["plain"].write(tmp_path / "plain")
-    with pytest.raises(DataError, match=r"plain is in the form plain, not amazon-2018; set data.format=plain"):
+    with pytest.raises(DataError, match=r"plain is in the format plain, not amazon-2018; set data.format=plain"):
         load_dataset(plain, format="amazon-2018")
     with pytest.raises(DataError, match=r"data.format is .movielense.; did you mean movielens\?"):
         load_dataset(plain, format="movielense")
-    with pytest.raises(DataError, match=r"data.columns and data.items are of tables"):
+    with pytest.raises(DataError, match=r"data.columns and data.items apply to tables only"):
         load_dataset(plain, format="plain", columns={"user": "u"})
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty is in no known form: .* `dasearch data formats` lists"):
+    with pytest.raises(DataError, match=r"empty is in no known format: .* `dasearch data formats` lists"):
         load_dataset(tmp_path / "empty")

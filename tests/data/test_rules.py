@@ -103,7 +103,7 @@ def test_rules_that_leave_nobody_or_cannot_be(tmp_path: Path) -> None:
         load_dataset(source, min_user_interactions=9)
     with pytest.raises(DataError, match=r"no user has 3 interactions left .*, which leave-one-out needs"):
         load_dataset(source, min_item_interactions=5, core="iterated")
-    with pytest.raises(DataError, match=r"interactions of data have no ratings; leave out data\.min_rating"):
+    with pytest.raises(DataError, match=r"interactions of data have no ratings; remove data\.min_rating"):
         load_dataset(source, min_rating=1)
     with pytest.raises(ValueError, match="'frist' is not a valid Duplicates"):
         load_dataset(source, duplicates="frist")

@@ -154,7 +154,7 @@ def test_ratings(tmp_path: Path) -> None:
     found = load_dataset(path, columns={**COLUMNS, "title": "name", "rating": "stars"}, min_rating=3)
     assert [item.identifier for item in found.items] == [f"s{k}" for k in range(5)]
     assert found.sequences[0].tolist() == [2, 3, 4]
-    with pytest.raises(DataError, match=r"the interactions of shop have no ratings; leave out data\.min_rating"):
+    with pytest.raises(DataError, match=r"the interactions of shop have no ratings; remove data\.min_rating"):
         load_dataset(path, columns={**COLUMNS, "title": "name"}, min_rating=3)
 
 
@@ -166,5 +166,5 @@ def test_folders_of_tables(tmp_path: Path) -> None:
     (tmp_path / "interactions.csv").unlink()
     assert len(read(tmp_path).sequences[0]) == 3
     (tmp_path / "shop.xlsx").write_text("x")
-    with pytest.raises(DataError, match=r"shop\.xlsx is none of \.csv, \.tsv, \.parquet"):
+    with pytest.raises(DataError, match=r"shop\.xlsx has none of the suffixes \.csv, \.tsv, \.parquet"):
         read(tmp_path / "shop.xlsx")

@@ -130,7 +130,7 @@ def test_what_it_writes(tmp_path: Path) -> None:
         "load.py",
         "recommender.safetensors",
     }
-    assert "Nothing of the trained model is left out." in (out / "README.md").read_text()
+    assert "The whole trained model is included." in (out / "README.md").read_text()
     left_out = export(darec_model("opt", "SSS-SSS"), "adapters", tmp_path / "left-out", ExportOptions(TWO_SITES))
     assert "The site context with its second attention and router" in (left_out / "README.md").read_text()
     assert "decoder.layers.1.output_adapters.adapters.dasearch.adapter_up.bias" in load_file(
@@ -166,16 +166,21 @@ def test_the_bottleneck_survives_the_librarys_division(width: int, bottleneck: i
 @pytest.mark.parametrize(
     ("layout", "changes", "sites", "sentence"),
     [
-        ("SSS-SSS", {}, None, "no place for the site context.*leave it out with --sites causal,recommendation"),
+        ("SSS-SSS", {}, None, "does not support the site context.*exclude it with --sites causal,recommendation"),
         ("SSP-PSS", {}, TWO_SITES, "layer01.recommendation, layer02.causal: a parallel adapter .* SA \\+ B\\(h\\)"),
         ("SSP-SSS", {"parallel_reduce": "sum"}, TWO_SITES, "model.parallel_residual=false"),
         (
             "LSS-SLS",
             {},
             TWO_SITES,
-            "layer01.causal: LoRA is not among the adapters .*use --format snippet, hf or torch",
+            "layer01.causal: --format adapters does not write LoRA; use --format snippet, hf or torch",
         ),
-        ("SSS-SSS", {"rec_adapter_site": "router_output"}, TWO_SITES, "no place for model.rec_adapter_site=router_out"),
+        (
+            "SSS-SSS",
+            {"rec_adapter_site": "router_output"},
+            TWO_SITES,
+            "does not support model.rec_adapter_site=router_out",
+        ),
         ("SSS-SSS", {"variation": "llmrec"}, None, "model.variation=llmrec has no adapters, which --format adapters"),
     ],
 )

@@ -67,12 +67,12 @@ def test_others_may_read_what_is_written(form: str, tmp_path: Path) -> None:
 
 
 def test_trials_are_of_a_study(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="format trials is of a study, not of a model; name a study that was run"):
+    with pytest.raises(ExportError, match="format trials describes a study, not a model; name a study that was run"):
         export(made("opt"), "trials", tmp_path / "out")
 
 
 def test_an_option_that_a_form_does_not_support_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="--top says nothing about format torch; leave it out, or choose onnx, pt2"):
+    with pytest.raises(ExportError, match="format torch does not support --top; remove it, or choose onnx, pt2"):
         export(made("opt"), "torch", tmp_path / "out", ExportOptions(top=3))
 
 

@@ -143,7 +143,7 @@ def test_the_model_card_tells_data_metrics_layout_and_licence(tmp_path: Path) ->
 
 
 def test_a_graph_cannot_answer_with_more_items_than_there_are(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="--top is 31 and the catalogue has 30 items; ask for fewer"):
+    with pytest.raises(ExportError, match="--top is 31 and the catalogue has 30 items; give a smaller --top"):
         export(made("opt"), "pt2", tmp_path / "out", ExportOptions(top=31))
     assert list(tmp_path.iterdir()) == []
 

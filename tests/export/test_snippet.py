@@ -134,7 +134,7 @@ def test_what_it_prints_builds_the_layout(tmp_path: Path, monkeypatch: pytest.Mo
         ({"item_ids": "embedding"}, "model.item_ids=embedding adds vectors to the token embeddings"),
         ({"item_key": True}, "a key for each item"),
         ({"user_key": "history"}, "a key for each item"),
-        ({"variation": "both-causal"}, "the context branch of model.variation=both-causal is under the causal mask"),
+        ({"variation": "both-causal"}, "the context branch of model.variation=both-causal has a causal mask"),
     ],
 )
 def test_what_no_adapter_says_is_refused(tmp_path: Path, settings: dict[str, object], sentence: str) -> None:

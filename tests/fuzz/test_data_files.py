@@ -158,8 +158,8 @@ def test_names_of_columns(times: int, tmp_path: Path) -> None:
         ("train.json", '{"0": [[1]]}', "which smap.json lacks"),
         ("train.json", "[" * 100_000, "cannot be read"),
         ("train.json", '{"0": [' + "9" * 5000 + "]}", "cannot be read"),
-        ("smap.json", '{"i1": [1]}', "'i1' has no whole number"),
-        ("umap.json", '{"ann": {}}', "'ann' has no whole number"),
+        ("smap.json", '{"i1": [1]}', "'i1' has no integer"),
+        ("umap.json", '{"ann": {}}', "'ann' has no integer"),
     ],
 )
 def test_recformer_files_of_another_shape(name: str, content: str, said: str, tmp_path: Path) -> None:

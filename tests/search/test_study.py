@@ -70,7 +70,7 @@ def test_what_of_the_data_is_left_out_is_heard_first(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="far enough"):
         Study(settings).run(listener=Listeners(ears))
     assert ears.heard == Study(settings).dataset().remarks
-    assert "such as 'nowhere'; they are left out" in ears.heard[0]
+    assert "such as 'nowhere'; they are dropped" in ears.heard[0]
 
 
 class Stops(Ears):

@@ -1,4 +1,4 @@
-"""Readers of public forms; `load_dataset` finds the right one by name or by the files that are there."""
+"""Readers of public data formats; `load_dataset` selects one by name or by the files present."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 DATASETS: dict[str, Callable[[int], Raw]] = {"complete-journey": read_complete_journey}
-TABLE = "table"  # any file could be one, so it is detected only where nothing else is
+TABLE = "table"  # matches any file, so it is tried last
 READERS: dict[str, Reader] = {
     "plain": plain,
     "amazon-2018": amazon_2018,
@@ -53,7 +53,7 @@ READERS: dict[str, Reader] = {
 
 
 def load_dataset(source: str | Path, rules: Rules | None = None, **changes: Any) -> Dataset:
-    """A data set by name (``complete-journey``), folder or file, in any form of `READERS`.
+    """A data set by name (``complete-journey``), folder or file, in any format of `READERS`.
 
     ``load_dataset(folder, min_item_interactions=4)`` is ``load_dataset(folder, Rules(min_item_interactions=4))``.
 
@@ -65,7 +65,7 @@ def load_dataset(source: str | Path, rules: Rules | None = None, **changes: Any)
 
 
 def read_source(source: str | Path, rules: Rules) -> Raw:
-    """Everything a source holds, before ties and filters.
+    """Everything a source holds, before ties are resolved and filters applied.
 
     Raises:
         DataError: naming file and line, where something cannot be read.
@@ -90,28 +90,28 @@ def _absent(source: str, form: str | None) -> str:
 
 
 def format_of(source: Path, rules: Rules) -> str:
-    """The name of the form that a folder or file has, as the rules say or its files tell.
+    """The name of a folder's or file's format, from the rules or detected from its files.
 
     Raises:
-        DataError: for an unknown name, another form than the one named, several forms, or none.
+        DataError: for an unknown name, a format other than the one named, several formats, or none.
     """
     if rules.format is not None and rules.format not in READERS:
         raise DataError(
             f"data.format is {rules.format!r}{suggestion(rules.format, list(READERS))}; choose {', '.join(READERS)}"
         )
     if (rules.columns or rules.items) and rules.format not in (None, TABLE):
-        raise DataError(f"data.columns and data.items are of tables; drop them, or set data.format={TABLE}")
+        raise DataError(f"data.columns and data.items apply to tables only; remove them, or set data.format={TABLE}")
     found = [TABLE] if rules.columns or rules.items else _detected(source)
     if rules.format is not None:
         if len(found) == 1 and rules.format not in (*found, TABLE):
-            raise DataError(f"{source} is in the form {found[0]}, not {rules.format}; set data.format={found[0]}")
+            raise DataError(f"{source} is in the format {found[0]}, not {rules.format}; set data.format={found[0]}")
         return rules.format
     if len(found) > 1:
-        raise DataError(f"{source} could be {' or '.join(found)}; say which with data.format")
+        raise DataError(f"{source} could be {' or '.join(found)}; choose one with data.format")
     if not found:
         raise DataError(
-            f"{source} is in no known form: it lacks {plain.ITEMS} and {plain.INTERACTIONS}, and what "
-            "`dasearch data formats` lists; see there what a folder should hold"
+            f"{source} is in no known format: it lacks {plain.ITEMS} and {plain.INTERACTIONS}, and what "
+            "`dasearch data formats` lists; see there what a folder should contain"
         )
     return found[0]
 

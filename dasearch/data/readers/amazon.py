@@ -1,4 +1,4 @@
-"""What the Amazon releases of 2018 and 2023 share: which files belong together, and how a text is cleaned."""
+"""Shared by the Amazon releases of 2018 and 2023: matching files, and cleaning of texts."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from dasearch.data.readers.values import identifier_of, text_of
 from dasearch.errors import DataError, first_line
 
 METADATA = "meta_"
-LONGEST = 2000  # characters; public preprocessing (UniSRec) takes longer texts for scraped pages
-SCRAPED = re.compile(r"getTime|</?(?:span|div|script|style|img|table|br|a)\b", re.IGNORECASE)  # a page's code
+LONGEST = 2000  # characters; public preprocessing (UniSRec) treats longer texts as scraped pages
+SCRAPED = re.compile(
+    r"getTime|</?(?:span|div|script|style|img|table|br|a)\b", re.IGNORECASE
+)  # HTML or JavaScript of a page
 
 
 def clean(text: str) -> str:
-    """A title, brand or level of a category in one line; nothing where it is a piece of a web page."""
+    """A title, brand or category level as one line; empty where it is a fragment of a web page."""
     found = " ".join(html.unescape(text).split())
     return "" if len(found) >= LONGEST or SCRAPED.search(found) else found
 
 
 def first_filled(*values: object) -> object:
-    """The first of several fields that says something; one that is no text does, and is refused where it is read."""
+    """The first non-empty field of several; a value that is not text counts, and is rejected where it is read."""
     return next(filter(_says, values), None)
 
 
@@ -46,19 +48,19 @@ def metadata_of(reviews: Path, suffix: str) -> Path | None:
 
 
 def _candidates(source: Path, suffix: str) -> list[Path]:
-    """Files that may hold reviews, by their names."""
+    """Files whose names match review files."""
     paths = [source] if source.is_file() else sorted(source.iterdir())
     names = ((path, bare_name(path)) for path in paths)
     return [path for path, name in names if name.endswith((suffix, ".csv")) and not name.startswith(METADATA)]
 
 
 def detects_release(source: Path, suffix: str) -> bool:
-    """Whether reviews and their metadata stand together."""
+    """Whether a folder holds reviews and their metadata."""
     return any(metadata_of(path, suffix) for path in _candidates(source, suffix))
 
 
 def files_of(source: Path, suffix: str, reader: tuple[str, str]) -> tuple[Path, Path]:
-    """Reviews and metadata of the category that a folder holds, or of the review file named.
+    """Paths of the reviews and metadata of a folder's category, or of the named review file.
 
     Raises:
         DataError: where one of them is missing, or a folder holds several review files.
@@ -75,7 +77,7 @@ def files_of(source: Path, suffix: str, reader: tuple[str, str]) -> tuple[Path, 
 
 
 def fields(path: Path, names: Sequence[str]) -> Iterator[tuple[int, list[str], dict[str, Any]]]:
-    """Of each record the fields that must be there, as text, and the record.
+    """Yield each record with its required fields as text.
 
     Raises:
         DataError: for a record that lacks one.

@@ -26,12 +26,12 @@ ORIGIN = "Amazon Review Data (2018), per-category files and metadata"
 
 
 def detects(source: Path) -> bool:
-    """Whether files of this release lie there."""
+    """Whether the source holds files of this release."""
     return detects_release(source, SUFFIX) or any(name.endswith("_5.json") for name in names_in(source))
 
 
 def read(source: Path, rules: Rules) -> Raw:
-    """Items are known by asin; timestamps are days, in seconds. Metadata repeat items: the first line counts."""
+    """Items are identified by asin; timestamps have day resolution, in seconds. Of repeated metadata the first line counts."""
     reviews, metadata = files_of(source, SUFFIX, (FILES, ORIGIN))
     rows = _ratings(reviews) if bare_name(reviews).endswith(".csv") else _reviews(reviews)
     return collect(bare_name(reviews).partition(".")[0], catalogued(metadata, _items(metadata), clean), reviews, rows)

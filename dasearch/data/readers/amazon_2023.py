@@ -19,12 +19,12 @@ ORIGIN = "Amazon Reviews 2023, reviews, metadata and k-core files"
 
 
 def detects(source: Path) -> bool:
-    """Whether files of this release lie there."""
+    """Whether the source holds files of this release."""
     return detects_release(source, SUFFIX)
 
 
 def read(source: Path, rules: Rules) -> Raw:
-    """Timestamps are milliseconds, kept so: whole seconds would tie what is not tied."""
+    """Timestamps stay in milliseconds: whole seconds would create ties."""
     reviews, metadata = files_of(source, SUFFIX, (FILES, ORIGIN))
     rows = _ratings(reviews) if bare_name(reviews).endswith(".csv") else _reviews(reviews)
     return collect(bare_name(reviews).partition(".")[0], catalogued(metadata, _items(metadata), clean), reviews, rows)

@@ -1,4 +1,4 @@
-"""What readers share: numbered lines of plain and gzip files, cells, records, and events numbered as they are read."""
+"""Shared by readers: numbered lines of plain and gzip files, cells, records, and events numbered while reading."""
 
 from __future__ import annotations
 
@@ -22,24 +22,30 @@ from dasearch.data.readers.values import Times, text_of, whole_identifiers, writ
 from dasearch.data.rules import Rules
 from dasearch.errors import DataError, first_line
 
-UTF8 = "utf-8-sig"  # with or without the mark that spreadsheets put first
-NO_ATTRIBUTES: dict[str, str] = {}  # shared by all items that only interactions know
+UTF8 = "utf-8-sig"  # with or without the byte-order mark of spreadsheets
+NO_ATTRIBUTES: dict[str, str] = {}  # shared by all items that occur only in interactions
 UNRATED = float("nan")
 Row = tuple[int, str, str, str, Any]  # line, user, item, timestamp, rating (None: unrated)
 
 
 class Reader(Protocol):
-    """A public form of data; each is a module of this package.
+    """A public data format; each is a module of this package.
 
-    ``FILES`` says what a folder of this form holds, ``ORIGIN`` whose such files are. ``detects``
-    looks at names of files alone. ``read`` raises `DataError`, naming file and line.
+    ``FILES`` describes the files of a folder in this format, ``ORIGIN`` who publishes them.
     """
 
     FILES: str
     ORIGIN: str
 
-    def detects(self, source: Path) -> bool: ...
-    def read(self, source: Path, rules: Rules) -> Raw: ...
+    def detects(self, source: Path) -> bool:
+        """Whether the file names of a folder, or of a file, match this format."""
+
+    def read(self, source: Path, rules: Rules) -> Raw:
+        """Read a source.
+
+        Raises:
+            DataError: naming file and line, where something cannot be read.
+        """
 
 
 # --- files --------------------------------------------------------------------------------------------------------
@@ -52,7 +58,7 @@ def find(folder: Path, name: str) -> Path | None:
 
 
 def require(folder: Path, name: str, reader: tuple[str, str]) -> Path:
-    """The same; ``reader`` is the ``(FILES, ORIGIN)`` of the form that wants it.
+    """The same, required; ``reader`` is the ``(FILES, ORIGIN)`` of the format that needs it.
 
     Raises:
         DataError: if neither is there.
@@ -61,9 +67,9 @@ def require(folder: Path, name: str, reader: tuple[str, str]) -> Path:
 
 
 def lacking(folder: Path, name: str, reader: tuple[str, str]) -> NoReturn:
-    """Raise the error of a file that a form wants."""
+    """Raise the error for a file that a format needs."""
     files, origin = reader
-    raise DataError(f"{folder} lacks {name} (or {name}.gz); this form holds {files} (from: {origin})")
+    raise DataError(f"{folder} lacks {name} (or {name}.gz); this format consists of {files} (from: {origin})")
 
 
 def bare_name(path: Path) -> str:
@@ -77,7 +83,7 @@ def names_in(source: Path) -> list[str]:
 
 
 def only_name(source: Path, names: Sequence[str]) -> str:
-    """The one data set of a folder; ``NAME`` where there is none, for the message of what is lacking.
+    """The name of a folder's one data set; ``NAME`` where there is none, for the message on the missing file.
 
     Raises:
         DataError: if there are several.
@@ -88,7 +94,7 @@ def only_name(source: Path, names: Sequence[str]) -> str:
 
 
 def open_text(path: Path, encoding: str = UTF8) -> IO[str]:
-    """Text whose lines end in a line feed alone: a carriage return inside a cell ends none."""
+    """Text whose lines end at a line feed only: a carriage return inside a cell is part of it."""
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding=encoding, newline="\n")
     return path.open(encoding=encoding, newline="\n")
@@ -114,7 +120,7 @@ Split = Callable[[str], list[str]]
 
 
 def by_tab(line: str) -> list[str]:
-    """The cells of a line that tabs separate."""
+    """The tab-separated cells of a line."""
     return line.split("\t")
 
 
@@ -122,7 +128,7 @@ def by_comma(line: str) -> list[str]:
     """Cells of a CSV line, quoted ones among them.
 
     Raises:
-        csv.Error: for a quoted cell that does not end, or goes on after its quote.
+        csv.Error: for a quoted cell that does not end, or has text after its closing quote.
     """
     return next(csv.reader([line], strict=True)) if '"' in line else line.split(",")
 
@@ -143,7 +149,7 @@ def cells(path: Path, split: Split, width: int, encoding: str = UTF8) -> Iterato
         found = _cells_of(path, number, line, split)
         if len(found) != width:
             raise DataError(
-                f"{path}, line {number}: {len(found)} columns where this form has {width}; restore the line"
+                f"{path}, line {number}: {len(found)} columns where this format has {width}; restore the line"
             )
         yield number, found
 
@@ -157,7 +163,7 @@ def header_of(path: Path, split: Split) -> list[str]:
 def named_cells(
     path: Path, split: Split, columns: Sequence[str], optional: Sequence[str] = ()
 ) -> Iterator[tuple[int, list[str | None]]]:
-    """Of each line the cells under ``columns`` and then ``optional``, None where the file has no such column."""
+    """Yield each line's cells under ``columns`` and then ``optional``, None where the file has no such column."""
     header = header_of(path, split)
     absent = [column for column in columns if column not in header]
     if absent:
@@ -175,7 +181,7 @@ def named_cells(
 
 
 def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Numbered JSON objects, one a line; those of old Amazon files are literals of Python."""
+    """Numbered JSON objects, one a line; old Amazon files hold Python literals instead."""
     for number, line in lines(path):
         try:
             found = _record(line)
@@ -200,7 +206,7 @@ Entry = tuple[int, str, Mapping[str, object]]  # line (0: the file has none), id
 
 
 class Catalogue(NamedTuple):
-    """Items by their first record, and whose records came again.
+    """Items by their first record, and the identifiers of repeated records.
 
     ``again`` holds the identifiers of all further records.
     """
@@ -211,7 +217,7 @@ class Catalogue(NamedTuple):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What became of further records, in a sentence."""
+        """A sentence on repeated records, if any."""
         if not self.again:
             return ()
         count = f"{len(self.again):,} item{'s' if len(self.again) > 1 else ''}"
@@ -219,10 +225,10 @@ class Catalogue(NamedTuple):
 
 
 def catalogued(path: Path, entries: Iterable[Entry], clean: Callable[[str], str] = str.strip) -> Catalogue:
-    """The items of a file, of each the first record; ``clean`` makes one line of a text.
+    """The items of a file by their first records; ``clean`` turns a text into one line.
 
     Raises:
-        DataError: for an item without an identifier, or an attribute that is no text.
+        DataError: for an item without an identifier, or an attribute that is not text.
     """
     named, attributes = [], []
     for line, identifier, values in entries:
@@ -240,14 +246,14 @@ def catalogued(path: Path, entries: Iterable[Entry], clean: Callable[[str], str]
 
 
 def _filled(place: str, values: Mapping[str, object], clean: Callable[[str], str]) -> dict[str, str]:
-    """The attributes that say something, the title first."""
+    """The non-empty attributes, the title first."""
     found = {}
     for key, value in values.items():
         try:
             text = text_of(value, clean)
         except (TypeError, RecursionError) as error:
             raise DataError(
-                f"{place}: {key} holds {first_line(error)}, which is no text; write text or a list of texts, or leave it out"
+                f"{place}: {key} holds {first_line(error)}, which is not text; write text or a list of texts, or remove it"
             ) from None
         if text:
             found[sys.intern(writable(str(key)))] = text
@@ -255,17 +261,17 @@ def _filled(place: str, values: Mapping[str, object], clean: Callable[[str], str
 
 
 def empty(place: str, role: str) -> DataError:
-    """What to say of a row or record without a user or an item."""
+    """The message for a row or record without a user or an item."""
     return DataError(f"{place}: {role} is empty; correct the row or drop it")
 
 
 def collect(name: str, catalogue: Catalogue, path: Path, rows: Iterable[Row]) -> Raw:
-    """Number users and items as the rows of ``path`` come by; machine integers are all that is kept of a row.
+    """Number users and items while reading the rows of ``path``; only machine integers are kept of a row.
 
-    Items that the catalogue lacks follow it, without attributes.
+    Items that the catalogue lacks are appended to it, without attributes.
 
     Raises:
-        DataError: for a timestamp that fits in no int64, a rating that is no number, or an identifier that is blank.
+        DataError: for a timestamp that does not fit in int64, a rating that is not a number, or a blank identifier.
     """
     users: dict[str, int] = {}
     met: dict[str, int] = {}
@@ -300,23 +306,23 @@ def collect(name: str, catalogue: Catalogue, path: Path, rows: Iterable[Row]) ->
 
 
 def _numbered(column: array[int], met: Mapping[str, int], numbers: dict[str, int]) -> IntArray:
-    """The column with numbers of ``numbers``, to which identifiers that are not there yet are added."""
+    """The column as numbers from ``numbers``, to which new identifiers are added."""
     found = [numbers.setdefault(identifier, len(numbers)) for identifier in whole_identifiers([*map(writable, met)])]
     return np.array(found, dtype=np.int64)[np.frombuffer(column, dtype=np.int64)]
 
 
 def _refuse(path: Path, line: int, timestamp: str, rating: Any) -> NoReturn:
-    if _is_number(rating) or not _is_number(timestamp):  # a timestamp may also be too large once all are microseconds
+    if _is_number(rating) or not _is_number(timestamp):  # a timestamp may also overflow once all are microseconds
         problem = (
             f"timestamp {timestamp!r} is not a number of seconds or a position that fits in 64 bits; write an integer"
         )
     else:
-        problem = f"rating {rating!r} is not a number; write one, or leave the column out"
+        problem = f"rating {rating!r} is not a number; write one, or remove the column"
     raise DataError(f"{path}, line {line}: {problem}") from None
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is one; what is not there is none that is wrong."""
+    """Whether a value is a number; a missing one passes."""
     try:
         float(UNRATED if value is None else value)
     except (TypeError, ValueError, OverflowError):

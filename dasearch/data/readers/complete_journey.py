@@ -12,8 +12,8 @@ from dasearch.data.events import Events, seeded_hash
 from dasearch.data.raw import Raw
 from dasearch.errors import DataError
 
-MIN_BUYERS = 200  # products with so many buying households
-MIN_VISITS = 5  # and households with so many visits
+MIN_BUYERS = 200  # minimum number of households that bought a product
+MIN_VISITS = 5  # minimum number of visits of a household
 NOT_PRODUCTS = ("FUEL", "COUPON", "MISCELLANEOUS")  # departments
 
 

@@ -1,4 +1,4 @@
-"""MovieLens: Harper and Konstan, ACM TiiS 2015. The three layouts that GroupLens has published."""
+"""MovieLens: Harper and Konstan, ACM TiiS 2015. The three file layouts that GroupLens has published."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Layout(NamedTuple):
 
 
 def detects(source: Path) -> bool:
-    """Whether the ratings and films of a MovieLens release lie there."""
+    """Whether the source holds the ratings and films of a MovieLens release."""
     return any(find(source, layout.ratings) and find(source, layout.movies) for layout in LAYOUTS)
 
 
 def read(source: Path, rules: Rules) -> Raw:
-    """Genres, with spaces between, are the items' category."""
+    """Genres, joined by spaces, are the items' category."""
     layout = next((layout for layout in LAYOUTS if find(source, layout.ratings)), LAYOUTS[-1])
     ratings = require(source, layout.ratings, (FILES, ORIGIN))
     movies = require(source, layout.movies, (FILES, ORIGIN))
@@ -105,7 +105,7 @@ def _by_pipe(line: str) -> list[str]:
 
 
 def _encoding(path: Path) -> str:
-    """100K and 1M are Latin-1, 10M is UTF-8, and no file says so."""
+    """The text of a file: 100K and 1M are Latin-1, 10M is UTF-8, and no file declares its encoding."""
     try:
         with open_text(path) as file:
             for _ in file:

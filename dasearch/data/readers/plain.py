@@ -1,4 +1,4 @@
-"""The plain form: a table of interactions and a line of JSON an item."""
+"""The plain format: a table of interactions and one line of JSON per item."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from dasearch.errors import DataError
 
 INTERACTIONS, ITEMS = "interactions.tsv", "items.jsonl"
 COLUMNS = ("user_id", "item_id", "timestamp")
-RATING = "rating"  # a column that may be there
+RATING = "rating"  # an optional column
 FILES = f"{INTERACTIONS} with a first line {' '.join(COLUMNS)} (and rating), tab-separated, and {ITEMS}"
 ORIGIN = "your own, or what `dasearch data convert` writes"
 
 
 def detects(source: Path) -> bool:
-    """Whether one of its two files lies there."""
+    """Whether the source holds one of the format's two files."""
     return any(find(source, name) for name in (INTERACTIONS, ITEMS))
 
 
 def read(source: Path, rules: Rules) -> Raw:
-    """Interactions with items that the item file does not know count as items without a title."""
+    """Items that the item file lacks count as items without a title."""
     catalogue = require(source, ITEMS, (FILES, ORIGIN))
     path = require(source, INTERACTIONS, (FILES, ORIGIN))
     return collect(source.resolve().name, catalogued(catalogue, _items(catalogue)), path, _rows(path))
 
 
 def read_folder(folder: Path) -> Raw:
-    """A plain folder as it stands, before ties and filters."""
+    """Everything a plain folder holds, before ties are resolved and filters applied."""
     return read(folder, Rules())
 
 

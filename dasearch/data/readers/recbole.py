@@ -32,7 +32,7 @@ TEXT_TYPES = ("token", "token_seq")
 
 
 def detects(source: Path) -> bool:
-    """Whether RecBole's atomic files lie there."""
+    """Whether the source holds RecBole's atomic files."""
     return bool(_names(source))
 
 
@@ -42,7 +42,7 @@ def _names(source: Path) -> list[str]:
 
 
 def read(source: Path, rules: Rules) -> Raw:
-    """Token columns of the item file are attributes under their own names, save `KNOWN_AS`."""
+    """Token columns of the item file are attributes under their own names, except those in `KNOWN_AS`."""
     name = only_name(source, _names(source))
     path = require(source, name + EVENTS, (FILES, ORIGIN))
     catalogue = require(source, name + ITEMS, (FILES, ORIGIN))

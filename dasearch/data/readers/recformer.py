@@ -20,12 +20,12 @@ ORIGIN = "fine-tuning data of RecFormer"
 
 
 def detects(source: Path) -> bool:
-    """Whether one of RecFormer's files lie there."""
+    """Whether the source holds one of RecFormer's files."""
     return any(find(source, name) for name in (ITEM_NUMBERS, METADATA))
 
 
 def read(source: Path, rules: Rules) -> Raw:
-    """Timestamps are positions. The files are single JSON values, so each is held whole while it is read."""
+    """Timestamps are positions. Each file is a single JSON value and is read into memory whole."""
     paths = {name: require(source, name, (FILES, ORIGIN)) for name in (*SPLITS, METADATA, ITEM_NUMBERS, USER_NUMBERS)}
     items = catalogued(paths[METADATA], _items(paths[METADATA]))
     return collect(source.resolve().name, items, paths["train.json"], _rows(paths))
@@ -60,7 +60,7 @@ def _numbers(path: Path) -> dict[str, int]:
     found = _object(path)
     for name, number in found.items():
         if not isinstance(number, int):
-            raise DataError(f"{path}: {name!r} has no whole number; fetch the file again")
+            raise DataError(f"{path}: {name!r} has no integer; fetch the file again")
     return found
 
 
@@ -69,7 +69,7 @@ def _object(path: Path) -> dict[str, Any]:
         with open_text(path) as file:
             found = json.load(file, object_pairs_hook=_of_pairs)
     except KeyError as error:
-        raise DataError(f"{path}: the key {error.args[0]!r} is there twice; keep one") from None
+        raise DataError(f"{path}: the key {error.args[0]!r} occurs twice; keep one") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg}); fetch the file again") from None
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
@@ -80,10 +80,10 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object with each key once.
+    """A dictionary of key-value pairs.
 
     Raises:
-        KeyError: naming a key that is there twice.
+        KeyError: naming a key that occurs twice.
     """
     found: dict[str, Any] = {}
     for key, value in pairs:

@@ -22,21 +22,21 @@ TSV = ".tsv"
 SEPARATORS = {".csv": ",", TSV: "\t"}
 PARQUET = ".parquet"
 SUFFIXES = (*SEPARATORS, PARQUET)
-RATING = "rating"  # the one column that need not be there
+RATING = "rating"  # the one optional column
 EVENT_COLUMNS = {"user": "user_id", "item": "item_id", "timestamp": "timestamp"}
-USUAL_ATTRIBUTES = (TITLE, "brand", "category")  # taken from the interactions where data.columns names no attribute
+USUAL_ATTRIBUTES = (TITLE, "brand", "category")  # read from the interactions where data.columns names no attribute
 FILES = (
     "one file, or interactions.csv, .tsv or .parquet, with columns as data.columns names them "
     "(default: user_id, item_id, timestamp, title), and a table of items if data.items names one"
 )
 ORIGIN = "your own"
 ISO_DATE = r"^\d{4}-\d{2}-\d{2}([T ]|$)"
-KEY, ROW, COUNT = "\0", "\1", "\2"  # names of columns that no attribute has
+KEY, ROW, COUNT = "\0", "\1", "\2"  # column roles that are not attributes
 TEXTS = (pl.String, pl.Categorical, pl.Enum, pl.Null)
 
 
 def detects(source: Path) -> bool:
-    """Whether it is a table, or a folder with one."""
+    """Whether the source is a table, or a folder with one."""
     if source.is_file():
         return bare_name(source).endswith(SUFFIXES)
     return bool(_tables(source))
@@ -82,18 +82,18 @@ def _item_table(interactions: Path, name: str) -> Path:
 
 
 def _scan(path: Path) -> pl.LazyFrame:
-    """Columns of text, save those of Parquet, which have types."""
+    """Columns as text, except those of Parquet, which have types."""
     suffix = Path(bare_name(path)).suffix
     if suffix == PARQUET:
         return pl.scan_parquet(path, glob=False)
     if suffix not in SEPARATORS:
-        raise DataError(f"{path} is none of {', '.join(SUFFIXES)}; rename it by what it is")
+        raise DataError(f"{path} has none of the suffixes {', '.join(SUFFIXES)}; rename it to match its format")
     quote = None if suffix == TSV else '"'
     return pl.scan_csv(path, separator=SEPARATORS[suffix], quote_char=quote, infer_schema=False, glob=False)
 
 
 def _whole_rows(path: Path) -> pl.LazyFrame:
-    """The table, once it is sure that no row was cut and none stands inside a cell.
+    """The table, checked for truncated rows and for rows swallowed by a quoted cell.
 
     Raises:
         DataError: with the line of the first such row.
@@ -107,7 +107,7 @@ def _whole_rows(path: Path) -> pl.LazyFrame:
 
 
 def _require_width(path: Path) -> None:
-    """Cells of a TSV stand as they are, so that a line is a row."""
+    """Cells of a TSV are taken literally, so that a line is a row."""
     width = None
     for number, line in lines(path):
         found = line.count("\t") + 1
@@ -120,14 +120,14 @@ def _require_width(path: Path) -> None:
 
 
 def _require_no_row_inside(path: Path, table: pl.LazyFrame) -> None:
-    """A quote that nobody meant swallows the rows up to the next one."""
+    """An unintended quote swallows the rows up to the next one."""
     width = len(table.collect_schema())
     broken = pl.any_horizontal(pl.all().exclude(ROW).str.contains("\n", literal=True))
     for row, *cells in table.with_row_index(ROW).filter(broken).pipe(_collect).iter_rows():
         inside = [line for cell in cells if cell for line in cell.split("\n")[1:]]
         if width > 1 and _holds_row(inside, width):
             raise DataError(
-                f"{path}, {_place(path, row)}: a quoted cell holds what reads as rows; double the quote that opens it, and "
+                f"{path}, {_place(path, row)}: a quoted cell holds what looks like rows; double the quote that opens it, and "
                 "quote the whole cell, or take its line breaks out"
             )
 
@@ -140,7 +140,7 @@ def _holds_row(lines_inside: list[str], width: int) -> bool:
 
 
 def _collect(frame: pl.LazyFrame) -> pl.DataFrame:
-    """In chunks; all columns are parsed, for a row that has too many is refused only then."""
+    """Read in chunks; all columns are parsed, because rows with too many cells are rejected only then."""
     return frame.collect(engine="streaming", optimizations=pl.QueryOptFlags(projection_pushdown=False))
 
 
@@ -150,7 +150,7 @@ def _require_columns(path: Path, table: pl.LazyFrame, wanted: list[str]) -> None
         if column not in known:
             raise DataError(
                 f"{path}, line 1: no column {column!r}{suggestion(column, known)}; its columns are {', '.join(known)}, "
-                "and data.columns says what they hold, as in {user: customer, item: sku, timestamp: time}"
+                "and data.columns maps roles to them, as in {user: customer, item: sku, timestamp: time}"
             )
 
 
@@ -158,7 +158,7 @@ def _require_columns(path: Path, table: pl.LazyFrame, wanted: list[str]) -> None
 
 
 def _events(path: Path, table: pl.LazyFrame, names: Mapping[str, str]) -> pl.DataFrame:
-    """Columns row (from 0), user, item (text), timestamp (Int64), rating (Float64); blank rows left out."""
+    """Columns row (from 0), user, item (text), timestamp (Int64), rating (Float64); blank rows dropped."""
     known = table.collect_schema().names()
     rated = names[RATING] in known
     text = [_identifiers(path, table, names[role]).alias(role) for role in ("user", "item")]
@@ -178,7 +178,7 @@ def _events(path: Path, table: pl.LazyFrame, names: Mapping[str, str]) -> pl.Dat
 
 
 def _require_all(path: Path, frame: pl.DataFrame, read: pl.Series, column: str, wanted: str) -> None:
-    """Refuse the first row of ``frame`` whose ``column`` could not be ``read``."""
+    """Reject the first row of ``frame`` whose ``column`` could not be ``read``."""
     bad = frame.filter(read.is_null())
     if len(bad):
         value = bad[column][0]
@@ -187,7 +187,7 @@ def _require_all(path: Path, frame: pl.DataFrame, read: pl.Series, column: str, 
 
 
 def _times(column: pl.Series) -> pl.Series:
-    """Int64 in the column's own unit; null where a value is no time."""
+    """Int64 in the column's own unit; null where a value is not a time."""
     if column.dtype.is_integer():
         return column.cast(pl.Int64, strict=False)
     if column.dtype.is_float():
@@ -201,13 +201,13 @@ def _times(column: pl.Series) -> pl.Series:
 
 
 def _whole(column: pl.Series) -> pl.Series:
-    """Floats as they are where all are whole, else in millionths."""
+    """Floats unchanged where all are whole, else in millionths."""
     fractions = (column != column.round()).any()
     return (column * MICROSECONDS if fractions else column).round().cast(pl.Int64, strict=False)
 
 
 def _seconds(dates: pl.Series) -> pl.Series:
-    """Seconds since 1970 where no date has a fraction of one, else microseconds."""
+    """Seconds since 1970 where no date has fractional seconds, else microseconds."""
     times = dates.cast(pl.Int64)
     return times if (times % MICROSECONDS != 0).any() else times // MICROSECONDS
 
@@ -221,7 +221,7 @@ def _rows(events: pl.DataFrame) -> Iterator[Row]:
 
 
 def _catalogue(path: Path, names: Mapping[str, str], *, own_table: bool) -> Catalogue:
-    """Items in the order of their first row, with the first value that each attribute has."""
+    """Items in the order of their first row, with the first value of each attribute."""
     table = _whole_rows(path) if own_table else _scan(path)
     _require_columns(path, table, [names["item"]])
     attributes = _attributes(path, table, names, own_table=own_table)
@@ -247,7 +247,9 @@ def _identifiers(path: Path, table: pl.LazyFrame, column: str) -> pl.Expr:
     """A column as text, whole floats as integers; null where it is blank."""
     kind = table.collect_schema()[column]
     if kind.is_nested() or kind == pl.Binary:
-        raise DataError(f"{path}: column {column!r} holds {kind}, which is no identifier; write text or integers")
+        raise DataError(
+            f"{path}: column {column!r} holds {kind}, which cannot be an identifier; write text or integers"
+        )
     found = pl.col(column)
     text = found.cast(pl.String)
     if kind.is_float():
@@ -263,7 +265,7 @@ def _text(path: Path, table: pl.LazyFrame, column: str) -> pl.Expr:
         leaf = leaf.inner  # type: ignore[assignment]  # declared as a type or its class; a schema holds types
     if leaf in (pl.Struct, pl.Binary, pl.Object) or (leaf is not kind and leaf not in TEXTS):
         raise DataError(
-            f"{path}: column {column!r} holds {kind}, which is no text; leave it out by naming the columns that you want in "
+            f"{path}: column {column!r} holds {kind}, which is not text; exclude it by naming the columns that you want in "
             "data.columns"
         )
     return _joined(pl.col(column), kind)
@@ -279,7 +281,7 @@ def _joined(found: pl.Expr, kind: pl.DataType) -> pl.Expr:
 
 
 def _attributes(path: Path, table: pl.LazyFrame, names: Mapping[str, str], *, own_table: bool) -> dict[str, str]:
-    """Columns by the attribute they hold: those named, or every other one of an item table, or the usual ones."""
+    """Columns by attribute: those named, or every other one of an item table, or the default ones."""
     known = table.collect_schema().names()
     named = {role: column for role, column in names.items() if role not in (*EVENT_COLUMNS, RATING)}
     if named:
@@ -293,7 +295,7 @@ def _attributes(path: Path, table: pl.LazyFrame, names: Mapping[str, str], *, ow
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """What polars says of a file, in one sentence with the line where it can be found."""
+    """A polars error as one sentence, with the line where it can be located."""
     try:
         yield
     except (pl.exceptions.PolarsError, OSError) as error:

@@ -1,4 +1,4 @@
-"""UniSRec's folder (Hou et al., KDD 2022): histories with their next item, and a text an item."""
+"""UniSRec's folder (Hou et al., KDD 2022): histories with their next item, and one text per item."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NO_TEXT = "."  # what its preprocessing writes for an item without text
 
 
 def detects(source: Path) -> bool:
-    """Whether UniSRec's files lie there."""
+    """Whether the source holds UniSRec's files."""
     return bool(_names(source))
 
 
@@ -45,7 +45,7 @@ def _names(source: Path) -> list[str]:
 def read(source: Path, rules: Rules) -> Raw:
     """A user's sequence is the longest history of the test file and its target; positions are timestamps.
 
-    UniSRec cuts histories at 50 items, so older items of longer ones are not in these files.
+    UniSRec truncates histories to 50 items, so older items of longer ones are not in these files.
     """
     name = only_name(source, _names(source))
     test, *_ = (require(source, name + suffix, (FILES, ORIGIN)) for suffix in (TEST, *OTHERS))
@@ -55,7 +55,7 @@ def read(source: Path, rules: Rules) -> Raw:
 
 
 def _identifiers(source: Path, name: str) -> dict[str, str]:
-    """The identifier of each number, where the folder says."""
+    """The identifier of each number, where the folder has a mapping."""
     path = find(source, name)
     return {number: identifier for _, (identifier, number) in cells(path, by_tab, 2)} if path else {}
 

@@ -1,4 +1,4 @@
-"""What a cell or a field means: a text, an identifier, a time. Values that have no such meaning are refused, not spelt out."""
+"""Parsing of cells and fields as texts, identifiers or times. Other values are rejected, not converted to strings."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ WHOLE = re.compile(r"(0|-?[1-9]\d*)(\.0+)?", re.ASCII)  # as an integer is writt
 
 
 def text_of(value: object, clean: Callable[[str], str] = str.strip) -> str:
-    """A value as text: a list's parts with spaces between, nothing where it is null or NaN.
+    """A value as text: a list's parts joined by spaces, empty for null and NaN.
 
     Raises:
-        TypeError: for an object, or a list of numbers; its message says which.
+        TypeError: for an object, or a list of numbers; the message names it.
     """
     return writable(" ".join(filter(None, map(clean, _parts(value)))))
 
@@ -34,15 +34,15 @@ def _parts(value: object) -> Iterator[str]:
 
 
 def writable(text: str) -> str:
-    """Text that UTF-8 has bytes for; JSON may hold half a surrogate pair."""
+    """Text that UTF-8 can encode; JSON may hold half a surrogate pair."""
     return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def identifier_of(value: object) -> str:
-    """A field as an identifier: a text as it stands, an integer, a whole float as the integer; nothing for null and NaN.
+    """A field as an identifier: text unchanged, an integer, a whole float as the integer; empty for null and NaN.
 
     Raises:
-        TypeError: for a list, an object or a truth value.
+        TypeError: for a list, an object or a boolean.
     """
     if isinstance(value, str):
         return writable(value)
@@ -54,14 +54,14 @@ def identifier_of(value: object) -> str:
 
 
 def whole_identifiers(identifiers: Sequence[str]) -> Sequence[str]:
-    """``1.0`` as ``1`` where all are whole numbers: a table with a gap somewhere wrote its integers as floats."""
+    """``1.0`` as ``1`` where all are whole numbers: a table with missing values writes its integers as floats."""
     if all(map(WHOLE.fullmatch, identifiers)):
         return [identifier.partition(".")[0] for identifier in identifiers]
     return identifiers
 
 
 def whole(text: str) -> int:
-    """An integer, ``1.5e9`` and ``978300760.0`` among them.
+    """Parse an integer, ``1.5e9`` and ``978300760.0`` included.
 
     Raises:
         ValueError, OverflowError: for anything else.
@@ -76,17 +76,17 @@ def whole(text: str) -> int:
 
 
 class Times:
-    """Timestamps as they come by, as they are; once one has a fraction, all of them in microseconds."""
+    """Timestamps in reading order, unscaled; once one has a fraction, all of them in microseconds."""
 
     def __init__(self) -> None:
         self.found = array("q")
         self._factor = 1
 
     def append(self, text: str) -> None:
-        """Add one.
+        """Add a timestamp.
 
         Raises:
-            ValueError, OverflowError: for one that is no number, or does not fit in 64 bits.
+            ValueError, OverflowError: for a value that is not a number, or does not fit in 64 bits.
         """
         try:
             self.found.append(whole(text) * self._factor)
