@@ -196,7 +196,7 @@ WRONG = [
     (["run", "nowhere.yaml"], "there is no study file 'nowhere.yaml'"),
     (["run", "toy.yaml", "--warm-start", "nowhere.json"], "nowhere.json cannot be read (No such file or directory)"),
     (["run", "toy.yaml", "--warm-start", "nowhere.json", "--dry-run"], "nowhere.json cannot be read"),
-    (["run", "toy.yaml", "--warm-start", "toy.yaml"], "toy.yaml is no trials.json, layout.json or study database"),
+    (["run", "toy.yaml", "--warm-start", "toy.yaml"], "toy.yaml is not a trials.json, layout.json or study database"),
     (["train", "toy.yaml", "--layout", "SSS"], "the layout SSS has 1 layers of 3 sites and the model has 2 of 3"),
     (["train", "toy.yaml", "--layout", "SXS-SSS"], "a layout is written with S, P, N, A, L and -"),
     (["train", "toy.yaml", "--layout", "best"], "there are no studies under"),
@@ -549,7 +549,7 @@ def test_train_one_layout(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert (here / "runs" / "toy" / "models" / "PPP-PPP" / "model.safetensors").is_file()
     (here / "full").mkdir()
     capsys.readouterr()
-    assert "exists and is no model folder" in refused(
+    assert "exists and is not a model folder" in refused(
         capsys, "train", "toy.yaml", "--layout", "SPS-PPS", "--out", "full"
     )
 

@@ -1,7 +1,7 @@
 """Ablations: the study's model with one thing changed at a time, trained with the same seeds, compared by seed.
 
-Liu et al. 2024, sec. 3.3 to 3.7. Validation data only; the test split stays closed. Every training is in the store when it
-ends, so that the same command goes on where an interrupted one stopped.
+Liu et al. 2024, sec. 3.3 to 3.7. Validation data only; the test split is not read. Every training is stored when it
+ends, so that the same command resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from dasearch.yaml_files import read_yaml
 
 FOLDER = "studies/ablations"
 WHOLE = "the study itself"
-LAYOUT = "layout"  # a variant may name the layout it trains, beside settings
+LAYOUT = "layout"  # besides settings, a variant may name the layout it trains
 
 
 class AblationFile(BaseModel):
@@ -56,7 +56,7 @@ class AblationFile(BaseModel):
 class Variant:
     """A study with one thing changed; ``group`` is empty for the study itself.
 
-    ``recipe`` is how it is trained, where that is not the study's own way.
+    ``recipe`` is its training recipe, where it differs from the study's.
     """
 
     group: str
@@ -68,11 +68,12 @@ class Variant:
 
     @property
     def title(self) -> str:
+        """The group and the name, as tables show the variant."""
         return f"{self.group}: {self.name}" if self.group else self.name
 
     @property
     def key(self) -> str:
-        """What decides its result beside the seed: 16 hexadecimal digits."""
+        """Hash of everything but the seed that determines its result: 16 hexadecimal digits."""
         content: list[Any] = [objective_hash(self.settings), str(self.layout), self.replace_every]
         if self.recipe is not None:
             content.append(self.recipe.record())
@@ -84,7 +85,7 @@ class Scored:
     """A variant's validation metrics over seeds, and the study's gain over it, paired by seed.
 
     Attributes:
-        metric: that the study chooses by, and the gain is in.
+        metric: the study's selection metric, which is the unit of the gain.
     """
 
     variant: Variant
@@ -97,10 +98,10 @@ class Scored:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What is trained: the variants, by which recipe, on whom.
+    """An ablation: the variants, their recipe and their users.
 
     Args:
-        short: trials on Data_BO by the trial recipe, instead of final trainings on everyone.
+        short: trials on Data_BO by the trial recipe, instead of final trainings on all users.
         workers: None: the trainings run in this process.
     """
 
@@ -112,10 +113,10 @@ class Ablation:
     workers: Workers | None = None
 
     def run(self) -> list[Scored]:
-        """Train what the store does not hold yet; the scores of all variants in their order.
+        """Train what is not stored yet and return the scores of all variants, in order.
 
         Raises:
-            Exception: what a training failed by, after all others are kept.
+            Exception: the cause of a failed training, after all others are stored.
         """
         settings = self.study.settings
         resolve_device(settings.device)
@@ -129,7 +130,7 @@ class Ablation:
             store.close()
 
     def _run_key(self) -> str:
-        """Which trainings may be compared: the same study, recipe and users."""
+        """Key of comparable trainings: the same study, recipe and users."""
         recipe = recipe_of(self.study.settings, short=self.short).record()
         content = [objective_hash(self.study.settings), recipe, self.short]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -144,7 +145,7 @@ class Ablation:
         missing = [(variant, seed) for variant, seed in each if (variant.key, seed) not in done]
         first = len(each) - len(missing) + 1
         if missing and first > 1:
-            self.listener.remarks(f"goes on with training {first} of {len(each)}; {first - 1} done")
+            self.listener.remarks(f"resuming at training {first} of {len(each)}; {first - 1} done")
         planned = [(one[0].key, self._planned(*one, place, len(each))) for place, one in enumerate(missing, first)]
         if planned:
             with closing(executor_of(settings, self.workers, self.listener)) as executor:
@@ -160,7 +161,7 @@ class Ablation:
     def _train(
         self, store: Store, executor: Executor, variants: Sequence[Variant], planned: Sequence[tuple[str, Planned]]
     ) -> None:
-        """Train the seeds of each variant, side by side as they fit; each is in the store when it ends."""
+        """Train the seeds of each variant, side by side as memory allows; each is stored when it ends."""
         trainer = Trainer(executor, Ledger(), self.listener, self.study.settings.search.metric)
         prepared = Preparations(self.study, self.listener, executor)
         keys = {one.run.name: key for key, one in planned}
@@ -200,7 +201,7 @@ class Ablation:
 
 
 class Preparations:
-    """What trainings share, prepared once for all variants that leave it as it is, and given to the executor."""
+    """Inputs shared by trainings, prepared once for all variants that do not change them, and passed to the executor."""
 
     def __init__(self, study: Study, listener: Listener, executor: Executor) -> None:
         self.listener, self.executor = listener, executor
@@ -213,12 +214,12 @@ class Preparations:
         self._ready: list[tuple[StudySettings, StudyContext, Prepared]] = []
 
     def of(self, settings: StudySettings) -> tuple[StudyContext, Prepared]:
-        """Materials for these settings; an earlier variant's, where none of what preparation reads differs."""
+        """Inputs for these settings; an earlier variant's, where no setting that preparation reads differs."""
         for earlier, materials, prepared in self._ready:
             before, after = earlier.model_dump(mode="json"), settings.model_dump(mode="json")
             if not any(materials.method.prepared_by(key) for key in settings_differences(before, after)):
                 return materials.under(settings), prepared
-        said, whole = self.listener, settings.varied(self.variation)  # a part prepares less than others need
+        said, whole = self.listener, settings.varied(self.variation)  # a variation prepares less than the whole model
         materials = prepare_study(
             whole, self.dataset, self.development, say=said.says, language_model=said.language_model
         )
@@ -233,8 +234,10 @@ def load_variants(
     """The study itself and the variants of an ablation file, by path or shipped name (its model's own by default).
 
     Args:
+        study: that is ablated.
+        file: path or shipped name of the ablation file; None: the shipped one of the study's model.
         layout: as `named_layout` reads it; a variant that adapts fewer layers takes its layers' groups.
-        only: groups to keep, by the beginning of their names.
+        only: groups to keep, by prefixes of their names.
         short: as of `Ablation`.
 
     Raises:
@@ -246,7 +249,9 @@ def load_variants(
             f"the ablations are of {found.model} and the study of {study.settings.model.kind}; name others"
         )
     if not study.settings.model.searchable:
-        raise StudyError(f"model.variation={study.settings.model.variation} is a part already; ablate the whole model")
+        raise StudyError(
+            f"model.variation={study.settings.model.variation} is already a variation; ablate the whole model"
+        )
     space = study.space()
     whole = Variant("", WHOLE, study.settings, named_layout(layout, study, space), space.file.replace_every)
     groups = _chosen(found.groups, list(only))
@@ -261,7 +266,7 @@ def load_variants(
 
 
 def recipe_of(settings: StudySettings, *, short: bool) -> Recipe:
-    """How an ablation of these settings is trained."""
+    """The recipe that trains an ablation of these settings."""
     return settings.trial if short else settings.final
 
 
@@ -281,7 +286,7 @@ def _variant(
 
 
 def _on_layers(whole: Variant, replace_every: int, layers: int) -> Layout:
-    """The study's layout on the layers that a variant adapts; those that the study leaves plain are serial."""
+    """The study's layout on the layers that a variant adapts; layers without adapters in the study are serial."""
     groups = {whole.replace_every * (index + 1): group for index, group in enumerate(whole.layout.groups)}
     plain = (SERIAL,) * whole.layout.sites
     return Layout(tuple(groups.get(replace_every * (index + 1), plain) for index in range(layers)))
@@ -313,7 +318,7 @@ def _begins(group: str, wanted: str) -> bool:
 
 
 def scores(variants: Sequence[Variant], trainings: Iterable[AblationTraining]) -> list[Scored]:
-    """Means over seeds with 95% t intervals; the first variant is the one that the others are set against."""
+    """Means over seeds with 95% t intervals; the first variant is the baseline."""
     by_variant: dict[str, dict[int, AblationTraining]] = {}
     for training in trainings:
         by_variant.setdefault(training.variant, {})[training.seed] = training

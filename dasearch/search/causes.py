@@ -1,4 +1,4 @@
-"""Why a trial has no score and which workers trained it, as its record tells and as people read it."""
+"""The cause of a trial without a score, and the workers that trained it, from its record and in words."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ EVALUATED = "its layout was evaluated before"
 
 
 def cause_of(trial: TrialRecord, domain: Domain) -> str | None:
-    """Why a trial was pruned or failed, or can have no layout; None of any other."""
-    name = domain.space.foreign(trial.params)  # others than dasearch may add trials, with choices of their own
+    """The cause of a pruned or failed trial, or of one whose layout is invalid; None for any other."""
+    name = domain.space.foreign(trial.params)  # trials added by other tools may have other choices
     if name is not None:
-        return f"{name} is {trial.params[name]!r}, which is no choice of this search space"
+        return f"{name} is {trial.params[name]!r}, which is not a choice of this search space"
     if trial.state == "pruned":
         return str(trial.attributes.get(REASON, EVALUATED))
     if trial.state != "fail":
@@ -28,22 +28,22 @@ def cause_of(trial: TrialRecord, domain: Domain) -> str | None:
 
 
 def failed(state: str, reason: str | None) -> bool:
-    """Whether a trial of a state and a `cause_of` failed; Optuna calls those pruned whose training did."""
+    """Whether a trial of this state and `cause_of` failed; in Optuna's terms a failed training is pruned."""
     return state == "fail" or (state == "pruned" and reason != EVALUATED)
 
 
 def workers_of(trial: TrialRecord) -> tuple[str, ...]:
-    """Where a trial was trained, ``machine:process``, an attempt after the other; nothing of one in the study's process."""
+    """Workers that trained a trial, as ``machine:process``, one per attempt; empty for the study's own process."""
     return tuple(trial.attributes.get(WORKERS, ()))
 
 
 def attempts(workers: Sequence[str]) -> str:
-    """``attempt 1 in a:1, attempt 2 in b:2``; ``in a:1`` of a single one, nothing where none is known."""
+    """``attempt 1 in a:1, attempt 2 in b:2``; ``in a:1`` for a single one, empty where none is known."""
     if len(workers) < 2:
         return "".join(f"in {worker}" for worker in workers)
     return ", ".join(f"attempt {number} in {worker}" for number, worker in enumerate(workers, start=1))
 
 
 def note(reason: str | None, workers: Sequence[str]) -> str:
-    """Why a training failed, and where each attempt ran of one that was tried more than once."""
+    """The cause of a failed training, with the worker of each attempt where there were several."""
     return "; ".join(part for part in (reason, attempts(workers) if len(workers) > 1 else "") if part)

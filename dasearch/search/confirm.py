@@ -1,4 +1,4 @@
-"""The phase after the search: the best layouts and the controls trained again, as `confirmation` reads them."""
+"""The confirmation phase: trains the best layouts and the controls again, for `confirmation` to compare."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ def confirm(
 ) -> list[ConfirmedLayout]:
     """Train the best layouts and the controls again with fresh seeds, the same for each; the best mean first.
 
-    A layout of which a training fails is left out; all-serial, which the others are compared with, is not.
+    A layout is dropped if one of its trainings fails, except all-serial, the baseline of the comparisons.
 
     Args:
-        trainings: under the values that the search found for settings beside the layout.
+        trainings: under the values that the search found for settings besides the layout.
+        domain: of the evaluated points.
         signals: what the surrogate learned from every evaluated point.
-        costs: of a study with a cost, whose front is confirmed.
+        costs: in a study with a cost, whose front is confirmed.
     """
     settings, store = trainings.settings, trainings.store
     search = settings.search

@@ -1,7 +1,7 @@
-"""Which layout really won: paired trainings with fresh seeds, against the controls.
+"""Confirmation of the winner: paired trainings with fresh seeds, against the controls.
 
-The best of 30 noisy scores is too good on average (the winner's curse), so neither the winner nor its gain is read off the
-search. The top few by posterior mean and the controls train again; differences are paired by seed.
+The best of 30 noisy scores is biased upwards (the winner's curse), so neither the winner nor its gain is taken from the
+search. The top few by posterior mean and the controls are trained again; differences are paired by seed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dasearch.training.seeds import generator_for
 
 ALL_SERIAL, ALL_PARALLEL, RANDOM = "all-serial", "all-parallel", "random"
 CANDIDATE = "candidate"
-WINNER = "winner"  # its row of the closing table
+WINNER = "winner"  # its row of the results table
 CONTROLS = 3  # all serial, all parallel, random
 OBJECTIVE = "MRR"  # where a study names no other metric
 Order = Callable[[Domain, Mapping[Point, float]], list[Layout]]
@@ -29,7 +29,7 @@ Order = Callable[[Domain, Mapping[Point, float]], list[Layout]]
 
 @dataclass(frozen=True)
 class ConfirmationCandidate:
-    """A layout to be confirmed, and why."""
+    """A layout to be confirmed, and its role."""
 
     layout: Layout
     role: str
@@ -41,8 +41,8 @@ class ConfirmedLayout:
 
     Attributes:
         gain: None for all-serial itself.
-        together: the gain with the interval that all confirmed layouts keep to at once in 95% of studies (Bonferroni): the
-            winner is the best of several comparisons, which its own interval does not know.
+        together: the gain with a simultaneous 95% interval over all comparisons (Bonferroni): the winner is the best of
+            several, which its own interval does not account for.
     """
 
     layout: Layout
@@ -59,10 +59,10 @@ def controls(space: SearchSpace, seed: int) -> list[ConfirmationCandidate]:
     wanted = {ALL_SERIAL: Layout.all_serial(n, sites), ALL_PARALLEL: Layout.all_parallel(n, sites)}
     nearest = {
         space.nearest(layout): role for role, layout in reversed(wanted.items())
-    }  # all serial, where both are one
+    }  # all serial, where both are the same
     found = [ConfirmationCandidate(layout, role) for layout, role in reversed(nearest.items())]
     generator = generator_for(seed, "random control")
-    for _ in range(100):  # a tiny space may hold nothing else
+    for _ in range(100):  # a tiny space may hold no other layout
         drawn = space.random(generator)
         if drawn not in [contender.layout for contender in found]:
             return [*found, ConfirmationCandidate(drawn, RANDOM)]
@@ -70,7 +70,7 @@ def controls(space: SearchSpace, seed: int) -> list[ConfirmationCandidate]:
 
 
 def posterior_means(domain: Domain, signals: Mapping[Point, float]) -> dict[Layout, float]:
-    """Of every evaluated layout, under the best values of the settings that are searched beside it."""
+    """Posterior mean of every evaluated layout, under the best values of the settings searched besides it."""
     layouts, surrogate = list(dict.fromkeys(point.layout for point in signals)), domain.fitted(signals)
     values = domain.best_values(signals, surrogate)
     means = surrogate.posterior(domain.codes([Point(layout, values) for layout in layouts])).mean
@@ -78,7 +78,7 @@ def posterior_means(domain: Domain, signals: Mapping[Point, float]) -> dict[Layo
 
 
 def by_posterior_mean(domain: Domain, signals: Mapping[Point, float]) -> list[Layout]:
-    """Evaluated layouts, the best posterior mean first: a neighbour's value counts too, luck less."""
+    """Evaluated layouts, the best posterior mean first, which is less noisy than a single score."""
     means = posterior_means(domain, signals)
     return sorted(means, key=lambda layout: -means[layout])
 
@@ -91,7 +91,7 @@ def contenders(
     seed: int,
     order: Order = by_posterior_mean,
 ) -> list[ConfirmationCandidate]:
-    """The best evaluated layouts by what the search learned from, then the controls that are not among them."""
+    """The best evaluated layouts by the search's signal, then the controls that are not among them."""
     ordered = order(domain, signals)[:candidates]
     roles = {contender.layout: contender.role for contender in controls(domain.space, seed)}
     best = [ConfirmationCandidate(layout, roles.get(layout, CANDIDATE)) for layout in ordered]
@@ -122,7 +122,7 @@ def standings(
 def recommended(found: Sequence[ConfirmedLayout]) -> ConfirmedLayout:
     """The layout to train in full: the best of those that beat all-serial beyond seed noise, else all-serial.
 
-    A layout that came out best by luck is no reason to leave the simplest one.
+    A layout that is best by chance is no reason to prefer it to the simplest one.
 
     Args:
         found: as `standings` gives them; at least one.
@@ -135,11 +135,12 @@ def recommended(found: Sequence[ConfirmedLayout]) -> ConfirmedLayout:
 def cheapest(found: Sequence[ConfirmedLayout], costs: Mapping[Layout, int], worth: float) -> ConfirmedLayout | None:
     """The cheapest confirmed layout that is not worse than all-serial; None where that is all-serial.
 
-    Not worse: its loss, with the interval that all confirmed layouts keep to at once, is below a relative ``worth``.
+    Not worse: its loss, with the simultaneous interval, is below a relative ``worth``.
 
     Args:
         found: as `standings` gives them; at least one.
         costs: such as trained parameters, of the layouts where they are known.
+        worth: relative margin of non-inferiority, such as .02.
     """
     serial = next((standing for standing in found if standing.gain is None), None)
     if serial is None or serial.layout not in costs:
@@ -158,9 +159,12 @@ def winner_of(
     space: SearchSpace,
     selection: Callable[[Sequence[ConfirmedLayout]], ConfirmedLayout] | None = None,
 ) -> Layout | None:
-    """What was trained in full as the winner; before that, what will be. None where nothing is confirmed yet.
+    """The layout that was trained in full as the winner, or will be. None where nothing is confirmed yet.
 
     Args:
+        results: of the final evaluation, with the winner's layout; empty before it.
+        found: as `standings` gives them.
+        space: of the layouts.
         selection: how a study with a cost chooses; None: `recommended`.
     """
     for result in results:

@@ -1,4 +1,4 @@
-"""Trainings as jobs: submitted, tried again where a worker was lost or memory did not suffice, collected."""
+"""Trainings as jobs: submitted, retried after a lost worker or too little memory, and collected."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from dasearch.search.objective import Outcome, Prepared
 from dasearch.training.shared import Say
 
 OnOver = Callable[[int, Outcome], None]
-MOST_ATTEMPTS = 3  # of a training whose worker is lost: it goes on from its checkpoint twice
+MOST_ATTEMPTS = 3  # of a training whose worker is lost: it resumes from its checkpoint twice
 
 
 @dataclass
 class Batch:
-    """Trainings submitted together, and what has become of each.
+    """Trainings submitted together, and their outcomes.
 
     Attributes:
-        on_epoch: told each epoch with the place of its training, some twice.
-        on_over: told what became of a training, with its place.
-        outcomes: by place.
-        workers: where each was trained, by place: ``machine:process``, the last attempt's last.
-        smaller: places of the trainings whose memory did not suffice, and which were tried again with less.
+        on_epoch: callback for each epoch, with the position of its training; some epochs repeat.
+        on_over: callback for the outcome of a training, with its position.
+        outcomes: by position.
+        workers: of each training, by position, as ``machine:process``, the last attempt last.
+        smaller: positions of the trainings that ran out of memory and were retried with smaller batches.
     """
 
     task: Task
@@ -40,22 +40,23 @@ class Batch:
 
     @property
     def over(self) -> bool:
+        """Whether every training of the batch has an outcome."""
         return len(self.outcomes) == len(self.task.names)
 
     def end(self, place: int, outcome: Outcome) -> None:
-        """Note what became of a training, and tell it."""
+        """Record the outcome of a training, and call ``on_over``."""
         self.outcomes[place] = outcome
         self.on_over(place, outcome)
 
     @property
     def in_order(self) -> list[Outcome]:
-        """Of a batch that is over: what became of its trainings."""
+        """The outcomes of a finished batch, in the order of its trainings."""
         return [self.outcomes[place] for place in range(len(self.task.names))]
 
 
 @dataclass
 class _Flight:
-    """A job on its way: its batch, the places of its trainings in it, and which of them are not over."""
+    """A submitted job: its batch, the positions of its trainings in it, and which of them are unfinished."""
 
     job: Job
     batch: Batch
@@ -64,10 +65,10 @@ class _Flight:
 
 
 class Dispatcher:
-    """Between a study and its executor.
+    """Submits the batches of a study to its executor and retries lost trainings.
 
     Args:
-        say: told of what goes wrong and on.
+        say: callback for messages on failures and retries.
     """
 
     def __init__(self, executor: Executor, say: Say) -> None:
@@ -77,7 +78,7 @@ class Dispatcher:
 
     @property
     def idle(self) -> int:
-        """How many jobs could begin at once."""
+        """Number of jobs that can run at once."""
         return self.executor.slots - len(self._flights)
 
     def submit(
@@ -88,13 +89,13 @@ class Dispatcher:
         on_epoch: OnEpoch,
         on_over: OnOver = lambda place, outcome: None,
     ) -> Batch:
-        """Train a task in one job, each of its trainings from its own checkpoint on."""
+        """Submit a task as one job; each of its trainings resumes from its own checkpoint."""
         batch = Batch(task, prepared, checkpoints, on_epoch, on_over)
         self._send(batch, task, range(len(task.names)), attempt=1)
         return batch
 
     def wait(self) -> None:
-        """Until something has happened."""
+        """Block until at least one event is handled."""
         self.executor.advance(self._heard)
 
     def _send(self, batch: Batch, task: Task, places: Sequence[int], attempt: int) -> None:
@@ -104,7 +105,7 @@ class Dispatcher:
 
     def _heard(self, event: Event) -> None:
         flight = self._flights.get(event.job)
-        if flight is None or event.attempt != flight.job.attempt:  # of an attempt that was given up
+        if flight is None or event.attempt != flight.job.attempt:  # of an abandoned attempt
             return
         if event.kind is Kind.LOST:
             self._lost(flight, event.text)
@@ -127,19 +128,19 @@ class Dispatcher:
         wanted = isinstance(outcome, Exception) and out_of_memory(outcome)
         if wanted and smaller is not None and place not in batch.smaller:
             batch.smaller.add(place)
-            self._say(f"{smaller.names[0]} did not fit into memory; it is tried again with {smaller.rows()}")
+            self._say(f"{smaller.names[0]} did not fit into memory; retrying with {smaller.rows()}")
             self._send(batch, smaller, [place], job.attempt)
         else:
             batch.end(place, outcome)
 
     def _lost(self, flight: _Flight, cause: str) -> None:
-        """Each of its trainings goes on alone, so that one that takes its worker down takes no other with it."""
+        """Resubmit each of its trainings alone, so that one that crashes its worker does not stop the others."""
         job = flight.job
         del self._flights[job.number]
         for place in sorted(flight.left):
             if job.attempt < MOST_ATTEMPTS:
                 alone = job.task.part([flight.places.index(place)])
-                self._say(f"{alone.names[0]}: {cause}; it goes on from its last epoch")
+                self._say(f"{alone.names[0]}: {cause}; it resumes from its last epoch")
                 self._send(flight.batch, alone, [place], job.attempt + 1)
             else:
                 flight.batch.end(place, BrokenTraining(f"{cause}, {MOST_ATTEMPTS} times"))

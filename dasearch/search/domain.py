@@ -1,4 +1,4 @@
-"""What a search chooses: a layout and, where `search.also` names settings, a value of each."""
+"""The search domain: a layout and, where `search.also` names settings, a value for each."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dasearch.layout import Layout
 from dasearch.search.runs import RunId
 from dasearch.search_space import SearchSpace
 
-Values = tuple[Any, ...]  # of a domain's settings, in their order
+Values = tuple[Any, ...]  # one value per setting of the domain, in order
 
 
 class Point(NamedTuple):
-    """What one trial evaluates."""
+    """The layout and the setting values that one trial evaluates."""
 
     layout: Layout
     values: Values = ()
@@ -30,7 +30,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Domain:
-    """The layouts of a space, and the values of the settings that are searched beside them.
+    """The layouts of a space, and the values of the settings searched besides them.
 
     Args:
         also: the distribution of each setting, by its dotted key.
@@ -46,13 +46,13 @@ class Domain:
 
     @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Of every parameter of a trial, by name: free sites, then settings."""
+        """The distribution of every parameter of a trial, by name: free sites, then settings."""
         sites = {n: CategoricalDistribution([choice.name for choice in self.space.choices[n]]) for n in self.space.free}
         return {**sites, **self.also}
 
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
-        """The same as variables."""
+        """The same parameters as variables."""
         found = {name: parameter_of(distribution) for name, distribution in self.distributions.items()}
         return {name: parameter for name, parameter in found.items() if parameter is not None}
 
@@ -63,7 +63,7 @@ class Domain:
 
     @cached_property
     def choices(self) -> Choices:
-        """Every parameter, as the surrogate knows it."""
+        """Every parameter, in the surrogate's encoding."""
         return choices_of(self.parameters)
 
     def holds(self, params: Mapping[str, Any]) -> bool:
@@ -73,15 +73,15 @@ class Domain:
         )
 
     def point(self, params: Mapping[str, Any]) -> Point:
-        """The point of a trial's parameters, which `holds` has checked."""
+        """The point of a trial's parameters, which must pass `holds`."""
         return Point(self.space.decode(params), tuple(params[key] for key in self.also))
 
     def named(self, values: Values) -> dict[str, Any]:
-        """Values by their settings' dotted keys."""
+        """A point's setting values by dotted key."""
         return dict(zip(self.also, values, strict=True))
 
     def codes(self, points: Sequence[Point]) -> Tensor:
-        """Shapes: ``(points, parameters)`` int64."""
+        """Points as integer codes, ``(points, parameters)`` int64."""
         rows = [[*self.space.codes(point.layout), *self._codes_of(point.values)] for point in points]
         return torch.tensor(rows, dtype=torch.long).view(len(points), len(self.distributions))
 
@@ -90,17 +90,17 @@ class Domain:
         return [code for code in codes if code is not None]
 
     def evaluations(self, signals: Mapping[Point, float]) -> tuple[Tensor, Tensor, Choices]:
-        """What `Surrogate.fit` reads. Shapes: codes ``(points, parameters)``, values ``(points,)`` float64."""
+        """Inputs of `Surrogate.fit`. Shapes: codes ``(points, parameters)``, values ``(points,)`` float64."""
         return self.codes(list(signals)), torch.tensor(list(signals.values()), dtype=torch.float64), self.choices
 
     def fitted(self, signals: Mapping[Point, float]) -> Surrogate:
-        """What the evaluated points tell."""
+        """The surrogate fitted to the evaluated points."""
         return Surrogate.fit(*self.evaluations(signals))
 
     def best_values(self, signals: Mapping[Point, float], surrogate: Surrogate | None = None) -> Values:
-        """Of the settings, at the evaluated point of the best posterior mean; nothing where none are searched.
+        """The settings at the evaluated point of the best posterior mean; empty where none are searched.
 
-        ``surrogate`` is what `fitted` gives of the signals, where it is known already.
+        ``surrogate`` is the result of `fitted` for the signals, if it was computed already.
         """
         if not self.also or not signals:
             return ()
@@ -115,14 +115,14 @@ def settings_text(values: Mapping[str, Any]) -> str:
 
 
 def briefly(values: Mapping[str, Any]) -> dict[str, str]:
-    """Settings by the last part of their keys, where that tells them apart: ``{"lr": "0.00316"}``."""
+    """Settings by the last part of their keys, where that is unique: ``{"lr": "0.00316"}``."""
     last = [key.rpartition(".")[2] for key in values]
     alone = {key: name if last.count(name) == 1 else key for key, name in zip(values, last, strict=True)}
     return {alone[key]: number(value) for key, value in values.items()}
 
 
 def number(value: Any) -> str:
-    """A value of a setting, to three digits where it is a fraction."""
+    """A value as text, to three significant digits where it is a fraction."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

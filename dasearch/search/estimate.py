@@ -1,4 +1,4 @@
-"""What a study would cost: counts of parameters and an estimate of time, without writing anything."""
+"""Dry run of a study: parameter counts and an estimate of time, without writing anything."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Estimate:
 
     Attributes:
         side_by_side: trials that train at a time.
-        finals_side_by_side: final trainings of one variation that do.
-        preparation_seconds: of tiny-opt and of the study's own ID encoder, where they are not there yet.
-        id_model_seconds: of the ID models of the final table that are not there yet.
+        finals_side_by_side: final trainings of one variation at a time.
+        preparation_seconds: of tiny-opt and of the study's own ID encoder, where they are not cached yet.
+        id_model_seconds: of the ID models of the results table that are not cached yet.
     """
 
     layouts: int
@@ -51,17 +51,19 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
+        """Total seconds of the study, preparation and ID models included."""
         study = self.search_seconds + self.confirmation_seconds + self.final_seconds
         return self.preparation_seconds + study + self.id_model_seconds
 
 
 def estimate(study: Study, *, train: bool = True) -> Estimate:
-    """Time an epoch of the very model on a few users, steps of tiny-opt and of ID encoders, and scale them up.
+    """Time an epoch of the study's model on a few users, steps of tiny-opt and of ID encoders, and scale them up.
 
     Collaborative vectors and hard negatives are not counted.
 
     Args:
-        train: whether the final training and its table follow, as of `Study.run`.
+        study: to be estimated; nothing is stored.
+        train: whether the final training and evaluation follow, as in `Study.run`.
     """
     settings = study.settings.without_pretraining()
     with using(settings.threads):
@@ -103,7 +105,7 @@ def _estimate(study: Study, settings: StudySettings, *, train: bool) -> Estimate
 
 
 def _own_encoder_seconds(settings: StudySettings, materials: StudyContext) -> float:
-    """Of the encoder that the study's model reads, where it reads one that is not there yet."""
+    """Seconds to train the encoder that the study's model reads, if it is not cached yet."""
     if not settings.reads_encoder or not needs_training(settings.encoder, materials, settings.seed):
         return 0.0
     return training_seconds(settings.encoder, materials)
@@ -112,7 +114,7 @@ def _own_encoder_seconds(settings: StudySettings, materials: StudyContext) -> fl
 def timed(
     settings: StudySettings, materials: StudyContext, candidates: list[Candidate], replace_every: int
 ) -> list[Trained]:
-    """Train candidates side by side for two epochs, of which the second is warm.
+    """Train candidates side by side for two epochs, of which the first is a warm-up.
 
     Raises:
         TrainingError: if one diverges.

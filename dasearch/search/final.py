@@ -1,4 +1,4 @@
-"""The final table: which rows it has, how they are trained, and the one place that reads the test split."""
+"""The results table: its rows, their training, and the only code that reads the test split."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ POPULARITY, MARKOV = "popularity", "Markov"
 
 
 class Model(NamedTuple):
-    """What is trained for the final table: a layout, under the study's own model or one of its variations."""
+    """A model of the results table: a layout, under the study's own model or one of its variations."""
 
     layout: Layout
     variation: str | None = None
@@ -40,12 +40,12 @@ class Model(NamedTuple):
 
 @dataclass(frozen=True)
 class FinalModels:
-    """Everything that the test split is read for.
+    """Everything that is evaluated on the test split.
 
     Attributes:
-        rows: the model behind each name; one model may stand behind several.
-        trained: its trainings, one a seed.
-        encoders: trained ID encoders by title, one a seed.
+        rows: the model of each name; several names may share a model.
+        trained: trainings of each model, one per seed.
+        encoders: trained ID encoders by title, one per seed.
     """
 
     rows: Mapping[str, Model]
@@ -63,9 +63,9 @@ def final_rows(settings: StudySettings, space: SearchSpace, winner: Layout) -> d
 
 
 def train_rows(trainings: Trainings, rows: Mapping[str, Model]) -> dict[Model, list[Trained]]:
-    """Train every row on everyone, with every seed; one variation's trainings run side by side.
+    """Train every row on all users, with every seed; the trainings of one variation run side by side.
 
-    A model of which a training fails is left out; the winner is not.
+    A model other than the winner is dropped if one of its trainings fails.
     """
     planned = _planned(trainings.settings, rows)
     variations = dict.fromkeys(model.variation for model, _ in planned)
@@ -84,7 +84,7 @@ def train_rows(trainings: Trainings, rows: Mapping[str, Model]) -> dict[Model, l
 
 
 def _planned(settings: StudySettings, rows: Mapping[str, Model]) -> list[tuple[Model, Planned]]:
-    """Every model with every seed, a variation after the other."""
+    """Every model with every seed, grouped by variation."""
     models = dict.fromkeys(rows.values())
     variations, seeds = dict.fromkeys(model.variation for model in models), range(settings.comparison.seeds)
     each = [(model, seed) for own in variations for seed in seeds for model in models if model.variation == own]
@@ -112,10 +112,10 @@ def _objective(trainings: Trainings, variation: str | None) -> Objective:
 def evaluate_finally(
     finalists: FinalModels, materials: StudyContext, split: LeaveOneOut, *, seed: int
 ) -> tuple[list[Result], list[FinalTraining]]:
-    """Test metrics of every row, with intervals over users, standard deviations over seeds, and the winner's lead.
+    """Evaluate every row on the test split, once: metrics, intervals over users, standard deviations, the winner's lead.
 
     Raises:
-        TestSplitError: if this split was opened before.
+        TestSplitError: if the split was read before.
     """
     test = split.open_test()
     ranks = _model_ranks(finalists, materials, test) | _baseline_ranks(finalists, materials, test)
@@ -155,7 +155,7 @@ def _baseline_ranks(finalists: FinalModels, materials: StudyContext, test: TestS
 
 
 def _by_metric(ranks: list[IntArray]) -> dict[str, FloatArray]:
-    """Each metric's share of every user, ``(seeds, users)``."""
+    """Per-user values of each metric, ``(seeds, users)``."""
     each = [per_user(found) for found in ranks]
     return {metric: np.stack([values[metric] for values in each]) for metric in each[0]}
 
@@ -163,7 +163,7 @@ def _by_metric(ranks: list[IntArray]) -> dict[str, FloatArray]:
 def _results(
     metric: str, values: Mapping[str, FloatArray], others: list[str], layouts: Mapping[str, str], seed: int
 ) -> list[Result]:
-    """One metric of every row, and the winner's lead over the ``others``; their p values are corrected for how many they are."""
+    """One metric of every row, and the winner's lead over the ``others``, with p values corrected for their number."""
     winner = values[WINNER]
     corrected = dict(zip(others, holm([paired_p(winner, values[name]) for name in others]), strict=True))
     rows = []
@@ -180,7 +180,7 @@ def _results(
 def _trainings(
     finalists: FinalModels, ranks: Mapping[str, list[IntArray]], layouts: Mapping[str, str]
 ) -> list[FinalTraining]:
-    """Every training behind the table, by name and seed."""
+    """Every training of the table, by name and seed."""
     return [
         FinalTraining(
             name,

@@ -1,6 +1,6 @@
-"""Searches with a cost beside the metric: which layouts are confirmed, and which confirmed one wins.
+"""Searches with a cost beside the metric: selection of the layouts to confirm, and of the winner among them.
 
-Costs are exact (`dasearch.models.cost`); metrics are those of fresh seeds, as in `confirmation`.
+Costs are exact (`dasearch.models.cost`); metrics come from fresh seeds, as in `confirmation`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dasearch.search.domain import Domain, Point
 
 
 def by_front(domain: Domain, signals: Mapping[Point, float], costs: SiteCosts, k: int) -> list[Layout]:
-    """k evaluated layouts that show the front of posterior means and costs: the knee, then what adds most hypervolume."""
+    """Select k evaluated layouts on the front of posterior mean and cost: the knee, then the largest hypervolume gains."""
     means = posterior_means(domain, signals)
     layouts = list(means)
     return [layouts[i] for i in spread_over(list(means.values()), [costs.of(layout) for layout in layouts], k)]
@@ -25,7 +25,7 @@ def by_front(domain: Domain, signals: Mapping[Point, float], costs: SiteCosts, k
 
 @dataclass(frozen=True)
 class Selection:
-    """How one of the confirmed layouts of a study with a cost is chosen.
+    """Selection of one confirmed layout in a study with a cost.
 
     Attributes:
         worth: `search.worth`, for `Pick.CHEAPEST`.
@@ -38,20 +38,20 @@ class Selection:
 
     @classmethod
     def of(cls, search: SearchSettings, costs: Mapping[Cost, SiteCosts]) -> Selection | None:
-        """That of a study's settings; None without a cost, or before costs are counted."""
+        """The selection of a study's settings; None without a cost, or before costs are counted."""
         if search.cost is None or search.cost not in costs:
             return None
         return cls(search.cost, costs[search.cost], search.pick or Pick.KNEE, search.worth)
 
     def front(self, found: Sequence[ConfirmedLayout]) -> list[ConfirmedLayout]:
-        """Confirmed layouts that no other one dominates by mean and cost, the cheapest first."""
+        """Confirmed layouts that are not dominated in mean and cost, the cheapest first."""
         return [found[i] for i in front(*self._both(found))]
 
     def __call__(self, found: Sequence[ConfirmedLayout]) -> ConfirmedLayout:
-        """The layout that wins.
+        """The winning layout.
 
         - knee: of the confirmed front, as of `dasearch.bayes.knee`;
-        - best: as without a cost, `recommended`;
+        - best: `recommended`, as without a cost;
         - cheapest-within-noise: as of `confirmation.cheapest`, or all-serial where there is none.
 
         Args:

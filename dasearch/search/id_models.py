@@ -1,4 +1,4 @@
-"""The ID models that stand in the final table by themselves: which are trained, where, and how long that takes."""
+"""The ID models that are rows of the results table: which are trained, where, and an estimate of their time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dasearch.training.shared import Passing, SharedInputs
 
 
 class PlannedEncoder(NamedTuple):
-    """An ID encoder of the final table, the ``number``-th of its kind."""
+    """An ID encoder of the results table, the ``number``-th of its kind."""
 
     recipe: EncoderSettings
     number: int
@@ -36,12 +36,12 @@ class PlannedEncoder(NamedTuple):
 
     @property
     def title(self) -> str:
-        """As tables have it."""
+        """Its name in tables."""
         return ENCODERS[self.recipe.name].title
 
 
 def planned_encoders(settings: StudySettings) -> list[PlannedEncoder]:
-    """An encoder after the other, each with every seed."""
+    """All encoders, each with every seed."""
     comparison = settings.comparison
     recipes = [comparison.encoder.model_copy(update={"name": name, "file": None}) for name in comparison.encoders]
     seeds = [derive_seed(settings.seed, "comparison", number) for number in range(comparison.seeds)]
@@ -49,8 +49,8 @@ def planned_encoders(settings: StudySettings) -> list[PlannedEncoder]:
 
 
 def encoder_seconds(settings: StudySettings, materials: SharedInputs) -> list[float]:
-    """What each of `planned_encoders` will need on this machine, at most; nothing where the cache holds it."""
-    paces: dict[str, float] = {}  # one seed takes as long as another
+    """Upper bound of the seconds of each of `planned_encoders` on this machine; 0 where it is cached."""
+    paces: dict[str, float] = {}  # all seeds take the same time
     found = []
     for recipe, _, seed in planned_encoders(settings):
         is_new = needs_training(recipe, materials, seed)
@@ -61,9 +61,9 @@ def encoder_seconds(settings: StudySettings, materials: SharedInputs) -> list[fl
 
 
 class EncoderTrainings:
-    """The ID encoders of the final table, trained in the study's executor, from the cache where they were trained before.
+    """The ID encoders of the results table, trained in the study's executor, or loaded from the cache.
 
-    They wait for workers together with the rows of the table.
+    They share the queue of the executor with the other rows of the table.
 
     Args:
         seconds: as of `encoder_seconds`.
@@ -75,14 +75,14 @@ class EncoderTrainings:
         self._batches: dict[int, Batch] = {}
 
     def begin(self) -> None:
-        """Send those that are to be trained on their way."""
+        """Submit those that are not cached."""
         for index, one in enumerate(self.planned):
             if known_encoder(one.recipe, self.materials, one.seed) is None:
                 self._batches[index] = self._sent(index, one)
         self._count()
 
     def ended(self) -> dict[str, list[IDEncoder]]:
-        """Wait for them; the encoders by title, one a seed. One of which a training failed is left out."""
+        """Wait for them; the encoders by title, one per seed. An encoder is dropped if one of its trainings failed."""
         while any(not batch.over for batch in self._batches.values()):
             self.trainings.wait()
         found: dict[str, list[IDEncoder | None]] = {}
@@ -110,7 +110,7 @@ class EncoderTrainings:
         return trainings.dispatcher.submit(task, trainings.prepared, trainings.checkpoints, heard, over)
 
     def _count(self) -> None:
-        """What is to come takes part in the time left."""
+        """Report the remaining seconds, trainings to come included."""
         to_come = sum(self.seconds[index] for index, batch in self._batches.items() if not batch.over)
         slots = self.trainings.executor.slots
         self.trainings.ahead = self.trainings.ahead._replace(id_models=to_come / slots)

@@ -1,8 +1,8 @@
 """Ask, train, tell: the search for a layout. Liu et al. 2024 (DARec), alg. 1.
 
-A batch of trials is asked for, one after another and each with those before it believed to run, trained side by side, and
-told in the order of its numbers; with several workers as many batches are on their way. What was interrupted goes on in the
-batches that it was in, so that a study comes out the same.
+The trials of a batch are asked for one by one, each with the earlier ones as pending, trained side by side, and told in the
+order of their numbers; with several workers as many batches run at once. Interrupted trials resume in their former
+batches, so that a study gives the same results.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from dasearch.search.worth import UNLIKELY, chance_of_gain
 from dasearch.training.progress import Epoch, Fit
 
 # attributes of a trial
-BROKEN = "broken"  # its training raised an error
-BATCH = "batch"  # how many trials train side by side, itself among them; from when all of them are asked for
-GROUP = "group"  # which of them: the number of its first trial when they were asked for
+BROKEN = "broken"  # the trial's training raised an error
+BATCH = "batch"  # batch size, set once all of its trials are asked for
+GROUP = "group"  # id of the batch: the number of its first trial when asked
 
 REASON = "reason"  # why its training failed
-WORKERS = "workers"  # where it was trained, ``machine:process``, an attempt after the other
+WORKERS = "workers"  # workers, ``machine:process``, one per attempt
 
-PROPOSED_TRIALS = 4  # of the surrogate, before its landscape is called flat
+PROPOSED_TRIALS = 4  # proposals of the surrogate before its landscape may be called flat
 
 
 class Asked(NamedTuple):
@@ -49,10 +49,10 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Asking:
-    """A batch that is on its way.
+    """A submitted batch.
 
     Attributes:
-        groups: for every recipe the places of its trials in the batch, and their trainings.
+        groups: for every recipe the positions of its trials in the batch, and their trainings.
     """
 
     members: Sequence[Asked]
@@ -61,14 +61,15 @@ class Asking:
 
     @property
     def over(self) -> bool:
+        """Whether every group of the batch is finished."""
         return all(group.over for _, group in self.groups)
 
 
 class Search:
-    """The search phase of one study, told and asked by one process wherever its trainings run.
+    """The search phase of one study; one process asks and tells, wherever the trainings run.
 
     Args:
-        costs: of a study with a cost, what its layouts cost.
+        costs: the costs of layouts, in a study with a cost.
     """
 
     def __init__(self, domain: Domain, trainings: Trainings, costs: SiteCosts | None = None) -> None:
@@ -77,9 +78,9 @@ class Search:
         self.storage = self.store.optuna_storage()
         self.prior = self.store.prior(self.settings.name)
         self.study = self._optuna_study()
-        self._alive: list[Asked] = []  # asked for and not told
-        self._ready = deque[Asked]()  # of them, those that are to join the next batch
-        self._exhausted = False  # no layout is left
+        self._alive: list[Asked] = []  # asked but not told
+        self._ready = deque[Asked]()  # those of them that join the next batch
+        self._exhausted = False  # every layout was proposed
 
     def _optuna_study(self) -> optuna.Study:
         sampler = PRSampler(
@@ -87,23 +88,23 @@ class Search:
             n_startup=self.settings.search.startup,
             search_space=self.domain.distributions,
             prior=[Observation(self.space.encode(trial.layout), trial.value) for trial in self.prior],
-            signal=curve_mean,  # predicts other seeds' MRR better than the best epoch: benchmarks/further_outputs.py
+            signal=curve_mean,  # predicts MRR under other seeds better than the best epoch does: benchmarks/further_outputs.py
             cost=None if self.costs is None else cost_of_choices(self.space, self.costs),
             on_proposal=lambda proposal: self.store.add_proposal(self.settings.name, proposal),
         )
         study = optuna.load_study(study_name=self.settings.name, storage=self.storage, sampler=sampler)
         cost = self.settings.search.cost
         names = [self.settings.search.metric, *([] if cost is None else [cost.words])]
-        if study.metric_names != names:  # what Optuna's own tools call them
+        if study.metric_names != names:  # names that Optuna's tools show
             with quietly():
                 study.set_metric_names(names)
         return study
 
     def run(self) -> None:
-        """Until the budget of completed evaluations is met or every layout is known.
+        """Run until the budget of completed evaluations is spent or every layout is evaluated.
 
-        The order is strict whatever ends first: a batch is asked for when the one so many before it has been told
-        (`search.pending`), so that the workers decide how long a search takes and not what it finds.
+        The order is strict, whichever batch ends first: a batch is asked for when the one `search.pending` before it has
+        been told, so that the number of workers affects the time of a search and not its result.
         """
         self._retry_lost_trials()
         if self.prior:
@@ -135,15 +136,15 @@ class Search:
             search = self.settings.search
             self.listener.says(
                 f"flat after {len(self.signals())} of {search.budget} trials: the chance that any layout beats all-serial by "
-                f"{search.worth:.0%} is {chance:.1%}; to search on, --set search.stop_when_flat=false"
+                f"{search.worth:.0%} is {chance:.1%}; to continue, --set search.stop_when_flat=false"
             )
 
     def _small_chance(self) -> float | None:
-        """The chance that a layout is worth having, where it is so small that the search may stop; else None."""
+        """The probability that some layout is worth having, where it is low enough to stop the search; else None."""
         search = self.settings.search
-        if self.costs is not None or self.domain.also:  # one may be cheaper, or a setting better
+        if self.costs is not None or self.domain.also:  # a layout may be cheaper, or a setting better
             return None
-        if not search.stop_when_flat or self._waiting():  # what was asked for is trained, interrupted or not
+        if not search.stop_when_flat or self._waiting():  # trials that were asked for are trained, even if interrupted
             return None
         signals = self.signals()
         if len(signals) < flat_from(search.startup, len(self.space.free)):
@@ -152,7 +153,7 @@ class Search:
         return chance if chance < UNLIKELY else None
 
     def signals(self) -> dict[Point, float]:
-        """What the surrogate learned from every evaluated point."""
+        """The signal of every evaluated point, which the surrogate is fitted to."""
         return {self.domain.point(t.params): curve_mean(t) for t in self._finished(TrialState.COMPLETE)}
 
     @property
@@ -162,15 +163,15 @@ class Search:
     # --- ask ------------------------------------------------------------------------------------------------------
 
     def _interrupted(self) -> list[list[Asked]]:
-        """Trials that were training when the search was interrupted, by their batches; others wait to be asked for.
+        """Trials that were training when the search was interrupted, by batch; the others stay in the queue.
 
-        Batches of before there were groups are one, and a trial of before there were batches is known by its epochs.
+        Batches recorded before groups existed count as one, and trials recorded before batches by their epochs.
         """
         found: dict[int, list[Asked]] = {}
         begun = self._begun()
         while any(_was_training(trial, begun) for trial in self._waiting()):
             asked = None
-            with suppress(SpaceExhausted):  # enqueued by hand where nothing is left
+            with suppress(SpaceExhausted):  # enqueued manually when no trial is left
                 asked = self._next_asked()
             if asked is None:
                 continue
@@ -182,18 +183,18 @@ class Search:
         return [found[group] for group in sorted(found)]
 
     def _begun(self) -> set[int]:
-        """The groups of batches that were sent on their way: one of their trials, at least, says how many they are."""
+        """The groups of submitted batches: at least one trial of each has the batch size."""
         every = self.study.get_trials(deepcopy=False)
         return {trial.user_attrs[GROUP] for trial in every if {GROUP, BATCH} <= set(trial.user_attrs)}
 
     def _ask(self) -> list[Asked]:
-        """The next batch; empty where the budget is on its way, no layout is left, or hardly one is worth having."""
+        """The next batch; empty where the budget is submitted, no layout is left, or the landscape is flat."""
         size = min(self.trainings.short.at_once, self._evaluations_left() - len(self._alive) + len(self._ready))
         if size <= 0 or self._exhausted or (not self._ready and self._small_chance() is not None):
             return []
         batch = [self._ready.popleft() for _ in range(min(size, len(self._ready)))]
         while len(batch) < size and not self._exhausted:
-            confined = bool(batch and self.domain.also)  # trained side by side, all have one recipe
+            confined = bool(batch and self.domain.also)  # trials trained side by side share a recipe
             if confined and not self._waiting():
                 self.study.enqueue_trial(self.domain.named(batch[0].point.values))
             try:
@@ -205,26 +206,26 @@ class Search:
         return batch
 
     def _next_asked(self, *, confined: bool = False) -> Asked | None:
-        """A trial and its point; None for one that was enqueued and cannot be had.
+        """A trial and its point; None for an enqueued one that is not in the space.
 
         Args:
             confined: to the settings of its batch.
 
         Raises:
-            SpaceExhausted: where nothing is left to propose.
+            SpaceExhausted: where no point is left to propose.
         """
         with quietly():
             trial = self.study.ask()
-        self.storage.record_heartbeat(trial._trial_id)  # a worker that dies before its training is missed as well
+        self.storage.record_heartbeat(trial._trial_id)  # so that a trial lost before its training is noticed
         try:
             point = self._suggested(trial)
         except SpaceExhausted as error:
             self.study.tell(trial, state=TrialState.FAIL)
             if confined or len(self._taken()) == self.domain.choices.count:
                 raise
-            self.listener.says(f"an enqueued trial is left out: {error}")  # only what it was given is used up
+            self.listener.says(f"an enqueued trial is skipped: {error}")  # only its enqueued parameters are used up
             return None
-        if point in self._taken():  # enqueued by hand; a layout is trained once
+        if point in self._taken():  # enqueued manually; a layout is trained once
             self.study.tell(trial, state=TrialState.PRUNED)
             return None
         asked = Asked(trial, point)
@@ -232,10 +233,10 @@ class Search:
         return asked
 
     def _suggested(self, trial: Trial) -> Point:
-        """What the sampler proposes.
+        """The point that the sampler proposes for a trial.
 
         Raises:
-            SpaceExhausted: where nothing is left to propose.
+            SpaceExhausted: where no point is left to propose.
         """
         able = self.domain.distributions
         return self.domain.point({name: suggested(trial, name, distribution) for name, distribution in able.items()})
@@ -244,7 +245,7 @@ class Search:
         return self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
 
     def _taken(self) -> set[Point]:
-        """The points that were trained or are about to be."""
+        """The points that were trained or are submitted."""
         done = self._finished(TrialState.COMPLETE, TrialState.PRUNED)
         tried = {self.domain.point(t.params) for t in done if set(self.domain.distributions) <= set(t.params)}
         return tried | {point for _, point in self._alive}
@@ -252,7 +253,7 @@ class Search:
     # --- train ----------------------------------------------------------------------------------------------------
 
     def _begin(self, members: Sequence[Asked]) -> Asking:
-        """Send a batch on its way: side by side those that have one recipe, all of them but for what was enqueued by hand."""
+        """Submit a batch: trials of one recipe train side by side, which are all but those enqueued manually."""
         new = [trial for trial, _ in members if not {GROUP, BATCH} <= set(trial.user_attrs)]
         for attribute, value in ((GROUP, members[0].trial.number), (BATCH, len(members))):
             for trial in new:
@@ -267,7 +268,7 @@ class Search:
         return Asking(members, planned, groups)
 
     def _reports(self, trials: Sequence[Trial]) -> Report:
-        """What keeps each epoch of some trials once, told it with the trial's place."""
+        """A callback that records each epoch of some trials once, given the trial's position."""
         reported = [set(self.storage.get_trial(trial._trial_id).intermediate_values) for trial in trials]
 
         def report(place: int, epoch: Epoch) -> None:
@@ -278,7 +279,7 @@ class Search:
         return report
 
     def _report(self, trial: Trial, epoch: Epoch) -> None:
-        """A point of the trial's curve; not by `Trial.report`, which refuses studies of two objectives."""
+        """Record a point of the trial's curve; `Trial.report` does not support studies of two objectives."""
         score = epoch.metrics[self.settings.search.metric]
         self.storage.set_trial_intermediate_value(trial._trial_id, epoch.number, score)
 
@@ -300,7 +301,7 @@ class Search:
     # --- tell -----------------------------------------------------------------------------------------------------
 
     def _tell(self, asking: Asking) -> None:
-        """Tell the trials of a batch that is over, in their order, what became of their trainings."""
+        """Tell the outcomes of a finished batch, in the order of its trials."""
         outcomes: dict[int, Outcome] = {}
         for places, group in asking.groups:
             outcomes |= dict(zip(places, self.trainings.outcomes(group), strict=True))
@@ -311,7 +312,7 @@ class Search:
             self._alive.remove(asked)
 
     def _tell_one(self, trial: Trial, one: Planned, outcome: Outcome, *, untold: int) -> None:
-        """Tell a trial what became of its training; ``untold`` others of its batch are still to be told."""
+        """Tell the outcome of a trial; ``untold`` others of its batch are still to be told."""
         if isinstance(outcome, Fit):
             trial.set_user_attr("metrics", outcome.progress.best.metrics)
             trial.set_user_attr("seconds", outcome.seconds)
@@ -338,14 +339,14 @@ class Search:
         self.listener.finished(Finished(training, score, top, None if best is None else best.layout, seconds, left))
 
     def _keep_workers(self, trial: Trial, workers: Sequence[str]) -> None:
-        """Where a trial was trained, the last attempt's last; nothing of one that this process trained."""
+        """Record the workers of a trial, the last attempt last; none for one that this process trained."""
         if others := elsewhere(workers):
             trial.set_user_attr(WORKERS, [*trial.user_attrs.get(WORKERS, []), *others])
 
     def _require_a_success(self, trial: Trial, error: Exception) -> None:
-        """A training that breaks costs itself alone; but where none has come to its end, the error is the study's.
+        """Give up a trial whose training raised an error; where no training has succeeded yet, raise it.
 
-        The trial goes back to the queue then. If it breaks there again, others are tried.
+        The trial then returns to the queue. If it fails again, others are tried.
 
         Raises:
             Exception: that error.
@@ -359,13 +360,13 @@ class Search:
         self.listener.says(f"given up: {described(error)}")
 
     def _release(self, trial: Trial) -> None:
-        """Back to the queue, to go on from its last epoch."""
+        """Return a trial to the queue, to resume from its last epoch."""
         RETRY(self.study, self.storage.get_trial(trial._trial_id))
         self.study.tell(trial, state=TrialState.FAIL)
 
     @contextmanager
     def _released_if_interrupted(self) -> Iterator[None]:
-        """Trials that do not come to their end go back to the queue, in their order."""
+        """Return unfinished trials to the queue, in order, if the block raises."""
         try:
             yield
         except BaseException:
@@ -375,10 +376,10 @@ class Search:
             raise
 
     def _retry_lost_trials(self) -> None:
-        """Trials of a killed process go back to the queue and on from their last epoch.
+        """Return trials of a killed process to the queue, to resume from their last epoch.
 
-        The study's lock is ours, so any running trial is lost; in a database that knows no such lock, only one without a
-        heartbeat is.
+        This process holds the study's lock, so any running trial is lost; in a database without such a lock, only one
+        without a heartbeat is.
         """
         if self.storage.url.startswith(("sqlite", "postgresql")):
             give_back(self.study, self.study.get_trials(states=(TrialState.RUNNING,)), self.domain)
@@ -404,14 +405,14 @@ class Search:
 
 
 def _was_training(trial: FrozenTrial, begun: set[int]) -> bool:
-    """Whether its batch was sent on its way; of ``begun`` groups or, before there were any, by what it left."""
+    """Whether its batch was submitted: by the ``begun`` groups or, in older studies, by its epochs."""
     return BATCH in trial.user_attrs or trial.user_attrs.get(GROUP) in begun or bool(trial.intermediate_values)
 
 
 def give_back(study: optuna.Study, lost: Sequence[FrozenTrial], domain: Domain) -> None:
-    """Trials that run for nobody go back to the queue; one that was not asked to its end is only ended.
+    """Return lost trials to the queue; one that has no complete parameters is only ended.
 
-    Whoever is killed here leaves no trial that is neither in the queue nor running, and none twice.
+    A kill in here loses no trial and duplicates none: each is in the queue or running.
     """
     with quietly():
         queued = {number for trial in study.get_trials(deepcopy=False) for number in RETRY.retry_history(trial)}
@@ -422,13 +423,13 @@ def give_back(study: optuna.Study, lost: Sequence[FrozenTrial], domain: Domain) 
 
 
 def flat_from(startup: int | None, free: int) -> int:
-    """Trials before a search of so many free sites may be called flat: the startup, and some that the surrogate proposed."""
+    """Number of trials before a search may stop as flat, by free sites: the startup, and some proposals of the surrogate."""
     return (startup_trials(free) if startup is None else startup) + PROPOSED_TRIALS
 
 
 @contextmanager
 def heartbeat(storage: optuna.storages.RDBStorage, batch: Sequence[Asked]) -> Iterator[None]:
-    """Record the heartbeats of a batch, which may still grow, from a thread for as long as the block runs."""
+    """Record the heartbeats of a batch, which may still grow, from a thread while the block runs."""
     over = threading.Event()
 
     def beat() -> None:

@@ -1,7 +1,7 @@
-"""A study by the name that a command gives it: a file, or one that a database keeps, with the settings that it has there.
+"""Resolves a study's name on the command line to a file, or to a stored study with its stored settings.
 
-A path, or a file that is there, is what it says. Of a bare name the stored study is meant, and only where there is none the
-shipped file; with ``name=NEW`` a shipped file begins another study whatever is stored.
+A path, or the name of an existing file, is that file. A bare name is the stored study, or the shipped file where no study of
+that name is stored; with ``name=NEW`` a shipped file begins another study in any case.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from dasearch.search.store import open_store, shown
 from dasearch.search.study import Study, settings_differences
 from dasearch.shipped import find_shipped, shipped_names
 
-SAID_DIFFERENCES = 6  # of a recalled study's settings and its file's; more would not be read
+SAID_DIFFERENCES = 6  # differences shown between a recalled study's settings and its file's
 
 
 class Named(NamedTuple):
-    """A study that was asked for by name.
+    """A study resolved from its name.
 
     Attributes:
-        recalled: of a stored one, a sentence that says so.
+        recalled: for a stored study, a sentence on where its settings come from.
     """
 
     study: Study
@@ -45,12 +45,12 @@ class Named(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a database has under a name.
+    """The content of a database for a name.
 
     Attributes:
-        database: as messages may show it; None where there is none.
-        settings: None where it has no such study.
-        names: of the studies that it has.
+        database: as shown in messages; None where there is none.
+        settings: of the study; None where there is no such study.
+        names: of all studies in it.
     """
 
     database: str | None = None
@@ -64,8 +64,10 @@ def named_study(
     """The study of a file, a database or a shipped file, with ``key=value`` overrides.
 
     Args:
-        output: the studies' output folder, over the study's own; a stored study is looked for there.
-        storage: as of `open_store`.
+        name: a path, a stored study's name or a shipped name.
+        overrides: ``key=value``.
+        output: the studies' output folder, which replaces the study's own; stored studies are located there.
+        storage: as in `open_store`.
 
     Raises:
         StudyError: if there is no such study, or its settings cannot be used.
@@ -107,14 +109,14 @@ def _kept(name: str, folder: str, storage: str | None) -> Kept:
 
 
 def _moved(settings: StudySettings, folder: str) -> StudySettings:
-    """A study that goes on in the folder where it was found, which may have been moved since."""
+    """A study that resumes in the folder where it is located, which may have been moved since."""
     if Path(settings.output).expanduser().resolve() == Path(folder).expanduser().resolve():
         return settings
     return settings.model_copy(update={"output": folder})
 
 
 def _recalled(kept: Kept, file: StudySettings | None, given: Iterable[Override]) -> str | None:
-    """Whose settings are taken, and which of them a file of the same name has otherwise; None where it has them all."""
+    """A sentence on which settings of a stored study differ from the file of its name; None where none do."""
     assert kept.settings is not None
     name, own = kept.settings.name, kept.settings.model_dump(mode="json")
     where = f"study {name} with its own settings of {kept.database}"
@@ -127,7 +129,7 @@ def _recalled(kept: Kept, file: StudySettings | None, given: Iterable[Override])
     more = len(keys) - SAID_DIFFERENCES
     said = [f"{key}={_written(value_at(own, key))}" for key in keys[:SAID_DIFFERENCES]]
     also = f" and {more} more" if more > 0 else ""
-    return f"{where}, other than its file's: {' '.join(said)}{also}; for the file's, --set name=NEW"
+    return f"{where}, which differ from its file's: {' '.join(said)}{also}; for the file's, --set name=NEW"
 
 
 def _written(value: Any) -> str:
@@ -147,14 +149,15 @@ def named_dataset(source: str, changes: Iterable[str | Override] = (), **place: 
     """A data set by its name, folder or file, or the study that uses it.
 
     Args:
+        source: name, folder or file of the data, or a study.
         changes: ``data.KEY=VALUE``.
-        place: ``output`` and ``storage``, as of `named_study`.
+        place: ``output`` and ``storage``, as in `named_study`.
     """
     return load_dataset(*named_source(source, changes, **place))
 
 
 def named_source(source: str, changes: Iterable[str | Override] = (), **place: str | None) -> tuple[str, Rules]:
-    """Where the same stands, and the rules it is read by."""
+    """The source of the same data, and the rules for reading it."""
     if not Path(source).exists():
         source = spelled(source, DATASETS)
     if source in DATASETS or not _is_study(source, **place):

@@ -1,6 +1,6 @@
-"""From a layout to its score: one training on Data_BO, validation MRR out.
+"""The objective of the search: trains a layout on Data_BO and returns its validation metric.
 
-It is handed `Development` data only, which carries no test item.
+It receives only `Development` data, which contain no test item.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from dasearch.training.seeds import generator_for
 from dasearch.training.shared import Say
 from dasearch.training.stack import Candidate
 
-TRIAL_SEED = 0  # common random numbers: every trial starts from the same weights and sees the same batches
-Outcome = Fit | Exception  # a training, or why there is none: TrainingError where it diverged
+TRIAL_SEED = 0  # common random numbers: the same initial weights and batches in every trial
+Outcome = Fit | Exception  # a training, or the exception that ended it: TrainingError where it diverged
 
 
 class Users(StrEnum):
-    """Whom a training learns from and is validated on."""
+    """The users that a training learns from and is validated on."""
 
     EVERYONE = "everyone"
     DATA_BO = "Data_BO"
 
 
 class Run(NamedTuple):
-    """One training of a study: its layout, its name, as of `store.EpochRow`, and its seed."""
+    """One training of a study: its layout, its name, as in `store.EpochRow`, and its seed."""
 
     layout: Layout
     name: str
@@ -46,11 +46,11 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared study, as an executor keeps it for its jobs.
+    """A reference to a prepared study that an executor keeps for its jobs.
 
     Attributes:
         name: the sha256 of its bundle, where there is one.
-        settings: those it was prepared under.
+        settings: that it was prepared with.
     """
 
     name: str
@@ -62,13 +62,13 @@ class Objective:
     """Trains layouts of one study under one recipe.
 
     Args:
-        materials: of the users to train and validate on; Data_BO for trials, everyone for the final training.
-        folder: where unfinished trainings keep their checkpoints.
+        materials: of the users to train and validate on; Data_BO for trials, all users for the final training.
+        folder: of the checkpoints of unfinished trainings.
         lora: whether the search space has LoRA.
         users: of the materials.
-        counted: how many runs train side by side, where it was counted before; None: as `at_once` counts them.
-        peers: the processes that share each training.
-        prepared: the materials, of all users, as an executor has them; None of an objective that trains by itself.
+        counted: number of runs that train side by side, if already measured; None: as `at_once` measures it.
+        peers: the processes that share each training (data parallel).
+        prepared: reference to the materials of all users in an executor; None for an objective that trains by itself.
     """
 
     settings: StudySettings
@@ -83,7 +83,7 @@ class Objective:
     prepared: Prepared | None = None
 
     def train(self, layout: Layout, *, run: str, seed: int, on_epoch: Callable[[Epoch], None]) -> Trained:
-        """Train a layout by itself, with every core, going on from this run's checkpoint if there is one.
+        """Train a layout alone, with all cores, resuming from this run's checkpoint if there is one.
 
         Raises:
             TrainingError: if a loss is not a finite number.
@@ -96,27 +96,28 @@ class Objective:
     def train_together(
         self, runs: Sequence[Run], *, on_epoch: Callable[[int, Epoch], None], say: Say = lambda _: None
     ) -> list[Trained | Exception]:
-        """Train runs side by side, each from its own checkpoint on; what became of them, in their order.
+        """Train runs side by side, each resuming from its own checkpoint; their outcomes, in order.
 
-        An error that ends the batch, such as too little memory for it, says nothing about its runs: they go on one by one.
+        An error that ends the whole batch, such as too little memory, is not attributed to a run: they continue one by one.
 
         Args:
-            on_epoch: told each new epoch, with the place of its run.
-            say: told of a batch that broke.
+            runs: to train together.
+            on_epoch: callback for each new epoch, with the position of its run.
+            say: callback for the message on a failed batch.
         """
         try:
             return list(self._side_by_side(runs, on_epoch, self.at_once))
         except Exception as error:
             if len(runs) == 1:
                 return [error]
-            say(f"{len(runs)} trainings side by side broke ({described(error)}); they go on one by one")
-        found: list[Trained | Exception] = []  # out of the handler, whose traceback holds on to the batch's memory
+            say(f"{len(runs)} trainings side by side failed ({described(error)}); they continue one by one")
+        found: list[Trained | Exception] = []  # outside the handler, whose traceback keeps the batch's memory alive
         for place, run in enumerate(runs):
             found += self.train_together([run], on_epoch=_at(place, on_epoch))
         return found
 
     def trained(self, run: Run, fit: Fit) -> Trained:
-        """A finished run with its model, which a worker left in the run's checkpoint."""
+        """Load a finished run with its model from the checkpoint that a worker wrote."""
         if isinstance(fit, Trained):
             return fit
         found = self.train(run.layout, run=run.name, seed=run.seed, on_epoch=lambda _: None)
@@ -141,39 +142,40 @@ class Objective:
         )
 
     def checkpoint(self, run: str) -> Path:
+        """Path of the checkpoint of a run."""
         return self.folder / checkpoint_name(run)
 
     def forget(self, run: str) -> None:
-        """Remove the checkpoint of a run whose result is kept."""
+        """Remove the checkpoint of a run whose result is stored."""
         self.checkpoint(run).unlink(missing_ok=True)
 
     @cached_property
     def at_once(self) -> int:
-        """How many runs train side by side."""
+        """Number of runs that train side by side."""
         return self.counted or at_once(self.settings, self.materials, self.recipe)
 
     @property
     def work(self) -> int:
-        """Users times epochs of one training: what its seconds are proportional to."""
+        """Users times epochs of one training, which its seconds are proportional to."""
         return len(self.materials.development.users) * self.recipe.epochs
 
 
 def checkpoint_name(run: str) -> str:
-    """The file of a run's checkpoint."""
+    """File name of a run's checkpoint."""
     return f"{run.replace('/', '_')}.safetensors"
 
 
 def at_once(settings: StudySettings, materials: StudyContext, recipe: Recipe) -> int:
-    """How many trainings run side by side: what the study says, or what the device holds."""
+    """Number of trainings side by side: the study's setting, or what fits on the device."""
     batch = settings.search.batch
     return candidates_at_once(settings, materials, recipe) if batch == "auto" else batch
 
 
 def _at(place: int, on_epoch: Callable[[int, Epoch], None]) -> Callable[[int, Epoch], None]:
-    """What is told of a run that trains alone, at its place among others."""
+    """A callback for a run that trains alone, with its position among the others."""
     return lambda _, epoch: on_epoch(place, epoch)
 
 
 def data_bo(settings: StudySettings, development: Development) -> Development:
-    """Data_BO: a seeded share of the users, the whole catalogue kept (DARec sec. 3.1.1)."""
+    """Data_BO: a seeded sample of the users with the whole catalogue (DARec sec. 3.1.1)."""
     return development.sample_users(settings.data.bo_fraction, generator_for(settings.seed, "Data_BO"))

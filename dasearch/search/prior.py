@@ -1,8 +1,8 @@
-"""What another study found, as prior trials of a new one.
+"""Warm start: the trials of another study as prior trials of a new one.
 
-A file of any form below becomes `TrialsFile`; its layouts are carried to the new study's depth (`layout.map_to_depth`) and, where
-the new space holds sites fixed, to the nearest layout of that space; a choice that it lacks, to its most similar one there.
-Leaving out all that differ would often leave nothing. What the difference was worth then counts as the other study's noise.
+A file in any format below becomes `TrialsFile`; its layouts are mapped to the new study's depth (`layout.map_to_depth`) and,
+where the new space fixes sites, to the nearest layout of that space; a choice that it lacks, to the most similar one.
+Dropping all layouts that differ would often leave none. The effect of the difference is part of the other study's noise.
 """
 
 from __future__ import annotations
@@ -31,17 +31,20 @@ SQLITE = b"SQLite format 3\0"
 
 
 class ScoredLayout(BaseModel):
-    """A layout and what it is worth; more is better."""
+    """A layout and its score; more is better."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    layout: str = Field(description="a letter a site, a group an adapted layer: SPS-PPS; see `choices` of the file")
+    layout: str = Field(
+        description="one letter per site, one group per adapted layer: SPS-PPS; see `choices` of the file"
+    )
     score: FiniteFloat
     signal: FiniteFloat | None = Field(
-        None, description="what the search learned from, the mean of the validation curve; null: the score"
+        None,
+        description="the signal that the surrogate is fitted to, the mean of the validation curve; null: the score",
     )
     workers: list[str] = Field(
-        default_factory=list, exclude=True, description="of 1.3 alone, as MACHINE:PROCESS; no longer written"
+        default_factory=list, exclude=True, description="only in 1.3, as MACHINE:PROCESS; no longer written"
     )
 
 
@@ -52,32 +55,32 @@ class FailedLayout(BaseModel):
 
     layout: str
     reason: str
-    workers: list[str] = Field(default_factory=list, exclude=True, description="as of a scored layout")
+    workers: list[str] = Field(default_factory=list, exclude=True, description="as in a scored layout")
 
 
 class TrialsFile(VersionedFile):
-    """The contents of ``trials.json``: the complete trials of a study, for another one to begin with, and those that failed."""
+    """The contents of ``trials.json``: the complete trials of a study, for the warm start of another, and its failed ones."""
 
     VERSION = "1.4"
     WHAT = "trials file (trials.json)"
 
     schema_version: str = Field(
-        VERSION, description="MAJOR.MINOR; a minor version only adds fields, or leaves out optional ones"
+        VERSION, description="MAJOR.MINOR; a minor version only adds fields, or drops optional ones"
     )
     model: ModelKind
-    sites: list[str] = Field(description="of a layer, in the order of a layout's letters")
-    layers: int = Field(ge=1, description="layers of the backbone")
+    sites: list[str] = Field(description="sites of a layer, in the order of a layout's letters")
+    layers: int = Field(ge=1, description="number of layers of the backbone")
     replaced: list[int] = Field(min_length=1, description="the layers that carry adapters, counted from 1, ascending")
-    metric: str = Field(description="of the scores, on validation data")
+    metric: str = Field(description="metric of the scores, on validation data")
     study: str
     dataset: str | None = None
     seed: int
     choices: list[ChoiceRecord] = Field(
-        default_factory=choice_records, min_length=1, description="since 1.1: what the letters stand for"
+        default_factory=choice_records, min_length=1, description="since 1.1: the meaning of the letters"
     )
     trials: list[ScoredLayout] = Field(min_length=1)
     failed: list[FailedLayout] = Field(
-        default_factory=list, description="since 1.3: layouts that the study gave up; no other study learns from them"
+        default_factory=list, description="since 1.3: layouts whose training failed; a warm start ignores them"
     )
 
     @model_validator(mode="after")
@@ -94,6 +97,7 @@ class TrialsFile(VersionedFile):
 
     @property
     def depth(self) -> Depth:
+        """The adapted layers, counted from 0, and the number of layers of the backbone."""
         return Depth(tuple(layer - 1 for layer in self.replaced), self.layers)
 
     @property
@@ -115,7 +119,7 @@ def trials_of(store: Store, name: str) -> TrialsFile:
     records = store.trials(name)
     if settings.search.also:
         raise LayoutError(
-            f"study {name!r} searched settings beside the layout, so its trials do not compare layouts alone"
+            f"study {name!r} searched settings beside the layout, so its trials compare more than layouts"
         )
     found = [scored for trial in records if (scored := _scored(trial, space)) is not None]
     if not found:
@@ -142,24 +146,24 @@ def _scored(trial: TrialRecord, space: SearchSpace) -> ScoredLayout | None:
 
 
 def _failed(trial: TrialRecord, space: SearchSpace) -> FailedLayout | None:
-    """Of a trial that was given up; what was only interrupted is trained again."""
+    """The record of a failed trial; None for one that was only interrupted, which is trained again."""
     if trial.state != "pruned" or REASON not in trial.attributes or not space.holds(trial.params):
         return None
     return FailedLayout(layout=str(space.decode(trial.params)), reason=str(trial.attributes[REASON]))
 
 
 def write_trials(store: Store, name: str, path: Path) -> Path:
-    """Write a stored study's ``trials.json``; errors as of `trials_of`."""
+    """Write a stored study's ``trials.json``; errors as in `trials_of`."""
     file = trials_of(store, name)
     write_text(path, file.text())
     return path
 
 
 def prior_trials(source: str, space: SearchSpace) -> list[PriorTrial]:
-    """What a file tells a study of ``space``, as layouts of that space.
+    """The prior trials of a file, as layouts of ``space``.
 
     Raises:
-        LayoutError: if it cannot be read, or is of another model or other sites.
+        LayoutError: if it cannot be read, or has another model or other sites.
         StoreError: for a database that cannot be opened.
     """
     file = read_trials(source)
@@ -199,7 +203,7 @@ def read_trials(source: str) -> TrialsFile:
         record = None
     form = next((key for key in FORMS if isinstance(record, dict) and key in record), None)
     if form is None or study is not None:
-        raise LayoutError(f"{source} is no trials.json, layout.json or study database; check --warm-start")
+        raise LayoutError(f"{source} is not a trials.json, layout.json or study database; check --warm-start")
     return FORMS[form](record, str(path))
 
 
@@ -216,18 +220,20 @@ def _stored(path: Path, study: str | None) -> TrialsFile:
         names = store.study_names() if study is None else [study]
         if len(names) != 1:
             known = ", ".join(names) or "none"
-            raise LayoutError(f"{path} does not hold one study; name it as in {path}:STUDY (studies there: {known})")
+            raise LayoutError(
+                f"{path} does not hold exactly one study; name it as in {path}:STUDY (studies there: {known})"
+            )
         return trials_of(store, names[0])
 
 
 def _of_layout(record: dict[str, Any], source: str) -> TrialsFile:
-    """The one layout of a trained model."""
+    """The layout of a trained model as the only trial."""
     file = LayoutFile.of_record(record, source)
     if file.metric is None:
         raise LayoutError(
-            f"{source} has no metric, so its layout has no score; give that of a model which dasearch trained"
+            f"{source} has no metric, so its layout has no score; give the layout.json of a model that dasearch trained"
         )
-    validated = file.metric.split == "validation"  # a search reads no test score; of one layout it would tell nothing
+    validated = file.metric.split == "validation"  # the search never reads test scores
     return TrialsFile(
         model=next(kind for kind, sites in SITES.items() if list(sites) == file.sites),  # file.model is a variation
         metric=file.metric.name,

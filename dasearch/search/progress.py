@@ -1,4 +1,4 @@
-"""How a study goes, for whoever watches: a line for each training as it ends, one live line for the training that runs."""
+"""Progress of a study in a terminal: a line for each finished training, one live line for the running ones."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ HEADINGS = {
     SINGLE: "Training on all users",
     ABLATION: "Ablation: one thing changed at a time, the same seeds for all",
 }
-SPINNER = 2  # letters in front of a live line
-BAR = 16  # letters: with what stands around it a line of 80
+SPINNER = 2  # characters in front of a live line
+BAR = 16  # characters: fits with its label into a line of 80
 LM_EVERY = 25  # steps of tiny-opt's training between two updates of the live line
 
 
 @contextmanager
 def heard(listener: Listener | None, *, progress: bool) -> Iterator[Listener]:
-    """The listener that was given; without one a `Terminal` on stderr for as long, or with ``progress`` false nobody."""
+    """The given listener; by default a `Terminal` on stderr for the block, or with ``progress`` false none."""
     if listener is not None or not progress:
         yield listener or Listener()
         return
@@ -52,7 +52,7 @@ def heard(listener: Listener | None, *, progress: bool) -> Iterator[Listener]:
 
 @contextmanager
 def libraries_quiet() -> Iterator[None]:
-    """Optuna's news and transformers' bars would stand between our lines; afterwards they are as they were."""
+    """Silence Optuna's log and transformers' progress bars in the block; both are restored afterwards."""
     level, bars = optuna.logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     optuna.logging.set_verbosity(max(level, optuna.logging.WARNING))
     transformers_logging.disable_progress_bar()
@@ -65,17 +65,18 @@ def libraries_quiet() -> Iterator[None]:
 
 
 class Terminal(Listener):
-    """Prints a run as it goes. Without a terminal (a file, a pipe) only finished lines are printed."""
+    """Prints the progress of a run. Without a terminal (a file, a pipe) only permanent lines are printed."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self._spinner: Spinner | None = None
         self._phase = ""
-        self._best: list[str] = []  # score, as the last training that ended told it
+        self._best: list[str] = []  # best score, from the last finished training
         self._done_at = 0.0  # of `time.monotonic`
-        self._epochs: dict[Training, int] = {}  # of those that run side by side: epochs done
+        self._epochs: dict[Training, int] = {}  # epochs done of the running trainings
 
     def close(self) -> None:
+        """Remove the live line."""
         if self._spinner is not None:
             self._spinner.stop()
             self._spinner = None
@@ -91,6 +92,7 @@ class Terminal(Listener):
         self._spinner.update(line)
 
     def says(self, text: str) -> None:
+        """Show a step in the live line, and an `Outcome` as a permanent line."""
         if isinstance(text, Outcome):
             self._print(text)
         elif isinstance(text, Passing):
@@ -101,14 +103,16 @@ class Terminal(Listener):
             self._print(text)
 
     def left(self, seconds: float) -> None:
+        """Set the remaining seconds that the live line counts down."""
         self._done_at = time.monotonic() + seconds
 
     def _time_left(self) -> list[str]:
-        """Counts down between two trainings; nothing where more is to be done than was thought."""
+        """The remaining time, counted down between two trainings; empty once the estimate is exceeded."""
         seconds = self._done_at - time.monotonic()
         return [f"left {clock(seconds)}"] if seconds >= 1 else []
 
     def language_model(self, step: int, steps: int, loss: float) -> None:
+        """Show the progress of tiny-opt's training in the live line."""
         if step % LM_EVERY == 0 or step == steps:
             done = round(BAR * step / steps)
             self._live(
@@ -118,6 +122,7 @@ class Terminal(Listener):
             self._print(f"tiny-opt trained on the catalogue's text: {steps} steps, loss {loss:.2f}")
 
     def started(self, training: Training) -> None:
+        """Print a heading at the start of a phase, and count the training as running."""
         if training.phase != self._phase:
             self._phase = training.phase
             self._print("")
@@ -127,11 +132,12 @@ class Terminal(Listener):
         self._trains()
 
     def epoch(self, training: Training, epoch: Epoch) -> None:
+        """Show the running trainings and the last metric in the live line."""
         self._epochs[training] = epoch.number + 1
         self._trains(f"{training.metric} {epoch.metrics[training.metric]:.4f}")
 
     def _trains(self, *told: str) -> None:
-        """Which trainings run, and the epoch that the slowest of them is in."""
+        """The running trainings, and the current epoch of the slowest."""
         slowest = min(self._epochs, key=lambda training: self._epochs[training])
         now = f"epoch {min(self._epochs[slowest] + 1, slowest.epochs)}/{slowest.epochs}"
         so_far = [*self._best, *self._time_left()]
@@ -146,6 +152,7 @@ class Terminal(Listener):
         self._live(progress_line(head, slowest.layout, _label(slowest), tail, width=width, spare=so_far))
 
     def finished(self, finished: Finished) -> None:
+        """Print the line of a finished training."""
         training = finished.training
         self._epochs.pop(training, None)
         score = "failed" if finished.score is None else f"{training.metric} {finished.score:.4f}"
@@ -163,12 +170,12 @@ class Terminal(Listener):
         self._print(progress_line(head, training.layout, _label(training), tail, width=width, spare=best))
 
     def answering(self, progress: Progress) -> None:
-        """How far a file of histories is answered."""
+        """Progress in a file of histories."""
         left = f"  left {clock(progress.seconds_left)}" if progress.seconds_left is not None else ""
         self._live(f"{progress.words}{left}")
 
     def remarks(self, text: str) -> None:
-        """A line that stays, above the live one."""
+        """Print a permanent line above the live one."""
         self._print(text)
 
     def _print(self, text: str) -> None:
@@ -176,7 +183,7 @@ class Terminal(Listener):
 
 
 def _label(training: Training) -> str:
-    """Of a trial, the settings that are searched beside its layout."""
+    """The settings of a trial that are searched besides its layout."""
     return "" if training.label == TRIAL else training.label
 
 

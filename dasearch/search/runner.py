@@ -1,6 +1,6 @@
 """One process working on one study: search, confirmation, final training.
 
-Each step is recorded before the next begins, so that a killed study goes on where it stopped. Liu et al. 2024 (DARec),
+Each step is recorded before the next begins, so that a killed study resumes where it stopped. Liu et al. 2024 (DARec),
 alg. 1 and sec. 2.4.
 """
 
@@ -78,7 +78,7 @@ class Runner:
         return Trainings(*given, self.executor, self.prepared, ahead)
 
     def run(self, *, train: bool) -> None:
-        """Go through the phases; each goes on where it stopped. Leaves no worker behind."""
+        """Run the phases; each resumes where it stopped. All workers are ended."""
         with closing(self.executor):
             if train:
                 self.id_model_seconds = encoder_seconds(self.settings, self.materials)
@@ -103,7 +103,7 @@ class Runner:
         self.executor.forget_all(self.trainings.checkpoints)
 
     def _hold(self, values: Mapping[str, Any]) -> None:
-        """Train what follows under the values that the search found for settings beside the layout."""
+        """Use the values that the search found for settings besides the layout in all further trainings."""
         if values:
             self.listener.says(f"settings found: {settings_text(values)}")
             self.settings = with_found(self.settings, values)
@@ -112,7 +112,7 @@ class Runner:
             self.trainings.pace = before.pace
 
     def _costs(self) -> dict[Cost, SiteCosts]:
-        """What layouts cost, counted once a study; nothing for a study without a cost."""
+        """The costs of layouts, counted once per study; None for a study without a cost."""
         if self.settings.search.cost is None:
             return {}
         found = self.store.costs(self.settings.name)
@@ -125,7 +125,7 @@ class Runner:
         return found
 
     def train_finally(self, winner: Layout) -> None:
-        """Train every row of the final table on everyone, then read the test split, once, for all of them."""
+        """Train every row of the results table on all users, then evaluate them on the test split, once."""
         rows = final_rows(self.settings, self.space, winner)
         encoders = EncoderTrainings(self.trainings, self.materials, self.id_model_seconds)
         encoders.begin()
@@ -139,7 +139,7 @@ class Runner:
         self.listener.results(results)
 
     def _save(self, winner: Trained, results: list[Result], trainings: list[FinalTraining]) -> Artifact:
-        """Save the winner of the first seed: ``layout.json`` tells the layout's mean, the model's own metrics stand beside."""
+        """Save the winner of the first seed: ``layout.json`` has the layout's mean score and the model's own metrics."""
         metric = self.settings.search.metric
         (score,) = (result for result in results if (result.name, result.metric) == (WINNER, metric))
         (own,) = (training for training in trainings if (training.name, training.seed) == (WINNER, 0))

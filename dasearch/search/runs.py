@@ -1,4 +1,4 @@
-"""Names of trainings: what their epochs and checkpoints are kept under."""
+"""Names of trainings, which are the keys of their epochs and checkpoints."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 from dasearch.errors import StoreError
 
-FIRST_SEED = 0  # of a final training; it is not written
+FIRST_SEED = 0  # of a final training; not written
 FORMS = "trial/LAYOUT/SETTING=VALUE, confirm/SEED/LAYOUT, final/LAYOUT/SEED and train/MODEL/LAYOUT"
-BETWEEN_SETTINGS = re.compile(r"/(?=[\w.]+=)")  # a value may hold a slash itself
+BETWEEN_SETTINGS = re.compile(r"/(?=[\w.]+=)")  # a value may contain a slash
 
 
 class RunPhase(StrEnum):
-    """When a study trains; the first part of a name."""
+    """The phase of a training; the first part of its name."""
 
     TRIAL = "trial"
     CONFIRM = "confirm"
@@ -29,10 +29,10 @@ class RunId:
     """One training of a study; ``str`` gives its name.
 
     Attributes:
-        layout: in letters; for a variation of the final table, which has but one, the variation's own name.
+        layout: in letters; for a variation of the results table, which has only one, the variation's name.
         seed: of a confirmation or a final training.
-        settings: of a trial beside its layout, each ``key=value`` as Python writes the value.
-        model: of a single training, what a report calls its model.
+        settings: of a trial besides its layout, each ``key=value`` with the value's ``repr``.
+        model: of a single training, its model's name in reports.
     """
 
     phase: RunPhase
@@ -43,7 +43,7 @@ class RunId:
 
     @classmethod
     def trial(cls, layout: object, values: Mapping[str, Any]) -> RunId:
-        """A trial's, with the values of settings that are searched beside the layout."""
+        """The name of a trial, with the values of settings searched besides the layout."""
         return cls(RunPhase.TRIAL, str(layout), settings=tuple(f"{key}={value!r}" for key, value in values.items()))
 
     def __str__(self) -> str:
@@ -57,10 +57,10 @@ class RunId:
 
     @classmethod
     def parse(cls, name: str) -> RunId:
-        """The training of a name.
+        """Parse the name of a training.
 
         Raises:
-            StoreError: for a name of none.
+            StoreError: for an invalid name.
         """
         phase, _, rest = name.partition("/")
         first, _, second = rest.partition("/")
@@ -69,12 +69,12 @@ class RunId:
         except ValueError:
             found = None
         if found is None or not found.layout or str(found) != name:
-            raise StoreError(f"{name!r} names no training of a study; names are {FORMS}")
+            raise StoreError(f"{name!r} is not the name of a training; names are {FORMS}")
         return found
 
 
 def _parsed(phase: RunPhase, first: str, second: str) -> RunId:
-    """Of the parts after the phase."""
+    """Parse the parts after the phase."""
     if phase is RunPhase.TRIAL:
         return RunId(phase, first, settings=tuple(BETWEEN_SETTINGS.split(second)) if second else ())
     if phase is RunPhase.CONFIRM:

@@ -34,7 +34,7 @@ def named_layout(name: str, study: Study, space: SearchSpace) -> Layout:
     """A layout by its letters, by its id among the study's, or ``all-serial``, ``all-parallel``, ``best`` of the study so far.
 
     Raises:
-        LayoutError: for letters that do not fit the space or the model, an id of none of the study's layouts or of several.
+        LayoutError: for letters that do not fit the space or the model, or an id that is unknown or ambiguous.
         StudyError: for ``best`` of a study without a completed trial.
     """
     n, sites = space.layers, len(space.sites)
@@ -65,12 +65,12 @@ def train_layout(
     listener: Listener | None = None,
     progress: bool = True,
 ) -> tuple[Path, Trained]:
-    """Train one layout by the study's final recipe on all users and save it; the test split stays closed.
+    """Train one layout by the study's final recipe on all users and save it; the test split is not read.
 
-    ``best`` is trained under the settings that the search found beside it.
+    ``best`` is trained under the settings that the search found besides it.
 
-    Goes on from its last epoch if it was interrupted. The ranks of a torchrun share the training; the first of them
-    saves it, and alone shows how it goes, as `Study.run` does.
+    Resumes from its last epoch if it was interrupted. The ranks of a torchrun share the training; rank 0 saves it and
+    shows the progress, as `Study.run` does.
     """
     with (
         using(study.settings.threads),
@@ -87,7 +87,7 @@ def _train_layout(study: Study, name: str, out: Path | None, heard: Listener, pe
     settings = with_found(study.settings, study.status().settings_found) if name.lower() == BEST else study.settings
     folder = out or resolve_output(settings) / "models" / str(layout)
     if folder.exists() and not (folder / "layout.json").is_file():
-        raise ModelFolderError(f"{folder} exists and is no model folder; choose another with --out")
+        raise ModelFolderError(f"{folder} exists and is not a model folder; choose another with --out")
     heard.says("reading the data")
     dataset = study.dataset()
     for remark in dataset.remarks:

@@ -1,4 +1,4 @@
-"""A study as its user holds it: loaded from a file, run, asked where it stands."""
+"""The public `Study`: loaded from a file, run, and queried for its status."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ from dasearch.training.preparation import TRAINING_TASKS
 from dasearch.training.seeds import derive_seed
 from dasearch.version import installed_versions
 
-# what may change of a study that has begun; a space is known by its hash, not its name
+# settings that may change after a study began; a space is identified by its hash, not its name
 MAY_CHANGE = {
     "output",
     "device",
@@ -78,12 +78,12 @@ MAY_CHANGE = {
 
 @dataclass(frozen=True)
 class TrialView:
-    """A trial as people read it.
+    """A trial as a status shows it.
 
     Attributes:
-        settings: those that are searched beside the layout, by key.
-        workers: as of `causes.workers_of`.
-        reason: as of `causes.cause_of`.
+        settings: searched besides the layout, by key.
+        workers: as in `causes.workers_of`.
+        reason: as in `causes.cause_of`.
     """
 
     number: int
@@ -98,12 +98,13 @@ class TrialView:
 
     @property
     def failed(self) -> bool:
+        """Whether its training failed, or it was lost."""
         return failed(self.state, self.reason)
 
 
 @dataclass(frozen=True)
 class Status:
-    """Where a study stands."""
+    """Progress and results of a study."""
 
     name: str
     phase: str
@@ -116,7 +117,7 @@ class Status:
     worth: float  # `search.worth` of its settings
     prior: list[PriorTrial]
     metric: str = OBJECTIVE
-    selection: Selection | None = None  # of a study with a cost, once costs are counted
+    selection: Selection | None = None  # in a study with a cost, once costs are counted
     settings_found: Mapping[str, Any] = field(default_factory=dict)  # of `search.also`: the best so far, by key
     later_trainings: Sequence[PostSearchTraining] = ()
 
@@ -127,6 +128,7 @@ class Status:
 
     @property
     def completed(self) -> list[TrialView]:
+        """Complete trials, in the order of their numbers."""
         return [trial for trial in self.trials if trial.state == "complete"]
 
     @property
@@ -136,14 +138,14 @@ class Status:
 
     @property
     def layouts(self) -> list[Layout]:
-        """Those of its trials, and the controls that were trained after the search; each once."""
+        """Distinct layouts of its trials, and of the controls that were trained after the search."""
         searched = (trial.layout for trial in self.trials if trial.layout is not None)
         confirmed = (standing.layout for standing in self.standings)
         return list(dict.fromkeys((*searched, *confirmed, *(training.layout for training in self.later_trainings))))
 
 
 class Study:
-    """A study file bound to the database that keeps its trials.
+    """A study file bound to the database that stores its trials.
 
     Args:
         storage: a database URL or an SQLite file; by default ``dasearch.db`` in the study's output folder.
@@ -173,6 +175,7 @@ class Study:
 
     @property
     def folder(self) -> Path:
+        """The study's output folder."""
         return resolve_output(self.settings)
 
     def space(self) -> SearchSpace:
@@ -192,7 +195,7 @@ class Study:
         return found
 
     def dataset(self, source: str | None = None) -> Dataset:
-        """The study's data, or another source read by the study's rules."""
+        """The study's data set, or another source read by the study's rules."""
         data, rules = self.settings.data, self.rules()
         dataset = load_dataset(data.source, rules) if source is None else load_dataset(source, rules.elsewhere())
         if data.max_users is None:
@@ -200,7 +203,7 @@ class Study:
         return sample_users(dataset, data.max_users, seed=derive_seed(self.settings.seed, "users") % 2**31)
 
     def rules(self) -> Rules:
-        """How the study reads its data."""
+        """The study's rules for reading data."""
         return self.settings.data.rules(derive_seed(self.settings.seed, "ties") % 2**31)
 
     def run(
@@ -215,16 +218,16 @@ class Study:
     ) -> Status:
         """Search until ``budget`` evaluations are complete, confirm, and (``train``) train and test the winner.
 
-        Without a ``listener``, stderr shows how it goes (a line for each training; in a terminal the one that runs as well);
-        ``progress=False`` keeps it silent.
+        Without a ``listener``, progress is shown on stderr (a line for each training; in a terminal also the running one);
+        ``progress=False`` disables it.
 
-        Goes on where an earlier run of the same study stopped. A new study may begin with another one's trials: those of
-        ``warm_start``, a file of any form that `prior.read_trials` reads. It keeps them, so that a study that was begun
-        with them goes on with them whether they are given again or not.
+        Resumes where an earlier run of the same study stopped. ``warm_start`` starts a new study from the trials of another
+        one, in any format that `prior.read_trials` reads. They are stored with the study, so a resumed study uses them
+        whether they are given again or not.
 
         Raises:
-            LayoutError: if ``warm_start`` cannot be read, or is of another model.
-            StudyError, SearchSpaceError: if the study in the database was begun with other settings or another space.
+            LayoutError: if ``warm_start`` cannot be read, or has another model.
+            StudyError, SearchSpaceError: if the stored study began with other settings or another space.
             StoreError: if another process runs this study, or its database cannot be used.
         """
         settings = self.settings if budget is None else with_budget(self.settings, budget)
@@ -233,7 +236,7 @@ class Study:
             space = self.searched_space()
             if warm_start is not None and settings.search.also:
                 raise StudyError(
-                    "another study's trials do not tell the settings of search.also; leave out one of both"
+                    "another study's trials have no values for search.also; remove the warm start or search.also"
                 )
             prior = None if warm_start is None else prior_trials(str(warm_start), space)
             dataset = self.dataset()
@@ -251,7 +254,7 @@ class Study:
                     return status(store, settings.name)
 
     def searched_space(self) -> SearchSpace:
-        """The search space, if these settings leave a search something to find in it.
+        """The search space, checked for something to search under these settings.
 
         Raises:
             StudyError, SearchSpaceError: if they do not.
@@ -269,7 +272,7 @@ class Study:
         return space
 
     def status(self) -> Status:
-        """Where the study stands; may be asked while another process runs it."""
+        """The study's current status; may be read while another process runs it."""
         store = open_store(self.storage, self.settings.output, create=False)
         try:
             return status(store, self.settings.name)
@@ -278,7 +281,7 @@ class Study:
 
 
 def _require_choice(settings: StudySettings, space: SearchSpace) -> None:
-    """A free site that changes nothing would waste the budget; a choice wider than the model's adapters cannot be had."""
+    """Reject free sites without effect, which would waste the budget, and choices wider than the model's adapters."""
     for choice in space.file.alphabet:
         reason = settings.model.too_wide(choice) if isinstance(settings.model, AdapterSettings) else None
         if reason is not None:
@@ -292,7 +295,7 @@ def _require_choice(settings: StudySettings, space: SearchSpace) -> None:
 
 
 def _require_costs(settings: StudySettings, space: SearchSpace) -> None:
-    """With a cost as an objective, layouts must differ in it."""
+    """Reject a cost objective in which all layouts are equal."""
     cost = settings.search.cost
     if cost is None or any(
         len({_costing(choice, settings) for choice in space.choices[name]}) > 1 for name in space.free
@@ -308,11 +311,11 @@ def _require_costs(settings: StudySettings, space: SearchSpace) -> None:
 
 
 def _require_unprepared(settings: StudySettings, space: SearchSpace) -> None:
-    """A setting that is searched beside the layout is one that only training reads; its values fit the space."""
+    """Reject searched settings that are read before training, or whose values do not fit the space."""
     for key, able in settings.searched.items():
         if TRAINING_TASKS[settings.model.kind].prepared_by(key):
             raise StudyError(
-                f"search.also: {key} is read before any training, once a study; compare its values with `dasearch ablate`"
+                f"search.also: {key} is read once per study, before any training; compare its values with `dasearch ablate`"
             )
         if settings.search.cost is not None and key.startswith("model."):
             raise StudyError(
@@ -323,18 +326,18 @@ def _require_unprepared(settings: StudySettings, space: SearchSpace) -> None:
 
 
 def _costing(choice: Choice, settings: StudySettings) -> Choice:
-    """A choice without what costs nothing: its name, its place, and how it joins."""
+    """A choice reduced to what affects its cost: without its name, its placement, and its join."""
     whole = settings.model.most(choice) if isinstance(settings.model, AdapterSettings) else None
     return replace(choice, name="", letter="A", parallel=False, join=Join.MODEL, width=choice.width or whole)
 
 
 def with_budget(settings: StudySettings, budget: int) -> StudySettings:
-    """The settings with another ``search.budget``, as ``--budget`` changes them."""
+    """The settings with another ``search.budget``, as set by ``--budget``."""
     return changed(settings, {"search.budget": budget}, source="--budget")
 
 
 def status(store: Store, name: str) -> Status:
-    """Where a stored study stands."""
+    """The status of a stored study."""
     stored = store.begun(name)
     settings = parse_study(stored.settings, source=f"study {name}")
     space = stored_space(stored)
@@ -360,10 +363,10 @@ def status(store: Store, name: str) -> Status:
 
 
 def goes_on(found: Status, before: Stored, *, train: bool) -> str:
-    """Where a study goes on, and what of it is done, in one sentence.
+    """A sentence on where a study resumes and how much of it is done.
 
     Args:
-        found: where it stands, with the budget that it goes on with.
+        found: its status, with the budget of this run.
         before: as it was stored until now.
         train: whether its final training is to follow.
     """
@@ -371,14 +374,14 @@ def goes_on(found: Status, before: Stored, *, train: bool) -> str:
     trials = f"{done} done{f', {failed} failed' if failed else ''}"
     searching = before.phase == SEARCH or found.budget > before.settings["search"]["budget"]
     if searching and done < found.budget:
-        return f"study {found.name} goes on with trial {done + 1} of {found.budget}; {trials}"
+        return f"study {found.name} resumes at trial {done + 1} of {found.budget}; {trials}"
     phase, name = (FINAL, "final training") if found.phase == FINAL and train else (CONFIRMATION, "confirmation")
     ended = sum(one.phase == phase and one.ended is not None and one.reason is None for one in found.later_trainings)
-    return f"study {found.name} goes on with the {name}, {ended} of its trainings done; trials: {trials}"
+    return f"study {found.name} resumes with the {name}, {ended} of its trainings done; trials: {trials}"
 
 
 def signals_of(records: Iterable[TrialRecord], domain: Domain) -> dict[Point, float]:
-    """What the surrogate learned from every complete trial."""
+    """The signal of every complete trial, which the surrogate is fitted to."""
     complete = (trial for trial in records if trial.state == "complete" and domain.holds(trial.params))
     signals = {domain.point(trial.params): trial.surrogate_target for trial in complete}
     return {point: signal for point, signal in signals.items() if signal is not None}
@@ -388,7 +391,7 @@ def stored_space(stored: Stored) -> SearchSpace:
     """The search space that a study began with.
 
     Raises:
-        StoreError: for one that this version cannot read.
+        StoreError: if this version cannot read it.
     """
     try:
         return SearchSpace.from_record(stored.space)
@@ -412,10 +415,10 @@ def _view(trial: TrialRecord, domain: Domain) -> TrialView:
 
 @contextmanager
 def _withdrawn_if_refused(store: Store, name: str, *, fresh: bool) -> Iterator[None]:
-    """Settings that only preparation can judge leave no study behind, so that the corrected ones may begin it."""
+    """Remove a new study whose settings fail in preparation, so that corrected ones may begin it."""
     try:
         yield
-    except StoreError:  # nothing was judged
+    except StoreError:  # nothing was prepared yet
         raise
     except WrongUse:
         if fresh and not status(store, name).completed:
@@ -426,7 +429,7 @@ def _withdrawn_if_refused(store: Store, name: str, *, fresh: bool) -> Iterator[N
 def _begin(
     store: Store, settings: StudySettings, space: SearchSpace, dataset: Dataset, prior: Sequence[PriorTrial] | None
 ) -> str:
-    """Record a new study, or check that the stored one is this one; its phase."""
+    """Record a new study, or check that the stored one has the same settings; return its phase."""
     stored = store.study(settings.name)
     record = settings.model_dump(mode="json")
     if stored is None:
@@ -456,7 +459,7 @@ def _begin(
         )
     if prior is not None:
         _require_same_prior(settings.name, store.prior(settings.name), prior)
-    before = parse_study(stored.settings, source=f"study {settings.name}")  # settings it does not know are at defaults
+    before = parse_study(stored.settings, source=f"study {settings.name}")  # new settings have defaults
     differences = settings_differences(before.model_dump(mode="json"), record)
     fixed = [key for key in differences if not _may_change(key)]
     if fixed:
@@ -473,10 +476,10 @@ def _begin(
 
 
 def _require_same_prior(name: str, before: Sequence[PriorTrial], given: Sequence[PriorTrial]) -> None:
-    """A warm start is part of what a study began with, wherever its file lies now."""
+    """Reject another warm start than the one that the study began with, wherever its file is now."""
     if [trial[:2] for trial in before] != [trial[:2] for trial in given]:
         began = f"with another warm start, {before[0].source}" if before else "without a warm start"
-        raise StudyError(f"study {name!r} began {began}; leave out --warm-start to go on, or pass --set name=NEW")
+        raise StudyError(f"study {name!r} began {began}; remove --warm-start to resume it, or pass --set name=NEW")
 
 
 def settings_differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:

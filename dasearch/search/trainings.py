@@ -1,4 +1,4 @@
-"""The trainings of a study: side by side, recorded epoch by epoch, told to whoever watches, timed."""
+"""The trainings of a study: side by side, recorded by epoch, reported to listeners, and timed."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from dasearch.training.materials import StudyContext
 from dasearch.training.progress import Epoch, Fit
 
 T = TypeVar("T")
-Report = Callable[[int, Epoch], None]  # a training's place in its group, and its epoch
+Report = Callable[[int, Epoch], None]  # a training's position in its group, and its epoch
 
 
 class Planned(NamedTuple):
-    """A training that is to come: as it is told, and as it is run."""
+    """A planned training: its event for listeners, and its run."""
 
     training: Training
     run: Run
@@ -38,11 +38,11 @@ class Planned(NamedTuple):
 
 @dataclass
 class Group:
-    """Trainings of one recipe that are on their way together.
+    """Submitted trainings of one recipe.
 
     Attributes:
-        report: told each epoch with the place of its training, some twice.
-        began: when its first epoch did.
+        report: callback for each epoch, with the position of its training; some epochs repeat.
+        began: start of its first epoch.
     """
 
     objective: Objective
@@ -53,20 +53,21 @@ class Group:
 
     @property
     def over(self) -> bool:
+        """Whether every training of the group has an outcome."""
         return self.batch.over
 
     def objective_of(self, place: int) -> Objective:
-        """What trained one of them in the end."""
+        """The objective that trained one of them, after retries."""
         recipe = in_smaller_parts(self.objective.recipe) if place in self.batch.smaller else None
         return self.objective if recipe is None else replace(self.objective, recipe=recipe)
 
 
 class Ahead(NamedTuple):
-    """What a study still runs after its confirmation.
+    """The work of a study after its confirmation.
 
     Attributes:
         finals: trainings by the final recipe.
-        id_models: seconds of the ID models that stand in the final table by themselves.
+        id_models: seconds of the ID models of the results table.
     """
 
     finals: int = 0
@@ -74,41 +75,43 @@ class Ahead(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """A finished training after the search, and what trained it."""
+    """A finished training after the search, and its objective."""
 
     run: Run
     fit: Fit
     objective: Objective
 
     def trained(self, executor: Executor) -> Trained:
-        """With its model, which the executor may have elsewhere."""
+        """Load it with its model, which may be in another place of the executor."""
         executor.fetch(self.objective.checkpoint(self.run.name))
         return self.objective.trained(self.run, self.fit)
 
 
 class Ledger:
-    """Where trainings are recorded while they run; this one nowhere, for those whose result alone is kept."""
+    """Records trainings while they run; this base records nothing, for trainings of which only the result is stored."""
 
     def epoch(self, run: str, epoch: Epoch) -> None:
-        """An epoch is over; told some twice."""
+        """An epoch is done; some are reported twice."""
 
     def began(self, one: Planned, began: datetime) -> None:
-        """A training after the search begins; Optuna keeps the times of trials alone."""
+        """A training after the search begins; Optuna keeps only the times of trials."""
 
     def ended(self, one: Planned, ended: datetime, *, workers: Sequence[str], reason: str | None) -> None:
-        """It is over: where it ran, and why it failed if it did."""
+        """A training ended: its workers, and the cause if it failed."""
 
 
 class StudyLedger(Ledger):
-    """In the database of a study."""
+    """Records trainings in the database of a study."""
 
     def __init__(self, store: Store, study: str) -> None:
         self._store, self._study = store, study
 
     def epoch(self, run: str, epoch: Epoch) -> None:
+        """Record an epoch; recording it again replaces it."""
         self._store.add_epoch(self._study, run, epoch)
 
     def began(self, one: Planned, began: datetime) -> None:
+        """Record that a training began."""
         training = one.training
         record = PostSearchTraining(
             one.run.name, training.phase, training.label, training.layout, training.index, training.total, began
@@ -116,24 +119,25 @@ class StudyLedger(Ledger):
         self._store.begin_training(self._study, record)
 
     def ended(self, one: Planned, ended: datetime, *, workers: Sequence[str], reason: str | None) -> None:
+        """Record that a training ended, where it ran, and the cause of a failure."""
         self._store.end_training(self._study, one.run.name, ended, workers=workers, reason=reason)
 
 
 class Trainer:
-    """Trains layouts side by side in an executor: records them, tells of them, times them.
+    """Trains layouts side by side in an executor; records, reports and times them.
 
     Args:
-        metric: that the study chooses by.
+        metric: the study's selection metric.
     """
 
     def __init__(self, executor: Executor, ledger: Ledger, listener: Listener, metric: str) -> None:
         self.executor, self.ledger, self.listener, self.metric = executor, ledger, listener, metric
         self.dispatcher = Dispatcher(executor, listener.says)
-        self.pace = 0.0  # seconds a user and epoch of one training, its share where several run side by side
+        self.pace = 0.0  # seconds per user and epoch of one training, its share where several run side by side
         self._last_over = 0.0
 
     def score(self, fit: Fit) -> float:
-        """In the metric that the study chooses by."""
+        """The score of a training in the study's selection metric."""
         return fit.metrics.record()[self.metric]
 
     def begin(
@@ -142,7 +146,7 @@ class Trainer:
         planned: Sequence[Planned],
         report: Report = lambda place, epoch: None,
     ) -> Group:
-        """Train side by side; `wait` brings it forward. ``report`` as of `Group`."""
+        """Submit trainings that run side by side; `wait` advances them. ``report`` as in `Group`."""
         for training, _ in planned:
             self.listener.started(training)
 
@@ -152,22 +156,24 @@ class Trainer:
             report(place, epoch)
             self.listener.epoch(planned[place].training, epoch)
 
-        assert objective.prepared is not None  # whoever trains by an executor gave it the materials
+        assert objective.prepared is not None  # an objective with an executor has prepared materials
         task = LayoutTask.of(objective, [run for _, run in planned])
         batch = self.dispatcher.submit(task, objective.prepared, objective.folder, heard)
         group = Group(objective, planned, batch, report)
         return group
 
     def wait(self) -> None:
-        """Until something has happened to a group."""
+        """Block until an event of some group is handled."""
         self.dispatcher.wait()
 
     def outcomes(self, group: Group) -> list[Outcome]:
-        """What became of a group that is over, in its order."""
+        """The outcomes of a finished group, in order."""
         found = group.batch.in_order
         for place, outcome in enumerate(found):
             if isinstance(outcome, Fit):
-                for epoch in outcome.progress.epochs:  # one checkpointed in the moment of a kill was not recorded then
+                for (
+                    epoch
+                ) in outcome.progress.epochs:  # an epoch that was checkpointed just before a kill may be unrecorded
                     self._record(group.planned[place], epoch)
                     group.report(place, epoch)
         self._keep_pace(group, found)
@@ -183,17 +189,18 @@ class Trainer:
         *,
         needed: Callable[[Planned], bool],
     ) -> dict[str, Kept]:
-        """Train after the search, as many batches at a time as there are workers; each is kept as it ends.
+        """Train after the search, as many batches at a time as there are workers; each is stored when it ends.
 
         Args:
-            parts: trainings, and what trains them; each is asked for when there is room for it.
-            needed: whether the study cannot go on without a training; others that fail are left out, and it is said.
+            parts: trainings and their objectives; each is drawn when there is room for it.
+            keep: stores a training and its result.
+            needed: whether the study needs a training; other failed ones are dropped with a message.
 
         Returns:
-            What came of each training that did not fail, by the name of its run.
+            The trainings that did not fail, by the name of their run.
 
         Raises:
-            Exception: what a needed training failed by, after all others are kept.
+            Exception: the cause of a failed needed training, after all others are stored.
         """
         waiting = ((by, batch) for by, planned in parts for batch in batches(planned, by.at_once))
         running, failed = list[Group](), list[tuple[Planned, Exception]]()
@@ -222,7 +229,7 @@ class Trainer:
     def _keep(
         self, group: Group, keep: Callable[[Planned, Fit], None], found: dict[str, Kept]
     ) -> list[tuple[Planned, Exception]]:
-        """Keep what a group trained; what failed of it, and by what."""
+        """Store the trained models of a group; its failed trainings, and their causes."""
         failed = []
         outcomes, ended = self.outcomes(group), datetime.now(UTC)
         left = self.left_after(group.planned[-1].training, group.objective)
@@ -244,12 +251,12 @@ class Trainer:
         trained = [outcome for outcome in outcomes if isinstance(outcome, Fit)]
         if not trained:
             return
-        whole = max(elapsed, sum(one.seconds for one in trained) / slots)  # more, where they went on from checkpoints
+        whole = max(elapsed, sum(one.seconds for one in trained) / slots)  # more, where they resumed from checkpoints
         pace = whole / (len(trained) * group.objective.work)
         self.pace = pace if not self.pace else 0.7 * self.pace + 0.3 * pace
 
     def left_after(self, last: Training, objective: Objective) -> float:
-        """A guess at the seconds that are left after a training by an objective."""
+        """An estimate of the remaining seconds after a training by an objective."""
         return self.pace * (last.total - last.index) * objective.work
 
 
@@ -257,9 +264,9 @@ class Trainings(Trainer):
     """Trains layouts of one study by its trial recipe (``short``) and by its final one (``full``).
 
     Args:
-        executor: where trainings run; None: in this process.
-        prepared: the materials as the executor has them; None: it is given them now.
-        ahead: None: nothing after the confirmation.
+        executor: that runs the trainings; None: in this process.
+        prepared: the executor's reference to the materials; None: they are passed to it now.
+        ahead: work after the confirmation; None: none.
     """
 
     def __init__(
@@ -298,11 +305,11 @@ class Trainings(Trainer):
         self.ahead = ahead or Ahead()
 
     def forget(self, run: str) -> None:
-        """Remove the checkpoint of a run whose result is kept."""
+        """Remove the checkpoint of a run whose result is stored."""
         self.executor.forget(self.checkpoints / checkpoint_name(run))
 
     def trying(self, values: Mapping[str, Any]) -> Objective:
-        """``short`` under values of the settings that are searched beside the layout."""
+        """``short`` under values of the settings searched besides the layout."""
         if not values:
             return self.short
         settings = with_found(self.settings, values)
@@ -310,6 +317,7 @@ class Trainings(Trainer):
         return replace(self.short, settings=settings, materials=materials, recipe=settings.trial)
 
     def left_after(self, last: Training, objective: Objective) -> float:
+        """An estimate of the study's remaining seconds after a training of the confirmation or the final phase."""
         to_come = last.total - last.index
         if last.phase == FINAL:
             self.ahead = self.ahead._replace(finals=to_come)
@@ -317,22 +325,22 @@ class Trainings(Trainer):
         return self.seconds_left(to_come, self.ahead.finals)
 
     def seconds_left(self, short: int, full: int) -> float:
-        """A guess from the pace so far for so many trainings by each recipe, and what the ID models take after them."""
+        """An estimate from the pace so far for these numbers of trainings by each recipe, and the ID models after them."""
         return self.pace * (short * self.short.work + full * self.full.work) + self.ahead.id_models
 
 
 def batches(planned: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Its parts in order, each of ``size`` or, the last one, fewer."""
+    """Consecutive chunks of ``size``; the last one may be smaller."""
     for first in range(0, len(planned), size):
         yield planned[first : first + size]
 
 
 def confirmation_trainings(settings: StudySettings) -> int:
-    """How many trainings the confirmation needs at most."""
+    """Maximum number of trainings of the confirmation."""
     return (settings.search.candidates + CONTROLS) * settings.search.confirm_seeds
 
 
 def final_trainings(settings: StudySettings) -> int:
-    """How many trainings the final table needs at most: the winner, the controls and the variations, with every seed."""
+    """Maximum number of trainings of the results table: the winner, the controls and the variations, with every seed."""
     controls = CONTROLS if settings.comparison.random else CONTROLS - 1
     return (1 + controls + len(settings.compared_variations)) * settings.comparison.seeds

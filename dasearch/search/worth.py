@@ -1,8 +1,8 @@
-"""Whether any layout is worth having: the chance that one beats all-serial by more than a margin, from trials alone.
+"""The probability that some layout beats all-serial by more than a margin, estimated from trials only.
 
-Each posterior draw is a landscape; the chance is the share of landscapes in which some layout of the space beats all-serial
-by the margin. It needs no further training, and says when a search may stop. It is a statement about what the surrogate
-learned, the mean of the validation curve of short trainings, not about the winner, which fresh seeds confirm.
+Each posterior sample is a landscape; the probability is the fraction of landscapes in which some layout of the space beats
+all-serial by the margin. It needs no further training and serves as a stopping criterion. It concerns the surrogate's
+signal, the mean of the validation curve of short trainings, not the winner, which fresh seeds confirm.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from dasearch.bayes import Choices
 from dasearch.search.domain import Domain, Point
 from dasearch.training.seeds import generator_for
 
-DRAWS = 512  # landscapes: the chance's own standard error is below .01 at .05
-LOOKED_AT = 4096  # layouts whose posterior is looked at: all of them, or so many drawn at random
-COMPARED = 192  # of these in each landscape: the most promising
-UNLIKELY = 0.05  # a chance below it is a flat landscape
+DRAWS = 512  # posterior samples: the standard error of the probability is below .01 at .05
+LOOKED_AT = 4096  # layouts considered: all of them, or a random sample of this size
+COMPARED = 192  # the most promising of these, in each posterior sample
+UNLIKELY = 0.05  # probability below which the landscape is called flat
 
 
 def chance_of_gain(domain: Domain, signals: Mapping[Point, float], *, margin: float, seed: int) -> float:
     """The posterior probability that some layout of the space beats all-serial by more than a relative ``margin``.
 
     Args:
-        domain: of layouts alone.
-        signals: what the surrogate learned from every evaluated layout; at least one.
-        margin: of all-serial's own posterior mean, such as .02.
+        domain: of layouts only.
+        signals: of every evaluated layout; at least one.
+        margin: relative to all-serial's own posterior mean, such as .02.
+        seed: of the posterior samples.
     """
     surrogate = domain.fitted(signals)
     generator = generator_for(seed, "worth", len(signals))

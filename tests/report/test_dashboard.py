@@ -262,7 +262,7 @@ def test_trials_with_choices_from_elsewhere_are_listed(tmp_path: Path) -> None:
     for address in [*addresses(), *of_figures(), f"/studies/{NAME}/trials/1", f"/api/studies/{NAME}/trials/1"]:
         assert found.get(address).status_code == 200, address
     assert (
-        "layer01.causal is &#39;none&#39;, which is no choice of this search space"
+        "layer01.causal is &#39;none&#39;, which is not a choice of this search space"
         in found.get(f"/studies/{NAME}").text
     )
     record = found.get(f"/api/studies/{NAME}").json()

@@ -183,7 +183,7 @@ def test_choices_from_elsewhere_make_no_layout(tmp_path: Path) -> None:
         evaluate(store, "SPS-PPS", 0.3)
     store.close()
     assert [t.layout for t in found.trials] == [t.layout for t in told.trials] == [None]
-    assert found.trials[0].reason == "layer01.causal is 'none', which is no choice of this search space"
+    assert found.trials[0].reason == "layer01.causal is 'none', which is not a choice of this search space"
     assert (found.completed, found.best) == ((), None)
     with pytest.raises(LayoutError, match=r"layer01\.causal is 'none'; give one of serial, parallel"):
         space().decode(dict.fromkeys(space().free, "none"))

@@ -166,8 +166,8 @@ def test_goes_on_where_it_was_interrupted(tmp_path: Path, plan: str, stop_after:
     ears = Ears()
     resumed = Ablation(own, load_variants(own, plan), 1, listener=ears).run()
     assert len(ears.labels) == 4 - stop_after
-    assert [said for said in ears.said if "goes on" in said] == [
-        f"goes on with training {stop_after + 1} of 4; {stop_after} done"
+    assert [said for said in ears.said if "resuming" in said] == [
+        f"resuming at training {stop_after + 1} of 4; {stop_after} done"
     ]
     assert ablation_record(resumed) == ablation_record(Ablation(other, load_variants(other, plan), 1).run())
     assert not (own.folder / "ablation-checkpoints").exists()
@@ -223,7 +223,7 @@ def test_what_is_refused(tmp_path: Path, content: object, only: list[str], messa
 def test_unknown_names_and_parts(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="there is no ablation file 'darek'; did you mean darec"):
         load_variants(study(tmp_path), "darek")
-    with pytest.raises(StudyError, match="is a part already"):
+    with pytest.raises(StudyError, match="is already a variation"):
         load_variants(study(tmp_path, model={"variation": "llmrec"}))
 
 

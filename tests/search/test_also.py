@@ -108,7 +108,7 @@ def test_other_keys_and_values_are_refused(also: Any, sentence: str) -> None:
 
 
 def test_settings_that_preparation_reads_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=r"model\.cf_width is read before any training"):
+    with pytest.raises(StudyError, match=r"model\.cf_width is read once per study, before any training"):
         Study(study(tmp_path, {"model.cf_width": [4, 8]})).searched_space()
     both = {"pareto": ["mrr", "parameters"]}
     wider = small_study(
@@ -280,7 +280,7 @@ def test_the_command_that_goes_on_can_be_pasted(
 
 def test_another_study_s_trials_do_not_begin_it(tmp_path: Path, stub: Stub) -> None:
     settings = study(tmp_path)
-    with pytest.raises(StudyError, match=r"do not tell the settings of search\.also"):
+    with pytest.raises(StudyError, match=r"have no values for search\.also"):
         Study(settings).run(train=False, warm_start=tmp_path / "any.json")
 
 

@@ -179,7 +179,7 @@ def test_a_batch_too_large_for_the_machine_is_trained_one_by_one(tmp_path: Path,
 
     stub.fault = crowded
     status = search(study(tmp_path, 3, 4), Ears())
-    assert said[-1] == "3 trainings side by side broke (MemoryError: too much); they go on one by one"
+    assert said[-1] == "3 trainings side by side failed (MemoryError: too much); they continue one by one"
     assert [trial.state for trial in status.trials] == ["complete"] * 4
     assert [len(together) for together in stub.batches] == [3, 1, 1, 1, 1]
     assert set(Counter(stub.epochs).values()) == {1}

@@ -59,7 +59,7 @@ def test_a_stored_study_goes_before_the_shipped_file_of_its_name(here: Path) -> 
     found = named_study("quickstart", ["seed=5"])
     assert found.study.settings == load_study("quickstart", ["search.budget=3", "trial.epochs=9", "seed=5"])
     assert found.recalled == (
-        "study quickstart with its own settings of runs/dasearch.db, other than its file's: search.budget=3 "
+        "study quickstart with its own settings of runs/dasearch.db, which differ from its file's: search.budget=3 "
         "trial.epochs=9; for the file's, --set name=NEW"
     )
     assert named_study("quickstart", ["name=other"]).study.settings == file.model_copy(update={"name": "other"})

@@ -85,7 +85,7 @@ def test_a_database_of_several_studies_wants_a_name(tmp_path: Path) -> None:
             evaluate(store, "SPS-PPS", 0.4, name)
     database = tmp_path / "dasearch.db"
     with pytest.raises(
-        LayoutError, match=r"does not hold one study; name it as in .*db:STUDY \(studies there: one, two\)"
+        LayoutError, match=r"does not hold exactly one study; name it as in .*db:STUDY \(studies there: one, two\)"
     ):
         read_trials(str(database))
     assert read_trials(f"{database}:two").study == "two"
@@ -189,7 +189,9 @@ def test_a_newer_minor_version_is_read(tmp_path: Path) -> None:
 def test_what_is_no_file_of_trials_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("notes")
     for name in ("notes.txt", written(tmp_path, {"a": 1}, "a.json")):
-        with pytest.raises(LayoutError, match=r"is no trials.json, layout.json or study database; check --warm-start"):
+        with pytest.raises(
+            LayoutError, match=r"is not a trials.json, layout.json or study database; check --warm-start"
+        ):
             read_trials(str(tmp_path / name))
     with pytest.raises(
         LayoutError, match=r"nowhere.json cannot be read \(No such file or directory\); check --warm-start"
@@ -252,7 +254,7 @@ def test_a_begun_study_keeps_the_warm_start_it_has_or_has_not(tmp_path: Path) ->
     cold = small_study(tmp_path, name="cold")
     run(cold, budget=1, train=False)
     with pytest.raises(
-        StudyError, match="study 'cold' began without a warm start; leave out --warm-start to go on, or"
+        StudyError, match="study 'cold' began without a warm start; remove --warm-start to resume it, or"
     ):
         run(cold, budget=2, train=False, warm_start=source)
 

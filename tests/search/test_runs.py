@@ -41,5 +41,5 @@ def test_settings_come_back(values: dict[str, object]) -> None:
     "name", ["", "trial", "nothing/SPS", "confirm/SPS/1", "confirm/1", "final/SPS/x", "final/SPS/0", "final/"]
 )
 def test_what_is_no_name(name: str) -> None:
-    with pytest.raises(StoreError, match="names no training of a study; names are trial/LAYOUT"):
+    with pytest.raises(StoreError, match="is not the name of a training; names are trial/LAYOUT"):
         RunId.parse(name)

@@ -131,7 +131,7 @@ def test_what_goes_wrong_in_a_job_costs_it_alone(tmp_path: Path, monkeypatch: py
     assert fit.progress.epochs[-1].metrics["MRR"] == curve(Layout.parse(faulty.DIES_ONCE), 0)[-1]
     assert re.fullmatch(r"its worker was lost \(FINISHED, .*_0_log\.err\), 3 times", str(outcomes[faulty.DIES]))
     assert str(outcomes[faulty.HANGS]) == "it took longer than its 0.05 minutes"
-    again = [text.split(":")[0] for text in crew.said if "goes on from its last epoch" in text]
+    again = [text.split(":")[0] for text in crew.said if "resumes from its last epoch" in text]
     assert sorted(again) == sorted([f"trial/{faulty.DIES}"] * 2 + [f"trial/{faulty.DIES_ONCE}"])
     assert {path.suffix for path in (tmp_path / "slurm").iterdir()} == {".err", ".out"}
 
@@ -248,7 +248,7 @@ def test_slurm_takes_no_job(tmp_path: Path, cluster: Cluster) -> None:
     (cluster.folder / "sbatch").write_text(f"#!/bin/bash\necho '{complaint}' >&2\nexit 1\n")
     with Crew(tmp_path, ASKED) as crew:
         crew.submit(FINE)
-        with pytest.raises(DasearchError, match=f"SLURM took no job: {complaint}; run the same command again"):
+        with pytest.raises(DasearchError, match=f"SLURM rejected the job: {complaint}; run the same command again"):
             crew.executor.advance(lambda event: None)
 
 
@@ -257,8 +257,8 @@ def test_slurm_takes_no_job(tmp_path: Path, cluster: Cluster) -> None:
     [
         ("gpu", "reads local, or KEY=VALUE,KEY=VALUE as in partition=gpu,time=120, and not 'gpu'"),
         ("partition=", "and not 'partition='"),
-        ("partitoin=gpu", "--slurm knows no 'partitoin'; did you mean partition"),
-        ("nodes=2", "--slurm knows no 'nodes'"),
+        ("partitoin=gpu", "--slurm has no parameter 'partitoin'; did you mean partition"),
+        ("nodes=2", "--slurm has no parameter 'nodes'"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(asked: str, match: str) -> None:

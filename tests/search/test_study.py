@@ -92,12 +92,12 @@ def test_a_study_that_was_begun_says_once_where_it_goes_on(tmp_path: Path) -> No
     settings = small_study(tmp_path, search={"batch": 1})
     stops = [
         (Stops("search", 2), []),
-        (Stops("search", 4), ["study toy goes on with trial 3 of 4; 2 done"]),
+        (Stops("search", 4), ["study toy resumes at trial 3 of 4; 2 done"]),
         (
             Stops("confirmation", 2),
-            ["study toy goes on with the confirmation, 0 of its trainings done; trials: 4 done"],
+            ["study toy resumes with the confirmation, 0 of its trainings done; trials: 4 done"],
         ),
-        (Stops("final", 1), ["study toy goes on with the confirmation, 2 of its trainings done; trials: 4 done"]),
+        (Stops("final", 1), ["study toy resumes with the confirmation, 2 of its trainings done; trials: 4 done"]),
     ]
     for listener, said in stops:
         with pytest.raises(KeyboardInterrupt):
@@ -105,7 +105,7 @@ def test_a_study_that_was_begun_says_once_where_it_goes_on(tmp_path: Path) -> No
         assert listener.remarked == said
     last = Stops()
     Study(settings).run(listener=last)
-    assert last.remarked == ["study toy goes on with the final training, 1 of its trainings done; trials: 4 done"]
+    assert last.remarked == ["study toy resumes with the final training, 1 of its trainings done; trials: 4 done"]
     done = Stops()
     Study(settings).run(listener=done)
     assert not done.remarked
@@ -117,7 +117,7 @@ def test_a_larger_budget_goes_on_with_the_search(tmp_path: Path) -> None:
     heard = Stops("search", 3)
     with pytest.raises(KeyboardInterrupt):
         Study(settings).run(3, train=False, listener=heard)
-    assert heard.remarked == ["study toy goes on with trial 3 of 3; 2 done"]
+    assert heard.remarked == ["study toy resumes at trial 3 of 3; 2 done"]
 
 
 def outcome(status: Status) -> list[Any]:

@@ -176,8 +176,8 @@ def test_a_lost_worker_is_made_good(survived: Survived) -> None:
     status, said, _, _ = survived
     score = next(trial.score for trial in status.completed if str(trial.layout) == faulty.DIES_ONCE)
     assert score == curve(Layout.parse(faulty.DIES_ONCE), 0)[-1]
-    assert sum(faulty.DIES_ONCE in text and "goes on from its last epoch" in text for text in said) == 1
-    assert sum(faulty.DIES in text and "goes on from its last epoch" in text for text in said) == 2
+    assert sum(faulty.DIES_ONCE in text and "resumes from its last epoch" in text for text in said) == 1
+    assert sum(faulty.DIES in text and "resumes from its last epoch" in text for text in said) == 2
 
 
 def test_too_little_memory_halves_the_rows_of_a_pass_once(survived: Survived) -> None:
@@ -229,7 +229,7 @@ def test_an_encoder_whose_worker_is_lost_goes_on_from_its_last_epoch(
 
 
 def test_more_workers_than_fit_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match="there is no 1 GPU for a worker; ask for less"):
+    with pytest.raises(StudyError, match="there is no 1 GPU for a worker; request less"):
         Study(study(tmp_path, 4)).run(workers=Workers(2, cpus=1, gpus=1.0))
 
 

@@ -1,4 +1,4 @@
-"""Where the trainings of a study run: in its own process, in workers on Ray, or in jobs of SLURM. Jobs go in, events come out."""
+"""Executors of trainings: the study's own process, Ray workers, or SLURM jobs. They take jobs and return events."""
 
 from dasearch.search.executors.base import Event, Executor, Job, Kind, Workers
 from dasearch.search.executors.inline import Inline

@@ -1,7 +1,7 @@
-"""Jobs, events, and what an executor is.
+"""Jobs, events, and the executor protocol.
 
-The driver alone owns the store, the proposals and the test split. A job is all that a worker needs beside the prepared study,
-as JSON and places; an event is all that it says. An executor never trains a job again: whoever submitted it does.
+Only the driver owns the store, the proposals and the test split. A job is all that a worker needs besides the prepared study,
+as JSON and paths; an event is all that it returns. An executor never retries a job: the submitter does.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Heard = Callable[["Event"], None]
 
 @dataclass(frozen=True)
 class Workers:
-    """How many processes train at once, and what each of them has.
+    """Number of training processes, and the resources of each.
 
     Args:
         cpus: threads of each; None: its share of the machine's cores.
-        gpus: of each, such as a quarter of one.
-        address: of a Ray cluster that runs; None: a cluster on this machine, for as long as the study runs.
-        slurm: None: on Ray; else what each job asks of SLURM, as in ``partition=gpu,time=120``, or ``local``.
+        gpus: of each, fractions included.
+        address: of a running Ray cluster; None: a cluster on this machine while the study runs.
+        slurm: None: on Ray; else what each job requests from SLURM, as in ``partition=gpu,time=120``, or ``local``.
         exchange: the URI of an object store, where workers share no disk with the driver.
     """
 
@@ -44,13 +44,13 @@ class Workers:
 
 @dataclass(frozen=True)
 class Job:
-    """A task on its way.
+    """A submitted task.
 
     Attributes:
         number: of the job in its driver.
-        prepared: what the task trains on.
-        checkpoints: a folder that driver and workers see alike.
-        attempt: from 1 on; what an earlier one still says counts for nothing.
+        prepared: reference to the study that the task trains on.
+        checkpoints: a folder under the same path for driver and workers.
+        attempt: counted from 1; events of earlier attempts are ignored.
     """
 
     number: int
@@ -60,7 +60,7 @@ class Job:
     attempt: int = 1
 
     def record(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The job as JSON values."""
         prepared = {"name": self.prepared.name, "settings": self.prepared.settings.model_dump(mode="json")}
         return {
             "number": self.number,
@@ -72,6 +72,7 @@ class Job:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Job:
+        """The job of a `record`."""
         prepared = record["prepared"]
         read = {
             "task": read_task(record["task"]),
@@ -82,25 +83,25 @@ class Job:
 
 
 class Kind(StrEnum):
-    """What an event says."""
+    """The kind of an event."""
 
     BEGAN = "began"  # the job, in a worker
     SAYS = "says"
     EPOCH = "epoch"
     DONE = "done"
-    FAILED = "failed"  # one run: it diverged, or it broke
-    LOST = "lost"  # the worker, and with it what was not over
+    FAILED = "failed"  # one run: it diverged, or raised an error
+    LOST = "lost"  # the worker, and with it its unfinished runs
 
 
 @dataclass(frozen=True)
 class Event:
-    """What a job says of one of its runs, or of itself.
+    """An event of a job, or of one of its runs.
 
     Attributes:
-        job, attempt: as of `Job`.
-        place: of the run in its job; of no meaning where the event is of the whole job.
-        text: what is said, the cause of a loss, or the worker as ``machine:process``.
-        error: why a run failed: `TrainingError` where its loss was no finite number.
+        job, attempt: as in `Job`.
+        place: position of the run in its job; unused where the event concerns the whole job.
+        text: a message, the cause of a loss, or the worker as ``machine:process``.
+        error: the cause of a failed run: `TrainingError` where its loss was not finite.
     """
 
     job: int
@@ -113,7 +114,7 @@ class Event:
     error: Exception | None = None
 
     def record(self) -> dict[str, Any]:
-        """As JSON values, without a trained model: it is in its checkpoint."""
+        """The event as JSON values, without a trained model, which is in its checkpoint."""
         found: dict[str, Any] = {"job": self.job, "attempt": self.attempt, "kind": self.kind.value, "place": self.place}
         found["text"] = self.text
         if self.epoch is not None:
@@ -127,6 +128,7 @@ class Event:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Event:
+        """The event of a `record`; a trained model stays in its checkpoint."""
         found = {**record, "kind": Kind(record["kind"])}
         if "epoch" in record:
             found["epoch"] = Epoch(**record["epoch"])
@@ -142,45 +144,45 @@ class Executor(Protocol):
     """Runs jobs.
 
     Attributes:
-        slots: how many jobs run at once; more may be submitted and wait their turn.
+        slots: number of jobs that run at once; further ones are queued.
     """
 
     slots: int
 
     def prepare(self, materials: StudyContext) -> Prepared:
-        """Keep a prepared study for jobs to come.
+        """Keep a prepared study for later jobs.
 
         Args:
             materials: of all users.
         """
 
     def fetch(self, checkpoint: Path) -> None:
-        """Have a checkpoint here that a worker has written."""
+        """Make a worker's checkpoint available on this machine."""
 
     def forget(self, checkpoint: Path) -> None:
-        """Remove a checkpoint whose result is kept."""
+        """Remove a checkpoint whose result is stored."""
 
     def forget_all(self, checkpoints: Path) -> None:
         """Remove a folder of checkpoints."""
 
     def width(self, at_once: int) -> int:
-        """How many trainings one job should have, where this process would train so many side by side."""
+        """Number of trainings per job, where this process would train ``at_once`` side by side."""
 
     def submit(self, job: Job) -> None:
-        """Take a job."""
+        """Queue a job."""
 
     def advance(self, heard: Heard) -> None:
-        """Work, or wait, until at least one event is told; at once where there is no job."""
+        """Work or wait until at least one event is delivered; returns at once where there is no job."""
 
     def cancel(self) -> None:
-        """Give up every job."""
+        """Cancel every job."""
 
     def close(self) -> None:
-        """Leave nothing running."""
+        """Cancel every job and end the workers."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a training asked for more memory than there is."""
+    """Whether a training ran out of memory."""
     return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or getattr(error, "memory", False)
 
 

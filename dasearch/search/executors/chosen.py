@@ -1,4 +1,4 @@
-"""The executor that a study was asked to train in."""
+"""Selects the executor of a study."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from dasearch.search.executors.slurm import SlurmExecutor, end_left_over
 
 
 def executor_of(settings: StudySettings, workers: Workers | None, listener: Listener) -> Executor:
-    """Its workers, started; what a killed driver of the study left is ended and taken away first.
+    """Start the executor; jobs and files that a killed driver of the study left are ended and removed first.
 
     Args:
         settings: of a study that no other process runs.
         workers: None: in this process.
+        listener: receives the events of starting.
     """
     output = resolve_output(settings)
     end_left_over(output)

@@ -1,8 +1,8 @@
 """Object storage between a driver and workers that share no disk: prepared studies one way, checkpoints both ways.
 
-Any place that pyarrow opens by its URI: ``s3://``, ``gs://``, ``file://``. Credentials are each machine's own, from its
-environment or its role, and never part of the URI. An object is put whole and ends with the sha256 of what it holds, which
-whoever reads it checks.
+Any URI that pyarrow opens: ``s3://``, ``gs://``, ``file://``. Each machine has its own credentials, from its environment or
+its role; they are never part of the URI. An object is written atomically and ends with the sha256 of its content, which is
+verified at reading.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from dasearch.folders import READ, whole_file
 
 T = TypeVar("T")
 SCHEMES = ("s3", "gs", "file")
-PAUSES = (0.5, 2.0, 8.0)  # seconds before each further try
-WHOLE = "allow_delayed_open=true"  # of S3: a small object in one request, which leaves no half of it
-DIGEST = 32  # bytes of a sha256, at an object's end
+PAUSES = (0.5, 2.0, 8.0)  # seconds before each retry
+WHOLE = "allow_delayed_open=true"  # of S3: a small object is one request, which is atomic
+DIGEST = 32  # bytes of the sha256 at an object's end
 
 
 def require_exchange(uri: str) -> None:
-    """Refuse a URI that `Exchange` cannot open, without asking the network.
+    """Reject a URI that `Exchange` cannot open, without network access.
 
     Raises:
         WrongUse: for another scheme, credentials in it, or without pyarrow.
@@ -43,7 +43,7 @@ def require_exchange(uri: str) -> None:
             "AWS_SECRET_ACCESS_KEY"
         )
     try:
-        import pyarrow.fs  # noqa: F401 (whether it is there)
+        import pyarrow.fs  # noqa: F401 (whether it is installed)
     except ModuleNotFoundError:
         raise WrongUse('--exchange needs pyarrow, which is not installed; pip install "dasearch[cloud]"') from None
 
@@ -52,8 +52,8 @@ class Exchange:
     """A prefix of an object store.
 
     Args:
-        uri: as of `require_exchange`; the file system's options may follow, as in ``?region=eu-central-1``.
-        study: whose objects lie under its name there.
+        uri: as in `require_exchange`; the file system's options may follow, as in ``?region=eu-central-1``.
+        study: its name, under which its objects are stored.
     """
 
     def __init__(self, uri: str, study: str) -> None:
@@ -63,18 +63,18 @@ class Exchange:
         self._opened: tuple[Any, str] | None = None
 
     def put(self, name: str, path: Path) -> None:
-        """Put a file there, whole.
+        """Upload a file, atomically.
 
         Raises:
-            ExchangeError: if the place does not answer.
+            ExchangeError: if the store does not answer.
         """
         self._again(lambda: self._write(name, path))
 
     def get(self, name: str, path: Path) -> bool:
-        """Bring an object to a file, whole; False where there is none.
+        """Download an object to a file, atomically; False where there is none.
 
         Raises:
-            ExchangeError: if it is damaged, or the place does not answer.
+            ExchangeError: if it is damaged, or the store does not answer.
         """
         try:
             self._again(lambda: self._read(name, path))
@@ -83,7 +83,7 @@ class Exchange:
         return True
 
     def put_folder(self, name: str, folder: Path) -> None:
-        """Put a folder there as one object; errors as of `put`."""
+        """Upload a folder as one object; errors as in `put`."""
         with tempfile.TemporaryDirectory() as beside:
             packed = Path(beside) / "packed.tar"
             with tarfile.open(packed, "w") as archive:
@@ -91,7 +91,7 @@ class Exchange:
             self.put(name, packed)
 
     def get_folder(self, name: str, folder: Path) -> bool:
-        """Bring what `put_folder` put; errors as of `get`."""
+        """Download a folder uploaded by `put_folder`; errors as in `get`."""
         with tempfile.TemporaryDirectory() as beside:
             packed = Path(beside) / "packed.tar"
             if not self.get(name, packed):
@@ -101,19 +101,19 @@ class Exchange:
         return True
 
     def forget(self, name: str) -> None:
-        """Remove an object, if it is there; errors as of `put`."""
+        """Remove an object, if it exists; errors as in `put`."""
         filesystem, place = self._place()
         with suppress(FileNotFoundError):
             self._again(lambda: filesystem.delete_file(f"{place}/{name}"))
 
     def clear(self, folder: str) -> None:
-        """Remove all objects whose names begin with ``folder/``; errors as of `put`."""
+        """Remove all objects whose names begin with ``folder/``; errors as in `put`."""
         filesystem, place = self._place()
         with suppress(FileNotFoundError):
             self._again(lambda: filesystem.delete_dir(f"{place}/{folder}"))
 
     def _place(self) -> tuple[Any, str]:
-        """pyarrow's file system, and the prefix in it; opening one may ask for a bucket's region."""
+        """The pyarrow file system, and the prefix in it; opening one may look up a bucket's region."""
         if self._opened is None:
             self._opened = self._again(self._open)
         return self._opened
@@ -137,7 +137,7 @@ class Exchange:
 
     @contextmanager
     def _whole(self, name: str) -> Iterator[Any]:
-        """What is written appears at once: as object stores do by themselves, and a folder by renaming."""
+        """Write atomically: as object stores do by themselves, and a local folder by renaming."""
         filesystem, place = self._place()
         final = f"{place}/{name}"
         if filesystem.type_name != "local":
@@ -174,7 +174,7 @@ class Exchange:
                 )
 
     def _again(self, work: Callable[[], T]) -> T:
-        """Try a few times; that something is not there, or damaged, is an answer."""
+        """Retry a few times; a missing or damaged object is an answer and is not retried."""
         for pause in (*PAUSES, None):
             try:
                 return work()

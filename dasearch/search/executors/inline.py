@@ -1,4 +1,4 @@
-"""Jobs one after another in the study's own process, with all its cores: no worker, no bundle."""
+"""Runs jobs one after another in the study's own process, with all its cores, without workers or bundles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dasearch.training.materials import StudyContext
 
 
 class Inline:
-    """The executor that needs nothing."""
+    """Runs jobs in the study's own process."""
 
     slots = 1
 
@@ -23,23 +23,28 @@ class Inline:
         self._jobs: deque[Job] = deque()
 
     def prepare(self, materials: StudyContext) -> Prepared:
+        """Keep the materials in memory under a number."""
         name = str(len(self._workshops))
         self._workshops[name] = Workshop(materials)
         return Prepared(name, materials.method.settings)
 
     def fetch(self, checkpoint: Path) -> None:
-        """It is here."""
+        """Nothing to do: the checkpoint is on this machine."""
 
     def forget(self, checkpoint: Path) -> None:
+        """Remove a checkpoint."""
         checkpoint.unlink(missing_ok=True)
 
     def forget_all(self, checkpoints: Path) -> None:
+        """Remove a folder of checkpoints."""
         shutil.rmtree(checkpoints, ignore_errors=True)
 
     def width(self, at_once: int) -> int:
+        """All trainings that fit side by side."""
         return at_once
 
     def submit(self, job: Job) -> None:
+        """Queue a job."""
         self._jobs.append(job)
 
     def advance(self, heard: Heard) -> None:
@@ -49,7 +54,9 @@ class Inline:
             work(job, self._workshops[job.prepared.name], heard)
 
     def cancel(self) -> None:
+        """Empty the queue."""
         self._jobs.clear()
 
     def close(self) -> None:
+        """Empty the queue; no worker has to end."""
         self.cancel()

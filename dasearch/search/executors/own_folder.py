@@ -1,6 +1,6 @@
-"""Temporary folders that a killed process does not leave for ever: the next one to make its own takes them away.
+"""Temporary folders that are cleaned up even after a kill: the next process that makes one removes abandoned ones.
 
-Beside each lies a file that its owner has locked; the system drops the lock with the process, and with no other event.
+Beside each is a file locked by its owner; the system releases the lock exactly when the process ends.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ LOCK = ".lock"  # after the folder's name
 
 
 class OwnFolder:
-    """A new folder among the system's temporary ones, for this user alone.
+    """A new temporary folder, private to this user.
 
     Attributes:
-        path: of the folder; short, for there are sockets in it.
+        path: of the folder; short, because sockets are created in it.
     """
 
     def __init__(self) -> None:
         remove_left()
         self.path = Path(tempfile.gettempdir()) / f"{PREFIX}{uuid4().hex[:8]}"
         self._lock = FileLock(_lock_of(self.path))
-        self._lock.acquire(timeout=0)  # before the folder is there, so that it is never without an owner
+        self._lock.acquire(timeout=0)  # before the folder exists, so that it is never without an owner
         self.path.mkdir(mode=0o700)
 
     def remove(self) -> None:
-        """Take the folder away, in the process that made it."""
+        """Remove the folder, in the process that made it."""
         _remove(self.path)
         self._lock.release()
 
 
 def remove_left() -> None:
-    """Take away the folders whose owners are gone, as far as this user may."""
+    """Remove the folders whose owners have ended, where this user may."""
     for folder in _folders():
         lock = FileLock(_lock_of(folder))
         try:
             lock.acquire(timeout=0)
-        except (Timeout, OSError):  # its owner lives, or is another user
+        except (Timeout, OSError):  # its owner runs, or is another user
             continue
         _remove(folder)
         lock.release()
 
 
 def _folders() -> Iterator[Path]:
-    """Ours by their locks; what is only named alike is not."""
+    """Folders with a lock file; others of similar names are ignored."""
     found = Path(tempfile.gettempdir()).glob(f"{PREFIX}*")
     return (folder for folder in found if folder.is_dir() and not folder.is_symlink() and _lock_of(folder).is_file())
 
@@ -61,5 +61,5 @@ def _lock_of(folder: Path) -> Path:
 
 def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    if not folder.exists():  # else the next one tries again
+    if not folder.exists():  # else the next process tries again
         _lock_of(folder).unlink(missing_ok=True)

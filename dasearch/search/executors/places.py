@@ -1,4 +1,4 @@
-"""Where what driver and workers share lies: in a study's output, and in an exchange."""
+"""Names of the objects that driver and workers share, in a study's output and in an exchange."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def bundle_object(sha256: str) -> str:
 
 
 def checkpoint_object(checkpoint: Path) -> str:
-    """A checkpoint's name in an exchange, by the file that it is where it is used."""
+    """A checkpoint's name in an exchange, from its local path."""
     return f"{checkpoint.parent.name}/{checkpoint.name}"

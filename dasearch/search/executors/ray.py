@@ -1,8 +1,8 @@
-"""Jobs in workers on Ray: several on this machine, or on a cluster that runs.
+"""Runs jobs in Ray workers, on this machine or on a running cluster.
 
-A worker is an actor that opens the prepared study by its hash and trains one job at a time. Ray tries nothing again: a
-stream of events that it begins anew would lose epochs. A cluster of this machine asks for a token that only this process and its
-workers know, reports no statistics, and ends with the process.
+A worker is an actor that opens the prepared study by its hash and trains one job at a time. Ray never retries: a restarted
+stream of events would lose epochs. A cluster on this machine requires a token that only this process and its workers know,
+reports no statistics, and ends with the process.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from dasearch.threads import cores
 if TYPE_CHECKING:
     from types import ModuleType
 
-TICK = 1.0  # seconds between two looks at the clocks of jobs
-OBJECT_STORE = 100 * 2**20  # bytes; only events go through it
+TICK = 1.0  # seconds between two checks of the jobs' deadlines
+OBJECT_STORE = 100 * 2**20  # bytes; it carries only events
 
 
 class Worker:
     """One worker.
 
     Args:
-        bundles: where prepared studies lie.
+        bundles: folder of the prepared studies.
         cpus: its threads.
-        exchange: as of `Exchange`; None: it sees the driver's output.
+        exchange: as in `Exchange`; None: it shares the driver's output.
     """
 
     def __init__(self, bundles: str, cpus: int, exchange: tuple[str, str] | None = None) -> None:
         self._bundles, self._cpus = Path(bundles), cpus
         self._exchange = None if exchange is None else Exchange(*exchange)
-        self._opened: tuple[str, Workshop] | None = None  # the last one; an ablation has several
+        self._opened: tuple[str, Workshop] | None = None  # the last one opened; an ablation has several
 
     def train(self, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The events of a job, as JSON values."""
@@ -69,7 +69,7 @@ class Worker:
 
     def _workshop(self, prepared: Prepared) -> Workshop:
         if self._opened is None or self._opened[0] != prepared.name:
-            self._opened = None  # its memory first
+            self._opened = None  # frees its memory first
             self._opened = prepared.name, opened(self._bundles, prepared, cpus=self._cpus, exchange=self._exchange)
         return self._opened[1]
 
@@ -86,7 +86,7 @@ class RayExecutor(Watching[_Busy]):
     """The executor of ``--workers`` and ``--ray``.
 
     Args:
-        output: as of `Watching`.
+        output: as in `Watching`.
 
     Raises:
         StudyError: where Ray is not installed, or the cluster is smaller than the workers.
@@ -110,7 +110,7 @@ class RayExecutor(Watching[_Busy]):
             raise
 
     def advance(self, heard: Heard) -> None:
-        """Give idle workers something to do, and tell what comes within a tick."""
+        """Assign jobs to idle workers, and deliver the events of one tick."""
         self._fill()
         if not self._busy:
             return
@@ -150,11 +150,11 @@ class RayExecutor(Watching[_Busy]):
             )
 
     def _say_nothing(self) -> None:
-        """What Ray prints of lost workers is told as an event; it has no public switch for it."""
+        """Silence Ray's messages on lost workers, which are events here; Ray has no public switch."""
         self._ray._private.worker._worker_logs_enabled = False
 
     def _require_room(self) -> None:
-        """Ray lets what fits nowhere wait for ever."""
+        """Reject workers that fit nowhere, which Ray would queue forever."""
         there = self._ray.cluster_resources()
         for name, each in (("CPU", float(self._cpus)), ("GPU", self._gpus)):
             most = int(there.get(name, 0) / each) if each else self.slots
@@ -163,7 +163,7 @@ class RayExecutor(Watching[_Busy]):
                     f"{self.slots} workers of {each:g} {name} each do not fit: there are {there.get(name, 0):g}; "
                     f"use at most --workers {most}"
                     if most
-                    else f"there is no {each:g} {name} for a worker; ask for less"
+                    else f"there is no {each:g} {name} for a worker; request less"
                 )
 
     def _started(self, job: Job) -> _Busy:
@@ -176,7 +176,7 @@ class RayExecutor(Watching[_Busy]):
         return self._ray.remote(Worker).options(**asked).remote(str(self._bundles), self._cpus, self._place)
 
     def _hear(self, busy: _Busy, heard: Heard) -> None:
-        """Tell the next event of a worker, or its end."""
+        """Deliver the next event of a worker, or its end."""
         try:
             record = self._ray.get(next(busy.events))
         except StopIteration:
@@ -197,7 +197,7 @@ class RayExecutor(Watching[_Busy]):
 
 
 def _imported(*, own_cluster: bool) -> ModuleType:
-    """Ray, which reads how to ask for a token when it is first imported; by itself it would leave one in the home folder."""
+    """Import Ray, which reads its token settings at import; by default it would store a token in the home folder."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if own_cluster and "ray" not in sys.modules:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -210,13 +210,13 @@ def _imported(*, own_cluster: bool) -> ModuleType:
 
 
 def _ran_out_of_memory(error: Exception) -> bool:
-    """Whether Ray ended the worker for it; what the system's own killer ends is lost like any other."""
+    """Whether Ray killed the worker for memory; one killed by the system counts as lost."""
     return out_of_memory(error) or "running low on memory" in str(error)
 
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Ray takes SIGTERM for itself; what was there before stays."""
+    """Keep the process's SIGTERM handler, which Ray would replace."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield

@@ -1,8 +1,8 @@
-"""Jobs as jobs of SLURM, each queued by itself: for a site where no allocation is held. Or as processes of this machine.
+"""Runs jobs as SLURM jobs, each queued separately, for use without an allocation; or as processes of this machine.
 
-What a job says comes as lines of JSON in a file that driver and job see alike; SLURM is asked what became of a job that
-says no more. Only the driver queues a training again: a job that SLURM began anew would train twice at once. submitit
-writes the scripts; what it pickles is the name of `train` and texts, and no result of it is read.
+The events of a job are lines of JSON in a file that driver and job share; SLURM is queried for jobs that write no more.
+Only the driver resubmits a training: a job restarted by SLURM would train twice at once. submitit writes the scripts; it
+pickles only the name of `train` and strings, and none of its results is read.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 LOCAL = "local"
-FOLDER = "slurm"  # in a study's output: scripts, logs, and what jobs say
-QUEUED = "queued"  # in it: the numbers that SLURM gave
+FOLDER = "slurm"  # in a study's output: scripts, logs, and event files
+QUEUED = "queued"  # in it: the job ids of SLURM
 PROGRAMS = ("sbatch", "srun", "sacct", "scancel")
 PARAMETERS = (
     "account",
@@ -64,21 +64,21 @@ PARAMETERS = (
 )
 CARDS = ("gpus_per_node", "gpus_per_task", "gres")
 BROKEN = ("BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT")
-ENDED = {*BROKEN, "COMPLETED", "FINISHED", "INTERRUPTED"}  # the last two of a process
-TICK = 0.25  # seconds between two looks at what jobs say
-LOOK = 15.0  # seconds between two questions to SLURM, which answers many
-SETTLE = 10.0  # seconds in which the last lines of a job that ended come through a network disk
-END = 15.0  # seconds in which processes that are told to end do
-NEVER = 60 * 24 * 365  # minutes; a process of this machine has a deadline of its own only where its job has
+ENDED = {*BROKEN, "COMPLETED", "FINISHED", "INTERRUPTED"}  # the last two are states of a local process
+TICK = 0.25  # seconds between two reads of the event files
+LOOK = 15.0  # seconds between two queries to SLURM, which serves many users
+SETTLE = 10.0  # seconds for the last lines of an ended job to appear on a network disk
+END = 15.0  # seconds for terminated processes to end
+NEVER = 60 * 24 * 365  # minutes; a local process has a deadline only where its job has one
 
 
 def train(record: str, bundles: str, stream: str, cpus: int) -> None:
-    """What a job of SLURM does.
+    """Entry point of a SLURM job.
 
     Args:
         record: the job, as JSON.
-        bundles: where prepared studies lie.
-        stream: the file for what it says; the job ends where that is gone.
+        bundles: folder of the prepared studies.
+        stream: the event file; the job ends if it is removed.
         cpus: its threads.
     """
     _leave_signals_to_slurm()
@@ -89,12 +89,12 @@ def train(record: str, bundles: str, stream: str, cpus: int) -> None:
 
 @dataclass(kw_only=True, eq=False)
 class _Busy(Watched):
-    """A job that was queued.
+    """A queued job.
 
     Attributes:
-        handle: submitit's.
-        read: how many bytes of what it said.
-        ended: when SLURM was first seen to say so, on the monotonic clock; ``state``: as what.
+        handle: of submitit.
+        read: number of bytes read from its event file.
+        ended: monotonic time when SLURM first reported its end; ``state``: the reported state.
     """
 
     handle: Any
@@ -108,11 +108,11 @@ class SlurmExecutor(Watching[_Busy]):
     """The executor of ``--slurm``.
 
     Args:
-        output: as of `Watching`.
-        workers: ``slurm``: as of `asked_of_slurm`, or ``local``.
+        output: as in `Watching`.
+        workers: ``slurm``: as in `asked_of_slurm`, or ``local``.
 
     Raises:
-        StudyError: where submitit or SLURM's programs are missing, or what is asked cannot be.
+        StudyError: where submitit or SLURM's programs are missing, or the request is invalid.
     """
 
     def __init__(self, settings: StudySettings, workers: Workers, output: Path) -> None:
@@ -126,7 +126,7 @@ class SlurmExecutor(Watching[_Busy]):
         self._looked, self._logs_wanted = time.monotonic(), False
 
     def advance(self, heard: Heard) -> None:
-        """Queue what there is room for, and tell what jobs said since; a tick's rest where they said nothing."""
+        """Submit jobs while there is room, and deliver new events; sleeps for a tick where there are none."""
         self._fill()
         if not self._busy:
             return
@@ -139,7 +139,7 @@ class SlurmExecutor(Watching[_Busy]):
             time.sleep(TICK)
 
     def close(self) -> None:
-        """End the jobs, and remove what was saved for them; the logs stay where one ended without a result."""
+        """End the jobs and remove their files; the logs are kept where a job ended without a result."""
         self.cancel()
         last = time.monotonic() + END
         while self._ending and time.monotonic() < last:
@@ -157,7 +157,7 @@ class SlurmExecutor(Watching[_Busy]):
             return queue
         queue = submitit.SlurmExecutor(self._folder)
         cards = {"gpus_per_node": int(workers.gpus)} if workers.gpus else {}
-        given = {"time": None, "wckey": None, "job_name": f"dasearch-{self._settings.name}"}  # None: as the site has it
+        given = {"time": None, "wckey": None, "job_name": f"dasearch-{self._settings.name}"}  # None: the site's default
         own = {"cpus_per_task": self._cpus, "additional_parameters": {"no-requeue": True}}
         queue.update_parameters(**{**given, **cards, **asked, **own})
         return queue
@@ -168,15 +168,15 @@ class SlurmExecutor(Watching[_Busy]):
         texts = (json.dumps(job.record()), str(self._bundles), str(stream))
         try:
             handle = self._queue.submit(train, *texts, self._cpus)
-        except Exception as error:  # submitit has no kind of its own for what sbatch says
-            raise DasearchError(f"SLURM took no job: {first_line(error)}; run the same command again") from error
+        except Exception as error:  # submitit has no exception class for errors of sbatch
+            raise DasearchError(f"SLURM rejected the job: {first_line(error)}; run the same command again") from error
         if not self._local:
             with (self._folder / QUEUED).open("a") as numbers:
                 numbers.write(f"{handle.job_id}\n")
         return _Busy(job=job, handle=handle, stream=stream)
 
     def _hear(self, busy: _Busy, heard: Heard) -> bool:
-        """Tell what a job said since, in whole lines; whether that was anything."""
+        """Deliver a job's new events, by whole lines; return whether there were any."""
         with busy.stream.open("rb") as said:
             said.seek(busy.read)
             lines = said.read().split(b"\n")[:-1]
@@ -186,7 +186,7 @@ class SlurmExecutor(Watching[_Busy]):
         return bool(lines)
 
     def _look(self) -> None:
-        """Ask what became of the jobs, in one question for all."""
+        """Query the states of all jobs at once."""
         if not self._busy or (not self._local and time.monotonic() - self._looked < LOOK):
             return
         self._busy[0].handle.get_info(mode="force")
@@ -197,7 +197,7 @@ class SlurmExecutor(Watching[_Busy]):
                 busy.ended, busy.state = time.monotonic(), state
 
     def _judge(self, busy: _Busy, heard: Heard) -> None:
-        """Part from a job that is over, hangs, or ended without a result."""
+        """Release a job that finished, hangs, or ended without a result."""
         if not busy.left:
             self._busy.remove(busy)
             self._ending.extend([busy.handle] if self._local else [])
@@ -227,7 +227,7 @@ class SlurmExecutor(Watching[_Busy]):
 
 
 def asked_of_slurm(workers: Workers) -> dict[str, Any]:
-    """What ``KEY=VALUE,KEY=VALUE`` asks of SLURM, as submitit's parameters; nothing for ``local``.
+    """The request ``KEY=VALUE,KEY=VALUE`` as submitit's parameters; empty for ``local``.
 
     Raises:
         StudyError: where submitit or SLURM's programs are missing, or for a parameter that is unknown or malformed.
@@ -238,7 +238,7 @@ def asked_of_slurm(workers: Workers) -> dict[str, Any]:
         return {}
     asked = dict(_parameter(part) for part in re.split(r",(?=[\w-]+=)", text))
     if workers.gpus % 1:
-        raise StudyError("a job of SLURM has whole GPUs; give --gpus-per-worker a whole number")
+        raise StudyError("SLURM jobs have whole GPUs; give --gpus-per-worker an integer")
     for program in PROGRAMS:
         if shutil.which(program) is None:
             raise StudyError(
@@ -248,7 +248,7 @@ def asked_of_slurm(workers: Workers) -> dict[str, Any]:
 
 
 def end_left_over(output: Path) -> None:
-    """End the jobs of a driver that was killed, whoever trains now: none may train beside them.
+    """End the jobs of a killed driver, so that they do not train at the same time as new ones.
 
     Args:
         output: of the study.
@@ -266,14 +266,14 @@ def _parameter(part: str) -> tuple[str, Any]:
         raise StudyError(f"--slurm reads local, or KEY=VALUE,KEY=VALUE as in partition=gpu,time=120, and not {part!r}")
     if key not in PARAMETERS:
         near = suggestion(key, list(PARAMETERS)) or f"; known: {', '.join(PARAMETERS)}"
-        raise StudyError(f"--slurm knows no {key!r}{near}")
+        raise StudyError(f"--slurm has no parameter {key!r}{near}")
     if key == "setup":
         return key, [value]
     return key, True if value == "true" else int(value) if value.isdecimal() else value
 
 
 def _cpus(workers: Workers, asked: dict[str, Any]) -> int:
-    """Threads of each worker: as given, or its share of this machine, where it runs on it."""
+    """Threads of each worker: as given, or its share of this machine for local processes."""
     given = workers.cpus or asked.get("cpus_per_task")
     if given is None:
         return max(1, cores() // workers.count) if workers.slurm == LOCAL else 1
@@ -281,13 +281,13 @@ def _cpus(workers: Workers, asked: dict[str, Any]) -> int:
 
 
 def _state(handle: Any) -> str:
-    """As SLURM names it, without who did it: ``CANCELLED by 1000``."""
+    """The state without its suffix, such as of ``CANCELLED by 1000``."""
     words = str(handle.state).split()
     return words[0].rstrip("+") if words else ""
 
 
 def _imported() -> ModuleType:
-    """submitit, which would shut every logger's handlers to install its own."""
+    """Import submitit, and keep the handlers of the loggers, which it would close."""
     os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
     try:
         import submitit
@@ -298,7 +298,7 @@ def _imported() -> ModuleType:
 
 
 def _clear(folder: Path, *, logs: bool = True) -> None:
-    """Remove what jobs read and said; ``logs``: theirs as well. A job on this machine whose file is gone ends by that."""
+    """Remove input and event files of jobs; ``logs``: also their logs. A local job ends when its event file is removed."""
     if logs or not folder.exists():
         shutil.rmtree(folder, ignore_errors=True)
         return
@@ -308,7 +308,7 @@ def _clear(folder: Path, *, logs: bool = True) -> None:
 
 
 def _leave_signals_to_slurm() -> None:
-    """submitit queues a job again on these; here SIGTERM ends it, and the warning before it lets it train on."""
+    """Replace submitit's handlers, which requeue a job: SIGTERM ends it, and SLURM's earlier warning is ignored."""
     from submitit import JobEnvironment
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -316,19 +316,19 @@ def _leave_signals_to_slurm() -> None:
 
 
 def _end_without(stream: Path) -> NoReturn:
-    """End this process when the driver, or one that follows it, has removed a job's file."""
+    """End this process when the driver, or a later one, has removed the job's event file."""
     while True:
         try:
             stream.stat()
         except FileNotFoundError:
             os._exit(1)
-        except OSError:  # a network disk that stammers
+        except OSError:  # a network disk with short failures
             pass
         time.sleep(1)
 
 
 def _append(stream: Path, event: Event) -> None:
-    """Add a line; opened and closed each time, which is when a network disk passes it on. Never makes the file."""
+    """Append a line; closing the file each time publishes it on a network disk. Never creates the file."""
     with stream.open("r+b") as said:
         said.seek(0, os.SEEK_END)
         said.write(json.dumps(event.record()).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""What a job trains: layouts side by side, or an ID encoder. As JSON values a task goes to whoever trains it."""
+"""Tasks of jobs: layouts side by side, or an ID encoder. A task is sent to a worker as JSON values."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from dasearch.training.materials import StudyContext
 from dasearch.training.progress import Epoch, Fit
 from dasearch.training.shared import Say
 
-OnEpoch = Callable[[int, Epoch], None]  # a training's place in its task, and its new epoch
+OnEpoch = Callable[[int, Epoch], None]  # a training's position in its task, and its new epoch
 
 
 class Workshop:
-    """A prepared study, as tasks want it.
+    """The prepared inputs of a study, for tasks.
 
     Args:
         materials: of all users.
@@ -36,7 +36,7 @@ class Workshop:
         self._sampled: dict[tuple[float, int], StudyContext] = {}
 
     def materials(self, users: Users, settings: StudySettings) -> StudyContext:
-        """Of these users, under these settings."""
+        """Inputs for these users, under these settings."""
         if users is Users.EVERYONE:
             return self.everyone.under(settings)
         drawn_by = (settings.data.bo_fraction, settings.seed)
@@ -46,34 +46,34 @@ class Workshop:
 
 
 class Task(Protocol):
-    """Trainings of one job, known by their places."""
+    """The trainings of one job, identified by their positions."""
 
     @property
     def names(self) -> Sequence[str]:
-        """Of its trainings: what their checkpoints are kept under."""
+        """Names of its trainings, which are those of their checkpoints."""
 
     @property
     def minutes(self) -> float | None:
-        """How long all of it may take; None: as long as it wants."""
+        """Time limit of the whole task in minutes; None: no limit."""
 
     @property
     def minutes_each(self) -> float | None:
-        """How long one of its trainings may."""
+        """Time limit of one training in minutes; None: no limit."""
 
     def part(self, places: Sequence[int]) -> Task:
-        """Some of its trainings."""
+        """The task with only the trainings at these positions."""
 
     def smaller(self) -> Task | None:
-        """The same trainings with less memory; None where that cannot be."""
+        """The same trainings with less memory; None where that is impossible."""
 
     def rows(self) -> str:
-        """How many rows it takes a pass and a step, in words of its settings."""
+        """Its rows per forward pass and per step, in terms of its settings."""
 
     def train(self, workshop: Workshop, folder: Path, on_epoch: OnEpoch, say: Say) -> Sequence[Outcome]:
-        """Train, each from its own checkpoint in ``folder`` on; what became of each, in order."""
+        """Train, each resuming from its own checkpoint in ``folder``; their outcomes, in order."""
 
     def with_threads(self, cpus: int) -> Task:
-        """The same in a worker of so many cores."""
+        """The same task for a worker with this many cores."""
 
     def record(self) -> dict[str, Any]:
         """As JSON values."""
@@ -84,9 +84,9 @@ class LayoutTask:
     """Trainings of layouts side by side under one recipe.
 
     Attributes:
-        users: whom it trains on.
-        replace_every, lora: as of `Objective`.
-        at_once: how many trainings a job has as a rule, who share a worker's cores.
+        users: that it trains on.
+        replace_every, lora: as in `Objective`.
+        at_once: usual number of trainings per job, which share a worker's cores.
     """
 
     runs: tuple[Run, ...]
@@ -99,7 +99,7 @@ class LayoutTask:
 
     @classmethod
     def of(cls, objective: Objective, runs: Sequence[Run]) -> LayoutTask:
-        """What an objective trains."""
+        """The task of an objective's runs."""
         return cls(
             tuple(runs),
             objective.settings,
@@ -112,27 +112,34 @@ class LayoutTask:
 
     @property
     def names(self) -> list[str]:
+        """Names of its runs."""
         return [run.name for run in self.runs]
 
     @property
     def minutes(self) -> float | None:
+        """Minutes for the whole task: those of the recipe for each run."""
         return None if self.recipe.minutes is None else self.recipe.minutes * len(self.runs)
 
     @property
     def minutes_each(self) -> float | None:
+        """Minutes for one run, from the recipe."""
         return self.recipe.minutes
 
     def part(self, places: Sequence[int]) -> LayoutTask:
+        """The task with only the runs at these positions."""
         return replace(self, runs=tuple(self.runs[place] for place in places))
 
     def smaller(self) -> LayoutTask | None:
+        """The task with half the rows per forward pass; None where they cannot be halved."""
         found = in_smaller_parts(self.recipe)
         return None if found is None else replace(self, recipe=found)
 
     def rows(self) -> str:
+        """Its batch size and gradient accumulation, in words."""
         return f"batch_size={self.recipe.batch_size} and accumulate={self.recipe.accumulate}"
 
     def train(self, workshop: Workshop, folder: Path, on_epoch: OnEpoch, say: Say) -> Sequence[Outcome]:
+        """Train the runs side by side; a trained model or an exception for each, in order."""
         objective = Objective(
             self.settings,
             workshop.materials(self.users, self.settings),
@@ -146,9 +153,11 @@ class LayoutTask:
         return objective.train_together(self.runs, on_epoch=on_epoch, say=say)
 
     def with_threads(self, cpus: int) -> LayoutTask:
+        """The task with as many threads as a worker has cores."""
         return replace(self, settings=with_threads(self.settings, cpus))
 
     def record(self) -> dict[str, Any]:
+        """The task as JSON values, with its kind."""
         return {
             "kind": "layouts",
             "users": self.users.value,
@@ -162,6 +171,7 @@ class LayoutTask:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> LayoutTask:
+        """The task of a `record`."""
         runs = tuple(Run(_layout(run["layout"]), run["name"], run["seed"]) for run in record["runs"])
         read = {
             "settings": parse_study(record["settings"], source="a job"),
@@ -173,7 +183,7 @@ class LayoutTask:
 
 @dataclass(frozen=True)
 class EncoderTask:
-    """The training of one ID encoder on everyone: in one thread, so that it comes out alike wherever it runs."""
+    """The training of one ID encoder on all users, in one thread, so that its result does not depend on the machine."""
 
     name: str
     settings: EncoderSettings
@@ -181,26 +191,33 @@ class EncoderTask:
 
     @property
     def names(self) -> list[str]:
+        """The name of its one training."""
         return [self.name]
 
     @property
     def minutes(self) -> float | None:
+        """No time limit."""
         return None
 
     @property
     def minutes_each(self) -> float | None:
+        """No time limit."""
         return None
 
     def part(self, places: Sequence[int]) -> EncoderTask:
+        """The task itself: it has one training."""
         return self
 
     def smaller(self) -> EncoderTask | None:
+        """None: its batches cannot be made smaller."""
         return None
 
     def rows(self) -> str:
+        """Its batch size, in words."""
         return f"batch_size={self.settings.batch_size}"
 
     def train(self, workshop: Workshop, folder: Path, on_epoch: OnEpoch, say: Say) -> Sequence[Outcome]:
+        """Train the encoder; a list of the trained encoder or the exception."""
         try:
             return [self._trained(workshop.everyone, folder / checkpoint_name(self.name), on_epoch)]
         except Exception as error:
@@ -216,9 +233,11 @@ class EncoderTask:
         return Fit(training.progress, parameters, seconds, peak_memory(torch.device("cpu")))
 
     def with_threads(self, cpus: int) -> EncoderTask:
+        """The task itself: it trains in one thread."""
         return self
 
     def record(self) -> dict[str, Any]:
+        """The task as JSON values, with its kind."""
         return {
             "kind": "encoder",
             "name": self.name,
@@ -228,6 +247,7 @@ class EncoderTask:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> EncoderTask:
+        """The task of a `record`."""
         return cls(**{**record, "settings": EncoderSettings.model_validate(record["settings"])})
 
 
@@ -238,17 +258,17 @@ TASKS: dict[str, Callable[[dict[str, Any]], Task]] = {
 
 
 def read_task(record: dict[str, Any]) -> Task:
-    """A task from its JSON values."""
+    """The task of its JSON values."""
     return TASKS[record["kind"]]({key: value for key, value in record.items() if key != "kind"})
 
 
 def with_threads(settings: StudySettings, cpus: int) -> StudySettings:
-    """With as many threads as a worker has cores."""
+    """The settings with as many threads as a worker has cores."""
     return settings.model_copy(update={"threads": cpus})
 
 
 def in_smaller_parts(recipe: Recipe) -> Recipe | None:
-    """Half of the rows of a forward pass, and as many rows a step; None where they cannot be halved."""
+    """The recipe with half the rows per forward pass and the same rows per step; None where they cannot be halved."""
     if recipe.batch_size % 2:
         return None
     return recipe.model_copy(update={"batch_size": recipe.batch_size // 2, "accumulate": 2 * recipe.accumulate})

@@ -1,4 +1,4 @@
-"""What executors with workers share: how much a worker takes, and a job as its driver watches it."""
+"""Shared by executors with workers: the size of a job, and its state in the driver."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dasearch.training.bundle import save_bundle
 from dasearch.training.loop import MOST_AT_ONCE
 from dasearch.training.materials import StudyContext
 
-GRACE = 30.0  # seconds over its minutes after which a job counts as hanging
+GRACE = 30.0  # seconds after its time limit when a job counts as hanging
 
 
 @dataclass(kw_only=True, eq=False)
@@ -29,8 +29,8 @@ class Watched:
     """A job in a worker.
 
     Attributes:
-        began: when the worker, which has to start first, began with the job; on the monotonic clock, in seconds.
-        over: places whose outcome was told.
+        began: monotonic time in seconds when the worker, once started, began the job.
+        over: positions with a delivered outcome.
     """
 
     job: Job
@@ -39,19 +39,19 @@ class Watched:
 
     @property
     def left(self) -> list[int]:
-        """Places whose outcome was not told."""
+        """Positions without a delivered outcome."""
         return [place for place in range(len(self.job.task.names)) if place not in self.over]
 
     @property
     def hangs(self) -> bool:
-        """Whether it is still there long after its minutes."""
+        """Whether it still runs long after its time limit."""
         minutes = self.job.task.minutes
         if minutes is None or self.began is None:
             return False
         return time.monotonic() - self.began > 60 * minutes + GRACE
 
     def tell(self, record: dict[str, Any], heard: Heard) -> None:
-        """An event that came as JSON values; keeps what it says of how far the job is."""
+        """Parse an event from JSON values, and update the state of the job."""
         event = Event.from_record(record)
         if event.kind is Kind.BEGAN:
             self.began = time.monotonic()
@@ -60,11 +60,11 @@ class Watched:
         heard(event)
 
     def lose(self, cause: str, heard: Heard) -> None:
-        """That the worker is lost."""
+        """The event of a lost worker."""
         heard(Event(self.job.number, self.job.attempt, Kind.LOST, text=cause))
 
     def fail(self, error: Exception, heard: Heard) -> None:
-        """That each run which was not over has failed."""
+        """The events of failure of each unfinished run."""
         for place in self.left:
             heard(Event(self.job.number, self.job.attempt, Kind.FAILED, place, error=error))
 
@@ -73,11 +73,11 @@ B = TypeVar("B", bound=Watched)
 
 
 class Watching(ABC, Generic[B]):
-    """An executor whose jobs run in workers, at most ``slots`` at once; the others wait their turn.
+    """An executor whose jobs run in workers, at most ``slots`` at once; the others are queued.
 
     Args:
-        cpus, gpus: of each worker; with a share of a GPU it trains one at a time.
-        output: of the study, where bundles lie; the workers must see it under the same path, or share an ``exchange``.
+        cpus, gpus: of each worker; with a fraction of a GPU it trains one at a time.
+        output: of the study, with its bundles; the workers must see it under the same path, or share an ``exchange``.
     """
 
     def __init__(
@@ -104,21 +104,24 @@ class Watching(ABC, Generic[B]):
         return Prepared(name, materials.method.settings)
 
     def fetch(self, checkpoint: Path) -> None:
+        """Download a checkpoint from the exchange, if there is one."""
         if self._exchange is not None:
             self._exchange.get(checkpoint_object(checkpoint), checkpoint)
 
     def forget(self, checkpoint: Path) -> None:
+        """Remove a checkpoint here and in the exchange."""
         checkpoint.unlink(missing_ok=True)
         if self._exchange is not None:
             self._exchange.forget(checkpoint_object(checkpoint))
 
     def forget_all(self, checkpoints: Path) -> None:
+        """Remove a study's checkpoints here and in the exchange."""
         shutil.rmtree(checkpoints, ignore_errors=True)
         if self._exchange is not None:
             self._exchange.clear(checkpoints.name)
 
     def width(self, at_once: int) -> int:
-        """As the study says; else as many as a whole GPU holds, or as the worker has cores."""
+        """The study's setting; else as many as fit on a whole GPU, or as the worker has cores."""
         if self._settings.search.batch != "auto":
             return at_once
         if self._gpus:
@@ -126,9 +129,11 @@ class Watching(ABC, Generic[B]):
         return min(MOST_AT_ONCE, self._cpus)
 
     def submit(self, job: Job) -> None:
+        """Queue a job."""
         self._jobs.append(job)
 
     def cancel(self) -> None:
+        """Empty the queue, and end the workers of running jobs."""
         self._jobs.clear()
         for busy in list(self._busy):
             self._give_up(busy)
@@ -136,23 +141,23 @@ class Watching(ABC, Generic[B]):
     def _remove_bundles(self) -> None:
         shutil.rmtree(self._bundles, ignore_errors=True)
         if self._exchange is not None:
-            with suppress(ExchangeError):  # it may be why the study ends; the next one puts the same there
+            with suppress(ExchangeError):  # its failure may be what ends the study; the next run uploads the same
                 self._exchange.clear(BUNDLES)
 
     def _fill(self) -> None:
-        """Start what there is room for."""
+        """Start queued jobs while there is room."""
         while self._jobs and len(self._busy) < self.slots:
             self._busy.append(self._started(self._jobs.popleft()))
 
     def _give_up(self, busy: B) -> None:
-        """Part from a job, and end its worker."""
+        """Release a job, and end its worker."""
         self._busy.remove(busy)
         self._end(busy)
 
     @abstractmethod
     def _started(self, job: Job) -> B:
-        """A job on its way to a worker."""
+        """Send a job to a worker."""
 
     @abstractmethod
     def _end(self, busy: B) -> None:
-        """End the worker of a job that is given up."""
+        """End the worker of a cancelled job."""

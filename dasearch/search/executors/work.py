@@ -1,4 +1,4 @@
-"""What runs a job, wherever it runs: from the job and the prepared study to its events."""
+"""Runs a job on any executor: from the job and the prepared study to its events."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ from dasearch.training.progress import Epoch
 
 
 def work(job: Job, workshop: Workshop, tell: Heard, exchange: Exchange | None = None) -> None:
-    """Train a job's task and tell each epoch, then what became of each training; what telling raises ends the job.
+    """Train a job's task, and report each epoch and then the outcome of each training.
 
     Args:
-        exchange: where checkpoints are put before their epochs are told; None: they are seen where they are written.
+        job: to be run.
+        workshop: the prepared study.
+        tell: callback for events; an exception in it ends the job.
+        exchange: receives checkpoints before their epochs are reported; None: the driver shares the folder.
     """
     if exchange is None:
         _work(job, workshop, tell, job.checkpoints, lambda place: None)
@@ -70,10 +73,10 @@ def _work(job: Job, workshop: Workshop, tell: Heard, folder: Path, saved: Callab
 
 
 def work_or_fail(job: Job, opened: Callable[[], Workshop], tell: Heard, exchange: Exchange | None = None) -> None:
-    """Train a job in a worker, which has to open the prepared study first; an error outside the trainings fails them."""
+    """Train a job in a worker, which opens the prepared study first; an error outside the trainings fails them."""
     try:
         work(job, opened(), tell, exchange)
-    except ExchangeError as error:  # nothing of the trainings: they go on from what was put there
+    except ExchangeError as error:  # not an error of the trainings: they resume from their uploaded checkpoints
         tell(Event(job.number, job.attempt, Kind.LOST, text=str(error)))
     except Exception as error:
         for place in range(len(job.task.names)):
@@ -81,13 +84,13 @@ def work_or_fail(job: Job, opened: Callable[[], Workshop], tell: Heard, exchange
 
 
 def read_job(record: dict[str, Any], *, cpus: int) -> Job:
-    """A job from its JSON values, in a worker of so many cores."""
+    """The job of its JSON values, for a worker with this many cores."""
     job = Job.from_record(record)
     return replace(job, task=job.task.with_threads(cpus))
 
 
 def opened(bundles: Path, prepared: Prepared, *, cpus: int, exchange: Exchange | None = None) -> Workshop:
-    """A prepared study that lies in a folder of bundles or in an exchange, in a worker of so many cores."""
+    """Open a prepared study from a folder of bundles or an exchange, in a worker with this many cores."""
     if exchange is not None:
         with tempfile.TemporaryDirectory(prefix="dasearch-prepared-") as folder:
             exchange.get_folder(bundle_object(prepared.name), Path(folder) / prepared.name)
@@ -101,17 +104,17 @@ def this_process() -> str:
 
 
 def elsewhere(workers: Sequence[str]) -> list[str]:
-    """The workers of a training; none of one that this process trained at its first attempt."""
+    """The workers of a training; empty for one that this process trained at its first attempt."""
     return [] if list(workers) == [this_process()] else list(workers)
 
 
 def overtime(job: Job) -> BrokenTraining:
-    """What ends a job that takes longer than it may."""
+    """The exception that ends a job after its time limit."""
     return BrokenTraining(f"it took longer than its {job.task.minutes_each:g} minutes")
 
 
 class _Unheard(BaseException):
-    """An error of whoever heard of an epoch, which is none of the training."""
+    """An error in a callback for an epoch, not in the training."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))

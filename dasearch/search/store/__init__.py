@@ -1,7 +1,7 @@
-"""Everything a study remembers, in one database.
+"""Persistence of studies in one database.
 
-Optuna's `RDBStorage` owns trials, parameters and intermediate values; the tables of `tables`, prefixed ``dasearch_``, keep what
-Optuna has no place for. All SQL of the project is in this package; typed rows come out; one state change is one transaction.
+Optuna's `RDBStorage` owns trials, parameters and intermediate values; the tables of `tables`, prefixed ``dasearch_``, store what
+Optuna does not. All SQL of the project is in this package; it returns typed rows; one state change is one transaction.
 """
 
 from dasearch.search.store.connections import PATIENCE, Patience

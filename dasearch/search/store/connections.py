@@ -1,6 +1,6 @@
-"""State changes that meet a lost connection: tried again with waits, and none applied twice.
+"""State changes over connections that may be lost: retried with backoff, each applied exactly once.
 
-A server may be stopped and started in the middle of a study, and so may the network to it. SQLite has no connection to lose.
+A server, or the network to it, may go down and return during a study. SQLite has no connection to lose.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dasearch.errors import StoreError, first_line
 from dasearch.search.store.engines import POSTGRESQL, reason
 
 T = TypeVar("T")
-TRANSACTION = "dasearch_transaction"  # of a connection that commits: what PostgreSQL calls its transaction
+TRANSACTION = "dasearch_transaction"  # of a committing connection: PostgreSQL's transaction id
 IN_PROGRESS, COMMITTED = "in progress", "committed"  # of txid_status
 
 
@@ -24,7 +24,7 @@ class Lost(StoreError):
     """A connection that was lost.
 
     Attributes:
-        transaction: the one whose commit was not answered; None if nothing was to be committed yet.
+        transaction: id of the one whose commit was not answered; None if no commit was sent.
     """
 
     def __init__(self, sentence: str, transaction: int | None = None) -> None:
@@ -33,14 +33,14 @@ class Lost(StoreError):
 
 
 class Patience(NamedTuple):
-    """How long to wait for a database that does not answer, in seconds: each wait twice the one before."""
+    """Exponential backoff for a database that does not answer, in seconds: each wait is twice the one before."""
 
     first: float = 0.25
     longest: float = 8.0
     whole: float = 60.0
 
     def waits(self) -> Iterator[float]:
-        """Every wait, the last one cut short."""
+        """Yield every wait; the last one is shortened to the limit."""
         wait, left = self.first, self.whole
         while left > 0:
             yield min(wait, left)
@@ -48,41 +48,41 @@ class Patience(NamedTuple):
 
 
 PATIENCE = Patience()
-NO_PATIENCE = Patience(whole=0.0)  # of who only looks
+NO_PATIENCE = Patience(whole=0.0)  # of read-only use
 
 
 class Right(Protocol):
-    """What a process must hold to write, which is lost with its connection."""
+    """A lock that a process needs for writing, which is lost with its connection."""
 
     @property
     def held(self) -> bool:
-        """Whether it is, as far as is known."""
+        """Whether the lock is held, as far as is known."""
         ...
 
     def renew(self) -> None:
-        """Hold it still, or again.
+        """Take the lock again if it was lost.
 
         Raises:
-            Lost: if that cannot be for now.
+            Lost: if that is impossible for now.
         """
         ...
 
 
 class Connections:
-    """What the engines over one database have in common: how a lost connection is noticed and overcome.
+    """Detects lost connections of the engines over one database, and retries.
 
     Args:
-        engine: asks what became of a transaction.
+        engine: queries the status of a transaction.
         name: of the database in messages.
     """
 
     def __init__(self, engine: Engine, name: str, patience: Patience) -> None:
         self._engine, self._name, self._patience = engine, name, patience
         self.right: Right | None = None
-        self._given_up = False  # since the database stayed away, until it answers: one attempt each
+        self._given_up = False  # after the database was given up, until it answers: a single attempt
 
     def watch(self, engine: Engine) -> None:
-        """Let an engine's lost connections be told as `Lost`."""
+        """Raise `Lost` for an engine's lost connections."""
         if engine.dialect.name == POSTGRESQL:
             event.listen(engine, "begin", _forget_transaction)
             event.listen(engine, "commit", _note_transaction)
@@ -93,10 +93,11 @@ class Connections:
         """Attempt a state change until it is answered.
 
         Args:
-            applied: what the attempt would have given, of one whose transaction was committed without an answer.
+            attempt: one transaction.
+            applied: the result of an attempt that was committed without an answer, from its transaction id.
 
         Raises:
-            Lost: if the database stays away.
+            Lost: if the database does not return in time.
         """
         lost: Lost | None = None
         for wait in (*(() if self._given_up else self._patience.waits()), None):
@@ -113,7 +114,7 @@ class Connections:
         raise AssertionError("the last wait is None")
 
     def _attempt(self, attempt: Callable[[], T], applied: Callable[[int], T], before: Lost | None) -> T:
-        """One attempt, after what became of the one before is known."""
+        """One attempt, after the status of the previous one is known."""
         unanswered = None if before is None else before.transaction
         try:
             if self.right is not None and not self.right.held:
@@ -125,22 +126,22 @@ class Connections:
         return attempt()
 
     def _committed(self, transaction: int) -> bool:
-        """Whether a transaction happened.
+        """Whether a transaction was committed.
 
         Raises:
-            Lost: if the server still works on it.
+            Lost: if it is still in progress.
         """
         try:
             with self._engine.connect() as connection:
                 status = connection.scalar(text("SELECT txid_status(:number)"), {"number": transaction})
-        except DatabaseError:  # a number that the server, after a crash, has not come to
+        except DatabaseError:  # an id that the server, after a crash, has not reached
             return False
         if status == IN_PROGRESS:
-            raise Lost(self._sentence("it is still at an earlier change"))
+            raise Lost(self._sentence("it is still processing an earlier change"))
         return bool(status == COMMITTED)
 
     def lost(self, error: Exception) -> Lost:
-        """What is told of a connection that was lost."""
+        """Turn the error of a lost connection into `Lost`."""
         return Lost(self._sentence(reason(error)))
 
     def _tell_lost(self, context: ExceptionContext) -> None:
@@ -152,12 +153,12 @@ class Connections:
             raise Lost(self._sentence(first_line(context.original_exception)), transaction)
 
     def _renew(self, *_: object) -> None:
-        """Before anything goes over a new connection: it may stand for one that was lost, and others with it."""
+        """Renew the lock before a new connection is used: it may replace a lost one, on which the lock depended."""
         if self.right is not None:
             self.right.renew()
 
     def _sentence(self, cause: str) -> str:
-        fix = "when its server runs again, run the same command to go on where it stopped"
+        fix = "when its server runs again, run the same command to resume"
         return f"{self._name} does not answer ({cause}); {fix}"
 
 
@@ -166,6 +167,6 @@ def _forget_transaction(connection: Connection) -> None:
 
 
 def _note_transaction(connection: Connection) -> None:
-    """Ask for the number before the commit: afterwards there may be nobody to ask."""
+    """Read the transaction id before the commit: afterwards the connection may be lost."""
     number = connection.exec_driver_sql("SELECT txid_current_if_assigned()").scalar()
     connection.info[TRANSACTION] = number

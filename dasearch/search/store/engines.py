@@ -20,20 +20,17 @@ LOCK_SECONDS = 60.0
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
 PSYCOPG = f"{POSTGRESQL}+psycopg"  # of the extra dasearch[postgres]
 WITHOUT_DRIVER = (POSTGRESQL, "postgres")
-# for libpq: without them, each side waits for hours for one whose machine is gone; a runner's lock would stay as long
+# for libpq: without keepalives, each side waits for hours for a dead machine, and a runner's lock is held as long
 KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}  # seconds, seconds, attempts
-SESSION = {
-    **{f"tcp_{key}": value for key, value in KEEPALIVES.items()},
-    "timezone": "UTC",
-}  # as heartbeats are kept elsewhere
-PASSWORDS = {"password", "sslpassword"}  # that libpq takes in the query
+SESSION = {**{f"tcp_{key}": value for key, value in KEEPALIVES.items()}, "timezone": "UTC"}  # of heartbeats
+PASSWORDS = {"password", "sslpassword"}  # accepted by libpq in the query
 
 
 def database_url(place: str | Path) -> str:
     """The URL of a database that a user names by a URL or as an SQLite file; ``~`` is the user's folder.
 
     Raises:
-        StoreError: for a URL that is none.
+        StoreError: for an invalid URL.
     """
     if "://" not in str(place):
         return _of_file(place_of(place, StoreError))
@@ -49,14 +46,14 @@ def _of_file(path: Path) -> str:
 
 
 def parsed(url: str) -> URL:
-    """A database URL; one of PostgreSQL without a driver gets psycopg.
+    """Parse a database URL; PostgreSQL without a driver gets psycopg.
 
     Raises:
-        StoreError: for what is none.
+        StoreError: for an invalid URL.
     """
     try:
         found = make_url(url)
-    except (ArgumentError, ValueError):  # they may quote the password
+    except (ArgumentError, ValueError):  # their messages may contain the password
         raise StoreError(
             f"{_masked(url)} is not a database URL; use sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
         ) from None
@@ -66,12 +63,12 @@ def parsed(url: str) -> URL:
 
 
 def driven(url: str) -> str:
-    """The same URL as text, password included, with its driver; others as they are."""
+    """The URL with its driver as text, password included; other URLs unchanged."""
     return parsed(url).render_as_string(hide_password=False) if url.startswith(WITHOUT_DRIVER) else url
 
 
 def engine_options(url: str, lock_seconds: float) -> dict[str, Any]:
-    """Keywords of `sqlalchemy.create_engine`; what the URL itself says goes first."""
+    """Keywords of `sqlalchemy.create_engine`; options in the URL take precedence."""
     found = parsed(url)
     if found.get_backend_name() == SQLITE:
         return {"connect_args": {"timeout": lock_seconds}}
@@ -83,7 +80,7 @@ def engine_options(url: str, lock_seconds: float) -> dict[str, Any]:
 
 
 def engine_of(url: str, lock_seconds: float) -> Engine:
-    """An engine, which connects when it is first used.
+    """An engine, which connects at its first use.
 
     Raises:
         StoreError: for a URL of an unknown kind, or whose driver is not installed.
@@ -112,13 +109,13 @@ def sqlite_file(url: URL) -> Path | None:
 
 
 def _write_ahead(connection: sqlite3.Connection, _: object) -> None:
-    """Readers do not wait for a writer: `dasearch status` answers while a study runs."""
+    """Use write-ahead logging, so that readers such as `dasearch status` do not wait for a running study."""
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA foreign_keys=ON")
 
 
 def executed(connection: DBAPIConnection, _: object, *, statements: Sequence[str]) -> None:
-    """Begin a connection with statements."""
+    """Run statements at the start of every connection."""
     cursor = connection.cursor()
     for statement in statements:
         cursor.execute(statement)
@@ -127,7 +124,7 @@ def executed(connection: DBAPIConnection, _: object, *, statements: Sequence[str
 
 
 def shown(url: str) -> str:
-    """A URL as messages may show it: a file's path, or without its passwords."""
+    """A URL for messages: a file's path, or the URL without its passwords."""
     found = parsed(url)
     file = sqlite_file(found)
     if file is not None:
@@ -137,17 +134,17 @@ def shown(url: str) -> str:
 
 
 def _masked(url: str) -> str:
-    """The same of a URL that cannot be parsed, which may hold spaces."""
+    """The same for a URL that cannot be parsed, which may contain spaces."""
     return without_passwords(re.sub(r"://.*@", "://***@", url))
 
 
 def unusable(url: str, error: Exception) -> StoreError:
-    """What a database says that cannot be opened."""
+    """The message for a database that cannot be opened."""
     return StoreError(f"{shown(url)} cannot be used as a study database ({reason(error)}); {_remedy(url, error)}")
 
 
 def reason(error: Exception) -> str:
-    """What another library says, in its first line."""
+    """The first line of another library's message."""
     return first_line(getattr(error, "orig", None) or error)
 
 

@@ -1,4 +1,4 @@
-"""Who may change a database alone, and who may run a study alone."""
+"""Exclusive locks for changing a database's tables and for running a study."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from dasearch.search.store.engines import sqlite_file
 
 @contextmanager
 def schema_lock(engine: Engine, *, seconds: float) -> Iterator[None]:
-    """Keep other processes from making or changing the tables; of Optuna's too, which know no lock of their own.
+    """Keep other processes from creating or changing the tables, Optuna's included, which have no lock of their own.
 
     Raises:
-        StoreError: if another process keeps it for longer.
+        StoreError: if another process holds the lock for longer.
     """
     kinds = {"sqlite": _beside_the_file, "postgresql": _in_the_server}
     backend = engine.url.get_backend_name()
@@ -32,7 +32,7 @@ def schema_lock(engine: Engine, *, seconds: float) -> Iterator[None]:
 @contextmanager
 def _beside_the_file(engine: Engine, seconds: float) -> Iterator[None]:
     file = sqlite_file(engine.url)
-    if file is None or not file.parent.is_dir():  # in memory, or a place that cannot be opened
+    if file is None or not file.parent.is_dir():  # in memory, or a file that cannot be opened
         yield
         return
     refusal = StoreError(f"another process changes the tables of {file}; wait until it ends, and try again")
@@ -42,10 +42,10 @@ def _beside_the_file(engine: Engine, seconds: float) -> Iterator[None]:
 
 @contextmanager
 def locked_beside(url: URL, study: str) -> Iterator[None]:
-    """The right to run one study of an SQLite file; it ends with the process. One in memory is nobody else's.
+    """Lock one study of an SQLite file; released when the process ends. A database in memory needs none.
 
     Raises:
-        StoreError: if another process has it.
+        StoreError: if another process holds it.
     """
     file = sqlite_file(url)
     if file is None:
@@ -57,17 +57,17 @@ def locked_beside(url: URL, study: str) -> Iterator[None]:
 
 @contextmanager
 def locked_in(folder: Path) -> Iterator[None]:
-    """The right to run the study of an output folder; it ends with the process.
+    """Lock the study of an output folder; released when the process ends.
 
     Raises:
-        StoreError: if another process has it.
+        StoreError: if another process holds it.
     """
     with _held(folder / ".lock", 0, another_runs(folder)):
         yield
 
 
 def _lock_file(file: Path, *of: str) -> Path:
-    """Beside the database itself, by whichever link it was reached."""
+    """The path of the lock file, beside the database that links resolve to."""
     real = file.resolve()
     return real.parent / ".".join(("", real.name, *of, "lock"))
 
@@ -89,7 +89,7 @@ def _held(path: Path, seconds: float, refusal: StoreError) -> Iterator[None]:
 def _in_the_server(engine: Engine, seconds: float) -> Iterator[None]:
     with engine.connect() as connection:
         connection.execution_options(isolation_level="AUTOCOMMIT")
-        connection.detach()  # closed with the block, so that its lock_timeout is nobody else's
+        connection.detach()  # closed with the block, so that its lock_timeout affects no other user
         connection.execute(text(f"SET lock_timeout = {round(1000 * seconds)}"))
         key = advisory_key("schema")
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": key})
@@ -100,14 +100,14 @@ def _in_the_server(engine: Engine, seconds: float) -> Iterator[None]:
 
 
 class StudyLock:
-    """The right to run one study of a PostgreSQL database, on whichever machine.
+    """An advisory lock on one study of a PostgreSQL database, across machines.
 
-    A connection of its own holds it, and the server takes it back when that ends; `renew` takes it again.
+    A dedicated connection holds it, and the server releases it when that ends; `renew` takes it again.
 
     Args:
-        engine: one that tells lost connections.
+        engine: that raises `Lost` for lost connections.
         name: of the study.
-        where: of the database in messages.
+        where: the database in messages.
     """
 
     def __init__(self, engine: Engine, name: str, where: str) -> None:
@@ -116,10 +116,10 @@ class StudyLock:
         self._renewing, self._taking = threading.RLock(), False
 
     def take(self) -> None:
-        """Hold the right.
+        """Take the lock.
 
         Raises:
-            StoreError: if another process has it.
+            StoreError: if another process holds it.
         """
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         try:
@@ -131,13 +131,13 @@ class StudyLock:
         self._connection = connection
 
     def renew(self) -> None:
-        """Hold it still, though the connection that held it may be lost.
+        """Take the lock again if the connection that held it was lost.
 
         Raises:
-            Lost: if the server does not answer, or has not yet missed that one; or if another process took it.
+            Lost: if the server does not answer, has not yet noticed the loss, or another process took the lock.
         """
         with self._renewing:
-            if self._taking or self._alive():  # the connection that takes it is a new one as well
+            if self._taking or self._alive():  # taking it opens a new connection as well
                 return
             self._taking = True
             try:
@@ -149,7 +149,7 @@ class StudyLock:
 
     @property
     def held(self) -> bool:
-        """Whether it is, as far as is known."""
+        """Whether the lock is held, as far as is known."""
         return self._connection is not None
 
     def _alive(self) -> bool:
@@ -163,20 +163,20 @@ class StudyLock:
         return self._connection is not None
 
     def drop(self) -> None:
-        """Let others run the study."""
+        """Release the lock."""
         if self._alive() and self._connection is not None:
             self._connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": self._key})
             self._connection.close()
 
 
 def another_runs(where: object) -> StoreError:
-    """A study that is run already, in its folder or database."""
+    """The error for a study that another process runs, in its folder or database."""
     return StoreError(
         f"another process runs this study; watch it with `dasearch status`, or wait until it ends ({where})"
     )
 
 
 def advisory_key(name: str) -> int:
-    """PostgreSQL's number for a lock of ours, 64 bits."""
+    """The 64-bit key of an advisory lock."""
     digest = hashlib.sha256(f"dasearch {name}".encode()).digest()
     return int.from_bytes(digest[:8], signed=True)

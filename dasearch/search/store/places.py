@@ -1,4 +1,4 @@
-"""Where what a study saved lies, though its output folder may have been moved since, or a command runs elsewhere."""
+"""Locates files that a study saved, even if its output folder was moved, or the working directory differs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from dasearch.search.store.records import Artifact
 
 
 def whereabouts(saved: Artifact, study: str, outputs: Sequence[Path]) -> Path:
-    """The place of what a study saved; where there are several, the first that is as it was saved.
+    """The path of a saved artifact; of several candidates, the first with unchanged content.
 
     Args:
-        saved: its path is relative to the study's output folder. Earlier revisions wrote it as it was reached then,
-            which holds still where nothing was moved.
-        outputs: folders that may be the study's output folder now, the likeliest first.
+        saved: its path is relative to the study's output folder. Earlier revisions stored it relative to the working
+            directory, which is still valid where nothing was moved.
+        study: its name.
+        outputs: candidates for the study's current output folder, the likeliest first.
     """
     path = Path(saved.path)
     inside = Path(*path.parts[-2:]) if path.parts[-2:-1] == (study,) else path

@@ -1,4 +1,4 @@
-"""What the store gives and takes: typed rows without a database."""
+"""Typed records that the store reads and writes, independent of the database."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dasearch.training.metrics import Interval
 
 
 class PriorTrial(NamedTuple):
-    """A layout of a study's space, what another study found it worth in its own units, and which study that was."""
+    """A layout of a study's space, its score in another study in that study's units, and the other study's name."""
 
     layout: Layout
     value: float
@@ -19,7 +19,7 @@ class PriorTrial(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """A study as it was begun."""
+    """A study as recorded at its beginning."""
 
     name: str
     settings: dict[str, Any]
@@ -32,13 +32,13 @@ class Stored(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far a study is, from counts alone: as quick for a thousand trials as for ten.
+    """Progress of a study from counts only: its time does not depend on the number of trials.
 
     Attributes:
         states: trials by their state, in lower case.
         best: score of the complete trials.
-        heard: the last heartbeat of a trial that runs.
-        version: another one whenever anything that is recorded of the study changed.
+        heard: the last heartbeat of a running trial.
+        version: changes whenever any record of the study changes.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Progress(NamedTuple):
 
 
 class TrialRecord(NamedTuple):
-    """A trial as Optuna's tables have it.
+    """A trial in Optuna's tables.
 
     Attributes:
         state: of `optuna.trial.TrialState`, in lower case.
-        params: the choice of each parameter, by name; of a waiting trial what it was enqueued with.
-        curve: intermediate values by step; one that is not finite is left out.
+        params: the choice of each parameter, by name; for a waiting trial its enqueued parameters.
+        curve: intermediate values by step, without non-finite ones.
         retry_of: the number of the failed trial that this one repeats.
     """
 
@@ -73,12 +73,12 @@ class TrialRecord(NamedTuple):
 
     @property
     def surrogate_target(self) -> float | None:
-        """What the surrogate learns from a complete trial."""
+        """The signal of a complete trial, which the surrogate is fitted to."""
         return None if self.score is None else mean_of_curve(self.curve, self.score)
 
     @property
     def seconds(self) -> float | None:
-        """Of training, its share where several ran side by side; of the attempt where nothing was trained to the end."""
+        """Seconds of training, its share where several ran side by side; of the attempt where no training finished."""
         attempt = (self.ended - self.started).total_seconds() if self.started and self.ended else None
         kept: float | None = self.attributes.get("seconds", attempt)
         return kept
@@ -95,7 +95,7 @@ class Confirmation(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A metric of one row of the closing table: mean over seeds and users, its 95% interval over users.
+    """A metric of one row of the results table: mean over seeds and users, its 95% interval over users.
 
     Attributes:
         sd: over seeds; None for a single one.
@@ -128,14 +128,14 @@ class FinalTraining(NamedTuple):
 
 
 class PostSearchTraining(NamedTuple):
-    """A training of the confirmation or the final phase: its place among ``total``, and when it ran.
+    """A training of the confirmation or the final phase: its position among ``total``, and when it ran.
 
     Attributes:
-        run: as of `EpochRow`.
-        began: of one that was interrupted, when it last went on.
+        run: as in `EpochRow`.
+        began: its start, or the last resumption after an interruption.
         ended: None while it runs.
-        workers: where it was trained, ``machine:process``, an attempt after the other; nothing of one in the study's process.
-        reason: why it failed; None unless it did.
+        workers: ``machine:process``, one per attempt; empty for the study's own process.
+        reason: the cause of a failure; None unless it failed.
     """
 
     run: str
@@ -162,7 +162,7 @@ class AblationTraining(NamedTuple):
 
 
 class Artifact(NamedTuple):
-    """A file or folder that a study made."""
+    """A file or folder that a study saved."""
 
     kind: str
     path: str

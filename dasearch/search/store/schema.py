@@ -1,7 +1,7 @@
-"""Versions of our tables: which one a database holds, how it is made or brought up to date, how an older one is read.
+"""Schema versions: detecting, creating and migrating them, and reading older ones.
 
-A change of `tables` adds a migration here, and to `readable` whatever else an older database needs to be read by. Version 0
-is what was written before versions were recorded; some of its tables came later than others.
+A change of `tables` adds a migration here, and to `readable` whatever an older database needs to be read. Version 0 was
+written before versions were recorded; some of its tables were added later than others.
 """
 
 from __future__ import annotations
@@ -51,12 +51,13 @@ COMPARISON = table("dasearch_comparison", *(column(name) for name in (*KEY, *COM
 
 
 def make_or_migrate(engine: Engine, name: str, *, others: Callable[[], None], seconds: float) -> None:
-    """Bring a database to today's schema, once, whoever else opens it now.
+    """Create or migrate a database to the current schema, once, even if other processes open it now.
 
     Args:
+        engine: of the database.
         name: of the database in messages.
-        others: makes the tables that are not ours.
-        seconds: how long to wait for another process that does the same.
+        others: creates the tables that are not ours.
+        seconds: maximum wait for another process that does the same.
 
     Raises:
         StoreError: for a schema of a newer dasearch.
@@ -69,7 +70,7 @@ def make_or_migrate(engine: Engine, name: str, *, others: Callable[[], None], se
             others()
             with engine.begin() as connection:
                 if engine.dialect.name == "sqlite":
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")  # else each table would be a transaction of its own
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")  # else each table would be its own transaction
                 for migrate in [] if version is None else MIGRATIONS[version:]:
                     migrate(connection)
                 Base.metadata.create_all(connection)
@@ -78,10 +79,10 @@ def make_or_migrate(engine: Engine, name: str, *, others: Callable[[], None], se
 
 
 def require_known(engine: Engine, name: str) -> int | None:
-    """The version that a database holds; None for one without tables of ours.
+    """The schema version of a database; None for one without our tables.
 
     Raises:
-        StoreError: for one of a newer dasearch.
+        StoreError: for the schema of a newer dasearch.
     """
     inspector = inspect(engine)
     if not inspector.has_table(SchemaRow.__tablename__):
@@ -96,10 +97,10 @@ def require_known(engine: Engine, name: str) -> int | None:
 
 
 def readable(engine: Engine) -> list[str]:
-    """Statements by which a connection reads an older database as one of today's, without changing it.
+    """Statements that let a connection read an older database under the current schema, without changing it.
 
-    Temporary views, which a connection finds before the tables of the same name: an empty one for a table that is not
-    there, one with the missing columns for a table that has fewer.
+    They create temporary views, which take precedence over tables of the same name: an empty one for a missing table, one
+    with the missing columns for a table that has fewer.
     """
     inspector = inspect(engine)
     found = []
@@ -112,7 +113,7 @@ def readable(engine: Engine) -> list[str]:
 
 
 def _stand_in(own: Table, inspector: Inspector) -> Select[Any] | None:
-    """What reads like one of today's tables; None where the database has it."""
+    """The query that replaces a table of the current schema; None where the database has the table."""
     if not inspector.has_table(own.name):
         return select(*(_blank(kept) for kept in own.columns)).where(false())
     here = {found["name"] for found in inspector.get_columns(own.name)}
@@ -125,7 +126,7 @@ def _stand_in(own: Table, inspector: Inspector) -> Select[Any] | None:
 
 
 def _compared(before: TableClause) -> Select[Any]:
-    """The results of version 0 beside their comparisons."""
+    """The results of version 0 joined with their comparisons."""
     joined = before.outerjoin(COMPARISON, _same_row(before))
     compared = {name: COMPARISON.c[name] for name in COMPARED} | {"seeds": func.coalesce(COMPARISON.c.seeds, 1)}
     sides: dict[str, ColumnElement[Any]] = {**before.columns, **compared}
@@ -137,14 +138,14 @@ def _same_row(results: TableClause | Table) -> ColumnElement[bool]:
 
 
 def _blank(kept: Column[Any]) -> ColumnElement[Any]:
-    """What a column holds where an older database lacks it."""
+    """The value of a column that an older database lacks."""
     default = kept.server_default
     value = literal(default.arg) if isinstance(default, DefaultClause) else null()
     return cast(value, kept.type).label(kept.name)
 
 
 def _one_table_of_results(connection: Connection) -> None:
-    """From 0: comparisons join the results that they are of."""
+    """Migrate from 0: comparisons move into the table of results."""
     inspector = inspect(connection)
     if not inspector.has_table(RESULTS.name):
         return
@@ -157,19 +158,19 @@ def _one_table_of_results(connection: Connection) -> None:
 
 
 def _workers_of_trainings(connection: Connection) -> None:
-    """From 1: trainings after the search say where they ran and why they failed."""
+    """Migrate from 1: trainings after the search record their workers and the cause of a failure."""
     if inspect(connection).has_table(TRAININGS.name):
         _add_columns(connection, TRAININGS, ("workers", "reason"))
 
 
 def _probabilities_of_proposals(connection: Connection) -> None:
-    """From 2: proposals keep probabilities; the theta of older ones stays as it is."""
+    """Migrate from 2: proposals store probabilities; the theta of older ones is kept."""
     if inspect(connection).has_table(PROPOSALS.name):
         _add_columns(connection, PROPOSALS, ("probabilities",))
 
 
 def _add_columns(connection: Connection, own: Table, names: Sequence[str]) -> None:
-    """Those of today's table that the database lacks."""
+    """Add the columns of the current table that the database lacks."""
     here = {found["name"] for found in inspect(connection).get_columns(own.name)}
     for name in names:
         if name not in here:
@@ -177,7 +178,7 @@ def _add_columns(connection: Connection, own: Table, names: Sequence[str]) -> No
             connection.execute(text(f"ALTER TABLE {own.name} ADD COLUMN {added}"))
 
 
-# each from the version of its place
+# the index is the version that each migrates from
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _one_table_of_results,
     _workers_of_trainings,
@@ -187,6 +188,6 @@ VERSION = len(MIGRATIONS)
 
 
 def _untouched(engine: Engine) -> bool:
-    """Whether an SQLite file is still to be made: the first connection writes to it, so that others should wait."""
+    """Whether an SQLite file does not exist yet: the first connection writes to it, so that others must wait."""
     file = sqlite_file(engine.url)
     return file is not None and not (file.exists() and file.stat().st_size)

@@ -1,4 +1,4 @@
-"""Optuna's storage of a study, with heartbeats, whose calls outlive a lost connection."""
+"""Optuna's storage of a study, with heartbeats, whose calls survive a lost connection."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dasearch.bayes import quietly
 from dasearch.search.store.connections import Connections, Lost
 from dasearch.search.store.engines import LOCK_SECONDS, engine_options
 
-HEARTBEAT_SECONDS = 10  # a worker says that it lives so often
-GRACE_SECONDS = 60  # without a word for so long, a trial counts as lost
+HEARTBEAT_SECONDS = 10  # seconds between heartbeats
+GRACE_SECONDS = 60  # seconds without a heartbeat after which a trial counts as lost
 with quietly():
     RETRY = optuna.storages.RetryHeartbeatStaleTrialCallback(
         inherit_intermediate_values=True
-    )  # queues a lost trial again
-# each a transaction of its own that gives nothing or may be asked again; `StudyStorage` writes out the others
+    )  # returns a lost trial to the queue
+# each one transaction that returns nothing or is idempotent; `StudyStorage` implements the others
 CALLS = (
     "delete_study",
     "set_study_user_attr",
@@ -53,7 +53,7 @@ class StudyStorage(RDBStorage):
     """Optuna's view of a study's database.
 
     Args:
-        url: with a driver, as of `engines.driven`.
+        url: with a driver, as in `engines.driven`.
         connections: of the store.
     """
 
@@ -61,7 +61,7 @@ class StudyStorage(RDBStorage):
         self._connections = connections
         with quietly():
             super().__init__(
-                url.replace("{", "{{").replace("}", "}}"),  # Optuna takes it for a template
+                url.replace("{", "{{").replace("}", "}}"),  # Optuna treats it as a template
                 engine_kwargs=engine_options(url, LOCK_SECONDS),
                 heartbeat_interval=HEARTBEAT_SECONDS,
                 grace_period=GRACE_SECONDS,
@@ -70,7 +70,7 @@ class StudyStorage(RDBStorage):
         connections.watch(self.engine)
 
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        """Begin a study; its number."""
+        """Create a study and return its id."""
         return self._connections.again(
             lambda: super(StudyStorage, self).create_new_study(directions, study_name),
             applied=lambda transaction: self.get_study_id_from_name(study_name or ""),
@@ -86,19 +86,19 @@ class StudyStorage(RDBStorage):
         )
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """Give a trial a state; False if another process took it."""
+        """Set a trial's state; False if another process claimed it."""
         return self._connections.again(
             lambda: super(StudyStorage, self).set_trial_state_values(trial_id, state, values),
             applied=lambda transaction: self._trial_of(transaction) == trial_id,
         )
 
     def record_heartbeat(self, trial_id: int) -> None:
-        """Say that a trial is alive; where the connection is lost, the next time will do."""
+        """Record a heartbeat; one that is lost with the connection is skipped."""
         with suppress(Lost):
             super().record_heartbeat(trial_id)
 
     def _trial_of(self, transaction: int) -> int | None:
-        """The trial that a transaction made or changed: PostgreSQL keeps with a row the last 32 bits of its writer's number."""
+        """The trial that a transaction wrote: PostgreSQL stores with a row the last 32 bits of its writer's transaction id."""
         with self.engine.connect() as connection:
             query = text("SELECT trial_id FROM trials WHERE CAST(CAST(xmin AS text) AS bigint) = :writer")
             found: int | None = connection.scalar(query, {"writer": transaction % 2**32})

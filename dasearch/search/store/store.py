@@ -1,4 +1,4 @@
-"""The store itself: what is asked of a study's database, each state change one transaction."""
+"""The store: queries and state changes of a study's database, each state change one transaction."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ T = TypeVar("T")
 
 
 def changing(method: Callable[Concatenate[Store, P], None]) -> Callable[Concatenate[Store, P], None]:
-    """A state change that outlives a lost connection and happens once."""
+    """A state change that survives a lost connection and is applied exactly once."""
 
     @wraps(method)
     def again(self: Store, /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -92,7 +92,7 @@ def changing(method: Callable[Concatenate[Store, P], None]) -> Callable[Concaten
 
 
 def reading(method: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate[Store, P], T]:
-    """A question that outlives a lost connection, for it may be asked again."""
+    """A query that survives a lost connection by being repeated."""
 
     @wraps(method)
     def again(self: Store, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -108,10 +108,10 @@ class Store:
     """A study database at a SQLAlchemy URL; `open_store` makes one.
 
     Args:
-        create: make the database and its tables where they are missing; else a missing one is an error.
-        lock_seconds: how long to wait for an SQLite file that another process has locked, and for a server to answer.
-        patience: with a server that stops answering, where the store may be written to.
-        output: the studies' output folder, as far as is known.
+        create: create the database and its tables where they are missing; else a missing one is an error.
+        lock_seconds: maximum wait for an SQLite file that another process has locked, and for a server to answer.
+        patience: backoff for a server that stops answering, for a writable store.
+        output: the studies' output folder, if known.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Store:
         self._connections.watch(self._engine)
 
     def _read_as_today(self) -> None:
-        """Let every connection of an older database see what one of today's holds."""
+        """Let every connection read an older database under the current schema."""
         version = require_known(self._engine, shown(self.url))
         if version is None:
             raise NoStudies(
@@ -163,7 +163,7 @@ class Store:
 
     @contextmanager
     def only_runner(self, name: str, folder: Path | None = None) -> Iterator[None]:
-        """Run a study alone among all processes that have its database, or write to its output ``folder``.
+        """Hold the exclusive right to run a study with its database and its output ``folder`` during the block.
 
         Raises:
             StoreError: if another process runs it.
@@ -188,10 +188,11 @@ class Store:
                 lock.drop()
 
     def close(self) -> None:
+        """Close the connections of the pool."""
         self._engine.dispose()
 
     def damage(self) -> str | None:
-        """What is wrong with an SQLite file by its own check, or with Optuna's tables by Optuna's; None for nothing."""
+        """The error found by SQLite's integrity check or by Optuna's schema check; None where there is none."""
         try:
             if self._engine.dialect.name == "sqlite":
                 with self._engine.connect() as connection:
@@ -199,30 +200,31 @@ class Store:
                 if found != "ok":
                     return first_line(ValueError(found))
             self.optuna_storage().engine.dispose()
-        except (DatabaseError, sqlite3.DatabaseError, RuntimeError) as error:  # the last: a schema it does not know
+        except (DatabaseError, sqlite3.DatabaseError, RuntimeError) as error:  # the last: an unknown schema
             return reason(error)
         return None
 
     @reading
     def optuna_version(self) -> str:
-        """The Optuna that made its tables here."""
+        """The Optuna version that created its tables."""
         with Session(self._engine) as session:
             return str(session.scalar(library_version()))
 
     @reading
     def running(self, name: str) -> dict[int, datetime]:
-        """The trials that say they run, by number: when each was last heard of, or began."""
+        """The trials in state running, by number, with their last heartbeat or their start."""
         with Session(self._engine) as session:
             return {number: at.replace(tzinfo=UTC) for number, at in session.execute(last_heard(name))}
 
     @reading
     def study_names(self) -> list[str]:
+        """Names of all studies, the oldest first."""
         with Session(self._engine) as session:
             return list(session.scalars(select(StudyRow.name).order_by(StudyRow.created)))
 
     @reading
     def progress(self, name: str) -> Progress:
-        """How far a study is.
+        """The progress of a study.
 
         Raises:
             StoreError: if there is no such study.
@@ -250,14 +252,14 @@ class Store:
 
     @reading
     def study(self, name: str) -> Stored | None:
-        """The study as it was begun, or None."""
+        """The study as recorded at its beginning, or None."""
         with Session(self._engine) as session:
             row = session.scalar(select(StudyRow).where(StudyRow.name == name))
             return None if row is None else _stored(row)
 
     @reading
     def begun(self, name: str) -> Stored:
-        """The study as it was begun.
+        """The study as recorded at its beginning.
 
         Raises:
             StoreError: if there is no such study.
@@ -278,9 +280,16 @@ class Store:
         prior: Sequence[PriorTrial] = (),
         costly: bool = False,
     ) -> None:
-        """Record a new study: Optuna's part first, so that a study that can be seen here is whole.
+        """Record a new study: Optuna's part first, so that a study listed here is complete.
 
         Args:
+            name: of the study.
+            settings: resolved, as JSON values.
+            space: the search space file, as JSON values.
+            space_hash: of the search space.
+            dataset: statistics and fingerprint of the data.
+            versions: of packages, by name.
+            prior: trials of the warm start.
             costly: whether trials have a cost beside their score, which Optuna minimises.
         """
         directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: 1 + costly]
@@ -307,7 +316,7 @@ class Store:
 
     @reading
     def prior(self, name: str) -> list[PriorTrial]:
-        """What the study was begun with; nothing, for most."""
+        """The prior trials of the study's warm start; empty without one."""
         with Session(self._engine) as session:
             study = self._row(session, name)
             rows = session.scalars(select(PriorRow).filter_by(study_id=study.id).order_by(PriorRow.id))
@@ -315,7 +324,7 @@ class Store:
 
     @changing
     def add_costs(self, name: str, costs: Mapping[Cost, SiteCosts]) -> None:
-        """Record what the study's layouts cost."""
+        """Record the costs of the study's layouts."""
         with Session(self._engine) as session, session.begin():
             study = self._row(session, name).id
             session.add_all(
@@ -324,7 +333,7 @@ class Store:
 
     @reading
     def costs(self, name: str) -> dict[Cost, SiteCosts]:
-        """What the study's layouts cost; nothing, for a study without a cost."""
+        """The costs of the study's layouts; empty for a study without a cost."""
         with Session(self._engine) as session:
             study = self._row(session, name).id
             rows = session.scalars(select(CostRow).filter_by(study_id=study).order_by(CostRow.id))
@@ -332,7 +341,7 @@ class Store:
 
     @changing
     def delete_study(self, name: str) -> None:
-        """Take back a study that `begin` recorded, with all that is known of it."""
+        """Delete a study that `begin` recorded, with all its records."""
         storage = self.optuna_storage()
         with Session(self._engine) as session, session.begin():
             row = self._row(session, name)
@@ -343,18 +352,19 @@ class Store:
 
     @changing
     def update_settings(self, name: str, settings: Mapping[str, Any]) -> None:
-        """Record a change that a study may make after it began, such as a larger budget."""
+        """Record changed settings, such as a larger budget."""
         with Session(self._engine) as session, session.begin():
             self._row(session, name).settings = json.dumps(dict(settings))
 
     @changing
     def enter_phase(self, name: str, phase: str) -> None:
+        """Record the study's current phase."""
         with Session(self._engine) as session, session.begin():
             self._row(session, name).phase = phase
 
     @changing
     def add_epoch(self, name: str, run: str, epoch: Epoch) -> None:
-        """Record an epoch; one that is there already (its training was resumed) is replaced."""
+        """Record an epoch; one that exists already (its training was resumed) is replaced."""
         with Session(self._engine) as session, session.begin():
             study = self._row(session, name).id
             row = session.scalar(select(EpochRow).filter_by(study_id=study, run=run, number=epoch.number))
@@ -364,6 +374,7 @@ class Store:
 
     @reading
     def epochs(self, name: str, run: str) -> list[Epoch]:
+        """The recorded epochs of one training, in order."""
         with Session(self._engine) as session:
             rows = session.scalars(
                 select(EpochRow).filter_by(study_id=self._row(session, name).id, run=run).order_by(EpochRow.number)
@@ -391,6 +402,7 @@ class Store:
 
     @changing
     def add_proposal(self, name: str, proposal: Proposal) -> None:
+        """Record why a trial was proposed."""
         with Session(self._engine) as session, session.begin():
             session.add(
                 ProposalRow(
@@ -429,6 +441,7 @@ class Store:
 
     @changing
     def add_confirmation(self, name: str, confirmation: Confirmation) -> None:
+        """Record a finished training of the confirmation."""
         with Session(self._engine) as session, session.begin():
             session.add(
                 ConfirmationRow(
@@ -443,6 +456,7 @@ class Store:
 
     @reading
     def confirmations(self, name: str) -> list[Confirmation]:
+        """Every finished training of the confirmation, in the order of recording."""
         with Session(self._engine) as session:
             study = self._row(session, name)
             rows = session.scalars(select(ConfirmationRow).filter_by(study_id=study.id).order_by(ConfirmationRow.id))
@@ -453,7 +467,7 @@ class Store:
 
     @changing
     def begin_training(self, name: str, training: PostSearchTraining) -> None:
-        """Record that a training after the search begins; of one that ended before, its times stay unless it failed."""
+        """Record the start of a training after the search; one that ended before keeps its times unless it failed."""
         with Session(self._engine) as session, session.begin():
             key = {"study_id": self._row(session, name).id, "run": training.run}
             row = session.scalar(select(LaterTrainingRow).filter_by(**key)) or LaterTrainingRow(**key)
@@ -467,11 +481,14 @@ class Store:
     def end_training(
         self, name: str, run: str, ended: datetime, *, workers: Sequence[str] = (), reason: str | None = None
     ) -> None:
-        """Record that a training that `begin_training` recorded is over.
+        """Record the end of a training that `begin_training` recorded.
 
         Args:
-            workers: where it was trained since; they join those of before.
-            reason: why it failed.
+            name: of the study.
+            run: name of the training.
+            ended: time of its end.
+            workers: that trained it since, appended to earlier ones.
+            reason: the cause of a failure.
         """
         with Session(self._engine) as session, session.begin():
             study = self._row(session, name).id
@@ -521,6 +538,7 @@ class Store:
 
     @reading
     def results(self, name: str) -> list[Result]:
+        """The rows of the results table, in order; empty before the final evaluation."""
         with Session(self._engine) as session:
             study = self._row(session, name).id
             rows = session.scalars(select(ResultRow).filter_by(study_id=study).order_by(ResultRow.id))
@@ -528,7 +546,7 @@ class Store:
 
     @reading
     def final_trainings(self, name: str) -> list[FinalTraining]:
-        """Every training behind the closing table."""
+        """Every training behind the results table."""
         with Session(self._engine) as session:
             rows = session.scalars(
                 select(FinalTrainingRow).filter_by(study_id=self._row(session, name).id).order_by(FinalTrainingRow.id)
@@ -540,6 +558,7 @@ class Store:
 
     @changing
     def add_ablation(self, training: AblationTraining) -> None:
+        """Record a finished training of an ablation."""
         with Session(self._engine) as session, session.begin():
             session.add(AblationRow(**{**training._asdict(), "metrics": json.dumps(training.metrics)}))
 
@@ -554,7 +573,7 @@ class Store:
 
     @reading
     def artifacts(self, name: str) -> list[Artifact]:
-        """What a study saved, each with the path where it lies now."""
+        """The artifacts of a study, each with its current path."""
         with Session(self._engine) as session:
             study = self._row(session, name)
             outputs = self._outputs(study)
@@ -563,7 +582,7 @@ class Store:
         return [one._replace(path=str(whereabouts(one, name, outputs))) for one in saved]
 
     def _outputs(self, study: StudyRow) -> list[Path]:
-        """What may be a study's output folder now: the one that is named, its settings', its database's."""
+        """Candidates for a study's output folder: the named one, its settings', its database's."""
         file, recorded = sqlite_file(self._engine.url), json.loads(study.settings).get("output")
         folders = (self._output, recorded and Path(os.path.expanduser(recorded)), file and file.parent)
         return [folder for folder in folders if folder]
@@ -610,11 +629,11 @@ def open_store(
     lock_seconds: float = LOCK_SECONDS,
     patience: Patience = PATIENCE,
 ) -> Store:
-    """The store at a URL, or by default the SQLite file in the output folder; arguments as of `Store`.
+    """The store at a URL, or by default the SQLite file in the output folder; arguments as in `Store`.
 
     Raises:
-        NoStudies: where ``create`` is False, for a database or a file that is not there.
-        StoreError: for a file that is no database, a folder that cannot be written, an unknown kind of database.
+        NoStudies: where ``create`` is False, for a missing database or file.
+        StoreError: for a file that is not a database, a folder that cannot be written, an unknown kind of database.
     """
     folder = place_of(output, StoreError)
     if url is None:
@@ -634,7 +653,7 @@ def open_store(
 
 
 def require_writable(folder: Path) -> None:
-    """Make the folder, or say in one sentence why it cannot be written."""
+    """Create the folder, or raise a `StoreError` on why it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".write-probe-{os.getpid()}"
@@ -647,7 +666,7 @@ def require_writable(folder: Path) -> None:
 
 
 def _probabilities(row: ProposalRow) -> dict[str, list[float]] | None:
-    """As of `Proposal`; of a row that an older version wrote, from its theta."""
+    """The probabilities of a `Proposal`; in a row of an older version, from its theta."""
     if row.probabilities is not None or row.theta is None:
         found: dict[str, list[float]] | None = json.loads(row.probabilities or "null")
         return found
@@ -655,14 +674,14 @@ def _probabilities(row: ProposalRow) -> dict[str, list[float]] | None:
 
 
 def _layout(study: StudyRow, text: str) -> Layout:
-    """A layout as the study's own space writes it; of a space that cannot be read, by the shipped letters."""
+    """A layout in the letters of the study's space; of an unreadable space, in the shipped letters."""
     space = _space(study.space)
     return Layout.parse(text) if space is None else space.parse(text)
 
 
 @lru_cache(maxsize=8)
 def _space(record: str) -> SearchSpace | None:
-    """The search space of a study's row; None for one that this version cannot read."""
+    """The search space of a study's row; None if this version cannot read it."""
     try:
         return SearchSpace.from_record(json.loads(record))
     except ValidationError:

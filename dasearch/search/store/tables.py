@@ -1,6 +1,6 @@
-"""The tables of our own, prefixed ``dasearch_``: what Optuna has no place for.
+"""Our own tables, prefixed ``dasearch_``, for what Optuna does not store.
 
-Whoever changes one adds a migration to `schema`.
+A change of them needs a migration in `schema`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Base(DeclarativeBase):
-    """Our own tables."""
+    """Declarative base of our own tables."""
 
 
 class SchemaRow(Base):
-    """The version of these tables, as of `schema`: one row."""
+    """The schema version of these tables: one row."""
 
     __tablename__ = "dasearch_schema"
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -36,7 +36,7 @@ class StudyRow(Base):
 
 
 class PriorRow(Base):
-    """A layout of another study, as a layout of this one, with which a study was begun."""
+    """A prior trial of a study's warm start, as a layout of its own space."""
 
     __tablename__ = "dasearch_prior"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -47,7 +47,7 @@ class PriorRow(Base):
 
 
 class CostRow(Base):
-    """What the layouts of a study with a cost cost: one of `Cost`, as of `SiteCosts.record`."""
+    """The costs of a study's layouts: one of `Cost`, as in `SiteCosts.record`."""
 
     __tablename__ = "dasearch_cost"
     __table_args__ = (UniqueConstraint("study_id", "name"),)
@@ -58,7 +58,7 @@ class CostRow(Base):
 
 
 class EpochRow(Base):
-    """One epoch of one training; ``run`` is its name, as of `runs.RunId`."""
+    """One epoch of one training; ``run`` is its name, as in `runs.RunId`."""
 
     __tablename__ = "dasearch_epoch"
     __table_args__ = (UniqueConstraint("study_id", "run", "number"),)
@@ -72,7 +72,7 @@ class EpochRow(Base):
 
 
 class ProposalRow(Base):
-    """Why a trial was proposed; ``probabilities`` as of `Proposal`, in whose place older versions kept their ``theta``."""
+    """Why a trial was proposed; ``probabilities`` as in `Proposal`; older versions stored their ``theta`` instead."""
 
     __tablename__ = "dasearch_proposal"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -103,7 +103,7 @@ class ConfirmationRow(Base):
 
 
 class ResultRow(Base):
-    """One row of the closing table: a metric of a model or baseline on the test split, as of `records.Result`."""
+    """One row of the results table: a metric of a model or baseline on the test split, as in `records.Result`."""
 
     __tablename__ = "dasearch_result"
     __table_args__ = (UniqueConstraint("study_id", "name", "metric"),)
@@ -140,7 +140,7 @@ class FinalTrainingRow(Base):
 
 
 class LaterTrainingRow(Base):
-    """A training after the search; ``run`` as of `EpochRow`, times in seconds since 1970, ``workers`` a JSON list."""
+    """A training after the search; ``run`` as in `EpochRow`, times in seconds since 1970, ``workers`` a JSON list."""
 
     __tablename__ = "dasearch_training"
     __table_args__ = (UniqueConstraint("study_id", "run"),)
@@ -159,7 +159,7 @@ class LaterTrainingRow(Base):
 
 
 class AblationRow(Base):
-    """One training of an ablation; ``run`` and ``variant`` are hashes of what decides its result beside the seed."""
+    """One training of an ablation; ``run`` and ``variant`` are hashes of everything but the seed that determines its result."""
 
     __tablename__ = "dasearch_ablation"
     __table_args__ = (UniqueConstraint("run", "variant", "seed"),)
@@ -173,7 +173,7 @@ class AblationRow(Base):
 
 
 class ArtifactRow(Base):
-    """A file or folder that the study made."""
+    """A file or folder that the study saved."""
 
     __tablename__ = "dasearch_artifact"
     __table_args__ = (UniqueConstraint("study_id", "path"),)

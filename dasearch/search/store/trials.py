@@ -1,4 +1,4 @@
-"""Trials as Optuna's own tables have them, read without Optuna's objects."""
+"""Trials from Optuna's own tables, read without Optuna's objects."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 
 from dasearch.search.store.records import TrialRecord
 
-SCORED = 0  # of a trial's values, its score; a second one is its cost
-# Optuna's tables, as far as they are read here
+SCORED = 0  # objective of the score; a second one is the cost
+# the columns of Optuna's tables that are read here
 _STUDIES = table("studies", column("study_id"), column("study_name"))
 _TRIALS = table(
     "trials",
@@ -26,7 +26,7 @@ _TRIALS = table(
 _VALUES = table("trial_values", column("trial_id"), column("objective"), column("value"))
 _HEARTBEATS = table("trial_heartbeats", column("trial_id"), column("heartbeat", DateTime))
 _VERSIONS = table("version_info", column("library_version"))
-_BEGUN = (_TRIALS.c.datetime_start.is_not(None), _TRIALS.c.datetime_complete.is_(None))  # of trials that run
+_BEGUN = (_TRIALS.c.datetime_start.is_not(None), _TRIALS.c.datetime_complete.is_(None))  # of running trials
 _PARAMS = table("trial_params", column("trial_id"))
 _INTERMEDIATES = table("trial_intermediate_values", column("trial_id"))
 _TRIAL_PARTS = {
@@ -36,11 +36,11 @@ _TRIAL_PARTS = {
     "trial_user_attributes": ("key", "value_json"),
     "trial_system_attributes": ("key", "value_json"),
 }
-_SYSTEM_KEYS = ("retry_history", "fixed_params")  # a claim is as long as a layout and not needed
+_SYSTEM_KEYS = ("retry_history", "fixed_params")  # a claim is as long as a layout and is not needed
 
 
 def states(name: str) -> Select[Any]:
-    """By state: number of trials, best value, last trial, last end."""
+    """For each state: number of trials, best value, last trial, last end."""
     kept = (
         func.count(),
         func.max(_VALUES.c.value),
@@ -55,7 +55,7 @@ def states(name: str) -> Select[Any]:
 
 
 def running(name: str) -> Select[Any]:
-    """Of the trials that run: last heartbeat, number of parameters, number of intermediate values."""
+    """For the running trials: last heartbeat, number of parameters, number of intermediate values."""
     study = select(_STUDIES.c.study_id).where(_STUDIES.c.study_name == name).scalar_subquery()
     trials = select(_TRIALS.c.trial_id).where(_TRIALS.c.study_id == study, *_BEGUN)
     heard = select(func.max(_HEARTBEATS.c.heartbeat)).where(_HEARTBEATS.c.trial_id.in_(trials))
@@ -64,7 +64,7 @@ def running(name: str) -> Select[Any]:
 
 
 def last_heard(name: str) -> Select[Any]:
-    """The trials that say they run, by number: when each was last heard of, or began."""
+    """The trials in state running, by number, with their last heartbeat or their start."""
     heard = func.coalesce(_HEARTBEATS.c.heartbeat, _TRIALS.c.datetime_start)
     joined = _TRIALS.join(_STUDIES, _STUDIES.c.study_id == _TRIALS.c.study_id).outerjoin(
         _HEARTBEATS, _HEARTBEATS.c.trial_id == _TRIALS.c.trial_id
@@ -74,12 +74,12 @@ def last_heard(name: str) -> Select[Any]:
 
 
 def library_version() -> Select[Any]:
-    """The Optuna that made its tables."""
+    """The Optuna version that created its tables."""
     return select(_VERSIONS.c.library_version)
 
 
 def trials_of(session: Session, name: str) -> list[TrialRecord]:
-    """Every trial of a study, by number: to build Optuna's objects of 1,000 trials of 90 sites takes seconds."""
+    """Every trial of a study, by number; building Optuna's objects for 1,000 trials of 90 sites would take seconds."""
     study = session.scalar(select(_STUDIES.c.study_id).where(_STUDIES.c.study_name == name))
     rows = session.execute(select(*_TRIALS.c).where(_TRIALS.c.study_id == study).order_by(_TRIALS.c.number))
     parts = {part: _of_trials(session, study, part, kept) for part, kept in _TRIAL_PARTS.items()}
@@ -120,11 +120,11 @@ def _trial(row: Mapping[Any, Any], parts: Mapping[str, list[tuple[Any, ...]]]) -
 
 
 def utc(stored: datetime | None) -> datetime | None:
-    """Optuna's database keeps UTC without saying so; its own objects have local time."""
+    """A stored time as UTC: Optuna's database holds naive UTC, its objects local time."""
     return None if stored is None else stored.replace(tzinfo=UTC)
 
 
 @lru_cache(maxsize=256)
 def _distribution(record: str) -> BaseDistribution:
-    """One of Optuna's, as it stands in a database."""
+    """The enum of Optuna's stored state."""
     return json_to_distribution(record)
