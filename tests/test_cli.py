@@ -63,7 +63,7 @@ def test_run_prints_each_trial_and_what_to_do_next(here: Path, capsys: pytest.Ca
     assert "gain over all-serial" in out
     assert "popularity" in out
     assert "Markov" in out
-    assert "In NDCG@10 the winner stands " in out
+    assert "In NDCG@10 the winner is " in out
     assert f"saved model: {here}/runs/toy/model" in out
     assert f"next: dasearch recommend {here}/runs/toy/model --history" in out
     assert run_command(["status", "toy"]) == 0
@@ -84,7 +84,7 @@ def test_no_train_stops_before_the_test_split(here: Path, capsys: pytest.Capture
     assert run_command(["run", "toy.yaml", "--budget", "2", "--no-train"]) == 0
     out = capsys.readouterr().out
     assert "Test split" not in out
-    assert "next: dasearch run toy.yaml --budget 2   (goes on with this study)" in out
+    assert "next: dasearch run toy.yaml --budget 2   (resumes this study)" in out
 
 
 def pasted(out: str) -> list[str]:
@@ -298,7 +298,7 @@ def test_recommend_answers_a_file(trained: Path, tmp_path: Path, capsys: pytest.
     assert run_command([*arguments, "--skip-bad"]) == 0
     found = capsys.readouterr().out
     assert re.fullmatch(
-        rf"answered 2 of 3 rows in [\d.]+ s, [\d,]+ a second: {out}\nleft out 1 row, the first: {source}, row 2: unknown .*\n",
+        rf"answered 2 of 3 rows in [\d.]+ s, [\d,]+ a second: {out}\nskipped 1 row, the first: {source}, row 2: unknown .*\n",
         found,
     )
     assert run_command(["recommend", model, "--history", "item1,item2", "--user", "u3", "-k", "4", "--json"]) == 0
@@ -595,7 +595,7 @@ def test_doctor_of_a_study(trained: Path, capsys: pytest.CaptureFixture[str], mo
         *("database", "trials", "checkpoints", "for workers", "saved model", "versions", "disk")
     ]
     assert lines[4] == "saved model: runs/toy/model, as saved"
-    assert lines[-1] == "nothing is wrong"
+    assert lines[-1] == "no problems found"
     assert files(trained) == before
 
     catalogue = trained / "runs" / "toy" / "model" / "catalogue.jsonl"
@@ -605,10 +605,10 @@ def test_doctor_of_a_study(trained: Path, capsys: pytest.CaptureFixture[str], mo
     damaged = trained / "runs" / "toy" / "checkpoints" / "x.safetensors"
     damaged.write_text("no tensors")
     assert run_command(["doctor", str(trained / "toy.yaml")]) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "to see to: checkpoints, saved model"
+    assert capsys.readouterr().out.splitlines()[-1] == "needs attention: checkpoints, saved model"
     assert run_command(["doctor", "toy", "--fix", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert found["done"] == ["removed runs/toy/checkpoints/x.safetensors: damaged; its training begins again"]
+    assert found["done"] == ["removed runs/toy/checkpoints/x.safetensors: damaged; its training starts over"]
     assert [one["name"] for one in found["checks"] if not one["good"]] == ["saved model"]
     assert not damaged.exists()
     damaged.parent.rmdir()

@@ -1,10 +1,10 @@
-"""How a study is shown to people."""
+"""Reports, figures, tables and the dashboard of a study."""
 
 from enum import StrEnum
 
 
 class Format(StrEnum):
-    """Of a report."""
+    """File format of a report."""
 
     HTML = "html"
     MD = "md"

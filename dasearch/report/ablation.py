@@ -1,4 +1,4 @@
-"""An ablation as a table and as a figure: what each variant scores, and what the study gains over it."""
+"""An ablation as a table and a figure: each variant's score, and the study's gain over it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ ROW_HEIGHT, PANEL_MARGIN, FRAME = 26, 34, 120  # pixels
 
 
 def ablation_table(scored: Sequence[Scored], width: int) -> Table:
-    """A row a variant under its group; ``gain`` is the study's over it in the metric that it chooses by, paired by seed.
+    """One row per variant under its group; ``gain`` is the study's over it in its selection metric, paired by seed.
 
     Args:
-        width: of the console; what a narrow one has no room for is left out, that metric and the gain last.
+        scored: the study and its variants.
+        width: of the console; a narrow one shows fewer columns, dropping that metric and the gain last.
     """
     seeds = max(score.seeds for score in scored)
     table = plain_table(
@@ -60,7 +61,7 @@ def _cells(scored: Sequence[Scored]) -> dict[str, list[str]]:
 
 
 def ablation_figure(scored: Sequence[Scored], *, title: str) -> go.Figure:
-    """The study's metric of every variant with its 95% interval over seeds, a panel a group; the line is the study itself."""
+    """The study's metric of every variant with its 95% interval over seeds, one panel per group; the line is the study itself."""
     whole, *others = scored
     groups = list(dict.fromkeys(score.variant.group for score in others))
     heights = [1 + sum(score.variant.group == group for score in others) for group in groups]

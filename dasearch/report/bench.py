@@ -1,4 +1,4 @@
-"""How a bench of samplers is shown: a table in the terminal and a figure of curves."""
+"""A benchmark of samplers as a table in the terminal and a figure of curves."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ PANEL_HEIGHT = 260
 
 
 def show_scores(console: Console, scores: Sequence[Score], trials: int) -> None:
-    """Mean best value after so many trials, a row a landscape; PRSampler's paired lead in brackets."""
+    """Mean best value after the last trial, one row per landscape; PRSampler's paired lead in brackets."""
     chosen = [score for score in scores if score.trials == trials]
     title = f"best value after {trials} trials, 1 is the optimum (lead of {PR} ± standard error)"
     console.print(_by_landscape(title, chosen, _value))
 
 
 def show_costs(console: Console, scores: Sequence[Score], trials: int) -> None:
-    """The regret that asking for several trials at a time adds, paired; nothing where none were asked for so."""
+    """The regret added by asking for several trials at a time, paired; None where all were sequential."""
     chosen = [score for score in scores if score.trials == trials and score.batch > 1]
     if chosen:
         title = f"regret added by asking for several at a time, after {trials} trials (± standard error)"
@@ -34,7 +34,7 @@ def show_costs(console: Console, scores: Sequence[Score], trials: int) -> None:
 
 
 def _by_landscape(title: str, scores: Sequence[Score], cell: Callable[[Score], str]) -> Table:
-    """A row a landscape, a column a sampler and batch."""
+    """One row per landscape, one column per sampler and batch."""
     table = Table(title=title)
     table.add_column("landscape")
     labels = list(dict.fromkeys(score.label for score in scores))
@@ -52,7 +52,7 @@ def _value(score: Score) -> str:
 
 
 def show_asks(console: Console, seconds: dict[str, dict[str, float]]) -> None:
-    """Median seconds of one ask, a row a size (sites, and choices where there are more than two)."""
+    """Median seconds of one ask, one row per size (sites, and choices where there are more than two)."""
     table = Table(title="median seconds of an ask")
     table.add_column("size/trials")
     for name in next(iter(seconds.values()), {}):
@@ -63,7 +63,7 @@ def show_asks(console: Console, seconds: dict[str, dict[str, float]]) -> None:
 
 
 def figure(races: Sequence[Race]) -> go.Figure:
-    """Mean best value so far, a panel a landscape, a line a sampler and batch."""
+    """Mean best value so far, one panel per landscape, one line per sampler and batch."""
     landscapes = list(dict.fromkeys(race.landscape for race in races))
     labels = list(dict.fromkeys(race.label for race in races))
     rows = -(-len(landscapes) // COLUMNS)

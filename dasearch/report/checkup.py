@@ -1,7 +1,7 @@
-"""What may be wrong with a study: its database, trials, checkpoints, model, versions, disk.
+"""Checks of a study: its database, trials, checkpoints, model, versions, disk.
 
-Looking changes nothing. `mend` takes away what no training can use and gives lost trials back, and nothing while the
-study runs.
+Checking is read-only. `mend` removes files that no training can use and returns lost trials to the queue, but not while
+the study runs.
 """
 
 from __future__ import annotations
@@ -33,17 +33,21 @@ from dasearch.version import installed_version
 LEAST_FREE = (
     2**30
 )  # bytes: a saved model is as large as its backbone (SmolLM2 540 MB), checkpoints and database beside it
-OPEN = ("waiting", "running")  # states of trials that are still to be trained
-FOLDERS = ("checkpoints", "ablation-checkpoints", "models/checkpoints")  # of a study's; the first is its own run's
+OPEN = ("waiting", "running")  # states of unfinished trials
+FOLDERS = (
+    "checkpoints",
+    "ablation-checkpoints",
+    "models/checkpoints",
+)  # lock files of a study; the first is its own run's
 UNFINISHED = (
     ".*.safetensors-*",
     unfinished_name("*.safetensors", "*"),
-)  # killed in writing; the first: of earlier versions
+)  # temporary files of killed writers; the first: of earlier versions
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at; where it is not good, ``says`` names the fix."""
+    """The result of one check; where it failed, ``says`` names the fix."""
 
     name: str
     good: bool
@@ -52,12 +56,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Leftovers:
-    """What a killed process may leave.
+    """Remains of a killed process.
 
     Attributes:
-        lost: trials that run for nobody.
-        damaged, orphaned: checkpoints that cannot be read or that nobody reads.
-        prepared: the folder that was prepared for workers, where there are none any more; else None.
+        lost: running trials without a process.
+        damaged, orphaned: checkpoints that are unreadable or unused.
+        prepared: the folder prepared for workers, where there are none any more; else None.
     """
 
     lost: tuple[int, ...]
@@ -67,10 +71,10 @@ class Leftovers:
 
 
 class StoredStudy:
-    """A study that was begun, and the folder of its checkpoints and models.
+    """A stored study, and the folder of its checkpoints and models.
 
     Args:
-        folder: None: the one that its settings name.
+        folder: None: the one in its settings.
 
     Raises:
         StoreError: if there is no such study in the database.
@@ -85,10 +89,11 @@ class StoredStudy:
 
     @property
     def name(self) -> str:
+        """The study's name."""
         return self.stored.name
 
     def leftovers(self) -> Leftovers:
-        """What is there now."""
+        """The current remains of killed processes."""
         found = [path for folder in FOLDERS for path in sorted((self.folder / folder).glob("*.safetensors"))]
         damaged = tuple(path for path in found if not _is_readable(path))
         own = self.folder / FOLDERS[0]
@@ -98,7 +103,7 @@ class StoredStudy:
         return Leftovers(self._lost(), damaged, tuple(unused), self._prepared())
 
     def _prepared(self) -> Path | None:
-        """The workers' folder ends with the driver, which holds the lock of the study's folder as long as it lives."""
+        """The workers' folder, if no driver holds the lock of the study's folder."""
         folder = self.folder / BUNDLES
         if not folder.is_dir():
             return None
@@ -113,7 +118,7 @@ class StoredStudy:
         return tuple(number for number, heard in self.store.running(self.name).items() if heard < oldest)
 
     def _needless(self, checkpoints: Sequence[Path]) -> list[Path]:
-        """Those from which no training goes on; of the final phase all are read until the study is done."""
+        """Checkpoints that no training resumes from; those of the final phase are used until the study is done."""
         if self.stored.phase == DONE:
             return list(checkpoints)
         trials = [t for t in self.store.trials(self.name) if t.state in OPEN and self.domain.holds(t.params)]
@@ -132,7 +137,7 @@ class StoredStudy:
 
 
 def examine_study(name: str, *, output: str, storage: str | None) -> list[Check]:
-    """Look at a study; only at its database where that is damaged.
+    """Check a study; only its database where that is damaged.
 
     Raises:
         NoStudies: if there is no database.
@@ -140,13 +145,13 @@ def examine_study(name: str, *, output: str, storage: str | None) -> list[Check]
     """
     damage = database_damage(output, storage)
     if damage is not None:
-        return [Check("database", good=False, says=f"{damage}; put back a copy of it")]
+        return [Check("database", good=False, says=f"{damage}; restore a copy of it")]
     with closing(open_store(storage, output, create=False)) as store:
         return checks(StoredStudy(store, name, _folder(name, output, storage)))
 
 
 def mend_study(name: str, *, output: str, storage: str | None) -> list[str]:
-    """`mend` a study, unless its database is damaged; what was done, a line each."""
+    """`mend` a study, unless its database is damaged; one line per action."""
     if database_damage(output, storage) is not None:
         return []
     with closing(open_store(storage, output, create=False)) as store:
@@ -154,10 +159,10 @@ def mend_study(name: str, *, output: str, storage: str | None) -> list[str]:
 
 
 def database_damage(output: str, storage: str | None) -> str | None:
-    """Why a database that is there cannot be used; None where it can.
+    """Why an existing database cannot be used; None where it can.
 
     Raises:
-        NoStudies: if there is none.
+        NoStudies: if there is no database.
     """
     try:
         with closing(open_store(storage, output, create=False)) as store:
@@ -169,12 +174,12 @@ def database_damage(output: str, storage: str | None) -> str | None:
 
 
 def _folder(name: str, output: str, storage: str | None) -> Path | None:
-    """Beside the database where it lies in the output folder, which may have been moved since."""
+    """The study's folder beside its database in the output folder, which may have been moved since."""
     return place_of(output, StoreError) / name if storage is None else None
 
 
 def checks(study: StoredStudy) -> list[Check]:
-    """Everything that is looked at, in the order in which it is shown."""
+    """All checks, in display order."""
     found = study.leftovers()
     return [
         Check("database", good=True, says=f"readable; its tables are those of optuna {study.store.optuna_version()}"),
@@ -188,19 +193,19 @@ def checks(study: StoredStudy) -> list[Check]:
 
 
 def check_trials(study: StoredStudy, lost: Sequence[int]) -> Check:
-    """No trial runs for nobody."""
+    """Every running trial has a process."""
     running = study.store.running(study.name)
     if not lost:
         return Check("trials", good=True, says=f"{len(running)} run, all with a heartbeat" if running else "none runs")
     numbers = ", ".join(map(str, lost))
-    says = f"no heartbeat for over {GRACE_SECONDS} s of {numbers}; --fix gives back to the queue, as going on does"
+    says = f"no heartbeat for over {GRACE_SECONDS} s of {numbers}; --fix returns them to the queue, as resuming does"
     return Check("trials", good=False, says=says)
 
 
 def check_checkpoints(study: StoredStudy, found: Leftovers) -> Check:
-    """Every checkpoint can be read, and some training goes on from it."""
+    """Every checkpoint is readable, and some training resumes from it."""
     wrong = [f"{path} is damaged" for path in found.damaged]
-    wrong += [f"{path} is of no unfinished training" for path in found.orphaned]
+    wrong += [f"{path} belongs to no unfinished training" for path in found.orphaned]
     if wrong:
         return Check("checkpoints", good=False, says=f"{', '.join(wrong)}; --fix removes")
     count = sum(len(list((study.folder / folder).glob("*.safetensors"))) for folder in FOLDERS)
@@ -208,20 +213,20 @@ def check_checkpoints(study: StoredStudy, found: Leftovers) -> Check:
 
 
 def check_prepared(left: Path | None) -> Check:
-    """Nothing lies prepared for workers of a driver that is gone."""
+    """No folder is prepared for workers of a killed driver."""
     if left is None:
         return Check("for workers", good=True, says="nothing left")
-    return Check("for workers", good=False, says=f"{left} is of a driver that was killed; --fix removes")
+    return Check("for workers", good=False, says=f"{left} was left by a killed driver; --fix removes")
 
 
 def check_artifacts(artifacts: Sequence[Artifact]) -> Check:
-    """What the study saved is as it was saved."""
+    """The study's saved files are unchanged."""
     wrong = []
     for one in artifacts:
         if not Path(one.path).exists():
-            wrong.append(f"{one.path} is not there any more; put it back")
+            wrong.append(f"{one.path} is missing; restore it")
         elif sha256(Path(one.path)) != one.sha256:
-            wrong.append(f"{one.path} was changed since it was saved; put it back as it was")
+            wrong.append(f"{one.path} was modified since it was saved; restore it")
     paths = ", ".join(one.path for one in artifacts)
     return Check(
         "saved model", good=not wrong, says="; ".join(wrong) or (f"{paths}, as saved" if paths else "none yet")
@@ -229,7 +234,7 @@ def check_artifacts(artifacts: Sequence[Artifact]) -> Check:
 
 
 def check_versions(stored: Stored) -> Check:
-    """An unfinished study goes on under the versions it began with; of one that is done, others read the results alone."""
+    """An unfinished study has the versions it began with; in a finished one, other versions only read results."""
     now = {name: installed_version(name) for name in stored.versions}
     others = [
         f"{name} {then}, here {now[name] or 'none'}" for name, then in stored.versions.items() if now[name] != then
@@ -245,7 +250,7 @@ def check_versions(stored: Stored) -> Check:
 
 
 def check_disk(folder: Path) -> Check:
-    """There is room for what a study writes."""
+    """The disk has room for the study's files."""
     nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(nearest).free
     says = f"{free / 1e9:,.1f} GB free in {nearest}"
@@ -255,7 +260,7 @@ def check_disk(folder: Path) -> Check:
 
 
 def mend(study: StoredStudy) -> list[str]:
-    """Remove damaged and orphaned checkpoints and give lost trials back to the queue; what was done, a line each.
+    """Remove damaged and orphaned checkpoints and return lost trials to the queue; one line per action.
 
     Raises:
         StoreError: while another process runs the study.
@@ -263,12 +268,12 @@ def mend(study: StoredStudy) -> list[str]:
     require_writable(study.folder)
     with study.store.only_runner(study.name, study.folder):
         found = study.leftovers()
-        done = list(_removed(found.damaged, "damaged; its training begins again"))
-        done += _removed(found.orphaned, "of no unfinished training")
+        done = list(_removed(found.damaged, "damaged; its training starts over"))
+        done += _removed(found.orphaned, "belongs to no unfinished training")
         done += _removed_bundles(study.folder / BUNDLES)
         if found.lost:
             _give_back(study, found.lost)
-        return done + [f"gave trial {number} back to the queue" for number in found.lost]
+        return done + [f"returned trial {number} to the queue" for number in found.lost]
 
 
 def _removed(paths: Iterable[Path], reason: str) -> Iterable[str]:
@@ -280,7 +285,7 @@ def _removed(paths: Iterable[Path], reason: str) -> Iterable[str]:
 def _removed_bundles(folder: Path) -> Iterable[str]:
     if folder.is_dir():
         shutil.rmtree(folder)
-        yield f"removed {folder}: of a driver that was killed"
+        yield f"removed {folder}: left by a killed driver"
 
 
 def _give_back(study: StoredStudy, lost: Sequence[int]) -> None:
@@ -292,7 +297,7 @@ def _give_back(study: StoredStudy, lost: Sequence[int]) -> None:
 
 
 def _is_readable(path: Path) -> bool:
-    """Also where a training that runs has just removed it."""
+    """Remove a file that a running training may remove at the same time."""
     try:
         load_tensors(path)
     except FileNotFoundError:
@@ -303,7 +308,7 @@ def _is_readable(path: Path) -> bool:
 
 
 def _is_left(path: Path) -> bool:
-    """Whether nobody has written it for so long that no training is about to remove it."""
+    """Whether a file is old enough that no training is about to remove it."""
     try:
         return time.time() - path.stat().st_mtime > GRACE_SECONDS
     except FileNotFoundError:
@@ -311,6 +316,6 @@ def _is_left(path: Path) -> bool:
 
 
 def summary(found: Sequence[Check]) -> str:
-    """The last line of a checkup."""
+    """The summary line of a checkup."""
     wrong = [one.name for one in found if not one.good]
-    return f"to see to: {', '.join(wrong)}" if wrong else "nothing is wrong"
+    return f"needs attention: {', '.join(wrong)}" if wrong else "no problems found"

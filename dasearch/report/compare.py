@@ -21,17 +21,17 @@ from dasearch.search.store import Result
 from dasearch.search.study import settings_differences
 from dasearch.short_layout import short_text
 
-LAYOUT_WIDTH = 28  # letters: two of them beside the names of what is compared in a line of 80
+LAYOUT_WIDTH = 28  # characters: two columns and the row names fit in a line of 80
 OWN = {"name", "output"}  # settings that any two studies differ in
 
 
 @dataclass(frozen=True)
 class StudyDifference:
-    """What differs between two studies.
+    """The differences between two studies.
 
     Attributes:
-        sites: at which the winners differ; None where their layouts are of different shapes, or one has none yet.
-        settings: values by dotted key, of the first and of the second.
+        sites: at which the winners differ; None where their layouts have different shapes, or one has none yet.
+        settings: values by dotted key, in the first and the second study.
     """
 
     before: StudyView
@@ -41,11 +41,12 @@ class StudyDifference:
 
     @property
     def studies(self) -> tuple[StudyView, StudyView]:
+        """Both studies, the first and the second."""
         return self.before, self.after
 
 
 def compare_studies(before: StudyView, after: StudyView) -> StudyDifference:
-    """Winners, and the settings that differ."""
+    """Compare the winners and the settings of two studies."""
     first, second = (view.settings.model_dump(mode="json") for view in (before, after))
     keys = [key for key in settings_differences(first, second) if key not in OWN]
     first, second = flattened(first), flattened(second)
@@ -61,7 +62,7 @@ def _winner_sites(before: StudyView, after: StudyView) -> tuple[Difference, ...]
 
 
 def study_sentences(found: StudyDifference) -> list[str]:
-    """What can be said of two studies in words."""
+    """The comparison of two studies in sentences."""
     sentences = [_sites_text(found)]
     if found.before.dataset.get("fingerprint") != found.after.dataset.get("fingerprint"):
         sentences.append("Their data differ, so their scores do not compare.")
@@ -69,7 +70,7 @@ def study_sentences(found: StudyDifference) -> list[str]:
 
 
 def study_tables(found: StudyDifference) -> list[Table]:
-    """Winners and scores, site by site, test results, settings; some may have no rows."""
+    """Tables of winners and scores, sites, test results and settings; some may have no rows."""
     names = (found.before.name, found.after.name)
     metric = " and ".join(dict.fromkeys(view.metric for view in found.studies))
     facts = {"layout": _winner_text, f"validation {metric}": _score_text, "phase": _phase_text}
@@ -85,7 +86,7 @@ def study_tables(found: StudyDifference) -> list[Table]:
 
 
 def show_study_difference(console: Console, found: StudyDifference) -> None:
-    """Winners, what differs in words, the other tables."""
+    """Print the winners, the comparison in sentences, and the other tables."""
     winners, *others = study_tables(found)
     _print(console, winners)
     for sentence in study_sentences(found):
@@ -95,7 +96,7 @@ def show_study_difference(console: Console, found: StudyDifference) -> None:
 
 
 def _print(console: Console, found: Table) -> None:
-    """Cells are names and values, never markup; where they have no room beside each other they are broken between words."""
+    """A table whose cells are plain text, not markup, wrapped between words where they do not fit."""
     if not found.rows:
         return
     table = plain_table(found.caption)
@@ -129,7 +130,7 @@ def _sites_text(found: StudyDifference) -> str:
 
 
 def sites_table(view: StudyView, sites: Sequence[Difference], names: tuple[str, ...]) -> Table:
-    """A row a site that differs."""
+    """One row per site that differs."""
     rows = tuple((site_name(view, difference), difference.before, difference.after) for difference in sites)
     return Table("Sites that differ", ("site", *names), rows)
 
@@ -140,7 +141,7 @@ def site_name(view: StudyView, difference: Difference) -> str:
 
 
 def _result_rows(found: StudyDifference) -> tuple[tuple[str, ...], ...]:
-    """A row of the closing table and a metric, then what each study has there."""
+    """One row per row of the results table and metric, with both studies' values."""
     by_row = [{(r.name, r.metric): r for r in view.results} for view in found.studies]
     keys = dict.fromkeys(key for results in by_row for key in results)
     return tuple((*key, *(_result_text(results.get(key)) for results in by_row)) for key in keys)
@@ -154,7 +155,7 @@ def _result_text(result: Result | None) -> str:
 
 
 def show_trial_difference(console: Console, view: StudyView, found: TrialDifference) -> None:
-    """The layouts, what differs, and the scores."""
+    """Print the layouts, their differences, and the scores of two trials."""
     trials = (found.before, found.after)
     names = (f"trial {found.before.number}", f"trial {found.after.number}")
     labels = ("layout", "state", f"validation {view.metric}", "seconds")

@@ -1,4 +1,4 @@
-"""How data sets and the forms they come in are shown in the terminal."""
+"""Data sets and data formats in the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NO_NUMBERS = ("identity", "remarks")
 
 
 def show_statistics(console: Console, found: Statistics) -> None:
-    """A number a line, whether those of table 1 agree, and what of the source is not counted."""
+    """Print one statistic per line, the consistency check of table 1, and what was dropped from the source."""
     numbers = {name.replace("_", " "): value for name, value in asdict(found).items() if name not in NO_NUMBERS}
     width = max(map(len, numbers))
     for name, value in numbers.items():
@@ -33,7 +33,7 @@ def show_statistics(console: Console, found: Statistics) -> None:
 
 
 def show_formats(console: Console, readers: Mapping[str, Reader], names: Mapping[str, object]) -> None:
-    """Each form with the files it wants and where such files come from, then the data sets known by name."""
+    """Print each format with its files and their origin, then the data sets known by name."""
     width = max(map(len, readers))
     for name, reader in readers.items():
         console.print(f"{name:<{width}}  {reader.FILES}", soft_wrap=True, markup=False)

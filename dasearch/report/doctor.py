@@ -1,4 +1,4 @@
-"""What this machine has and what a study could use of it. Looking writes nothing and asks no network."""
+"""Diagnostics of this machine: what a study could use. Read-only and offline."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ ENCODER_MODELS = tuple(kind for kind, spec in MODELS.items() if not spec.decoder
 
 @dataclass(frozen=True)
 class Device:
-    """What ``device=auto`` takes, and the precision that ``precision=auto`` trains in there."""
+    """The device of ``device=auto``, and its precision for ``precision=auto``."""
 
     kind: str
     name: str
@@ -69,7 +69,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Threads:
-    """Cores that this process may use, the most threads that a training takes by itself, and how they wait."""
+    """Cores available to this process, the default number of threads of a training, and their wait policy."""
 
     cores: int
     most: int
@@ -87,7 +87,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A named language model; ``models`` can read it, ``usable`` says whether now, ``get`` how to have it."""
+    """A named language model; ``models`` support it, ``usable`` is whether it is available now, ``get`` how to obtain it."""
 
     name: str
     family: str
@@ -102,7 +102,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Findings:
-    """Versions (None: not installed), the rest as above, and of each extra what is missing."""
+    """All findings: versions (None: not installed), the parts above, and the missing packages of each extra."""
 
     versions: dict[str, str | None]
     device: Device
@@ -117,7 +117,7 @@ class Findings:
 
 
 def examine() -> Findings:
-    """Look at this machine."""
+    """Inspect this machine."""
     versions: dict[str, str | None] = {"Python": platform.python_version()}
     return Findings(
         versions | {name: installed_version(name) for name in LIBRARIES},
@@ -130,12 +130,12 @@ def examine() -> Findings:
 
 
 def missing(distributions: Iterable[str]) -> tuple[str, ...]:
-    """Those that are not installed."""
+    """The distributions that are not installed."""
     return tuple(name for name in distributions if installed_version(name) is None)
 
 
 def examine_device() -> Device:
-    """What ``device: auto`` means here."""
+    """The device that ``device: auto`` chooses here."""
     kind = resolve_device("auto").type
     if kind == "cpu":
         return Device(kind, f"{os.cpu_count()} cores", bfloat16=False, precision="float32")
@@ -143,7 +143,7 @@ def examine_device() -> Device:
 
 
 def examine_cache(folder: Path) -> Cache:
-    """Writable where the folder is, or else the nearest folder above it that exists."""
+    """The cache; it is writable if the folder or its nearest existing parent is."""
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     return Cache(str(folder), size, nearest.is_dir() and os.access(nearest, os.W_OK))
@@ -166,7 +166,7 @@ def _backbone(name: str) -> Backbone:
 
 
 def show(console: Console, found: Findings) -> None:
-    """The findings as a person reads them, with what to type where something is missing."""
+    """Print the findings, with a command for what is missing."""
     lines = [
         "  ".join(f"{name} {number or 'not installed'}" for name, number in found.versions.items()),
         f"device: {_device_line(found.device)}",
@@ -181,7 +181,7 @@ def show(console: Console, found: Findings) -> None:
 
 
 def backbone_table(backbones: Iterable[Backbone]) -> Table:
-    """A row a named language model."""
+    """One row per named language model."""
     table = Table(box=box.SIMPLE_HEAD, title="Language models by name", title_justify="left", title_style="bold")
     for heading in ("name", "family", "layers", "width", "parameters", "for models", "usable now"):
         table.add_column(heading, justify="right" if heading in ("layers", "width", "parameters") else "left")

@@ -1,4 +1,4 @@
-"""What a report says, apart from how it is written: sections of sentences, tables, listings and figures by name."""
+"""The content of a report, independent of its file format: sections of sentences, tables, listings and figure names."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WHEN = "%Y-%m-%d %H:%M UTC"
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; a table without rows is left out."""
+    """A table of text cells; one without rows is omitted."""
 
     caption: str
     headings: tuple[str, ...]
@@ -42,7 +42,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Listing:
-    """Text to be copied as it is."""
+    """Preformatted text to be copied."""
 
     caption: str
     text: str
@@ -102,25 +102,25 @@ def sections(view: StudyView) -> list[Section]:
 
 
 def log_section(view: StudyView) -> Section:
-    """What is looked up rather than read: every later training, versions, checksums."""
+    """Reference material: every training after the search, versions, checksums."""
     tables = (trainings_table(view), later_table(view), versions_table(view), artifacts_table(view))
     return Section("log", "Trainings, versions and files", tables=tables)
 
 
 def verdict_sentences(view: StudyView) -> list[str]:
-    """Who won, and how sure that is."""
+    """The winner and its uncertainty."""
     best = view.best
     if best is None and any(trial.state is State.COMPLETE for trial in view.trials):
         return [
-            "No complete trial has a layout of this search space, so nothing can be said; the trials' notes say why."
+            "No complete trial has a layout of this search space, so there is no verdict; the trials' notes give the causes."
         ]
     if best is None:
-        return [f"No trial is complete yet, so nothing can be said ({_states(view) or 'no trial has begun'})."]
+        return [f"No trial is complete yet, so there is no verdict ({_states(view) or 'no trial has begun'})."]
     if not view.standings:
         return [
             f"Not confirmed yet: {written(best.layout) if best.layout else ''} is the best of "
             f"{counted(len(view.completed), 'evaluation')} with {view.metric} {best.score:.4f} from a single training. "
-            "The best of several noisy scores is too good on average; fresh seeds have to confirm it."
+            "The best of several noisy scores is biased upwards; fresh seeds have to confirm it."
         ]
     found = conclusions(view.standings, view.trials, view.settings.search.worth, view.metric, view.selection)
     if any(result.lead is not None for result in view.results):
@@ -131,22 +131,22 @@ def verdict_sentences(view: StudyView) -> list[str]:
 
 
 def learned_figures(view: StudyView) -> tuple[str, ...]:
-    """Of what was learned; that of settings where any are searched beside the layout."""
+    """Figures of the surrogate; with one for settings where any are searched besides the layout."""
     return ("main-effects", "pairs", *(["settings"] if view.domain.also else []), "hamming")
 
 
 def result_figures(view: StudyView) -> tuple[str, ...]:
-    """Of a study whose test split was read, its result."""
+    """The figure of test results, once the test split was read."""
     return ("results",) if view.results else ()
 
 
 def front_figures(view: StudyView) -> tuple[str, ...]:
-    """Of a study with a cost, its front."""
+    """The figure of the front, in a study with a cost."""
     return () if view.settings.search.cost is None else ("front",)
 
 
 def front_table(view: StudyView) -> Table:
-    """Confirmed layouts by their cost, the cheapest first; nothing without a cost."""
+    """Confirmed layouts by their cost, the cheapest first; empty without a cost."""
     selection, found = view.selection, view.standings
     if selection is None or not found:
         return Table("The front", (), ())
@@ -166,7 +166,7 @@ def front_table(view: StudyView) -> Table:
         )
         for s in sorted(found, key=lambda standing: costs[standing.layout])
     ]
-    gain = "gain over all-serial, all comparisons together"
+    gain = "gain over all-serial, simultaneous interval"
     cost = selection.cost.words
     headings = ("layout", "role", cost, "of all-serial's", f"validation {view.metric}", gain, "on the front", "picked")
     return Table(
@@ -175,7 +175,7 @@ def front_table(view: StudyView) -> Table:
 
 
 def costs_table(view: StudyView) -> Table:
-    """What a choice costs at a site of one layer; nothing without a cost."""
+    """The cost of each choice at a site of one layer; empty without a cost."""
     costs = view.costs
     rows = [
         (site, choice, *(f"{own.choices[site][choice]:,}" for own in costs.values()))
@@ -186,7 +186,7 @@ def costs_table(view: StudyView) -> Table:
     rows += [(s, "the first of all layers", *(f"{own.once.get(s, 0):,}" for own in costs.values())) for s in shared]
     if rows:
         rows.append(("", "no adapter at all", *(f"{own.base:,}" for own in costs.values())))
-    return Table("What a choice costs in a layer", ("site", "choice", *(cost.words for cost in costs)), tuple(rows))
+    return Table("Cost of each choice in a layer", ("site", "choice", *(cost.words for cost in costs)), tuple(rows))
 
 
 def _states(view: StudyView) -> str:
@@ -199,7 +199,7 @@ def facts_table(view: StudyView) -> Table:
     """The study at a glance."""
     settings, space = view.settings, view.space
     trained = sum(trial.seconds or 0.0 for trial in view.completed)
-    final = {(t.layout, t.seed, t.seconds) for t in view.final_trainings}  # one training may stand in several rows
+    final = {(t.layout, t.seed, t.seconds) for t in view.final_trainings}  # one training may belong to several rows
     rest = sum(c.seconds for c in view.confirmations) + sum(seconds for _, _, seconds in final)
     facts = {
         "model": f"{settings.model.kind.value}, over {settings.backbone.name}",
@@ -217,7 +217,7 @@ def facts_table(view: StudyView) -> Table:
 
 
 def _stopped(view: StudyView) -> str:
-    """Why a search is over that did not spend its budget."""
+    """Why a search stopped before spending its budget."""
     if view.phase == SEARCH or len(view.completed) >= min(view.settings.search.budget, view.space.size):
         return ""
     return "; no layout was likely to be worth more" if view.settings.search.stop_when_flat else ""
@@ -237,13 +237,13 @@ def confirmation_table(view: StudyView) -> Table:
         for s in view.standings
     ]
     gain = "gain over all-serial"
-    headings = ("layout", "role", "seeds", f"validation {view.metric}", gain, f"{gain}, all comparisons together")
+    headings = ("layout", "role", "seeds", f"validation {view.metric}", gain, f"{gain}, simultaneous")
     intervals = "95% t intervals; " if any(s.seeds > 1 for s in view.standings) else ""
     return Table(f"Confirmation with fresh seeds ({intervals}gains paired by seed)", headings, tuple(rows))
 
 
 def results_table(view: StudyView) -> Table:
-    """The closing table: every metric of every row, and the winner's lead."""
+    """The results table: every metric of every row, and the winner's lead."""
     rows = [
         (
             result.name,
@@ -264,11 +264,11 @@ def results_table(view: StudyView) -> Table:
         "the winner's lead with its 95% interval": any(result.lead is not None for result in view.results),
     }
     told = ", ".join(words for words, here in known.items() if here)
-    return Table(f"Test split, read once{': ' if told else ''}{told}", headings, tuple(rows))
+    return Table(f"Test split, evaluated once{': ' if told else ''}{told}", headings, tuple(rows))
 
 
 def trainings_table(view: StudyView) -> Table:
-    """Every training behind the closing table."""
+    """Every training behind the results table."""
     metrics = list(dict.fromkeys(metric for training in view.final_trainings for metric in training.metrics))
     rows = [
         (
@@ -286,7 +286,7 @@ def trainings_table(view: StudyView) -> Table:
 
 
 def later_table(view: StudyView) -> Table:
-    """When each training after the search ran; those side by side take as long as their batch."""
+    """Times of each training after the search; trainings side by side have the time of their batch."""
     rows = [
         (
             t.phase,
@@ -304,20 +304,20 @@ def later_table(view: StudyView) -> Table:
 
 
 def artifacts_table(view: StudyView) -> Table:
-    """The files that a study made, with their hashes."""
+    """The files that a study saved, with their hashes."""
     rows = tuple((a.kind, a.path, a.sha256) for a in view.artifacts)
-    return Table("Files that the study made", ("kind", "path", "sha256"), rows)
+    return Table("Saved files", ("kind", "path", "sha256"), rows)
 
 
 def effects_table(view: StudyView) -> Table:
-    """Main effects as numbers."""
+    """Posterior main effects as a table."""
     effects = () if view.learned is None else view.learned.main
     rows = tuple((e.sites[0], e.choices[0].name, e.first[0].name, f"{e.mean:+.5f}", f"{e.sd:.5f}") for e in effects)
     return Table(f"Posterior effects on {view.metric}", ("site", "choice", "instead of", "mean", "sd"), rows)
 
 
 def settings_table(view: StudyView) -> Table:
-    """What is predicted of the best layout under each value of the settings that are searched beside it."""
+    """The posterior of the best layout under each value of the settings searched besides it."""
     values = () if view.learned is None else view.learned.settings
     rows = tuple(
         (
@@ -330,11 +330,11 @@ def settings_table(view: StudyView) -> Table:
         for one in values
     )
     headings = ("setting", "value", f"predicted {view.metric}", "sd", "")
-    return Table("Settings searched beside the layout", headings, rows)
+    return Table("Settings searched besides the layout", headings, rows)
 
 
 def trials_table(view: StudyView) -> Table:
-    """Every trial, with what became of it."""
+    """Every trial with its outcome."""
     rows = [
         (
             str(t.number),
@@ -359,7 +359,7 @@ def _repeats(number: int | None) -> str:
 
 
 def data_table(view: StudyView) -> Table:
-    """What the study recorded of its data when it began."""
+    """The statistics of the data, recorded when the study began."""
     counts = view.dataset.get("statistics", {})
     facts = {name: value for name, value in view.dataset.items() if name != "statistics"} | counts
     rows = tuple((name.replace("_", " "), shown(value)) for name, value in facts.items())
@@ -370,7 +370,7 @@ def _data_sentences(view: StudyView) -> list[str]:
     if "statistics" in view.dataset:
         return []
     source = shlex.quote(view.settings.data.source)
-    return [f"This study recorded its data's name and fingerprint alone; dasearch data stats {source} counts them."]
+    return [f"This study recorded only its data's name and fingerprint; dasearch data stats {source} counts them."]
 
 
 def _result_sentences(view: StudyView) -> list[str]:
@@ -383,18 +383,18 @@ def _result_sentences(view: StudyView) -> list[str]:
 
 
 def space_table(view: StudyView) -> Table:
-    """The search space, a row a setting."""
+    """The search space, one row per setting."""
     rows = tuple((name.replace("_", " "), shown(value)) for name, value in flattened(view.space.record()).items())
     return Table(f"The search space, hash {view.space.hash}", ("", ""), rows)
 
 
 def versions_table(view: StudyView) -> Table:
-    """Packages, as the study began."""
+    """Package versions when the study began."""
     return Table("Versions the study began with", ("package", "version"), tuple(view.versions.items()))
 
 
 def commands(view: StudyView) -> list[str]:
-    """The command lines that make this study and this report again."""
+    """The command lines that reproduce this study and this report."""
     file = shlex.quote(f"{view.name}.yaml")
     return [
         f"dasearch run {file} --budget {view.settings.search.budget}",
@@ -403,7 +403,7 @@ def commands(view: StudyView) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """A recorded value as people read it."""
+    """A recorded value as text."""
     if isinstance(value, list | tuple):
         return ", ".join(map(shown, value)) or "none"
     if isinstance(value, bool) or value is None:

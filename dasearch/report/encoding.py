@@ -1,4 +1,4 @@
-"""Output whose encoding lacks a character (`PYTHONIOENCODING=ascii`, a C locale, cp1252): something is written in its place."""
+"""Substitutes for characters that an output encoding lacks (`PYTHONIOENCODING=ascii`, C locale, cp1252)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ SPELLED = {"±": "+-", "–": "-", "—": "-", "−": "-", "…": "...", "×": "
 
 
 def in_place(error: UnicodeError) -> tuple[str, int]:
-    """What stands for characters that cannot be written: a spelling of ours, else Python's escape.
+    """The substitute for unencodable characters: a spelling of ours, else Python's escape.
 
     Raises:
-        UnicodeError: ``error``, if it is not of writing.
+        UnicodeError: ``error``, if it is not an encoding error.
     """
     if not isinstance(error, UnicodeEncodeError):
         raise error
@@ -23,12 +23,12 @@ def in_place(error: UnicodeError) -> tuple[str, int]:
 
 
 def write_any(stream: TextIO) -> None:
-    """Let a stream of this process write any text."""
+    """Make a stream of this process accept any text."""
     codecs.register_error(ERRORS, in_place)
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors=ERRORS)
 
 
 def writes_all(stream: TextIO) -> bool:
-    """Whether every character can be written as it is."""
+    """Whether a stream can encode every character."""
     return codecs.lookup(stream.encoding or "utf-8").name.startswith("utf")

@@ -1,4 +1,4 @@
-"""What `dasearch export` says in the terminal."""
+"""Output of `dasearch export` in the terminal."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from rich.filesize import decimal
 
 
 class Titled(Protocol):
-    """A form with its one-line title."""
+    """An export format with a title."""
 
     @property
-    def title(self) -> str: ...
+    def title(self) -> str:
+        """What the format contains, in one line."""
 
 
 def show_formats(console: Console, formats: Mapping[str, Titled]) -> None:
-    """A line a form."""
+    """Print one line per format."""
     width = max(map(len, formats))
     for name, one in formats.items():
         console.print(f"{name:<{width}}  {one.title}", soft_wrap=True, markup=False)
 
 
 def show_written(console: Console, folder: Path, opened: str) -> None:
-    """The files of a new folder with their sizes, and how it is opened."""
+    """Print the files of a new folder with their sizes, and how to open it."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     width = max(len(str(file)) for file in files)
     for file in files:

@@ -1,4 +1,4 @@
-"""What a surrogate learned from a study's evaluations, by the names of the sites."""
+"""The surrogate's posterior effects after a study's evaluations, by site."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from dasearch.layout import Choice, Layout
 from dasearch.search.domain import Domain, Point
 from dasearch.search_space import SearchSpace
 
-FEWEST = 4  # evaluations; of fewer the prior would speak alone
-MOST = 150  # evaluations fitted; a fit's time grows with their cube, and a page must not wait for it
+FEWEST = 4  # evaluations; with fewer the prior dominates
+MOST = 150  # evaluations fitted; a fit takes cubic time, and a page must not wait for it
 PAIRS = 12  # interactions kept
 
 
 class Effect(NamedTuple):
-    """The change of the score when a site takes a choice instead of its first; for two, how much one's changes with the other.
+    """The main effect of a choice instead of its site's first, or the interaction of two such changes.
 
-    Averaged over all other sites; mean and posterior standard deviation.
+    Averaged over all other sites; posterior mean and standard deviation.
     """
 
     sites: tuple[str, ...]
     mean: float
     sd: float
-    choices: tuple[Choice, ...]  # at the sites
-    first: tuple[Choice, ...]  # the sites' first choices, which these are set against
+    choices: tuple[Choice, ...]  # of the sites
+    first: tuple[Choice, ...]  # the sites' first choices, the baseline
 
 
 class Prediction(NamedTuple):
-    """Posterior mean and sd of a layout's score without a trial's own noise."""
+    """Posterior mean and sd of a layout's score, observation noise excluded."""
 
     mean: float
     sd: float
 
 
 class SettingValue(NamedTuple):
-    """What is predicted of the best layout with another value of one setting that is searched beside it."""
+    """The posterior of the best layout with another value of one setting searched besides it."""
 
     key: str
     value: Any
@@ -52,12 +52,12 @@ class Learned:
     """Effects and predictions.
 
     Attributes:
-        main: of every free site's choices but its first, in the order of the layout's letters.
+        main: of every free site's choices except its first, in the order of the layout's letters.
         pairs: the strongest interactions, by their mean, the strongest first.
         predicted: of every evaluated layout, under the best settings.
-        settings: every value of every setting that is searched beside the layout; none where there is no such setting.
+        settings: of every value of every setting searched besides the layout; empty where there is none.
         noise_sd: of one evaluation.
-        fitted: how many evaluations were fitted, evenly spaced, of ``evaluated``.
+        fitted: number of evaluations fitted, evenly spaced among ``evaluated``.
     """
 
     main: tuple[Effect, ...]
@@ -70,7 +70,7 @@ class Learned:
 
 
 def learn(domain: Domain, signals: Mapping[Point, float]) -> Learned | None:
-    """Fit a surrogate to what the search learned from; None where evaluations are too few."""
+    """Fit a surrogate to the search's signals; None where evaluations are too few."""
     if len(signals) < FEWEST:
         return None
     codes, values, choices = domain.evaluations(signals)
@@ -98,7 +98,7 @@ def _predicted(surrogate: Surrogate, domain: Domain, points: Sequence[Point]) ->
 
 
 def _along(surrogate: Surrogate, domain: Domain, best: Point) -> Iterator[SettingValue]:
-    """The best point with every value of one setting after another."""
+    """Variants of the best point: every value of each setting in turn."""
     for place, (key, parameter) in enumerate(domain.settings.items()):
         varied = [(*best.values[:place], value, *best.values[place + 1 :]) for value in parameter.values]
         predicted = _predicted(surrogate, domain, [Point(best.layout, values) for values in varied])
@@ -108,7 +108,7 @@ def _along(surrogate: Surrogate, domain: Domain, best: Point) -> Iterator[Settin
 
 
 def _named(effects: Effects, space: SearchSpace) -> tuple[Effect, ...]:
-    """Of sites, which come before the settings that are searched beside them."""
+    """The effects of sites, which come before the settings."""
     found = []
     for codes, mean, sd in zip(effects.choices, effects.mean.tolist(), effects.sd.tolist(), strict=True):
         if any(variable >= len(space.free) for variable, _ in codes):

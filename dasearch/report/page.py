@@ -1,4 +1,4 @@
-"""A report as one file: HTML that opens without a network, or Markdown without figures."""
+"""A report as one file: HTML that works offline, or Markdown without figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dasearch.report.view import StudyView
 
 
 class Drawn(NamedTuple):
-    """A figure as a page embeds it; its template comes from the page."""
+    """A figure as embedded in a page, which supplies its template."""
 
     key: str
     title: str
@@ -33,7 +33,7 @@ class Drawn(NamedTuple):
 
 
 def report(view: StudyView, form: Format) -> str:
-    """The whole text of a report."""
+    """The text of a report in a format."""
     return as_html(view) if form is Format.HTML else as_markdown(view)
 
 
@@ -76,13 +76,13 @@ def _without_template(figure: go.Figure) -> Any:
 
 
 def in_script(value: Any) -> Markup:
-    """JSON that cannot end the script element that it stands in."""
+    """JSON that cannot close the enclosing script element."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
 def as_markdown(view: StudyView) -> str:
-    """The same text and tables; of a figure only what it shows, in words."""
+    """The report as Markdown: text and tables, with a sentence for each figure."""
     parts = [f"# {_plain(view.name)}: dasearch report"]
     for section in sections(view):
         parts += [f"## {section.title}", *map(_plain, section.sentences), *_figure_words(view, section)]
@@ -103,7 +103,7 @@ def _markdown_table(table: Table) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Text escaped for Markdown."""
     flat = " ".join(text.split())
     for mark in "\\`*_|[]":
         flat = flat.replace(mark, f"\\{mark}")
@@ -111,10 +111,10 @@ def _plain(text: str) -> str:
 
 
 def write_report(view: StudyView, path: Path, form: Format) -> Path:
-    """Write a report so that who looks finds the old one or the new one, whole.
+    """Write a report atomically.
 
     Raises:
-        WrongUse: if the place is a folder, or cannot be written.
+        WrongUse: if the path is a folder, or cannot be written.
     """
     if path.is_dir():
         raise WrongUse(f"{path} is a folder; name a file in it, as in {path / f'report.{form.value}'}")
@@ -124,10 +124,10 @@ def write_report(view: StudyView, path: Path, form: Format) -> Path:
 
 
 def write_figure(figure: go.Figure, path: Path) -> None:
-    """Write a figure as a page that opens without a network.
+    """Write a figure as a page that works offline.
 
     Raises:
-        WrongUse: if the place cannot be written.
+        WrongUse: if the path cannot be written.
     """
     _write(path, figure.to_html(include_plotlyjs=True))
 

@@ -1,4 +1,4 @@
-"""A study in the terminal, where `Terminal` shows it as it runs: tables and sentences at the end."""
+"""A study's results in the terminal, as tables and sentences; `Terminal` shows its progress."""
 
 from __future__ import annotations
 
@@ -31,27 +31,29 @@ from dasearch.training.request_files import Answered
 
 
 class Layouts(StrEnum):
-    """How layouts are shown in tables."""
+    """Display of layouts in tables."""
 
-    FITTING = "fitting"  # in short where a line has no room for them
+    FITTING = "fitting"  # abbreviated where a line is too narrow
     FULL = "full"
 
 
 PICKS = {
     Pick.KNEE: "its knee",
     Pick.BEST: "the best, as without a cost,",
-    Pick.CHEAPEST: "the cheapest that is not behind all-serial beyond noise",
+    Pick.CHEAPEST: "the cheapest that is not significantly worse than all-serial",
 }
-CORRECTED_P = "p (Holm)"  # heading: corrected for as many comparisons as the table has rows beside the winner's
-SURE = 0.05  # corrected p below which a lead is called one
+CORRECTED_P = "p (Holm)"  # heading: corrected for the number of other rows in the table
+SURE = 0.05  # corrected p below which a difference is called significant
 
 
 def summary(console: Console, status: Status, place: Place, *, resume: str) -> None:
-    """The closing tables of a study, what they mean, and what to type next.
+    """Print the results tables of a study, their interpretation, and the next commands.
 
     Args:
-        place: where other commands find the study.
-        resume: the command line that goes on with it.
+        console: to print to.
+        status: of the study.
+        place: options by which other commands locate the study.
+        resume: the command line that resumes it.
     """
     console.print()
     if status.standings:
@@ -70,7 +72,7 @@ def summary(console: Console, status: Status, place: Place, *, resume: str) -> N
 
 
 def standings_table(status: Status, width: int | None) -> Table:
-    """Confirmed layouts, best first, with intervals over seeds; ``width`` as of `fitted`."""
+    """Confirmed layouts, best first, with intervals over seeds; ``width`` as in `fitted`."""
     found, selection = status.standings, status.selection
     winner = winner_of(status.results, found, status.space, selection)
     cells = {
@@ -99,7 +101,7 @@ def conclusions(
     metric: str,
     selection: Selection | None,
 ) -> list[str]:
-    """What the confirmation says, in sentences: who won, and whether a cheaper layout is as good."""
+    """The result of the confirmation in sentences: the winner, and whether a cheaper layout is as good."""
     if selection is not None:
         return [front_in_words(found, metric, selection)]
     lighter = cheapest_in_words(found, trials, worth, metric)
@@ -107,7 +109,7 @@ def conclusions(
 
 
 def front_in_words(found: Sequence[ConfirmedLayout], metric: str, selection: Selection) -> str:
-    """How many confirmed layouts stand on the front, and which one is picked, at what gain and cost."""
+    """A sentence on the confirmed front: its size, and the picked layout with its gain and cost."""
     picked, cost = selection(found), selection.cost.words
     own = selection.costs.of(picked.layout)
     parts = [f"{metric} {symmetric(picked.score)}", f"{own:,} {cost}"]
@@ -120,7 +122,7 @@ def front_in_words(found: Sequence[ConfirmedLayout], metric: str, selection: Sel
             f"gain over it {symmetric(picked.simultaneous_interval, '+')}, corrected for {len(found) - 1} comparisons"
         )
     return (
-        f"{len(selection.front(found))} of {len(found)} confirmed layouts stand on the front of {metric} and {cost}; "
+        f"{len(selection.front(found))} of {len(found)} confirmed layouts are on the front of {metric} and {cost}; "
         f"{PICKS[selection.pick]} is {short_text(picked.layout)}: {', '.join(parts)}."
     )
 
@@ -140,7 +142,7 @@ def verdict(standings: Sequence[ConfirmedLayout], metric: str = OBJECTIVE) -> st
         return f"{name} beats all-serial beyond seed noise: {gain}."
     return (
         f"{name} came out best, but its gain over all-serial ({gain}) is within seed noise, so "
-        "all-serial stands; more seeds (search.confirm_seeds) or longer trials (trial.epochs) would tell."
+        "all-serial is kept; more seeds (search.confirm_seeds) or longer trials (trial.epochs) may resolve it."
     )
 
 
@@ -148,10 +150,12 @@ class Counted(Protocol):
     """A trial whose trained parameters may be known."""
 
     @property
-    def layout(self) -> Layout | None: ...
+    def layout(self) -> Layout | None:
+        """Its layout; None where it has none."""
 
     @property
-    def parameters(self) -> int | None: ...
+    def parameters(self) -> int | None:
+        """Number of trained parameters; None where unknown."""
 
 
 def cheapest_in_words(
@@ -175,7 +179,8 @@ def results_table(results: Sequence[Result], width: int | None) -> Table:
     """Test metrics of the trained models and the baselines: means and sd over seeds, intervals, the winner's lead.
 
     Args:
-        width: as of `fitted`; what a narrow console has no room for is left out, the other metrics first.
+        results: rows of the table.
+        width: as in `fitted`; a narrow console shows fewer columns, dropping the other metrics first.
     """
     metrics = list(dict.fromkeys(result.metric for result in results))
     last, seeds = metrics[-1], max(result.seeds for result in results)
@@ -192,14 +197,12 @@ def results_table(results: Sequence[Result], width: int | None) -> Table:
     layouts = [by_name[name][last].layout for name in names]
     kept = fitted(cells, layouts, width, [*metrics[:-1], LAYOUT, "95% interval"])
     over = f"mean ± sd over {seeds} seeds" if seeds > 1 else "one seed"
-    title = (
-        f"Test split, read once; {over}; {last}: interval over users, lead over users and seeds, p corrected by Holm"
-    )
+    title = f"Test split, evaluated once; {over}; {last}: interval over users, lead over users and seeds, p corrected by Holm"
     return table_of(title, kept, ["bold" if name == WINNER else None for name in names])
 
 
 def lead_text(result: Result) -> str:
-    """The winner's mean lead over a row with its interval; nothing for the winner itself."""
+    """The winner's mean lead over a row with its interval; empty for the winner itself."""
     lead = result.lead
     return "" if lead is None else f"{lead.mean:+.4f} [{lead.low:+.4f}, {lead.high:+.4f}]"
 
@@ -221,11 +224,11 @@ def spread(result: Result) -> str:
 
 
 def against_baselines(results: Sequence[Result], metric: str = "NDCG@10") -> str:
-    """One sentence: which rows the winner stands above and below, and of which no one can say."""
+    """One sentence: the rows that the winner is significantly above or below, and the others."""
     found: dict[str, list[str]] = {
-        "above": [],
-        "below": [],
-        "level, within what these seeds and users can tell, with": [],
+        "significantly above": [],
+        "significantly below": [],
+        "statistically indistinguishable from": [],
     }
     above, below, level = found.values()
     for result in results:
@@ -234,15 +237,15 @@ def against_baselines(results: Sequence[Result], metric: str = "NDCG@10") -> str
         sure = (result.p or 0.0) < SURE and not result.lead.low <= 0 <= result.lead.high
         (level if not sure else above if result.lead.mean > 0 else below).append(result.name)
     parts = [f"{words} {', '.join(names)}" for words, names in found.items() if names]
-    return f"In {metric} the winner stands {'; '.join(parts)}."
+    return f"In {metric} the winner is {'; '.join(parts)}."
 
 
 def next_steps(status: Status, place: Place, resume: str) -> list[str]:
-    """What to type next, as a shell takes it."""
+    """The next commands, quoted for a shell."""
     model = next((artifact.path for artifact in status.artifacts if artifact.kind == "model"), None)
     if model is None:
         return [
-            f"next: {resume}   (goes on with this study)",
+            f"next: {resume}   (resumes this study)",
             f"      {command('status', status.name, *place.options)}",
         ]
     pick = command("export", status.name, "--pick", "best", *place.options)
@@ -255,7 +258,7 @@ def next_steps(status: Status, place: Place, resume: str) -> list[str]:
 
 
 def show_studies(console: Console, studies: Sequence[Status]) -> None:
-    """Where studies stand, a line each: phase, evaluations, the best so far."""
+    """Print one line per study: phase, evaluations, the best so far."""
     table = Table.grid(padding=(0, 2))
     for _ in range(5):
         table.add_column(no_wrap=True, overflow="ellipsis")
@@ -275,7 +278,7 @@ def _best_cells(status: Status) -> tuple[str, str]:
 
 
 def show_status(console: Console, status: Status, *, layouts: Layouts = Layouts.FITTING) -> None:
-    """Where a study stands: its phase, its best trials, and its tables as far as they exist."""
+    """Print a study's status: its phase, its best trials, and the tables that exist."""
     width = console.width if layouts is Layouts.FITTING else None
     _show_head(console, status, layouts)
     show_table(console, trials_table(status, width))
@@ -302,7 +305,7 @@ def _show_head(console: Console, status: Status, layouts: Layouts) -> None:
 
 
 def _tell(console: Console, sentence: str) -> None:
-    """Broken between words by a terminal; where there is none, one line."""
+    """Print a sentence, wrapped between words on a terminal, else as one line."""
     console.print(Text(sentence), soft_wrap=not console.is_terminal)
 
 
@@ -310,31 +313,35 @@ class Failing(Protocol):
     """A trial that may have failed."""
 
     @property
-    def failed(self) -> bool: ...
+    def failed(self) -> bool:
+        """Whether its training failed."""
 
     @property
-    def reason(self) -> str | None: ...
+    def reason(self) -> str | None:
+        """The cause of the failure; None where there is none."""
 
 
 class Trained(Protocol):
-    """A study, or where it stands."""
+    """A study or its status, with its trainings."""
 
     @property
-    def trials(self) -> Sequence[Failing]: ...
+    def trials(self) -> Sequence[Failing]:
+        """The trials of its search."""
 
     @property
-    def later_trainings(self) -> Sequence[PostSearchTraining]: ...
+    def later_trainings(self) -> Sequence[PostSearchTraining]:
+        """The trainings after its search."""
 
 
 def failures(study: Trained) -> list[str]:
-    """A sentence a cause: how many trials, or trainings of a later phase, failed by it; the most frequent first."""
+    """One sentence per cause with its number of failed trials or later trainings; the most frequent first."""
     found = [("trial", trial.reason) for trial in study.trials if trial.failed]
     found += [(f"{one.phase} training", one.reason) for one in study.later_trainings if one.reason is not None]
     return [f"{counted(number, noun)} failed: {reason}" for (noun, reason), number in Counter(found).most_common()]
 
 
 def trials_table(status: Status, width: int | None) -> Table:
-    """A row a trial; ``width`` as of `fitted`."""
+    """One row per trial; ``width`` as in `fitted`."""
     trials, selection = status.trials, status.selection
     settings = [briefly(trial.settings) for trial in trials]
     names = briefly(status.settings_found)
@@ -352,7 +359,7 @@ def trials_table(status: Status, width: int | None) -> Table:
 
 
 def show_estimate(console: Console, yaml: str, estimate: Estimate) -> None:
-    """What ``--dry-run`` prints."""
+    """Print an estimate for ``--dry-run``."""
     console.print(Text(yaml), soft_wrap=True)
     console.print(f"layouts in the space: {estimate.layouts:,}")
     console.print(f"parameters: {estimate.trained_parameters:,} trained, {estimate.frozen_parameters:,} frozen")
@@ -375,11 +382,11 @@ def show_estimate(console: Console, yaml: str, estimate: Estimate) -> None:
 
 
 def show_answered(console: Console, done: Answered, out: Path) -> None:
-    """What became of a file of histories."""
+    """Print the outcome of answering a file of histories."""
     pace = f"{done.seconds:.1f} s, {done.answered / max(done.seconds, 1e-9):,.0f} a second"
     console.print(Text(f"answered {done.answered:,} of {counted(done.rows, 'row')} in {pace}: {out}"), soft_wrap=True)
     if done.left_out:
-        left_out = f"left out {counted(done.left_out, 'row')}, the first: {done.first_left_out}"
+        left_out = f"skipped {counted(done.left_out, 'row')}, the first: {done.first_left_out}"
         console.print(Text(left_out), soft_wrap=True)
 
 
@@ -389,34 +396,34 @@ def counted(number: int, noun: str) -> str:
 
 
 def symmetric(interval: Interval, sign: str = "") -> str:
-    """``0.1234 ±0.0056``; a single seed has no width to show."""
+    """``0.1234 ±0.0056``; a single seed has no interval."""
     half = interval.high - interval.mean
     return f"{interval.mean:{sign}.4f}" if math.isinf(half) else f"{interval.mean:{sign}.4f} ±{half:.4f}"
 
 
 def finite_record(interval: Interval) -> dict[str, float | None]:
-    """As JSON values: JSON has no infinity, so an interval of a single seed has no ends."""
+    """An interval as JSON values: JSON has no infinity, so that of a single seed has null ends."""
     return {name: value if math.isfinite(value) else None for name, value in interval._asdict().items()}
 
 
 def warm_start(prior: Sequence[PriorTrial]) -> str:
-    """Whose trials a study was begun with."""
+    """The source of a study's warm start, in words."""
     return f"{counted(len(prior), 'layout')} of {prior[0].source}"
 
 
 def prior_record(trial: PriorTrial) -> dict[str, Any]:
-    """A layout of another study, with which a study was begun."""
+    """A prior trial as JSON values."""
     return {**trial._asdict(), "layout": str(trial.layout)}
 
 
 def later_record(training: PostSearchTraining) -> dict[str, Any]:
-    """A training after the search."""
+    """A training after the search as JSON values."""
     times = {"began": training.began.isoformat(), "ended": training.ended and training.ended.isoformat()}
     return {**training._asdict(), "layout": str(training.layout), **times}
 
 
 def standings_record(found: Sequence[ConfirmedLayout], selection: Selection | None) -> list[dict[str, Any]]:
-    """The confirmed layouts; in a study with a cost with theirs, and which of them stand on the front and are picked."""
+    """The confirmed layouts as JSON values; with a cost also their costs, and whether they are on the front and picked."""
     records = [standing_record(standing) for standing in found]
     if selection is None or not found:
         return records
@@ -428,7 +435,7 @@ def standings_record(found: Sequence[ConfirmedLayout], selection: Selection | No
 
 
 def standing_record(standing: ConfirmedLayout) -> dict[str, Any]:
-    """A confirmed layout."""
+    """A confirmed layout as JSON values."""
     intervals = {"score": standing.score, "gain": standing.gain, "together": standing.simultaneous_interval}
     return {
         "layout": str(standing.layout),

@@ -1,8 +1,8 @@
-"""One colour language for every figure and page, readable for the colour-blind, in light and dark.
+"""The colours of every figure and page, safe for colour vision deficiency, in light and dark.
 
 Colours: Okabe & Ito 2008, "Color Universal Design". A colour that carries meaning is the same in both themes, and every
-state has a symbol of its own beside its colour. A theme decides the paper and the ink, which are layout: the traces of a
-figure are the same under every theme, so that a page can change its theme without drawing anew.
+state also has its own symbol. A theme only sets the background and the text colours, which belong to a figure's layout:
+its traces are the same under every theme, so that a page can switch themes without redrawing.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from dasearch.short_layout import short_text
 
 SERIAL, PARALLEL = "#0072B2", "#E69F00"
 UNDECIDED = "#DFE3E8"  # between serial and parallel
-NEUTRAL = "#8A8F98"  # 3:1 and more against both papers
+NEUTRAL = "#8A8F98"  # contrast of at least 3:1 against both backgrounds
 BEST = "#D55E00"
 CHOICE_SCALE = [[0.0, SERIAL], [0.5, UNDECIDED], [1.0, PARALLEL]]
-SCORE_SCALE = "Cividis"  # made for colour-blind eyes (Nuñez et al. 2018)
+SCORE_SCALE = "Cividis"  # optimised for colour vision deficiency (Nuñez et al. 2018)
 CHOICE_COLOURS = {
     "serial": SERIAL,
     "parallel": PARALLEL,
@@ -35,7 +35,7 @@ CHOICE_COLOURS = {
     LOW_RANK.name: "#56B4E9",
 }
 OWN_COLOURS = ("#009E73", "#56B4E9", "#D55E00", "#F0E442")  # of choices that a space defines, in their order
-DARK_COLOURS = (SERIAL, "#D55E00")  # on which white is easier to read
+DARK_COLOURS = (SERIAL, "#D55E00")  # colours that need white text
 ROLE_COLOURS = {ALL_SERIAL: SERIAL, ALL_PARALLEL: PARALLEL}
 STATE_COLOURS = {
     State.COMPLETE: "#009E73",
@@ -53,15 +53,15 @@ STATE_SYMBOLS = {
 }
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
 HEIGHT = 380  # pixels
-LINE = 44  # letters of a sentence on a phone
-TICKS = 15  # so many whole numbers get a tick each
-written = lru_cache(maxsize=4096)(short_text)  # of 1,000 layouts of thirty layers, 0.4 s each time that they are shown
-BRIEF = 23  # letters of a layout of 6 layers of 3 sites
+LINE = 44  # characters per line of a sentence on a phone
+TICKS = 15  # maximum number of integers with a tick each
+written = lru_cache(maxsize=4096)(short_text)  # uncached, 1,000 layouts of thirty layers take 0.4 s at each display
+BRIEF = 23  # characters of a layout of 6 layers with 3 sites
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Paper and ink."""
+    """Background and text colours."""
 
     name: str
     paper: str
@@ -70,6 +70,7 @@ class Theme:
 
     @property
     def template(self) -> go.layout.Template:
+        """The plotly template of the theme's colours and fonts."""
         axis = {
             "gridcolor": self.faint,
             "zerolinecolor": self.faint,
@@ -99,18 +100,18 @@ THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
 
 
 def drawn(theme: Theme, *traces: Any, says: str, height: int = HEIGHT, **layout: Any) -> go.Figure:
-    """A figure that says in one or two sentences what it shows (`words`), for those who cannot see it."""
+    """Attach to a figure one or two sentences on what it shows (`words`), as its text alternative."""
     found = go.Figure(list(traces))
     return finished(found, theme, says=says, height=height, **layout)
 
 
 def finished(figure: go.Figure, theme: Theme, *, says: str, height: int = HEIGHT, **layout: Any) -> go.Figure:
-    """A figure with its theme and its words."""
+    """The figure with its theme and its text alternative."""
     return figure.update_layout(template=theme.template, height=height, meta={"says": says}, **layout)
 
 
 def nothing(theme: Theme, sentence: str) -> go.Figure:
-    """A sentence in place of traces."""
+    """An empty figure that shows a sentence."""
     hidden = {"visible": False}
     lines = "<br>".join(textwrap.wrap(escaped(sentence), LINE))
     said = {"text": lines, "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
@@ -118,12 +119,12 @@ def nothing(theme: Theme, sentence: str) -> go.Figure:
 
 
 def counting(title: str, most: int) -> dict[str, Any]:
-    """An axis of whole numbers up to ``most``."""
+    """An axis of integers up to ``most``."""
     return {"title": {"text": title}, "dtick": 1 if most <= TICKS else None}
 
 
 def choice_colours(choices: Sequence[Choice]) -> dict[str, str]:
-    """A colour a choice, by its name; a shipped one has the same everywhere, and others none that a shipped one here has."""
+    """A colour for each choice, by name; shipped choices have fixed colours, others take unused ones."""
     own = [choice.name for choice in choices if choice.name not in CHOICES]
     taken = {CHOICE_COLOURS[choice.name] for choice in choices if choice.name in CHOICES}
     left = [colour for colour in OWN_COLOURS if colour not in taken]
@@ -133,28 +134,28 @@ def choice_colours(choices: Sequence[Choice]) -> dict[str, str]:
 
 
 def ink_on(colour: str) -> str:
-    """Letters that are easy to read on a choice's colour."""
+    """Text colour with good contrast on a choice's colour."""
     return LIGHT.paper if colour in DARK_COLOURS else LIGHT.ink
 
 
 def words(figure: go.Figure) -> str:
-    """What a figure shows, in a sentence or two."""
+    """The text alternative of a figure."""
     meta: Mapping[str, str] = figure.layout.meta
     return meta["says"]
 
 
 def escaped(text: object) -> str:
-    """Plotly reads tags in its texts; names must not become any."""
+    """Escape a name, because plotly interprets tags in texts."""
     return html.escape(str(text), quote=False)
 
 
 def brief(layout: Layout | None) -> str:
-    """A layout as a label: of a long one its id, and what fits of how it is written in short."""
+    """A layout as a label: a long one as its id and abbreviated text."""
     return "" if layout is None else written(layout, BRIEF)
 
 
 def shortened(text: str) -> str:
-    """A long label without its middle."""
+    """A long label with its middle elided."""
     if len(text) <= BRIEF:
         return text
     half = BRIEF // 2

@@ -1,8 +1,8 @@
 """A study in an experiment tracker: TensorBoard, MLflow or Weights & Biases, each a few lines over `Listener`.
 
 Use `dasearch run --track NAME` (`train` and `ablate` too), or ``study.run(listener=...)`` with what `track` gives. A tracker
-keeps a run for the study and one for each training; the database stays the study's memory, so a tracker that fails is left
-out and nothing is lost. What was trained before a tracker was asked for is not told to it.
+has a run for the study and one for each training. The database remains the source of truth, so a failing tracker is dropped
+without loss. Trainings before a tracker was enabled are not sent to it.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ TRACKERS = {
     "tensorboard": "TensorBoard",
     "mlflow": "MLflow",
     "wandb": "WeightsAndBiases",
-}  # class in the module so named
+}  # class in the module of the same name
 STUDY = "study"  # the run of the study itself
 SCORE = "score"  # of a training's run
 RESULT_COLUMNS = ("name", "layout", "metric", "value", "low", "high", "sd", "seeds", "p")
 
 
 class Tracker(Protocol):
-    """Keeps runs by name; how, and where, is its own."""
+    """Stores runs by name in its own backend."""
 
     def begin(self, run: str, facts: Mapping[str, str]) -> None:
-        """A run begins; ``facts`` do not change while it lasts."""
+        """Start a run; ``facts`` are constant during it."""
 
     def log(self, run: str, numbers: Mapping[str, float], step: int) -> None:
-        """A point of each curve."""
+        """Add a point to each curve."""
 
     def table(self, run: str, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table with a heading a column."""
+        """Write a table with one heading per column."""
 
     def end(self, run: str, *, failed: bool) -> None:
-        """The run is over."""
+        """End a run."""
 
     def close(self) -> None:
-        """No run goes on; those that did not end were interrupted."""
+        """End all tracking; open runs were interrupted."""
 
 
 class Tracking(Listener):
-    """Tells one tracker what a study says, until the tracker fails."""
+    """Forwards a study's events to one tracker, until the tracker fails."""
 
     def __init__(self, name: str, tracker: Tracker, study: Study, say: Callable[[str], None]) -> None:
         self.name, self.study, self.say = name, study, say
@@ -59,6 +59,8 @@ class Tracking(Listener):
         self._begun = False
 
     def started(self, training: Training) -> None:
+        """Start the training's run, and before the first one the study's."""
+
         def begin(tracker: Tracker) -> None:
             if not self._begun:
                 tracker.begin(STUDY, flat(self.study.settings.model_dump(mode="json")))
@@ -68,12 +70,14 @@ class Tracking(Listener):
         self._tell(begin)
 
     def epoch(self, training: Training, epoch: Epoch) -> None:
+        """Log losses, validation metrics and seconds of an epoch."""
         numbers = {f"loss/{name}": value for name, value in epoch.losses.items()}
         numbers |= {f"validation/{name}": value for name, value in epoch.metrics.items()}
         numbers["seconds/epoch"] = epoch.seconds
         self._tell(lambda tracker: tracker.log(run_name(training), numbers, epoch.number))
 
     def finished(self, finished: Finished) -> None:
+        """Log the score in the study's run, and end the training's."""
         training, run = finished.training, run_name(finished.training)
         own = {SCORE: finished.score, "seconds/training": finished.seconds}
         of_phase = {training.metric: finished.score, "best": finished.best, "seconds": finished.seconds}
@@ -87,7 +91,8 @@ class Tracking(Listener):
         self._tell(end)
 
     def results(self, results: Sequence[Result]) -> None:
-        plain = [result._replace(name=str(result.name)) for result in results]  # W&B's tables know no other strings
+        """Log the test metrics and the results table in the study's run."""
+        plain = [result._replace(name=str(result.name)) for result in results]  # W&B's tables accept only str
         rows = [tuple(getattr(result, column) for column in RESULT_COLUMNS) for result in plain]
         numbers = {f"test/{result.metric}/{result.name}": result.value for result in results}
 
@@ -98,11 +103,14 @@ class Tracking(Listener):
         self._tell(conclude)
 
     def close(self) -> None:
+        """End the study's run."""
         self._tell(lambda tracker: tracker.close())
 
     def _facts(self, training: Training) -> dict[str, str]:
         space, layout = self.study.space(), training.layout
-        sites = as_record(layout, space.names) if layout.layers == space.layers else {}  # an ablation may adapt fewer
+        sites = (
+            as_record(layout, space.names) if layout.layers == space.layers else {}
+        )  # an ablation may adapt fewer layers
         about = {"layout": str(training.layout), "phase": training.phase, "label": training.label}
         return about | {name: str(choice) for name, choice in sites.items()}
 
@@ -111,17 +119,19 @@ class Tracking(Listener):
             return
         try:
             tell(self._tracker)
-        except Exception as error:  # whatever a tracker's own server or disk does, the training goes on
+        except Exception as error:  # a tracker's failure never stops the training
             self._tracker = None
             reason = " ".join(str(error).split()) or "no further reason"
-            self.say(f"{self.name} failed ({type(error).__name__}: {reason}); the study goes on without it")
+            self.say(f"{self.name} failed ({type(error).__name__}: {reason}); the study continues without it")
 
 
 def track(study: Study, *names: str, say: Callable[[str], None] = warnings.warn) -> Listener:
-    """A listener that tells every tracker named; close it when the study has run.
+    """A listener that forwards to every named tracker; close it after the run.
 
     Args:
-        say: told, once, of a tracker that failed.
+        study: whose events are tracked.
+        *names: of `TRACKERS`.
+        say: callback for one message per failed tracker.
 
     Raises:
         WrongUse: for an unknown name, or a tracker whose package is not installed.
@@ -131,19 +141,19 @@ def track(study: Study, *names: str, say: Callable[[str], None] = warnings.warn)
 
 
 def open_tracker(name: str, settings: StudySettings) -> Tracker:
-    """The tracker of that name; it writes nothing before its first run begins."""
+    """The tracker of a name; it writes nothing before its first run."""
     if name not in TRACKERS:
         raise WrongUse(f"there is no tracker {name!r}{suggestion(name, list(TRACKERS))}; choose {', '.join(TRACKERS)}")
     try:
         module = import_module(f"dasearch.report.trackers.{name}")
     except ImportError as error:
-        raise WrongUse(f'tracking with {name} wants its package ({error}); pip install "dasearch[{name}]"') from None
+        raise WrongUse(f'tracking with {name} needs its package ({error}); pip install "dasearch[{name}]"') from None
     tracker: Tracker = getattr(module, TRACKERS[name])(settings)
     return tracker
 
 
 def run_name(training: Training) -> str:
-    """``search/003-SPS-PPS`` or ``confirmation/004-all-serial-seed-1``: a path, and in the order of the phase."""
+    """``search/003-SPS-PPS`` or ``confirmation/004-all-serial-seed-1``: a path that sorts in the order of the phase."""
     own = {SEARCH: str(training.layout), SINGLE: f"{training.label} {training.layout}"}
     label = own.get(training.phase, training.label)
     return f"{training.phase}/{training.index:03}-{re.sub(r'[^A-Za-z0-9.]+', '-', label).strip('-')}"
@@ -155,7 +165,7 @@ def flat(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table as Markdown; nothing stands for None."""
+    """A table as Markdown; None becomes an empty cell."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
 

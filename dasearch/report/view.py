@@ -1,6 +1,6 @@
-"""Everything that a report, a figure or a dashboard shows of one study, read in one go and immutable.
+"""An immutable snapshot of one study for reports, figures and the dashboard, read at once.
 
-Nothing here knows HTML, and nothing but `read_view` knows the store.
+Independent of HTML, and of the store except in `read_view`.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from dasearch.search_space import SearchSpace
 from dasearch.training.metrics import Interval
 from dasearch.training.progress import Epoch
 
-LEAD_METRIC = "NDCG@10"  # the metric that the closing table compares in
+LEAD_METRIC = "NDCG@10"  # the metric of comparisons in the results table
 
 
 class State(StrEnum):
-    """Of a trial, in Optuna's words."""
+    """State of a trial, in Optuna's terms."""
 
     COMPLETE = "complete"
     RUNNING = "running"
@@ -53,7 +53,7 @@ class State(StrEnum):
 
     @property
     def word(self) -> str:
-        """As people say it."""
+        """The state as shown to users."""
         return "failed" if self is State.FAIL else self.value
 
 
@@ -62,15 +62,15 @@ class Trial:
     """One evaluation of a layout, or an attempt at it.
 
     Attributes:
-        settings: those that are searched beside the layout, by key.
+        settings: searched besides the layout, by key.
         score: on validation data, in the study's metric; None until the trial is complete.
         curve: the same by epoch, counted from 0.
-        epochs: the epochs of ``curve`` with their losses and seconds, as far as they are recorded.
-        seconds: of training; of the attempt where nothing was trained to the end.
+        epochs: the epochs of ``curve`` with their losses and seconds, where recorded.
+        seconds: of training; of the attempt where no training finished.
         peak_memory: in bytes.
         retry_of: the failed trial that this one repeats.
-        reason: why it was pruned or failed, or can have no layout.
-        workers: where it was trained, ``machine:process``, an attempt after the other; nothing of one in the study's process.
+        reason: why it was pruned or failed, or has no valid layout.
+        workers: ``machine:process``, one per attempt; empty for the study's own process.
     """
 
     number: int
@@ -96,7 +96,7 @@ class Trial:
 
     @property
     def surrogate_target(self) -> float | None:
-        """What the surrogate learns from a complete trial: the mean of its curve (`dasearch.bayes.curve_mean`)."""
+        """The signal of a complete trial for the surrogate: the mean of its curve (`dasearch.bayes.curve_mean`)."""
         if not self.curve:
             return self.score
         return sum(self.curve.values()) / len(self.curve)
@@ -104,10 +104,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialDifference:
-    """What changes from one trial's layout to another's.
+    """The difference between two trials' layouts.
 
     Attributes:
-        score: of the second less that of the first, one training each; None where one is not complete.
+        score: of the second minus that of the first, one training each; None where one is not complete.
         confirmed: the same over fresh seeds, paired, with its 95% t interval; None unless both layouts were confirmed.
     """
 
@@ -138,27 +138,27 @@ class StudyView:
     final_trainings: tuple[FinalTraining, ...] = ()
     later_trainings: tuple[PostSearchTraining, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
-    prior: tuple[PriorTrial, ...] = ()  # of another study, with which this one was begun
-    costs: Mapping[Cost, SiteCosts] = field(default_factory=dict)  # of layouts, in a study with a cost
+    prior: tuple[PriorTrial, ...] = ()  # of the warm start
+    costs: Mapping[Cost, SiteCosts] = field(default_factory=dict)  # of layouts; None without a cost
 
     @property
     def metric(self) -> str:
-        """That layouts are chosen by."""
+        """The selection metric of layouts."""
         return self.settings.search.metric
 
     @cached_property
     def domain(self) -> Domain:
-        """What the study chooses: layouts, and settings beside them."""
+        """The search domain: layouts, and settings besides them."""
         return Domain.of(self.settings, self.space)
 
     @cached_property
     def settings_found(self) -> dict[str, Any]:
-        """The best values so far of the settings that are searched beside the layout, by key."""
+        """The best values so far of the settings searched besides the layout, by key."""
         return self.domain.named(self.domain.best_values(self._signals))
 
     @cached_property
     def _signals(self) -> dict[Point, float]:
-        """What the surrogate learns from every complete trial."""
+        """The signal of every complete trial for the surrogate."""
         signals = {Point(t.layout, tuple(t.settings.values())): t.surrogate_target for t in self.completed if t.layout}
         return {point: signal for point, signal in signals.items() if signal is not None}
 
@@ -179,12 +179,12 @@ class StudyView:
 
     @property
     def best(self) -> Trial | None:
-        """The complete trial with the best score, the first of equals."""
+        """The complete trial with the best score, the earliest on ties."""
         return max(self.completed, key=lambda trial: (_score(trial), -trial.number), default=None)
 
     @property
     def best_word(self) -> str:
-        """What the layout of `winner` is called."""
+        """A phrase for the layout of `winner`."""
         return WINNER if self.phase == DONE else "best so far"
 
     @property
@@ -197,21 +197,21 @@ class StudyView:
 
     @cached_property
     def learned(self) -> Learned | None:
-        """What the surrogate learned from the complete trials; None where they are too few."""
+        """The surrogate's effects from the complete trials; None where they are too few."""
         return learn(self.domain, self._signals)
 
     def top(self, k: int) -> list[Layout]:
-        """The best k evaluated layouts: by posterior mean, which luck moves less, or by score where nothing is learned."""
+        """The best k evaluated layouts: by posterior mean, which is less noisy, or by score where no surrogate is fitted."""
         values = {trial.layout: _score(trial) for trial in self.completed if trial.layout}
         if self.learned is not None:
             values = {layout: self.learned.predicted[layout].mean for layout in values}
         return sorted(values, key=lambda layout: -values[layout])[:k]
 
     def trial(self, number: int) -> Trial:
-        """The trial of a number.
+        """The trial with a number.
 
         Raises:
-            WrongUse: if there is none.
+            WrongUse: if there is no such trial.
         """
         found = next((trial for trial in self.trials if trial.number == number), None)
         if found is None:
@@ -224,7 +224,7 @@ class StudyView:
         return next((trial for trial in self.completed if trial.layout == layout), None)
 
     def difference(self, before: int, after: int) -> TrialDifference:
-        """From one trial to another.
+        """The difference from one trial to another.
 
         Raises:
             WrongUse: if there is no such trial, or one has no layout yet.
@@ -255,10 +255,10 @@ def _score(trial: Trial) -> float:
 
 
 def read_view(store: Store, name: str) -> StudyView:
-    """A stored study as it stands now; may be read while another process runs it.
+    """A snapshot of a stored study; may be read while another process runs it.
 
     Raises:
-        StoreError: if the database has no such study, or one whose search space this version cannot read.
+        StoreError: if the database has no such study, or this version cannot read its search space.
     """
     stored = store.begun(name)
     settings, space = parse_study(stored.settings, source=f"study {name}"), stored_space(stored)

@@ -36,7 +36,7 @@ def test_check_20_lengths_order_and_no_overlap() -> None:
 def test_the_test_split_opens_once() -> None:
     split = LeaveOneOut(toy_dataset())
     split.open_test()
-    with pytest.raises(TestSplitError, match="read once"):
+    with pytest.raises(TestSplitError, match="already read"):
         split.open_test()
 
 

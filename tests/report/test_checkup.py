@@ -88,7 +88,7 @@ def test_lost_trials_go_back_to_the_queue(store: Store, tmp_path: Path) -> None:
     assert f"over 60 s of {lost};" in seen.says
     before = {trial.number: trial for trial in store.trials(NAME)}
 
-    assert mend(StoredStudy(store, NAME, tmp_path / NAME)) == [f"gave trial {lost} back to the queue"]
+    assert mend(StoredStudy(store, NAME, tmp_path / NAME)) == [f"returned trial {lost} to the queue"]
     after = {trial.number: trial for trial in store.trials(NAME)}
     (queued,) = set(after) - set(before)
     assert (after[lost].state, after[queued].state, after[queued].retry_of) == ("fail", "waiting", lost)
@@ -143,14 +143,14 @@ def test_checkpoints_that_no_training_can_use_are_removed(store: Store, tmp_path
     seen = found(store, tmp_path)["checkpoints"]
     assert not seen.good
     assert all(f"{path} is damaged" in seen.says for path in damaged)
-    assert all(f"{path} is of no unfinished training" in seen.says for path in orphaned)
+    assert all(f"{path} belongs to no unfinished training" in seen.says for path in orphaned)
     assert not any(str(path) in seen.says for path in kept)
 
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
     done = mend(StoredStudy(store, NAME, tmp_path / NAME))
     assert done == [
-        *(f"removed {path}: damaged; its training begins again" for path in damaged),
-        *(f"removed {path}: of no unfinished training" for path in sorted(orphaned[:2]) + orphaned[2:]),
+        *(f"removed {path}: damaged; its training starts over" for path in damaged),
+        *(f"removed {path}: belongs to no unfinished training" for path in sorted(orphaned[:2]) + orphaned[2:]),
     ]
     gone = before - {path for path in tmp_path.rglob("*") if path.is_file()}
     assert gone == {*damaged, *orphaned}
@@ -161,7 +161,7 @@ def test_of_a_study_that_is_done_no_checkpoint_is_needed(store: Store, tmp_path:
     path = leave(tmp_path / NAME / "checkpoints", "final_PPP-PPP.safetensors")
     assert found(store, tmp_path)["checkpoints"].good
     store.enter_phase(NAME, "done")
-    assert f"{path} is of no unfinished training" in found(store, tmp_path)["checkpoints"].says
+    assert f"{path} belongs to no unfinished training" in found(store, tmp_path)["checkpoints"].says
 
 
 def test_nothing_is_mended_while_the_study_runs(store: Store, tmp_path: Path) -> None:
@@ -181,10 +181,8 @@ def test_what_was_prepared_for_workers_of_a_killed_driver_is_removed(store: Stor
         assert found(store, tmp_path)["for workers"].good
     wrong = found(store, tmp_path)["for workers"]
     assert not wrong.good
-    assert wrong.says == f"{bundle.parents[1]} is of a driver that was killed; --fix removes"
-    assert f"removed {bundle.parents[1]}: of a driver that was killed" in mend(
-        StoredStudy(store, NAME, tmp_path / NAME)
-    )
+    assert wrong.says == f"{bundle.parents[1]} was left by a killed driver; --fix removes"
+    assert f"removed {bundle.parents[1]}: left by a killed driver" in mend(StoredStudy(store, NAME, tmp_path / NAME))
     assert not bundle.parents[1].exists()
     assert found(store, tmp_path)["for workers"].good
 
@@ -199,11 +197,11 @@ def test_a_saved_model_that_is_gone_or_changed(store: Store, tmp_path: Path) -> 
     changed = found(store, tmp_path)["saved model"]
     assert (changed.good, changed.says) == (
         False,
-        f"{model} was changed since it was saved; put it back as it was",
+        f"{model} was modified since it was saved; restore it",
     )
     (model / "config.json").unlink()
     model.rmdir()
-    assert f"{model} is not there any more; put it back" in found(store, tmp_path)["saved model"].says
+    assert f"{model} is missing; restore it" in found(store, tmp_path)["saved model"].says
 
 
 def test_versions_count_while_the_study_goes_on(store: Store, tmp_path: Path) -> None:
@@ -243,7 +241,7 @@ def test_damaged_databases(tmp_path: Path) -> None:
     database.write_bytes(content)
     (only,) = examine_study(NAME, output=str(tmp_path), storage=None)
     assert (only.name, only.good) == ("database", False)
-    assert only.says.endswith("; put back a copy of it")
+    assert only.says.endswith("; restore a copy of it")
     assert mend_study(NAME, output=str(tmp_path), storage=None) == []
     assert database.read_bytes() == content
     database.write_bytes(b"no database at all" * 1000)

@@ -444,7 +444,7 @@ def test_progress_after_the_search() -> None:
     over = final._replace(place=4, ended=final.began)
     done = views.finished(phase="final", later_trainings=(first, second, over))
     assert progress_sentences(done, silent)[1] == (
-        "4 of 4 final trainings are complete, what is left are ID models and the test split."
+        "4 of 4 final trainings are complete; ID models and the test split remain."
     )
     assert progress_sentences(views.finished(phase="final"), silent)[1] == (
         "6 trainings with fresh seeds are complete."  # of a study that kept no times
@@ -599,7 +599,7 @@ def test_where_a_token_is_asked() -> None:
     assert visitors_for("127.0.0.1", allow_remote=False, token="x" * 16) is not None
     with pytest.raises(WrongUse, match=r"other machines can reach 0\.0\.0\.0; add --allow-remote"):
         visitors_for("0.0.0.0", allow_remote=False, token="x" * 16)
-    with pytest.raises(WrongUse, match="a token of 5 characters can be guessed; give at least 16"):
+    with pytest.raises(WrongUse, match="a token of 5 characters is too short; give at least 16"):
         visitors_for("0.0.0.0", allow_remote=True, token="short")
 
 

@@ -129,7 +129,7 @@ def test_headings_tables_and_links_are_whole(page: Page) -> None:
 
 def test_the_verdict_comes_first(page: Page) -> None:
     assert page.texts["p"][VERDICT].startswith("SPP-PPS came out best, but its gain over all-serial (+0.0450 ±")
-    assert "In NDCG@10 the winner stands above popularity." in page.texts["p"]
+    assert "In NDCG@10 the winner is significantly above popularity." in page.texts["p"]
 
 
 def test_tables_have_every_number() -> None:
@@ -207,7 +207,7 @@ def test_studies_at_the_edges(study: StudyView) -> None:
 
 def test_verdicts_before_confirmation() -> None:
     (sentence,) = verdict_sentences(EXTREMES["failed alone"])
-    assert sentence == "No trial is complete yet, so nothing can be said (3 failed)."
+    assert sentence == "No trial is complete yet, so there is no verdict (3 failed)."
     (sentence,) = verdict_sentences(EXTREMES["one"])
     assert sentence.startswith("Not confirmed yet: SSS-SSS is the best of 1 evaluation with MRR 0.1000")
     assert "its phase is final" in verdict_sentences(finished(phase="final"))[-1]

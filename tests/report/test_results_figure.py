@@ -59,7 +59,7 @@ def test_the_result_comes_first_and_what_is_looked_up_last() -> None:
     for found in (sections(study), study_sections(study)):
         captions = [table.caption for table in found[-1].tables if table.rows]
         assert captions[0] == "Final trainings on all users"
-        assert captions[-1] == "Files that the study made"
+        assert captions[-1] == "Saved files"
         assert "Trainings after the search" in captions
         others = [table.caption for section in found[:-1] for table in section.tables]
         assert set(others).isdisjoint(captions)

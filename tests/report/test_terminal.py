@@ -80,8 +80,8 @@ RESULTS = [
 
 def test_only_what_interval_and_corrected_p_both_show_is_called_a_lead() -> None:
     assert against_baselines(RESULTS) == (
-        "In NDCG@10 the winner stands above popularity; below SASRec; "
-        "level, within what these seeds and users can tell, with GRU4Rec, Markov."
+        "In NDCG@10 the winner is significantly above popularity; significantly below SASRec; "
+        "statistically indistinguishable from GRU4Rec, Markov."
     )
 
 

@@ -251,7 +251,7 @@ def test_a_tracker_that_fails_is_said_once_and_loses_no_trial(tmp_path: Path) ->
     with closing(Tracking("mlflow", broken, Study(settings), said.append)) as listener:
         status = Study(settings).run(train=False, listener=listener)
     assert len(status.completed) == settings.search.budget
-    assert said == ["mlflow failed (ConnectionError: the server is gone); the study goes on without it"]
+    assert said == ["mlflow failed (ConnectionError: the server is gone); the study continues without it"]
     assert broken.told == [STUDY, "search/001-SSS-SSS"]
 
 
@@ -267,7 +267,7 @@ def test_an_mlflow_server_that_does_not_answer(tmp_path: Path, monkeypatch: pyte
         tracking.started(TRAINING)
     assert len(said) == 1
     assert said[0].startswith("mlflow failed (MlflowException: ")
-    assert said[0].endswith("; the study goes on without it")
+    assert said[0].endswith("; the study continues without it")
 
 
 TRAINING = Training(SEARCH, 3, 30, Layout.parse("SPS-PPS"), "trial", 2)
@@ -323,7 +323,7 @@ def test_unknown_and_uninstalled_trackers_are_refused(tmp_path: Path, monkeypatc
         track(study, "tensorbord")
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.delitem(sys.modules, "dasearch.report.trackers.wandb", raising=False)
-    with pytest.raises(WrongUse, match=r'tracking with wandb wants its package .*; pip install "dasearch\[wandb\]"'):
+    with pytest.raises(WrongUse, match=r'tracking with wandb needs its package .*; pip install "dasearch\[wandb\]"'):
         track(study, "wandb")
     assert not (tmp_path / "runs").exists()
 

@@ -242,7 +242,7 @@ def _reports_show_settings(settings: StudySettings, found: Mapping[str, Any]) ->
     assert [one.key for one in view.learned.settings].count("model.bottleneck") == 4
     assert len(view.learned.main) == 6
     assert all(len(effect.sites) == 2 for effect in view.learned.pairs)
-    assert "Settings searched beside the layout" in as_markdown(view)
+    assert "Settings searched besides the layout" in as_markdown(view)
     assert "trial.lr=" in as_html(view)
     assert any("settings" in section.figures for section in study_sections(view))
     drawn = FIGURES["settings"].draw(view, LIGHT)

@@ -67,7 +67,7 @@ def test_a_whole_run_by_the_command_line(
     assert run_command(["run", "toy.yaml"]) == 0
     out = capsys.readouterr().out
     assert "Search: validation NDCG@10 on Data_BO" in out
-    assert "confirmed layouts stand on the front of NDCG@10 and trained parameters; its knee is " in out
+    assert "confirmed layouts are on the front of NDCG@10 and trained parameters; its knee is " in out
     with closing(open_store(None, settings.output, create=False)) as store:
         view = read_view(store, "toy")
         progress = store.progress("toy")
@@ -150,7 +150,7 @@ def _exports_follow_the_pick(folder: Path, picked: Layout, capsys: pytest.Captur
         assert not (folder / "none").exists()
     for arguments, sentence in (
         (["--pick", "nee"], "there is no pick 'nee'; did you mean knee?"),
-        (["--pick", "knee", "--format", "trials"], "is of a whole study, of which --pick says nothing"),
+        (["--pick", "knee", "--format", "trials"], "describes a whole study, so --pick does not apply"),
     ):
         assert run_command(["export", "toy", *arguments, "--out", "wrong"]) == 2
         assert sentence in capsys.readouterr().err
@@ -265,9 +265,7 @@ def test_picks_of_a_confirmed_front() -> None:
     assert picked(Pick.CHEAPEST, 0.05) == LIGHTEST
     assert picked(Pick.CHEAPEST, 1e-6) == SERIAL
     says = front_in_words(found, "MRR", selection)
-    assert says.startswith(
-        "4 of 4 confirmed layouts stand on the front of MRR and trained parameters; its knee is SNN: "
-    )
+    assert says.startswith("4 of 4 confirmed layouts are on the front of MRR and trained parameters; its knee is SNN: ")
     assert "110 trained parameters, 15.4% fewer than all-serial, gain over it -0.0049" in says
 
 

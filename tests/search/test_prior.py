@@ -249,7 +249,7 @@ def test_a_begun_study_keeps_the_warm_start_it_has_or_has_not(tmp_path: Path) ->
     moved = written(tmp_path, record(), "moved.json")
     assert len(run(settings, budget=2, train=False, warm_start=moved)[0].completed) == 2  # the same under another name
     other = written(tmp_path, record({"SPS-SSS": 0.1}), "other.json")
-    with pytest.raises(StudyError, match=r"began with another warm start, study deep \(.*\); leave out --warm-start"):
+    with pytest.raises(StudyError, match=r"began with another warm start, study deep \(.*\); remove --warm-start"):
         run(settings, budget=3, train=False, warm_start=other)
     cold = small_study(tmp_path, name="cold")
     run(cold, budget=1, train=False)

@@ -269,7 +269,7 @@ def test_what_cannot_be_asked_is_refused(asked: str, match: str) -> None:
 def test_values_of_parameters(cluster: Cluster) -> None:
     asked = asked_of_slurm(Workers(slurm="time=2:00:00,exclusive=true,setup=module load cuda/12,mem=16GB"))
     assert asked == {"time": "2:00:00", "exclusive": True, "setup": ["module load cuda/12"], "mem": "16GB"}
-    with pytest.raises(StudyError, match="whole GPUs; give --gpus-per-worker a whole number"):
+    with pytest.raises(StudyError, match="whole GPUs; give --gpus-per-worker an integer"):
         asked_of_slurm(Workers(gpus=0.5, slurm="partition=gpu"))
 
 

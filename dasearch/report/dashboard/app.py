@@ -1,4 +1,4 @@
-"""The dashboard's routes. Pages are HTML that ``templates/dashboard.js`` keeps true; under ``/api`` is the same as JSON."""
+"""The dashboard's routes. Pages are HTML that ``templates/dashboard.js`` keeps up to date; ``/api`` serves the same as JSON."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from dasearch.report.page import templates_of
 from dasearch.report.theme import LIGHT, THEMES, Theme, words
 
 DEBUG = "DASEARCH_DEBUG"
-FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}  # the address holds the version
+FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}  # the URL contains the version
 PLOTLY_JS = f"plotly-{plotly.__version__}.js"
 STATIC = {"dashboard.js": "text/javascript", "theme.js": "text/javascript", "dashboard.css": "text/css"}
 
@@ -44,11 +44,11 @@ Answer = Callable[[Request], Response]
 
 
 class WrongQuery(WrongUse):
-    """Query parameters that cannot be read."""
+    """Invalid query parameters."""
 
 
 class Endpoint(NamedTuple):
-    """A JSON endpoint as ``/api`` lists it."""
+    """A JSON endpoint in the list of ``/api``."""
 
     path: str
     says: str
@@ -67,7 +67,7 @@ ENDPOINTS = (
     Endpoint("/api/studies/{name:path}/figures/{figure}", OF_FIGURES, "theme=light|dark&trial=NUMBER"),
     Endpoint(
         "/api/studies/{name:path}/version",
-        "A text that changes whenever anything of the study does; cheap, to be asked often.",
+        "A text that changes whenever any record of the study does; cheap to poll.",
     ),
     Endpoint(
         "/api/studies/{name:path}",
@@ -77,7 +77,7 @@ ENDPOINTS = (
 
 
 class Dashboard:
-    """Answers requests from what a reader reads."""
+    """Answers requests from the studies of a reader."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
@@ -86,7 +86,7 @@ class Dashboard:
         self.plotly = get_plotlyjs()
 
     def routes(self) -> list[Route]:
-        """Longer paths first: a study's name may have slashes."""
+        """All routes, longer paths first, because a study's name may contain slashes."""
         answers: dict[str, Answer] = {
             "/": self.studies_page,
             "/api": self.api_page,
@@ -102,7 +102,7 @@ class Dashboard:
         return [Route(place, self._without_traceback(answer)) for place, answer in answers.items()]
 
     def _json_answers(self) -> list[Answer]:
-        """In the order of `ENDPOINTS`."""
+        """The handlers of the JSON endpoints, in the order of `ENDPOINTS`."""
         of_study = [self.trial_comparison_json, self.figure_json, self.version_json, self.study_json]
         return [self.studies_json, self.comparison_json, self.trial_json, *of_study]
 
@@ -118,12 +118,14 @@ class Dashboard:
     # --- pages ----------------------------------------------------------------------------------------------------
 
     def studies_page(self, request: Request) -> Response:
+        """The list of studies."""
         found = self.reader.studies()
         version = " ".join(map(live_version, found))
         table = pages.studies_table(found)
         return self._page("studies.html", table=table, first=self.reader.first, version=version, watch="/api/studies")
 
     def study_page(self, request: Request) -> Response:
+        """A study: verdict, figures and tables."""
         snapshot = self._snapshot(request)
         view = snapshot.view
         return self._study_page(
@@ -139,6 +141,7 @@ class Dashboard:
         )
 
     def trial_page(self, request: Request) -> Response:
+        """A trial: layout, curves, proposal and epochs."""
         snapshot = self._snapshot(request)
         view, trial = snapshot.view, snapshot.trial(request.path_params["number"])
         return self._study_page(
@@ -155,6 +158,7 @@ class Dashboard:
         )
 
     def trial_comparison_page(self, request: Request) -> Response:
+        """Two trials of a study side by side."""
         snapshot = self._snapshot(request)
         found = snapshot.difference(_number(request, "before"), _number(request, "after"))
         trials = {f"trial {trial.number}": trial for trial in (found.before, found.after)}
@@ -168,6 +172,7 @@ class Dashboard:
         )
 
     def comparison_page(self, request: Request) -> Response:
+        """Two studies side by side."""
         names = [_text(request, key) for key in ("before", "after")]
         first, second = (self.reader.snapshot(name) for name in names)
         found = compare.compare_studies(first.view, second.view)
@@ -177,6 +182,7 @@ class Dashboard:
         return self._page("compare_studies.html", names=names, **content, version=version, watch=watch)
 
     def figure_page(self, request: Request) -> Response:
+        """One figure with a table of its numbers."""
         snapshot = self._snapshot(request)
         key, trials = request.path_params["figure"], _trials(request)
         drawing = find_drawing(key)
@@ -187,53 +193,63 @@ class Dashboard:
         )
 
     def api_page(self, request: Request) -> Response:
+        """The list of JSON endpoints."""
         return self._page("api.html", endpoints=ENDPOINTS, version="", watch=None)
 
     # --- JSON -----------------------------------------------------------------------------------------------------
 
     def studies_json(self, request: Request) -> Response:
+        """Every study with its progress."""
         found = self.reader.studies()
         version = " ".join(map(live_version, found))
         return answer({"version": version, "studies": [records.progress_record(one) for one in found]})
 
     def study_json(self, request: Request) -> Response:
+        """All records of a study."""
         return answer(records.study_record(self._snapshot(request)))
 
     def version_json(self, request: Request) -> Response:
+        """A text that changes with every record of a study."""
         return answer({"version": live_version(self.reader.progress(request.path_params["name"]))})
 
     def trial_json(self, request: Request) -> Response:
+        """All records of a trial."""
         snapshot = self._snapshot(request)
         return answer(records.trial_record(snapshot.view, snapshot.trial(request.path_params["number"])))
 
     def trial_comparison_json(self, request: Request) -> Response:
+        """Two trials of a study side by side."""
         snapshot = self._snapshot(request)
         found = snapshot.difference(_number(request, "before"), _number(request, "after"))
         return answer(compare.trial_difference_record(snapshot.view, found))
 
     def comparison_json(self, request: Request) -> Response:
+        """Two studies side by side."""
         first, second = (self.reader.snapshot(_text(request, key)).view for key in ("before", "after"))
         return answer(compare.study_difference_record(compare.compare_studies(first, second)))
 
     def figure_json(self, request: Request) -> Response:
+        """A figure as JSON for plotly.js."""
         figure = self._snapshot(request).figure(request.path_params["figure"], _trials(request), _theme(request))
         return Response(figure.to_json(), media_type="application/json")
 
     # --- files ----------------------------------------------------------------------------------------------------
 
     def plotly_js(self, request: Request) -> Response:
+        """The script plotly.js."""
         return Response(self.plotly, media_type="text/javascript", headers=FOREVER)
 
     def static_file(self, request: Request) -> Response:
+        """A style sheet or script of the dashboard."""
         name = request.path_params["file"]
         if name not in STATIC:
             raise HTTPException(404)
         return Response(self.static[name], media_type=STATIC[name], headers={"Cache-Control": "no-cache"})
 
-    # --- what went wrong ------------------------------------------------------------------------------------------
+    # --- errors ---------------------------------------------------------------------------------------------------
 
     def problem(self, request: Request, error: Exception) -> Response:
-        """One sentence, as a page or as JSON, never a traceback."""
+        """Answer an error with one sentence, as a page or as JSON, never a traceback."""
         status, sentence = told(error)
         if status == HTTPStatus.INTERNAL_SERVER_ERROR and os.environ.get(DEBUG):
             traceback.print_exception(error)
@@ -256,38 +272,38 @@ class Dashboard:
 
 
 def application(reader: Reader, visitors: Visitors | None) -> Starlette:
-    """The dashboard as an ASGI application; ``visitors`` None where everyone on this machine may look."""
+    """The dashboard as an ASGI application; ``visitors`` is None where everyone on this machine has access."""
     dashboard = Dashboard(reader)
     guard = Middleware(Guard, visitors=visitors, policy=content_policy(dashboard.plotly))
-    handlers: Mapping[Any, Any] = {HTTPException: dashboard.problem}  # of an address that no route knows
+    handlers: Mapping[Any, Any] = {HTTPException: dashboard.problem}  # for a URL without a route
     return Starlette(routes=dashboard.routes(), middleware=[guard], exception_handlers=handlers)
 
 
 def told(error: Exception) -> tuple[int, str]:
     """An error's status and sentence."""
     if isinstance(error, HTTPException):
-        return error.status_code, "There is no such page here; the list of studies is a good place to begin."
+        return error.status_code, "There is no such page; start from the list of studies."
     kinds = {Missing: 404, WrongQuery: 400, Unavailable: 503, NoStudies: 503}
     if isinstance(error, DasearchError):
         return kinds.get(type(error), 500), str(error)
-    return 500, f"This cannot be shown ({type(error).__name__}); the terminal command `dasearch report` may say more."
+    return 500, f"This cannot be shown ({type(error).__name__}); the command `dasearch report` may show more."
 
 
 def page_templates() -> Environment:
-    """Jinja2 over this package's pages and files."""
+    """The Jinja2 environment of this package's templates."""
     found = templates_of("dasearch.report.dashboard")
     found.globals.update(url=path, drawing=find_drawing, plotly_js=PLOTLY_JS, themes=THEMES, shades=pages.shades())
     return found
 
 
 def path(*parts: object, **query: object) -> str:
-    """An address of this site; a name may hold anything."""
+    """A URL of this site, with names percent-encoded."""
     found = "/" + "/".join(quote(str(part), safe="") for part in parts)
     return f"{found}?{urlencode(query, doseq=True)}" if query else found
 
 
 def answer(record: Any) -> Response:
-    """A record as JSON."""
+    """A JSON response."""
     return JSONResponse(records.finite(record))
 
 
@@ -306,13 +322,13 @@ def _trials(request: Request) -> list[int]:
 
 
 def whole(text: str) -> int:
-    """A trial's number.
+    """Parse a trial's number.
 
     Raises:
-        WrongQuery: if it is none.
+        WrongQuery: if it is not one.
     """
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise WrongQuery(f"{text!r} is no trial's number; give one such as 3")
+        raise WrongQuery(f"{text!r} is not a trial's number; give one such as 3")
     return int(text)
 
 

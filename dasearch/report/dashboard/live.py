@@ -1,4 +1,4 @@
-"""What a study that runs is doing at this moment."""
+"""The current activity of a running study."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AFTER = {CONFIRMATION: "trainings with fresh seeds", FINAL: "final trainings"}
 
 
 class Share(NamedTuple):
-    """How much of a phase is complete."""
+    """Number of complete trainings of a phase, and their total."""
 
     what: str
     done: int
@@ -25,19 +25,19 @@ class Share(NamedTuple):
 
 
 def is_silent(progress: Progress, now: datetime | None = None) -> bool:
-    """Whether a trial stands as running that has given no sign of life for too long."""
+    """Whether a running trial has had no heartbeat for too long."""
     if progress.heard is None:
         return False
     return ((now or datetime.now(UTC)) - progress.heard).total_seconds() > GRACE_SECONDS
 
 
 def live_version(progress: Progress) -> str:
-    """What a page compares to know whether it is still true."""
+    """The version that a page polls to detect changes."""
     return progress.version + ("-silent" if is_silent(progress) else "")
 
 
 def progress_sentences(view: StudyView, progress: Progress) -> list[str]:
-    """How far it is, what runs, how long that may still take."""
+    """Sentences on progress, running trainings, and the remaining time."""
     done, budget = len(view.completed), view.settings.search.budget
     first = f"{view.phase}: {done} of {budget} evaluations complete"
     if view.best is not None:
@@ -50,7 +50,7 @@ def progress_sentences(view: StudyView, progress: Progress) -> list[str]:
         silent = clock((datetime.now(UTC) - progress.heard).total_seconds())
         return [
             *found,
-            f"No sign of life for {silent}: its process may have ended; run the same command again to go on.",
+            f"No heartbeat for {silent}: its process may have ended; run the same command again to resume.",
         ]
     found += _running_sentences(view, [trial for trial in view.trials if trial.state is State.RUNNING])
     left = seconds_left(view)
@@ -58,7 +58,7 @@ def progress_sentences(view: StudyView, progress: Progress) -> list[str]:
 
 
 def share(view: StudyView) -> Share:
-    """Of the evaluations, or after the search of its phase's trainings."""
+    """Progress of the evaluations, or after the search of the phase's trainings."""
     own = _of_phase(view)
     if not own:
         return Share("evaluations", len(view.completed), view.settings.search.budget)
@@ -67,7 +67,7 @@ def share(view: StudyView) -> Share:
 
 
 def _of_phase(view: StudyView) -> list[PostSearchTraining]:
-    """The trainings of the phase that the study is in, if that is after the search."""
+    """The trainings of the study's current phase, if that is after the search."""
     return [one for one in view.later_trainings if one.phase == view.phase]
 
 
@@ -80,7 +80,7 @@ def _failed(trainings: Sequence[PostSearchTraining]) -> list[PostSearchTraining]
 
 
 def _later_sentence(view: StudyView) -> str:
-    """Which trainings after the search are done, of how many, and what runs; of an older study what is known."""
+    """Sentences on the done and running trainings after the search; for older studies only what was recorded."""
     own = _of_phase(view)
     if not own:
         return f"{len(view.confirmations)} trainings with fresh seeds are complete."
@@ -88,7 +88,7 @@ def _later_sentence(view: StudyView) -> str:
     said = f"{done} of {total} {what} are complete" + (f", {failed} failed" if failed else "")
     if running := _running(own):
         return f"{said}; {_named(running)}."
-    rest = ", what is left are ID models and the test split" if view.phase == FINAL and done + failed == total else ""
+    rest = "; ID models and the test split remain" if view.phase == FINAL and done + failed == total else ""
     return f"{said}{rest}."
 
 
@@ -100,14 +100,14 @@ def _named(running: Sequence[PostSearchTraining]) -> str:
 
 
 def _running_sentences(view: StudyView, trials: Sequence[Trial]) -> list[str]:
-    """One for the trials that train side by side, and one for each whose layout is being proposed."""
+    """One sentence for the trials that train side by side, one for each that is being proposed."""
     proposed = [trial for trial in trials if trial.layout is not None]
     asking = [f"Trial {trial.number} runs: its layout is being proposed." for trial in trials if trial.layout is None]
     return [*([_side_by_side(view, proposed)] if proposed else []), *asking]
 
 
 def _side_by_side(view: StudyView, trials: Sequence[Trial]) -> str:
-    """Which trials train, with their layouts, and the epochs that all of them have done."""
+    """A sentence on the running trials, their layouts, and the epochs that all have done."""
     numbers, layouts = (
         [str(trial.number) for trial in trials],
         ", ".join(short_text(t.layout) for t in trials if t.layout),
@@ -119,7 +119,7 @@ def _side_by_side(view: StudyView, trials: Sequence[Trial]) -> str:
 
 
 def seconds_left(view: StudyView) -> float | None:
-    """Of the search, from the median trial; None where it is over or nothing is known."""
+    """Estimated remaining seconds of the search, from the median trial; None where it is over or unknown."""
     seconds = [trial.seconds for trial in view.completed if trial.seconds is not None]
     left = view.settings.search.budget - len(view.completed)
     if view.phase != SEARCH or left <= 0 or not seconds:

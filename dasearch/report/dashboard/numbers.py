@@ -1,4 +1,4 @@
-"""The numbers of a figure as a table: for those who cannot see it, and for those who want the values."""
+"""The numbers of a figure as a table, for accessibility and for reading values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = dict[str, str]
 
 
 def numbers(figure: go.Figure, caption: str) -> Table:
-    """A row a point, or of a map a row as it is drawn; what is drawn as decoration alone is left out."""
+    """One row per point, or per row of a heat map; decorations are omitted."""
     rows = [
         row for trace in figure.data if trace.hoverinfo != "skip" for row in _READ[trace.type](trace, figure.layout)
     ]
@@ -23,7 +23,7 @@ def numbers(figure: go.Figure, caption: str) -> Table:
 
 
 def _points(trace: Any, layout: Any) -> Iterator[Row]:
-    """Of a scatter: series, what the point is, x and y with their errors."""
+    """Rows of a scatter trace: series, point label, x and y with their errors."""
     axes = {at: _axis(trace, layout, at) for at in ("x", "y")}
     named = {heading for heading, _ in axes.values()}
     for index, (x, y) in enumerate(zip(trace.x, trace.y, strict=True)):
@@ -48,14 +48,14 @@ def _axis(trace: Any, layout: Any, at: str) -> tuple[str, Any]:
 
 
 def _cells(trace: Any, layout: Any) -> Iterator[Row]:
-    """Of a map: a row a row, a column a column."""
+    """Rows and columns of a heat map."""
     shown = trace.text if trace.text is not None else trace.z
     for label, values in zip(trace.y, shown, strict=True):
         yield {"": _plain(label)} | {_plain(x): _shown(value) for x, value in zip(trace.x, values, strict=True)}
 
 
 def _bars(trace: Any, layout: Any) -> Iterator[Row]:
-    """Of a timeline: start, seconds, and what happened."""
+    """Rows of a timeline: start, seconds, and label."""
     for start, length, lane, story in zip(trace.base, trace.x, trace.y, trace.hovertext, strict=True):
         yield {
             "what": _plain(story),
@@ -74,7 +74,7 @@ def _listed(text: Any) -> bool:
 
 
 def _plain(text: Any) -> str:
-    """Plotly's markup as text."""
+    """Plotly's markup as plain text."""
     return html.unescape(str(text).replace("<br>", ", "))
 
 

@@ -1,4 +1,4 @@
-"""What the dashboard's pages say: sections of sentences, figures and tables, as a report has them."""
+"""The content of the dashboard's pages: sections of sentences, figures and tables, as in a report."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ AGAINST = "a rarer sample, or a change after the climb"
 
 
 def studies_table(found: list[Progress]) -> Table:
-    """A row a study."""
+    """One row per study."""
     rows = [
         (
             one.name,
@@ -61,7 +61,7 @@ def studies_table(found: list[Progress]) -> Table:
 
 
 def study_sections(view: StudyView) -> list[Section]:
-    """Everything below the verdict. What was learned is left to figures: a page does not wait for a fit."""
+    """The sections below the verdict. Surrogate effects are shown in figures only, so that a page does not wait for a fit."""
     return [
         Section(
             "results",
@@ -89,7 +89,7 @@ def _trial_sentences(view: StudyView) -> list[str]:
 
 @dataclass(frozen=True)
 class Cell:
-    """A site in a layout's map; ``changed`` from another layout's, ``fixed`` by the search space."""
+    """A site in a layout's map: whether it differs from another layout, and whether the search space fixes it."""
 
     site: str
     letter: str
@@ -100,18 +100,18 @@ class Cell:
 
 
 def shade(colour: str) -> str:
-    """The class of a cell of a choice's colour; the style sheet has one of each."""
+    """The CSS class of a choice's colour."""
     return f"shade-{colour.removeprefix('#')}"
 
 
 def shades() -> dict[str, tuple[str, str]]:
-    """Colour and ink of every such class."""
+    """Background and text colour of every such class."""
     colours = (*CHOICE_COLOURS.values(), *OWN_COLOURS)
     return {shade(colour): (colour, ink_on(colour)) for colour in colours}
 
 
 def layout_map(space: SearchSpace, layout: Layout, before: Layout | None = None) -> list[tuple[str, list[Cell]]]:
-    """A row a layer: its label and its sites."""
+    """One row per layer: its label and its sites."""
     colours = choice_colours(space.file.alphabet)
     changed = {(d.layer, d.site) for d in before.diff(layout)} if before is not None else set()
     rows = []
@@ -133,7 +133,7 @@ def layout_map(space: SearchSpace, layout: Layout, before: Layout | None = None)
 
 
 def trial_facts(view: StudyView, trials: Mapping[str, Trial]) -> Table:
-    """What is known of trials, a column a trial by its heading."""
+    """The attributes of trials, one column per trial."""
     facts = {
         "state": lambda trial: trial.state.value,
         "layout": lambda trial: str(trial.layout or ("none" if trial.reason else "not proposed yet")),
@@ -155,13 +155,13 @@ def trial_facts(view: StudyView, trials: Mapping[str, Trial]) -> Table:
 
 
 def _in_short(trial: Trial) -> str:
-    """A layout's id and its short text, as tables write it; nothing of one that they write in full."""
+    """A layout's id and its short text, as tables write it; empty for one that tables write in full."""
     text = "" if trial.layout is None else written(trial.layout)
     return "" if text == str(trial.layout) else text
 
 
 def confirmed(view: StudyView, trial: Trial) -> str:
-    """Its layout's score over fresh seeds."""
+    """The confirmed score of the trial's layout."""
     found = next((standing for standing in view.standings if standing.layout == trial.layout), None)
     return "" if found is None else f"{symmetric(found.score)} over {found.seeds} seeds, as {found.role}"
 
@@ -189,7 +189,7 @@ def _number(values: Mapping[str, float], name: str) -> str:
 
 
 def proposal_tables(view: StudyView, trial: Trial) -> list[Table]:
-    """Why the trial got its layout: the acquisition's numbers, and probabilities site by site."""
+    """Why the trial's layout was proposed: the acquisition's values, and probabilities by site."""
     found = next((one for one in view.proposals if one.trial_number == trial.number), None)
     if found is None:
         return []
@@ -202,7 +202,7 @@ def proposal_tables(view: StudyView, trial: Trial) -> list[Table]:
 
 
 def _odds_table(view: StudyView, proposal: Proposal) -> Table:
-    """The probability of each choice beside the one that was proposed."""
+    """The probability of each choice, and the proposed one."""
     against = against_odds(view.space, proposal)
     chances = {
         site: odds(view.space, proposal, site) for site in proposal.probabilities or {} if site in view.space.choices
@@ -223,7 +223,7 @@ def _odds_table(view: StudyView, proposal: Proposal) -> Table:
 
 
 def neighbours(view: StudyView, trial: Trial) -> dict[str, int]:
-    """Trials to look at next to one, by what they are."""
+    """Related trials, by relation."""
     numbers = [other.number for other in view.trials]
     at = numbers.index(trial.number)
     found = {"previous": numbers[at - 1]} if at else {}
@@ -233,7 +233,7 @@ def neighbours(view: StudyView, trial: Trial) -> dict[str, int]:
 
 
 def partners(view: StudyView, trial: Trial) -> dict[str, int]:
-    """Trials worth a comparison with one, by what they are."""
+    """Trials to compare with, by relation."""
     serial = view.trial_of(view.space.all_serial)
     named: dict[str, Any] = {"the best trial": view.best, "all-serial": serial}
     return {label: other.number for label, other in named.items() if other is not None and other.layout != trial.layout}

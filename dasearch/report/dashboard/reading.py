@@ -1,4 +1,4 @@
-"""Studies as the dashboard reads them: again only when something that is recorded of them changed."""
+"""Cached reading of studies for the dashboard: a study is read again only when its records changed."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from dasearch.report.theme import Theme
 from dasearch.report.view import StudyView, Trial, TrialDifference, read_view
 from dasearch.search.store import Progress, Store
 
-LOCK_SECONDS = 3.0  # a page that waits longer for a locked database says so
+LOCK_SECONDS = 3.0  # a page that waits longer for a locked database shows an error
 KEPT = 4  # studies kept in memory; one of 1,000 trials and 90 sites takes tens of megabytes
 
 
 class Missing(WrongUse):
-    """A page or record of something that is not there."""
+    """A page or record that does not exist."""
 
 
 class Unavailable(DasearchError):
-    """A database that cannot be read now."""
+    """A database that is currently unreadable."""
 
 
 @dataclass
 class Snapshot:
-    """A study at one version, with the figures that were drawn of it."""
+    """A study at one version, with a cache of its figures."""
 
     progress: Progress
     view: StudyView
@@ -64,7 +64,7 @@ class Snapshot:
             Missing: if there is no such figure or trial, or a trial has no layout yet.
         """
         wanted = (key, tuple(trials), theme.name)
-        with self._drawing:  # what was learned is fitted once, not by every figure that asks at the same time
+        with self._drawing:  # the surrogate is fitted once, not by every concurrent figure
             if wanted not in self._drawn:
                 self._drawn[wanted] = self._draw(key, trials, theme)
             return self._drawn[wanted]
@@ -79,7 +79,7 @@ class Snapshot:
 
 @contextmanager
 def _missing() -> Iterator[None]:
-    """What is wrong use on the command line is an address of something that is not there."""
+    """Turn `WrongUse`, as raised for the command line, into `Missing`."""
     try:
         yield
     except WrongUse as error:
@@ -99,11 +99,11 @@ def find_drawing(key: str) -> Drawing | TrialDrawing:
 
 
 class Reader:
-    """Reads one database; safe to ask from several threads.
+    """Reads one database; thread-safe.
 
     Args:
-        connect: opens the database. It is opened for every answer, so that a file that was moved away is noticed.
-        first: the command that begins a study there.
+        connect: opens the database; called for every answer, so that a moved file is noticed.
+        first: the command that begins a study in it.
     """
 
     def __init__(self, connect: Callable[[], Store], first: str = "dasearch run") -> None:
@@ -113,26 +113,26 @@ class Reader:
         self._reading = threading.Lock()
 
     def studies(self) -> list[Progress]:
-        """How far every study is, the newest first; none where there is no database yet."""
+        """Progress of every study, the newest first; empty where there is no database yet."""
         with suppress(NoStudies), self._store() as store:
             return [store.progress(name) for name in reversed(store.study_names())]
         return []
 
     def progress(self, name: str) -> Progress:
-        """How far a study is."""
+        """Progress of a study."""
         with self._store() as store:
             _require(store, name)
             return store.progress(name)
 
     def snapshot(self, name: str) -> Snapshot:
-        """A study as it stands."""
+        """The current snapshot of a study."""
         with self._reading, self._store() as store:
             _require(store, name)
             progress = store.progress(name)
             found = self._kept.get(name)
             if found is None or found.progress.version != progress.version:
                 found = Snapshot(progress, read_view(store, name))
-            found.progress = progress  # heartbeats change no version
+            found.progress = progress  # heartbeats do not change the version
             self._keep(name, found)
             return found
 

@@ -1,4 +1,4 @@
-"""What the dashboard's JSON endpoints answer."""
+"""The records of the dashboard's JSON endpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dasearch.search.store import Progress
 
 
 def progress_record(found: Progress) -> dict[str, Any]:
-    """A study in a list."""
+    """The record of a study in a list."""
     return {
         "name": found.name,
         "phase": found.phase,
@@ -31,7 +31,7 @@ def progress_record(found: Progress) -> dict[str, Any]:
 
 
 def study_record(snapshot: Snapshot) -> dict[str, Any]:
-    """All of a study."""
+    """The full record of a study."""
     view = snapshot.view
     return {
         "name": view.name,
@@ -58,7 +58,7 @@ def study_record(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def trial_row(trial: Trial) -> dict[str, Any]:
-    """A trial in a list."""
+    """The record of a trial in a list."""
     return {
         "number": trial.number,
         "state": trial.state.value,
@@ -77,7 +77,7 @@ def trial_row(trial: Trial) -> dict[str, Any]:
 
 
 def trial_record(view: StudyView, trial: Trial) -> dict[str, Any]:
-    """All of a trial."""
+    """The full record of a trial."""
     proposals = [proposal for proposal in view.proposals if proposal.trial_number == trial.number]
     return {
         "study": view.name,
@@ -90,7 +90,7 @@ def trial_record(view: StudyView, trial: Trial) -> dict[str, Any]:
 
 
 def finite(value: Any) -> Any:
-    """The same with null for what JSON has no number for, such as a loss that diverged."""
+    """The values with null for non-finite numbers, such as a diverged loss."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

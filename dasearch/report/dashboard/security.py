@@ -1,7 +1,7 @@
-"""Who may ask the dashboard, and what a browser may do with its answers.
+"""Access control of the dashboard, and the security headers of its answers.
 
-On loopback the danger is another page in the same browser: the Host header is checked, so that a name that was pointed
-at 127.0.0.1 (DNS rebinding) gets nothing. On any other address every visitor needs a token.
+On loopback the threat is another page in the same browser: the Host header is checked against DNS rebinding. On any other
+address every visitor needs a token.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dasearch.errors import WrongUse
 
 ENTER = "/enter"
 COOKIE = "dasearch-visitor"
-SHORTEST_TOKEN = 16  # characters; what is generated has 43
+SHORTEST_TOKEN = 16  # characters; generated tokens have 43
 LOCAL_NAMES = ("localhost", "localhost.")
 STYLE = re.compile(r"""createElement\("style"\)[^']{0,300}?textContent=('(?:[^'\\]|\\.)*')""")
 HEADERS = {
@@ -39,7 +39,7 @@ HEADERS = {
 
 
 class Visitors:
-    """Knows who has the token: by ``Authorization: Bearer``, or by the cookie that a one-time link sets."""
+    """Authenticates visitors by ``Authorization: Bearer``, or by the cookie that a one-time link sets."""
 
     def __init__(self, token: str) -> None:
         self.token = token
@@ -53,19 +53,20 @@ class Visitors:
         return f"{ENTER}?ticket={self._ticket}"
 
     def knows(self, headers: Mapping[str, str]) -> bool:
+        """Whether a request's headers have the token or the session's cookie."""
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return same(given.strip(), self.token)
         return same(_cookie(headers.get("cookie", "")), self._session)
 
     def enter(self, request: Request) -> Response:
-        """Take the ticket of the one-time link, once, and let its visitor in."""
+        """Redeem the ticket of the one-time link, once, and set the session's cookie."""
         with self._entering:
             ticket, good = self._ticket, False
             if ticket is not None and same(request.query_params.get("ticket", ""), ticket):
                 self._ticket, good = None, True
         if not good:
-            return PlainTextResponse("This link was used already, or is not whole; send the token as Bearer.\n", 403)
+            return PlainTextResponse("This link was used already, or is incomplete; send the token as Bearer.\n", 403)
         answer = RedirectResponse("/", 303)
         answer.set_cookie(COOKIE, self._session, httponly=True, samesite="strict", path="/")
         return answer
@@ -80,25 +81,25 @@ def _cookie(header: str) -> str:
 
 
 def same(given: str, wanted: str) -> bool:
-    """Whether two secrets are equal, in a time that does not tell where they differ."""
+    """Whether two secrets are equal, in constant time."""
     return hmac.compare_digest(given.encode(), wanted.encode())
 
 
 def content_policy(script: str) -> str:
-    """Only this site's own files and data, no inline script; of inline styles the ones that a script of ours inserts."""
+    """The Content-Security-Policy: same origin, no inline scripts, inline styles only by hash."""
     hashes = [hashlib.sha256(ast.literal_eval(found[1]).encode()).digest() for found in STYLE.finditer(script)]
     styles = " ".join(["'self'", *(f"'sha256-{base64.b64encode(one).decode()}'" for one in hashes)])
     return (
-        f"default-src 'none'; script-src 'self'; style-src {styles}; style-src-attr 'unsafe-inline'; "  # plotly's attributes
+        f"default-src 'none'; script-src 'self'; style-src {styles}; style-src-attr 'unsafe-inline'; "  # for plotly
         "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     )
 
 
 class Guard:
-    """Answers in the application's place where one may not ask; adds its headers to every answer.
+    """ASGI middleware that rejects unauthorised requests and adds security headers to every answer.
 
     Args:
-        visitors: None where every visitor of this machine may look.
+        visitors: None where every visitor on this machine has access.
         policy: the Content-Security-Policy.
     """
 
@@ -108,6 +109,7 @@ class Guard:
         self.headers = {"Content-Security-Policy": policy, **HEADERS}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or pass it to the application."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -125,11 +127,11 @@ class Guard:
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         if scope["method"] not in ("GET", "HEAD"):
-            return PlainTextResponse("The dashboard only reads; it answers GET.\n", 405, {"Allow": "GET, HEAD"})
+            return PlainTextResponse("The dashboard is read-only; it accepts only GET.\n", 405, {"Allow": "GET, HEAD"})
         if self.visitors is None:
             if is_local(hostname(headers.get("host", ""))):
                 return None
-            return PlainTextResponse("This dashboard answers to 127.0.0.1 and localhost alone.\n", 421)
+            return PlainTextResponse("This dashboard answers only to 127.0.0.1 and localhost.\n", 421)
         if scope["path"] == ENTER:
             return self.visitors.enter(Request(scope))
         if self.visitors.knows(headers):
@@ -139,14 +141,14 @@ class Guard:
 
 
 def hostname(host: str) -> str:
-    """Of a Host header, without its port."""
+    """The host name of a Host header, without its port."""
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0]
 
 
 def is_local(name: str) -> bool:
-    """Whether a name or address is this machine's loopback; no resolver is asked."""
+    """Whether a name or address is loopback; works offline, without a resolver."""
     if name.lower() in LOCAL_NAMES:
         return True
     try:
@@ -156,17 +158,17 @@ def is_local(name: str) -> bool:
 
 
 def visitors_for(host: str, *, allow_remote: bool, token: str | None) -> Visitors | None:
-    """Who may visit a dashboard at an address: anyone on loopback, else who has the token.
+    """The access control for an address: none on loopback, else a token.
 
     Raises:
-        WrongUse: for an address that other machines reach without ``allow_remote``, or a token that can be guessed.
+        WrongUse: for a non-loopback address without ``allow_remote``, or a token that is too short.
     """
     if token is not None and len(token) < SHORTEST_TOKEN:
-        raise WrongUse(f"a token of {len(token)} characters can be guessed; give at least {SHORTEST_TOKEN}")
+        raise WrongUse(f"a token of {len(token)} characters is too short; give at least {SHORTEST_TOKEN}")
     if is_local(host):
         return None if token is None else Visitors(token)
     if not allow_remote:
         raise WrongUse(
-            f"other machines can reach {host}; add --allow-remote, which asks every visitor for a token, or leave out --host"
+            f"other machines can reach {host}; add --allow-remote, which requires a token from every visitor, or remove --host"
         )
     return Visitors(token or secrets.token_urlsafe(32))

@@ -1,4 +1,4 @@
-"""`dasearch dashboard`: from a database and an address to a server that runs until Ctrl-C."""
+"""`dasearch dashboard`: serves a database at an address until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from dasearch.search.store import open_store
 
 @dataclass(frozen=True)
 class Address:
-    """Where to listen, and who may look.
+    """Address and access of the server.
 
     Attributes:
         port: 0 for any free one.
-        token: of those who may look where other machines reach the address; None for a new one.
+        token: required on a non-loopback address; None for a new one.
     """
 
     host: str
@@ -42,26 +42,26 @@ def serve(
     """Serve the dashboard of a database until it is interrupted.
 
     Raises:
-        WrongUse: if the address may not be used so or is taken, or what is there is no study database.
+        WrongUse: if the address is not allowed or is taken, or the file is not a study database.
     """
     visitors = visitors_for(address.host, allow_remote=address.allow_remote, token=address.token)
     connect = partial(open_store, storage, output, create=False, lock_seconds=LOCK_SECONDS)
     first = first_command(storage, output)
-    with suppress(NoStudies):  # the pages wait for the first study
+    with suppress(NoStudies):  # without a database yet, the pages wait for the first study
         connect().close()
     with listening(address) as listener:
         place = url(address.host, listener.getsockname()[1])
         announce(place, visitors, say)
-        torch.set_num_threads(1)  # a study that trains beside it keeps its cores
+        torch.set_num_threads(1)  # leaves the cores to a study that trains on this machine
         if open_browser:
             webbrowser.open(place if visitors is None else place + visitors.link)
-        with suppress(KeyboardInterrupt):  # uvicorn has closed what it held, and raises the signal again
+        with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after its shutdown
             server(Reader(connect, first), visitors).run(sockets=[listener])
     say("dashboard stopped")
 
 
 def first_command(storage: str | None, output: str) -> str:
-    """What begins a study in a database; a URL may hold a password, so it is not shown."""
+    """The command that begins a study in a database; a URL may contain a password, so it is not shown."""
     found = ["dasearch", "run", "--budget", "30"]
     if storage is not None:
         found += ["--storage", "URL" if "://" in storage else storage]
@@ -71,7 +71,7 @@ def first_command(storage: str | None, output: str) -> str:
 
 
 def server(reader: Reader, visitors: Visitors | None) -> uvicorn.Server:
-    """Quiet: what a visitor must know stands on the page."""
+    """A server without logs."""
     app = application(reader, visitors)
     config = uvicorn.Config(
         app, log_level="critical", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=2
@@ -80,10 +80,10 @@ def server(reader: Reader, visitors: Visitors | None) -> uvicorn.Server:
 
 
 def listening(address: Address) -> socket.socket:
-    """A socket that listens.
+    """A listening socket.
 
     Raises:
-        WrongUse: if the port is taken, or the address is not this machine's.
+        WrongUse: if the port is taken, or the address does not belong to this machine.
     """
     try:
         family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
@@ -96,16 +96,16 @@ def listening(address: Address) -> socket.socket:
 
 
 def url(host: str, port: int) -> str:
-    """Where a browser finds the server; an IPv6 address goes in brackets."""
+    """The server's URL; an IPv6 address is in brackets."""
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{port}"
 
 
 def announce(place: str, visitors: Visitors | None, say: Callable[[str], None]) -> None:
-    """Where it is, and where a token is needed that and a link that works once."""
+    """Print the URL, and where a token is required also the token and a one-time link."""
     if visitors is None:
         say(f"dashboard: {place}   (Ctrl-C ends it)")
         return
     say(f"dashboard, once, for one browser: {place}{visitors.link}   (Ctrl-C ends it)")
     say(f"or with Authorization: Bearer {visitors.token}")
-    say("what it sends is not encrypted; on a network that you do not trust, reach it through an SSH tunnel")
+    say("the connection is not encrypted; on an untrusted network, use an SSH tunnel")

@@ -1,6 +1,6 @@
 """Figures of a study: each a pure function of a `StudyView` and a `Theme`.
 
-Where there is nothing to draw yet a figure is one sentence. `FIGURES` lists them in the order of a report.
+A figure without data yet shows one sentence. `FIGURES` lists them in the order of a report.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from dasearch.report.view import StudyView
 
 
 class Drawing(NamedTuple):
-    """A figure by its title; ``shows`` says how to read it."""
+    """A figure with its title; ``shows`` explains how to read it."""
 
     title: str
     shows: str
@@ -30,13 +30,13 @@ class Drawing(NamedTuple):
 FIGURES: dict[str, Drawing] = {
     "results": Drawing(
         "The test result",
-        "Means over seeds of what was read once from the test split, with 95% intervals over users where there are any; the star "
+        "Means over seeds on the test split, evaluated once, with 95% intervals over users where there are any; the star "
         "is the winner, circles are the other layouts, diamonds variations and ID models.",
         results,
     ),
     "layout": Drawing(
         "The best layout",
-        "A letter and a colour a choice: S serial, P parallel, N none, A parallel-sum, L lora, others as the space defines them; "
+        "A letter and a colour per choice: S serial, P parallel, N none, A parallel-sum, L lora, others as the space defines; "
         "the paler a cell, the fewer of the top layouts agree with it.",
         best_layout,
     ),
@@ -63,7 +63,7 @@ FIGURES: dict[str, Drawing] = {
         best_against_serial,
     ),
     "main-effects": Drawing(
-        "What each layer wants",
+        "Effect of each choice by layer",
         "The surrogate's mean effect of a choice instead of its site's first, ± one posterior sd; above zero favours it. Of two "
         "choices a point has the better one's colour, of more its own and its letter.",
         main_effects,
@@ -74,7 +74,7 @@ FIGURES: dict[str, Drawing] = {
         pair_interactions,
     ),
     "settings": Drawing(
-        "Settings searched beside the layout",
+        "Settings searched besides the layout",
         "What the surrogate predicts of the best layout under each value of one setting, the others as found, ± one posterior "
         "sd; the star is the value that was found.",
         settings,
@@ -97,7 +97,7 @@ FIGURES: dict[str, Drawing] = {
     ),
     "calibration": Drawing(
         "Was the surrogate calibrated?",
-        "What was predicted before each trial, with its 95% interval, against what came out; perfect is the diagonal.",
+        "The prediction before each trial, with its 95% interval, against the outcome; the diagonal is perfect.",
         calibration,
     ),
     "cost": Drawing(
@@ -105,8 +105,8 @@ FIGURES: dict[str, Drawing] = {
     ),
     "timeline": Drawing(
         "Timeline",
-        "When each training ran, hatched those after the search; a lane holds what ran one after another. Where several "
-        "workers trained, each has its own lanes, and what was tried more than once (↻) lies in those of its last attempt.",
+        "When each training ran, hatched after the search; a lane holds consecutive trainings. Where several "
+        "workers trained, each has its own lanes, and retried trainings (↻) are in those of the last attempt.",
         timeline,
     ),
 }

@@ -1,4 +1,4 @@
-"""The front of a study with a cost: scores of evaluated and confirmed layouts against what they cost."""
+"""The front of a study with a cost: scores of evaluated and confirmed layouts against their costs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def front(view: StudyView, theme: Theme) -> go.Figure:
     """Single trainings, confirmed layouts with 95% t intervals, the staircase of their front, and the picked one as a star."""
     selection = view.selection
     if view.settings.search.cost is None:
-        return nothing(theme, "This study searches by its metric alone; search.objective may name a cost beside it.")
+        return nothing(theme, "This study has only a metric as its objective; search.objective may add a cost.")
     if selection is None or not view.completed:
         return nothing(theme, "No trial is complete yet.")
     traces, found = [_evaluations(view, selection)], list(view.standings)

@@ -30,12 +30,12 @@ from dasearch.training.significance import FloatArray
 TOP = 5  # layouts whose agreement is shown
 ROW, FRAME = 30, 70  # pixels
 PALE = 0.25  # strength of a cell that does not change
-FULL = 0.999  # of a choice's part of the colour scale; its end is where the next one begins
+FULL = 0.999  # fraction of a choice's part of the colour scale; the rest separates it from the next
 FEWEST_ON_MAP = 3
 
 
 def best_layout(view: StudyView, theme: Theme) -> go.Figure:
-    """The winner as a layers x sites map; the more of the top layouts agree on a choice, the stronger its colour."""
+    """The winner as a layers x sites map; the colour's strength is the agreement of the top layouts."""
     winner, top = view.winner, view.top(TOP)
     if winner is None:
         return nothing(theme, "No layout has been evaluated yet.")
@@ -51,7 +51,7 @@ def best_layout(view: StudyView, theme: Theme) -> go.Figure:
 
 
 def layout_difference(view: StudyView, before: int, after: int, theme: Theme) -> go.Figure:
-    """From one trial's layout to another's: the second's choices, pale where they are the first's too.
+    """The second trial's layout, with choices that equal the first's in pale colours.
 
     Raises:
         WrongUse: if there is no such trial, or one has no layout yet.
@@ -74,7 +74,7 @@ def layout_difference(view: StudyView, before: int, after: int, theme: Theme) ->
 
 
 def difference_in_words(found: TrialDifference) -> str:
-    """How many sites differ, and what that is worth."""
+    """A sentence on the number of different sites and the difference in score."""
     sites = "one site differs" if len(found.sites) == 1 else f"{len(found.sites) or 'no'} sites differ"
     parts = [f"From trial {found.before.number} to trial {found.after.number}: {sites}"]
     if found.score is not None:
@@ -82,12 +82,12 @@ def difference_in_words(found: TrialDifference) -> str:
     if found.confirmed is not None:
         parts.append(f"{symmetric(found.confirmed, '+')} over fresh seeds, paired (95% t interval)")
     elif found.score is not None:
-        parts.append("no interval, for not both were confirmed with fresh seeds")
+        parts.append("no interval, because not both were confirmed with fresh seeds")
     return "; ".join(parts) + "."
 
 
 def best_against_serial(view: StudyView, theme: Theme) -> go.Figure:
-    """From all-serial to the best other layout, by confirmation where there is one."""
+    """All-serial against the best other layout, by confirmation where there is one."""
     serial = view.trial_of(view.space.all_serial)
     others = [trial for trial in view.completed if serial is not None and trial.layout != serial.layout]
     if serial is None or not others:
@@ -106,7 +106,7 @@ class _Cell(NamedTuple):
 
 
 def _map(space: SearchSpace, cells: list[list[_Cell]], theme: Theme, *, says: str) -> go.Figure:
-    """z is the place of the choice in the space's alphabet and the strength of its colour within it."""
+    """A heat map: z is the index of the choice in the space's alphabet plus the strength of its colour."""
     alphabet = space.file.alphabet
     n, colours = len(alphabet), choice_colours(alphabet)
     z = [[alphabet.index(cell.choice) + FULL * cell.strength for cell in row] for row in cells]
@@ -169,7 +169,7 @@ def hamming_map(view: StudyView, theme: Theme) -> go.Figure:
 
 
 def _marked(layouts: list[Layout], points: FloatArray, named: dict[str, Layout | None]) -> list[go.Scatter]:
-    """Rings round layouts by name."""
+    """Rings around named layouts."""
     symbols = ("star-open", "square-open")
     return [
         go.Scatter(
@@ -186,16 +186,16 @@ def _marked(layouts: list[Layout], points: FloatArray, named: dict[str, Layout |
 
 
 def hamming_distances(layouts: Sequence[Layout]) -> FloatArray:
-    """Shape ``(n, n)``."""
+    """Hamming distances of layouts, ``(n, n)``."""
     places = {choice: place for place, choice in enumerate(dict.fromkeys(c for layout in layouts for c in layout.flat))}
     codes = np.array([[places[choice] for choice in layout.flat] for layout in layouts])
     return np.asarray((codes[:, None] != codes).sum(-1), dtype=np.float64)
 
 
 def classical_scaling(distances: FloatArray) -> tuple[FloatArray, float]:
-    """Points in the plane with nearly these distances, and the share of the positive spread that they keep (Torgerson 1952).
+    """Classical scaling to the plane, and the fraction of the positive spread that it preserves (Torgerson 1952).
 
-    Shapes: ``(n, n)``, n at least 2 -> ``(n, 2)``. Of each axis the coordinate farthest from zero is positive.
+    Shapes: ``(n, n)``, n at least 2 -> ``(n, 2)``. On each axis the coordinate farthest from zero is positive.
     """
     squared = distances**2
     centred = -0.5 * (squared - squared.mean(0) - squared.mean(1)[:, None] + squared.mean())

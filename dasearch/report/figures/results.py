@@ -17,10 +17,10 @@ ROW, FRAME = 30, 100  # pixels
 
 
 def results(view: StudyView, theme: Theme) -> go.Figure:
-    """A line a row of the closing table, in the metric that it compares in, with intervals over users where there are any."""
+    """One line per row of the results table, in its comparison metric, with intervals over users where there are any."""
     found = shown_rows(view.results)
     if not found:
-        return nothing(theme, "The test split has not been read yet; the final phase reads it once.")
+        return nothing(theme, "The test split has not been read yet; the final phase evaluates on it once.")
     metric = found[0].metric
     trace = go.Scatter(
         x=[row.value for row in found],
@@ -40,7 +40,7 @@ def results(view: StudyView, theme: Theme) -> go.Figure:
 
 
 def shown_rows(results: Sequence[Result]) -> list[Result]:
-    """Those of the metric that the closing table compares in, or of its first one."""
+    """Results in the comparison metric of the results table, or in its first one."""
     metrics = [result.metric for result in results]
     metric = LEAD_METRIC if LEAD_METRIC in metrics else next(iter(metrics), None)
     return [result for result in results if result.metric == metric]
@@ -53,7 +53,7 @@ def _symbol(row: Result) -> str:
 
 
 def _intervals(rows: Sequence[Result]) -> dict[str, Any] | None:
-    """From low to high of each row; None where no row has any."""
+    """Interval ends of each row; None where no row has any."""
     if all(row.low is None for row in rows):
         return None
     above = [0.0 if row.high is None else row.high - row.value for row in rows]
@@ -62,7 +62,7 @@ def _intervals(rows: Sequence[Result]) -> dict[str, Any] | None:
 
 
 def _words(rows: Sequence[Result]) -> str:
-    """The best rows' values, and what the winner stands above."""
+    """A sentence on the winner's value and its comparison with the other rows."""
     own = next((row for row in rows if row.name == WINNER), rows[0])
     interval = "" if own.low is None or own.high is None else f" [{own.low:.4f}, {own.high:.4f}]"
     compared = f" {against_baselines(rows, own.metric)}" if any(row.lead is not None for row in rows) else ""

@@ -1,4 +1,4 @@
-"""Scores: the best so far, learning curves, confirmation, and what they cost."""
+"""Figures of scores: the best so far, learning curves, confirmation, and scores against cost."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ ROW, FRAME = 34, 130  # pixels
 
 
 def score_axis(view: StudyView) -> str:
-    """What an axis of scores is called."""
+    """Title of an axis of scores."""
     return f"validation {view.metric}"
 
 
 def best_so_far(view: StudyView, theme: Theme) -> go.Figure:
-    """Every score by trial number and the best until then, over the confirmed controls and all-serial's noise band."""
+    """Every score by trial number and the best until then, with the confirmed controls and all-serial's noise band."""
     trials = view.completed
     if not trials:
         return nothing(theme, NO_SCORE)
@@ -79,10 +79,10 @@ def _control_line(standing: ConfirmedLayout, span: tuple[int, int]) -> go.Scatte
 
 
 def _noise_band(view: StudyView, span: tuple[int, int]) -> tuple[list[go.Scatter], str]:
-    """All-serial's mean ± sd over fresh seeds, and that in words."""
+    """Draw all-serial's mean ± sd over fresh seeds; returns it in words."""
     seeds = list(view.seed_scores(view.space.all_serial).values())
     if len(seeds) < 2:
-        return [], "Noise is not known: all-serial has not been trained with several seeds yet."
+        return [], "The noise is unknown: all-serial has not been trained with several seeds yet."
     mean, sd = statistics.fmean(seeds), statistics.stdev(seeds)
     band = go.Scatter(
         x=[span[0], span[1], span[1], span[0]],
@@ -98,7 +98,7 @@ def _noise_band(view: StudyView, span: tuple[int, int]) -> tuple[list[go.Scatter
 
 
 def learning_curves(view: StudyView, theme: Theme) -> go.Figure:
-    """Validation scores by epoch, a trace a state with a gap between trials; the end of one that stopped early is marked."""
+    """Validation scores by epoch, one trace per state with gaps between trials; early ends are marked."""
     curved = [trial for trial in view.trials if trial.curve]
     if not curved:
         return nothing(theme, "No epoch has been recorded yet.")
@@ -126,7 +126,7 @@ def _curves(
         curve = trial.curve or {}
         x += [*(epoch + 1 for epoch in curve), None]
         y += [*curve.values(), None]
-        alone = 8 if len(curve) == 1 else 4  # a single epoch has no line
+        alone = 8 if len(curve) == 1 else 4  # a single epoch draws no line
         sizes += [*([4] * (len(curve) - 1)), 11 if stopped else alone, 0]
         text += [f"trial {trial.number}: {brief(trial.layout)}"] * (len(curve) + 1)
     return go.Scatter(
@@ -178,12 +178,12 @@ def confirmation(view: StudyView, theme: Theme) -> go.Figure:
 
 
 def finite(halves: Iterable[float]) -> list[float]:
-    """An interval of a single seed has no width to show."""
+    """Half-width of an interval; None for a single seed."""
     return [0.0 if math.isinf(half) else half for half in halves]
 
 
 def score_against_cost(view: StudyView, theme: Theme) -> go.Figure:
-    """Scores by seconds of training and by trained parameters, a panel each."""
+    """Scores by seconds of training and by trained parameters, one panel each."""
     trials = view.completed
     if not trials:
         return nothing(theme, NO_SCORE)
@@ -191,7 +191,7 @@ def score_against_cost(view: StudyView, theme: Theme) -> go.Figure:
         "seconds of training": [trial.seconds for trial in trials],
         "trained parameters": [trial.parameters for trial in trials],
     }
-    varied = {title: costs for title, costs in every.items() if len(set(costs)) > 1}  # the same for all needs no axis
+    varied = {title: costs for title, costs in every.items() if len(set(costs)) > 1}  # equal for all trials: no axis
     panels = varied or every
     found = make_subplots(rows=len(panels), cols=1, vertical_spacing=0.22)
     for row, (title, costs) in enumerate(panels.items(), start=1):

@@ -1,4 +1,4 @@
-"""The search at work: what it proposed, how well it predicted, and when each trial ran."""
+"""Figures of the search: proposals, calibration, and the timeline of trials."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ WIDE = 1.96  # standard deviations of a normal 95% interval
 ROW, FRAME = 20, 100  # pixels
 DECIDED = 0.9  # probability
 LANE = 44
-LEGEND = 22  # a row of two on a phone
+LEGEND = 22  # two figures in a row on a phone
 MILLISECONDS = 1000.0
 LATER = {CONFIRMATION: "confirmation", FINAL: "final"}  # phases after the search, as the timeline calls them
-NO_WORKER = "not known"  # of what runs, was interrupted, or was trained in the study's own process
+NO_WORKER = "not known"  # worker of a training that runs, was interrupted, or ran in the study's own process
 HATCHES = {CONFIRMATION: "/", FINAL: "x"}
 
 
 def probabilities_over_trials(view: StudyView, theme: Theme) -> go.Figure:
-    """A heat map, choices but each site's first x proposals: the probability where the climb ended (`Proposal`)."""
+    """A heat map of choices (except each site's first) x proposals: the probability where the ascent ended (`Proposal`)."""
     proposals = [proposal for proposal in view.proposals if proposal.probabilities is not None]
     if not proposals:
         return nothing(theme, "No trial has been proposed by the surrogate yet.")
@@ -65,7 +65,7 @@ def probabilities_over_trials(view: StudyView, theme: Theme) -> go.Figure:
 
 
 def _decided(view: StudyView, proposal: Proposal) -> str:
-    """At how many sites a choice is nearly certain, and at how many another than the likeliest was proposed."""
+    """A sentence on how many sites are nearly certain, and how many proposed choices are not the likeliest."""
     chances = [odds(view.space, proposal, name) for name in proposal.probabilities or {} if name in view.space.choices]
     decided = sum(max(own.values()) > DECIDED for own in chances)
     against = len(against_odds(view.space, proposal))
@@ -81,7 +81,7 @@ def odds(space: SearchSpace, proposal: Proposal, name: str) -> dict[str, float]:
 
 
 def against_odds(space: SearchSpace, proposal: Proposal) -> list[str]:
-    """Sites at which another choice than the likeliest was proposed."""
+    """Number of sites whose proposed choice is not the likeliest."""
     found = []
     for name in proposal.probabilities or {}:
         if name in space.choices and name in proposal.layout:
@@ -92,13 +92,13 @@ def against_odds(space: SearchSpace, proposal: Proposal) -> list[str]:
 
 
 def _row_label(space: SearchSpace, name: str, k: int) -> str:
-    """``3 context``, with the choice where a site has more than one beside its first."""
+    """``3 context``, with the choice where a site has more than two."""
     choices = space.choices[name]
     return short(name) if len(choices) == len(PLACEMENTS) else f"{short(name)} {choices[k + 1].name}"
 
 
 class PredictedOutcome(NamedTuple):
-    """A trial's predicted mean and sd, without its own noise, and its outcome."""
+    """A trial's predicted mean and sd, noise excluded, and its outcome."""
 
     trial: Trial
     mean: float
@@ -107,7 +107,7 @@ class PredictedOutcome(NamedTuple):
 
 
 def foreseen(view: StudyView) -> list[PredictedOutcome]:
-    """Every prediction made before its trial that has an outcome by now; both in what the surrogate learns."""
+    """Every prediction of a trial with an outcome; both are the surrogate's signal."""
     trials = {trial.number: trial for trial in view.completed}
     found = []
     for proposal in view.proposals:
@@ -133,7 +133,7 @@ def calibration(view: StudyView, theme: Theme) -> go.Figure:
         mode="markers",
         name="trial",
         text=[f"trial {one.trial.number}: {brief(one.trial.layout)}" for one in found],
-        hovertemplate="%{text}<br>predicted %{x:.4f}, came out %{y:.4f}<extra></extra>",
+        hovertemplate="%{text}<br>predicted %{x:.4f}, outcome %{y:.4f}<extra></extra>",
         marker={
             "size": 9,
             "color": [STATE_COLOURS[State.COMPLETE] if within else BEST for within in inside],
@@ -149,11 +149,11 @@ def calibration(view: StudyView, theme: Theme) -> go.Figure:
 
 
 def coverage(inside: int, found: Sequence[PredictedOutcome], noise: float) -> str:
-    """How many outcomes lie within their 95% interval, and by how much predictions were too high."""
+    """A sentence on the coverage of the 95% intervals and the bias of the predictions."""
     error = sum(one.mean - one.outcome for one in found) / len(found)
     high = "too high" if error > 0 else "too low"
     return (
-        f"{inside} of {len(found)} outcomes ({inside / len(found):.0%}; 95% is right) lie within the predicted 95% interval "
+        f"{inside} of {len(found)} outcomes ({inside / len(found):.0%}; nominal 95%) are within the predicted 95% interval "
         f"of posterior sd and noise (sd {noise:.5f}); predictions were {abs(error):.5f} {high} on average."
     )
 
@@ -162,9 +162,9 @@ class Bar(NamedTuple):
     """A training from start to end.
 
     Attributes:
-        worker: that of its last attempt; empty where none is known.
+        worker: of its last attempt; empty where unknown.
         hatch: a pattern of plotly.
-        mark: stands inside the bar.
+        mark: text inside the bar.
     """
 
     series: str
@@ -178,8 +178,9 @@ class Bar(NamedTuple):
 
 
 def timeline(view: StudyView, theme: Theme) -> go.Figure:
-    """A bar a training from start to end, a trace a state; what ran at one time lies in different lanes, of its worker if
-    there are several.
+    """A timeline with one bar per training and one trace per state.
+
+    Concurrent trainings are in different lanes, by worker if there are several.
     """
     started = [trial for trial in view.trials if trial.started]
     bars = [*_trial_bars(view), *_later_bars(view)]
@@ -200,7 +201,7 @@ def timeline(view: StudyView, theme: Theme) -> go.Figure:
 
 
 def _trial_bars(view: StudyView) -> list[Bar]:
-    """State by state."""
+    """Bars of trials, by state."""
     bars = []
     for trial in sorted(view.trials, key=lambda trial: list(State).index(_outcome(trial))):
         if trial.started:
@@ -212,7 +213,7 @@ def _trial_bars(view: StudyView) -> list[Bar]:
 
 
 def _outcome(trial: Trial) -> State:
-    """Its state; of a training that failed, which Optuna calls pruned, that it did."""
+    """The state's name; a failed training, which is pruned in Optuna's terms, is named failed."""
     return State.FAIL if trial.failed else trial.state
 
 
@@ -225,7 +226,7 @@ def _mark(workers: Sequence[str], *, again: bool = False) -> str:
 
 
 def _later_bars(view: StudyView) -> list[Bar]:
-    """Of the confirmation and the final phase."""
+    """Bars of the confirmation and the final phase."""
     bars = []
     for training in view.later_trainings:
         state, end = _later_state(training), training.ended or view.read
@@ -244,7 +245,7 @@ def _later_state(training: PostSearchTraining) -> State:
 
 
 def _causes(training: Trial | PostSearchTraining) -> list[str]:
-    """Where it ran and why it failed, in lines."""
+    """The workers of a training and the cause of its failure, one line each."""
     return [escaped(line) for line in (attempts(training.workers), training.reason) if line]
 
 
@@ -277,7 +278,7 @@ def _bars(placed: Sequence[tuple[Bar, int]]) -> go.Bar:
 
 
 def _story(trial: Trial, took: timedelta, metric: str) -> str:
-    """What happened to a trial, in lines."""
+    """The outcome of a trial, one line per fact."""
     lines = [f"trial {trial.number}: {brief(trial.layout)}", f"{trial.state.word}, {took.total_seconds():.1f} s"]
     if trial.score is not None:
         lines.append(f"{metric} {trial.score:.4f}")
@@ -289,9 +290,9 @@ def _story(trial: Trial, took: timedelta, metric: str) -> str:
 def lanes_of(bars: Sequence[Bar]) -> tuple[list[int], list[str]]:
     """A lane for each bar, counted from 0, and a label for each lane.
 
-    Lanes of one worker lie together, the first with its name, if there are several workers; else no lane has a label.
+    Lanes of one worker are adjacent, the first with its name, if there are several workers; else lanes have no labels.
     """
-    first = sorted(bars, key=lambda bar: (not bar.worker, bar.start))  # last those of which no worker is known
+    first = sorted(bars, key=lambda bar: (not bar.worker, bar.start))  # bars without a known worker come last
     workers = list(dict.fromkeys(bar.worker for bar in first))
     if sum(map(bool, workers)) < 2:
         lanes = free_lanes([(bar.start, bar.end) for bar in bars])
@@ -307,7 +308,7 @@ def lanes_of(bars: Sequence[Bar]) -> tuple[list[int], list[str]]:
 
 
 def _lanes_axis(labels: Sequence[str]) -> dict[str, Any]:
-    """Of lanes that are counted from 1."""
+    """An axis of lanes, counted from 1."""
     if not any(labels):
         return counting("lane", len(labels) - 1)
     named = [lane for lane, label in enumerate(labels) if label]

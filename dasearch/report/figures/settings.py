@@ -1,4 +1,4 @@
-"""Settings that are searched beside the layout: what is predicted of the best layout under each of their values."""
+"""Settings searched besides the layout: the posterior of the best layout under each of their values."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dasearch.search.domain import number, settings_text
 
 
 def settings(view: StudyView, theme: Theme) -> go.Figure:
-    """Values side by side, setting after setting; mean ± one posterior sd, a star at the value that was found."""
+    """Values of each setting side by side: mean ± one posterior sd, a star at the best value."""
     if not view.domain.also:
-        return nothing(theme, "This study searches layouts alone; search.also may name settings beside them.")
+        return nothing(theme, "This study searches only layouts; search.also may add settings.")
     if view.learned is None:
         return nothing(theme, "Too few trials are complete to learn from.")
     by_key = {key: [one for one in view.learned.settings if one.key == key] for key in view.domain.also}

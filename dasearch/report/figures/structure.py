@@ -1,4 +1,4 @@
-"""What the surrogate learned: the effect of each site, and the strongest interactions."""
+"""The surrogate's posterior: the effect of each site, and the strongest interactions."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dasearch.report.learned import FEWEST, Effect, Learned
 from dasearch.report.theme import NEUTRAL, Theme, choice_colours, counting, drawn, finished, nothing
 from dasearch.report.view import StudyView
 
-TOO_FEW = f"The surrogate needs {FEWEST} complete trials before it says anything."
+TOO_FEW = f"The surrogate needs {FEWEST} complete trials before effects are shown."
 PANEL, ROW, FRAME = 150, 42, 110  # pixels
-BESIDE = 0.18  # of a layer's room, between the choices of a site
+BESIDE = 0.18  # fraction of a layer's width, between the choices of a site
 CLEAR = 2.0  # sd from zero at which an effect is called clear
 
 
 def main_effects(view: StudyView, theme: Theme) -> go.Figure:
-    """Effects of each choice instead of the site's first with ± sd, a panel a site, by layer."""
+    """Effects of each choice instead of the site's first with ± sd, one panel per site, by layer."""
     learned = view.learned
     if learned is None:
         return nothing(theme, TOO_FEW)
@@ -42,7 +42,7 @@ def main_effects(view: StudyView, theme: Theme) -> go.Figure:
 
 
 def _effects(placed: list[tuple[int, Effect]], colours: Mapping[str, str]) -> go.Scatter:
-    """Where there are two choices, a point has the colour of the better one; of more, that of the choice it is of."""
+    """The colour of a point: with two choices that of the better one, with more that of its choice."""
     effects = [effect for _, effect in placed]
     most = max(Counter(effect.sites[0] for effect in effects).values())
     places = Counter[str]()
@@ -85,7 +85,7 @@ def _main_words(learned: Learned, metric: str) -> str:
         else f", fitted to {learned.fitted} of {learned.evaluated} evaluations"
     )
     return (
-        f"The strongest effect is at {strongest.sites[0]}, which wants {better.name} rather than {other.name}: "
+        f"The strongest effect is at {strongest.sites[0]}, which favours {better.name} over {other.name}: "
         f"{strongest.mean:+.5f} {metric} (sd {strongest.sd:.5f}){part}. "
         f"{clear} of {len(learned.main)} effects are more than {CLEAR:.0f} sd from zero."
     )
@@ -131,5 +131,5 @@ def short(name: str) -> str:
 def _place(name: str) -> tuple[int, str]:
     """Layer, counted from 1, and site of ``layer03.context``."""
     match = LAYERED_NAME.match(name)
-    assert match is not None, name  # `layout.site_names` makes them all
+    assert match is not None, name  # `layout.site_names` creates all names
     return int(match["layer"]), match["site"]

@@ -17,7 +17,7 @@ LINES = ((SERIAL, "solid", "circle"), (BEST, "solid", "square"))  # a colour and
 
 
 class TrialDrawing(NamedTuple):
-    """A figure of one or two trials by its title; ``shows`` says how to read it."""
+    """A figure of one or two trials with its title; ``shows`` explains how to read it."""
 
     title: str
     shows: str
@@ -25,10 +25,10 @@ class TrialDrawing(NamedTuple):
 
 
 def trial_curves(view: StudyView, numbers: Sequence[int], theme: Theme) -> go.Figure:
-    """Validation scores by epoch of one or two trials; beside a single one the best trial's.
+    """Validation scores by epoch of one or two trials; a single one is shown with the best trial.
 
     Raises:
-        WrongUse: if there is no such trial, or other than one or two are asked for.
+        WrongUse: if there is no such trial, or not one or two are given.
     """
     if not 1 <= len(numbers) <= len(LINES):
         raise WrongUse("give one or two trials, as in ?trial=3&trial=17")
@@ -70,7 +70,7 @@ def trial_difference(view: StudyView, numbers: Sequence[int], theme: Theme) -> g
     """From the first trial's layout to the second's.
 
     Raises:
-        WrongUse: if other than two trials are asked for, there is no such trial, or one has no layout yet.
+        WrongUse: if not two trials are given, there is no such trial, or one has no layout yet.
     """
     if len(numbers) != 2:
         raise WrongUse("give two trials, as in ?trial=3&trial=17")
@@ -81,7 +81,7 @@ def trial_difference(view: StudyView, numbers: Sequence[int], theme: Theme) -> g
 TRIAL_FIGURES: dict[str, TrialDrawing] = {
     "trial-curves": TrialDrawing(
         "Learning curve",
-        "The validation score after each epoch; beside a single trial, dotted, the best of the study.",
+        "The validation score after each epoch; a single trial is shown with the best of the study, dotted.",
         trial_curves,
     ),
     "trial-difference": TrialDrawing(

@@ -1,1 +1,1 @@
-"""Where a study's curves may be kept: a module a tracker, imported only when it is asked for."""
+"""Experiment trackers: one module each, imported only when it is used."""
