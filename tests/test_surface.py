@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils import logging
 
 from dasearch.bayes import Choices, Surrogate
 from dasearch.search.events import Listener
+from dasearch.search.progress import heard
 from dasearch.search.study import Study
 from dasearch.training.recommender import load
 from tests.training.studies import small_study
@@ -38,7 +40,20 @@ def test_imports_say_nothing() -> None:
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_reprs_are_short_and_a_run_says_how_it_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_a_notebook_a_run_speaks_on_stderr_as_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # as ipykernel's says
+    with heard(None, progress=True) as listener:
+        listener.says("loading the language model")
+        listener.remarks("study toy goes on")
+    assert capsys.readouterr() == ("", "loading the language model\nstudy toy goes on\n")
+
+
+def test_reprs_are_short_and_a_run_says_how_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     study = Study(small_study(tmp_path))
     capsys.readouterr()
     status = study.run(budget=4)
@@ -49,7 +64,16 @@ def test_reprs_are_short_and_a_run_says_how_it_goes(tmp_path: Path, capsys: pyte
     assert "\r" not in said.err
     assert "\x1b" not in said.err
 
+    assert [proposal.trial_number for proposal in study.proposals()] == [trial.number for trial in status.trials]
+    assert status.best is not None
+    curve = study.epochs()[f"trial/{status.best.layout}"]
+    assert max(epoch.metrics[status.metric] for epoch in curve) == status.best.score
+
+    monkeypatch.setattr(logging, "_tqdm_active", True)  # conftest.py has them off
+    monkeypatch.setattr(logging, "enable_progress_bar", lambda: setattr(logging, "_tqdm_active", True))
     recommender = load(study.folder / "model")
+    assert capsys.readouterr() == ("", "")
+    assert logging.is_progress_bar_enabled()
     surrogate = Surrogate.fit(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([0.0, 1.0]))
     records = (study, status, study.settings, study.space(), study.dataset(), recommender, surrogate)
     for record in records:

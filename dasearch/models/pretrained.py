@@ -160,6 +160,18 @@ def _answers(endpoint: str) -> bool:
 
 
 @contextmanager
+def without_bars() -> Iterator[None]:
+    """Without transformers' bars, which say how far the reading of a local file is; afterwards they are as they were."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Suppress transformers' report of weights that a truncated model leaves unread; missing ones are rejected here."""
     before = logging.get_verbosity()

@@ -10,9 +10,9 @@ import optuna
 from rich.console import Console
 from rich.status import Status as Spinner
 from rich.text import Text
-from transformers.utils import logging as transformers_logging
 
 from dasearch.fitting import GAP, progress_line
+from dasearch.models.pretrained import without_bars
 from dasearch.search.events import (
     ABLATION,
     CONFIRMATION,
@@ -46,22 +46,26 @@ def heard(listener: Listener | None, *, progress: bool) -> Iterator[Listener]:
     if listener is not None or not progress:
         yield listener or Listener()
         return
-    with closing(Terminal(Console(stderr=True, highlight=False))) as terminal:
+    with closing(Terminal(_stderr())) as terminal:
         yield terminal
+
+
+def _stderr() -> Console:
+    """In a notebook finished lines as text: Rich would make a block of HTML of each, and a live line leaves its traces."""
+    in_notebook = Console().is_jupyter
+    return Console(stderr=True, highlight=False, force_jupyter=False, force_terminal=False if in_notebook else None)
 
 
 @contextmanager
 def libraries_quiet() -> Iterator[None]:
-    """Silence Optuna's log and transformers' progress bars in the block; both are restored afterwards."""
-    level, bars = optuna.logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    """Optuna's news and transformers' bars would stand between our lines; afterwards they are as they were."""
+    level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(level, optuna.logging.WARNING))
-    transformers_logging.disable_progress_bar()
     try:
-        yield
+        with without_bars():
+            yield
     finally:
         optuna.logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 class Terminal(Listener):

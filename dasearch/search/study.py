@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dasearch.bayes import Proposal
 from dasearch.commands import command
 from dasearch.config import (
     Override,
@@ -53,6 +54,7 @@ from dasearch.threads import using
 from dasearch.training.materials import resolve_device
 from dasearch.training.preparation import TRAINING_TASKS
 from dasearch.training.seeds import derive_seed
+from dasearch.training.stack import Epoch
 from dasearch.version import installed_versions
 
 # settings that may change after a study began; a space is identified by its hash, not its name
@@ -272,12 +274,25 @@ class Study:
         return space
 
     def status(self) -> Status:
-        """The study's current status; may be read while another process runs it."""
-        store = open_store(self.storage, self.settings.output, create=False)
-        try:
+        """Where the study stands; may be asked while another process runs it."""
+        with self._reading() as store:
             return status(store, self.settings.name)
-        finally:
-            store.close()
+
+    def proposals(self) -> list[Proposal]:
+        """Why each trial got its layout, in the order of trials; may be asked as `status`."""
+        with self._reading() as store:
+            return store.proposals(self.settings.name)
+
+    def epochs(self) -> dict[str, list[Epoch]]:
+        """Losses and validation metrics of every epoch, by training; may be asked as `status`.
+
+        A training is called ``trial/LAYOUT``, ``confirm/SEED/LAYOUT`` or ``final/LAYOUT``.
+        """
+        with self._reading() as store:
+            return store.epochs_by_run(self.settings.name)
+
+    def _reading(self) -> closing[Store]:
+        return closing(open_store(self.storage, self.settings.output, create=False))
 
 
 def _require_choice(settings: StudySettings, space: SearchSpace) -> None:

@@ -13,6 +13,7 @@ import transformers
 
 from dasearch.data import Dataset, Item
 from dasearch.models.backbone import AttentionScale, FrozenBackbone
+from dasearch.models.pretrained import without_bars
 
 CATALOGUE = "catalogue.jsonl"
 BACKBONE = "backbone"
@@ -33,8 +34,9 @@ def write_backbone(folder: Path, backbone: FrozenBackbone, tokenizer: transforme
 def read_backbone(
     folder: Path, name: str, scale: AttentionScale
 ) -> tuple[FrozenBackbone, transformers.PreTrainedTokenizerBase]:
-    """Load what `write_backbone` wrote."""
-    model = transformers.AutoModel.from_pretrained(folder / BACKBONE, use_safetensors=True)
+    """What `write_backbone` wrote."""
+    with without_bars():
+        model = transformers.AutoModel.from_pretrained(folder / BACKBONE, use_safetensors=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / BACKBONE)
     return FrozenBackbone(model, name=name, scale=scale), tokenizer
 
