@@ -58,7 +58,7 @@ def _stderr() -> Console:
 
 @contextmanager
 def libraries_quiet() -> Iterator[None]:
-    """Optuna's news and transformers' bars would stand between our lines; afterwards they are as they were."""
+    """Silence Optuna's log and transformers' progress bars in the block; both are restored afterwards."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(level, optuna.logging.WARNING))
     try:

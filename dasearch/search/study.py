@@ -53,8 +53,8 @@ from dasearch.search_space import SearchSpace, load_search_space, space_differen
 from dasearch.threads import using
 from dasearch.training.materials import resolve_device
 from dasearch.training.preparation import TRAINING_TASKS
+from dasearch.training.progress import Epoch
 from dasearch.training.seeds import derive_seed
-from dasearch.training.stack import Epoch
 from dasearch.version import installed_versions
 
 # settings that may change after a study began; a space is identified by its hash, not its name
@@ -274,7 +274,7 @@ class Study:
         return space
 
     def status(self) -> Status:
-        """Where the study stands; may be asked while another process runs it."""
+        """The study's current status; may be read while another process runs it."""
         with self._reading() as store:
             return status(store, self.settings.name)
 
