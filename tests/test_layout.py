@@ -71,7 +71,7 @@ def test_text_form() -> None:
         ("SP--SP", "same number of sites"),
     ],
 )
-def test_what_is_no_layout(text: str, message: str) -> None:
+def test_invalid_layouts(text: str, message: str) -> None:
     with pytest.raises(LayoutError, match=message):
         Layout.parse(text)
 
@@ -101,7 +101,7 @@ def depth(layers: int, every: int = 1) -> Depth:
 
 
 @given(layouts, st.integers(1, 3), st.integers(1, 3), st.integers(1, 6))
-def test_carried_to_another_depth(layout: Layout, every: int, times: int, other: int) -> None:
+def test_mapped_to_another_depth(layout: Layout, every: int, times: int, other: int) -> None:
     here = depth(layout.layers, every)
     assert map_to_depth(layout, here, here) == layout
     deeper = depth(layout.layers * times)
@@ -118,22 +118,22 @@ def test_carried_to_another_depth(layout: Layout, every: int, times: int, other:
     ("text", "of", "to", "expected"),
     [
         ("PS-SP-SS-PP", depth(4), depth(2), "SP-PP"),  # of two equally near layers the deeper one
-        ("PS-SP", depth(2, every=2), depth(4), "PS-PS-SP-SP"),  # layers 2 and 4 of 4 speak for 1 and 3
+        ("PS-SP", depth(2, every=2), depth(4), "PS-PS-SP-SP"),  # layers 2 and 4 of 4 represent 1 and 3
         ("PS-SP-SS-PP", depth(4), depth(2, every=2), "SP-PP"),  # the same layers keep their choices
         ("PS-SP-SS", depth(3), depth(4), "PS-SP-SP-SS"),  # 1/8, 3/8, 5/8, 7/8 against 1/6, 3/6, 5/6
         ("PS-SP", depth(2), depth(1), "SP"),
     ],
 )
-def test_carried_by_hand(text: str, of: Depth, to: Depth, expected: str) -> None:
+def test_mapped_by_hand(text: str, of: Depth, to: Depth, expected: str) -> None:
     assert str(map_to_depth(Layout.parse(text), of, to)) == expected
 
 
-def test_a_layout_of_other_layers_than_its_depth_is_refused() -> None:
+def test_a_layout_that_does_not_match_its_depth_is_rejected() -> None:
     with pytest.raises(LayoutError, match=r"SPS has 1 layers of 3 sites and the model has 2 of 3"):
         map_to_depth(Layout.parse("SPS"), depth(2), depth(4))
 
 
-def test_what_a_forward_pass_reads_of_each_choice() -> None:
+def test_numbers_of_each_choice() -> None:
     numbers = Layout.parse("SPNA").tensor()[0]
     assert numbers[:, READS].tolist() == [0, 1, 0, 1]
     assert numbers[:, ACTIVE].tolist() == [1, 1, 0, 1]
@@ -160,12 +160,12 @@ def test_lora_joins_no_sublayer(more: dict[str, object]) -> None:
         Choice("odd", "o", lora=True, **more)
 
 
-def test_a_record_of_a_choice_is_as_it_was_before_there_was_lora() -> None:
+def test_the_record_of_a_choice_without_lora_is_unchanged() -> None:
     assert set(SERIAL.record()) == {"name", "letter", "active", "parallel", "width", "join"}
     assert LOW_RANK.record()["lora"] is True
 
 
-def test_letters_of_ones_own_choices() -> None:
+def test_letters_of_custom_choices() -> None:
     narrow = Choice("narrow", "s", width=16)
     layout = Layout.parse("sSN", [*CHOICES.values(), narrow])
     assert layout.flat == (narrow, SERIAL, NONE)
@@ -174,7 +174,7 @@ def test_letters_of_ones_own_choices() -> None:
 
 
 @pytest.mark.parametrize(("letter", "width", "message"), [("-", None, "one of A to Z"), ("q", 0, "at least 1 unit")])
-def test_what_is_no_choice(letter: str, width: int | None, message: str) -> None:
+def test_invalid_choices(letter: str, width: int | None, message: str) -> None:
     with pytest.raises(LayoutError, match=message):
         Choice("odd", letter, width=width)
 

@@ -1,4 +1,4 @@
-"""layout.json: what it checks, and how its form may grow."""
+"""layout.json: validation, and compatibility of schema versions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def written(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def test_a_layout_comes_from_its_file_or_the_folder_of_it(tmp_path: Path) -> None:
+def test_a_layout_is_read_from_its_file_or_folder(tmp_path: Path) -> None:
     path = written(tmp_path)
     assert read_layout(path) == read_layout(tmp_path) == Layout.parse("SPS-PPS")
 
@@ -36,7 +36,7 @@ def test_a_layout_comes_from_its_file_or_the_folder_of_it(tmp_path: Path) -> Non
 @given(
     kind=st.sampled_from(ModelKind), every=st.integers(1, 3), groups=st.integers(1, 8), seed=st.integers(0, 2**32 - 1)
 )
-def test_what_is_written_is_read(
+def test_round_trip(
     tmp_path_factory: pytest.TempPathFactory, kind: ModelKind, every: int, groups: int, seed: int
 ) -> None:
     layout = Layout.random(groups, len(SITES[kind]), generator=torch.Generator().manual_seed(seed))
@@ -78,7 +78,7 @@ def test_a_file_of_1_1_has_no_lora(tmp_path: Path) -> None:
         LayoutFile.read(written(tmp_path, schema_version="1.1", choices=choices, layout="LPS-PPS"))
 
 
-def test_a_later_minor_version_may_know_more(tmp_path: Path) -> None:
+def test_a_later_minor_version_may_add_fields(tmp_path: Path) -> None:
     found = LayoutFile.read(written(tmp_path, schema_version="1.7", weather="fine"))
     assert (found.schema_version, found.layout) == ("1.7", "SPS-PPS")
 

@@ -1,4 +1,4 @@
-"""Search spaces: names, fixed and joined bits, hashes."""
+"""Search spaces: names, fixed and tied sites, hashes."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def test_fixed_and_equal_bits() -> None:
     assert joined.nearest(Layout.parse("SSS-PSS")) == Layout.parse("SSS-SSS")
 
 
-def test_overlapping_equal_patterns_join_into_one() -> None:
+def test_overlapping_equal_patterns_are_merged() -> None:
     joined = space(layers=2, equal=["*.causal", "layer02.*"])
     assert set(joined.free) == {"layer01.causal", "layer01.context", "layer01.recommendation"}
     assert joined.decode(
@@ -70,7 +70,7 @@ def test_overlapping_equal_patterns_join_into_one() -> None:
         ),
     ],
 )
-def test_what_cannot_be(changes: dict[str, object], message: str) -> None:
+def test_invalid_spaces(changes: dict[str, object], message: str) -> None:
     with pytest.raises(SearchSpaceError, match=message):
         space(**changes)
 
@@ -120,7 +120,7 @@ def test_shipped_spaces_of_the_other_models(name: str, free: int) -> None:
     assert str(found.all_serial) == "SSS-SSS-SSS-SSS"
 
 
-def test_a_choice_named_twice_is_refused() -> None:
+def test_a_choice_listed_twice_is_rejected() -> None:
     with pytest.raises(ValidationError, match=r"\[serial, serial\] lists a choice twice"):
         space(choices=["serial", "serial"])
     assert space(choices=["parallel", "serial"]).size == space().size
@@ -154,7 +154,7 @@ THIN = {"thin": {"like": "lora", "letter": "t", "width": 4}}
 LORA_LISTS = {"causal": ["serial", "lora", "thin"], "context": ["lora", "none"], "recommendation": ["serial", "none"]}
 
 
-def test_lora_of_a_rank_of_its_own() -> None:
+def test_lora_with_its_own_rank() -> None:
     found = space(choices=LORA_LISTS, define=THIN)
     assert found.file.has_lora
     assert not space().file.has_lora
@@ -210,7 +210,7 @@ def test_the_shipped_space_with_lora() -> None:
         ),
     ],
 )
-def test_what_no_choice_is(changes: dict[str, object], message: str) -> None:
+def test_invalid_choices(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         space(**changes)
 
@@ -225,8 +225,8 @@ def test_fixed_and_equal_know_the_sites_choices() -> None:
         space(choices=lists, equal=["layer01.*"])
 
 
-def test_the_random_control_of_older_studies_is_the_same() -> None:
-    """Uniform over the paper's two choices, drawn as before there were more."""
+def test_the_random_control_of_older_studies_is_unchanged() -> None:
+    """Uniform over the paper's two choices, drawn as before other choices were supported."""
     assert space().random(seeded(3)) == Layout.random(2, generator=seeded(3))
 
 

@@ -30,7 +30,7 @@ from dasearch.bayes.transfer import CORRELATIONS, UNRELATED, Prior, related, spr
 NOISES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # noise variance as a share of the signal's
 MIDDLE_NOISE = 0.1  # noise at which mixtures are compared first
 LIKELY = 40  # mixtures compared at every noise
-MIXTURES = 128  # quasi-random shares of the components, beside each component nearly alone
+MIXTURES = 128  # random mixtures of the components, in addition to each component nearly alone
 CONCENTRATION = 0.35  # of the Dirichlet distribution of shares: a few components carry most of the variance
 ALONE = 0.9  # share of the component that is nearly alone
 LEVEL = 1.0  # prior variance of the constant

@@ -360,6 +360,6 @@ def _codes(layout: str, letters: list[str], path: Path) -> tuple[int, ...]:
     ):
         raise DasearchError(
             f"{path} has a layout {layout}, and its first line lists {', '.join(letters)} as the sites' letters; "
-            "make the table anew with benchmarks/train_table.py"
+            "make the table again with benchmarks/train_table.py"
         )
     return tuple(known.index(letter) for letter, known in zip(letters_of_layout, letters, strict=True))

@@ -110,7 +110,7 @@ def apply_layout(
     was_training = model.training
     blocks = FrozenBackbone(model.base_model, name=model.config.name_or_path).decoder_blocks
     if any(hasattr(block.layer, ADAPTERS) for block in blocks):
-        raise LayoutError("the model has adapters already; load it anew and apply one layout")
+        raise LayoutError("the model has adapters already; load it again and apply one layout")
     places = _places(layout, len(blocks), replaced)
     model.requires_grad_(False).train(was_training)
     generator = generator or torch.Generator().manual_seed(0)

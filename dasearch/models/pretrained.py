@@ -209,8 +209,8 @@ def _unreadable(name: str, error: Exception) -> BackboneError:
 
 def _quantized(name: str, quantization: Any) -> BackboneError:
     """The error for quantized weights, which require another library's kernels."""
-    said = quantization if isinstance(quantization, dict) else vars(quantization)
-    method = str(said.get("quant_method") or "unknown").rpartition(".")[2].lower()
+    config = quantization if isinstance(quantization, dict) else vars(quantization)
+    method = str(config.get("quant_method") or "unknown").rpartition(".")[2].lower()
     return BackboneError(
         f"the backbone {name!r} is quantized (quant_method {method}) and dasearch reads full weights; choose the model that it "
         "was made from"

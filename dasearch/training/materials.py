@@ -173,7 +173,7 @@ def _require_rows(backbone: FrozenBackbone, tokens: Sequence[int]) -> None:
     if largest >= backbone.vocabulary:
         raise BackboneError(
             f"{backbone.name or 'the backbone'} has {backbone.vocabulary} token embeddings and its tokenizer gives token "
-            f"{largest}; save the tokenizer that the model was trained with beside it, or resize the model's embeddings"
+            f"{largest}; save the tokenizer that the model was trained with in its folder, or resize the model's embeddings"
         )
 
 

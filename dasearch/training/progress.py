@@ -8,7 +8,7 @@ from typing import Any
 from dasearch.training.metrics import TOP_K, Metrics
 
 SELECTION = f"NDCG@{TOP_K}"  # validation metric of early stopping and epoch selection; the paper names none
-LOSS = "loss"  # mean cross-entropy of the validation items, beside the ranking metrics
+LOSS = "loss"  # mean cross-entropy of the validation items, in addition to the ranking metrics
 
 
 @dataclass(frozen=True)

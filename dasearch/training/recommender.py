@@ -347,7 +347,7 @@ def _open(folder: Path, config: Mapping[str, Any], device: str) -> Recommender:
         None,
         sha256(folder / CATALOGUE),
     ):  # None: saved by a version that did not record it
-        raise ModelFolderError(f"{folder / CATALOGUE} is not the catalogue that the model was trained on; put it back")
+        raise ModelFolderError(f"{folder / CATALOGUE} is not the catalogue that the model was trained on; restore it")
     items = read_items(folder)
     users = {user: index for index, user in enumerate(json.loads((folder / "users.json").read_text(encoding="utf-8")))}
     backbone, tokenizer = read_backbone(folder, settings.backbone.name, settings.model.attn_scale)
@@ -366,7 +366,8 @@ def _open(folder: Path, config: Mapping[str, Any], device: str) -> Recommender:
     tensors, record = load_tensors(folder / "model.safetensors")
     if file.layout != record["layout"]:
         raise ModelFolderError(
-            f"{folder / LAYOUT_NAME} says {layout} and the weights were trained with {record['layout']}; put the file back"
+            f"{folder / LAYOUT_NAME} has the layout {layout} and the weights were trained with {record['layout']}; "
+            "restore the file"
         )
     recommender.load_active(tensors, layout)
     recommender.to(resolve_device(device)).eval()

@@ -300,8 +300,8 @@ def _scan(path: Path) -> pl.LazyFrame:
     column = schema.get(HISTORY)
     inner = getattr(column, "inner", None)  # of List and Array
     if inner is None or not (inner.is_integer() or inner in TEXTS):
-        stands = "no column" if column is None else f"{column} as column"
-        raise DataError(f"{path} has {stands} {HISTORY!r}; write lists of item ids there, oldest first")
+        actual = "no column" if column is None else f"{column} as column"
+        raise DataError(f"{path} has {actual} {HISTORY!r}; write lists of item ids there, oldest first")
     others = [pl.col(c).cast(pl.String) if c in schema else pl.lit(None, pl.String).alias(c) for c in (USER, ID)]
     return frame.select(pl.col(HISTORY).cast(pl.List(pl.String)), *others)
 

@@ -91,7 +91,7 @@ def test_nothing_half_written_is_left(problem: BaseException, tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("file", "before", "after", "said"),
     [
-        ("catalogue.jsonl", "item3", "itemX", "is not the catalogue that the model was trained on; put it back"),
+        ("catalogue.jsonl", "item3", "itemX", "is not the catalogue that the model was trained on; restore it"),
         ("layout.json", "SPS-PPS", "SPS-PPP", "says SPS-PPP and the weights were trained with SPS-PPS"),
     ],
 )

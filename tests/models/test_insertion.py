@@ -411,7 +411,7 @@ def test_weights_of_another_width_are_rejected() -> None:
 
 def test_a_second_layout_is_rejected() -> None:
     model = apply_layout(tiny_model("opt"), Layout.parse("SS-SS"))
-    with pytest.raises(LayoutError, match="has adapters already; load it anew"):
+    with pytest.raises(LayoutError, match="has adapters already; load it again"):
         apply_layout(model, Layout.parse("SS-SS"))
 
 

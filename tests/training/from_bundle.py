@@ -1,4 +1,4 @@
-"""A worker of `test_bundle`: prepares and trains in a process of its own, told by a JSON file what."""
+"""A worker of `test_bundle`: prepares or trains in a separate process, as a JSON file specifies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains one layout as `dasearch train` does and writes down what it was told: a process by itself, or a rank of torchrun.
+"""Trains one layout as `dasearch train` does and records the reported epochs: a single process, or a rank of torchrun.
 
 ``python -m tests.training.rank_worker STUDY OUT HEARD [END]``; ``interrupted`` or ``lost`` ends it after the first epoch.
 """

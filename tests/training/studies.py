@@ -82,7 +82,7 @@ def small_settings(**changes: Any) -> StudySettings:
 
 
 def small_study(folder: Path, **changes: Any) -> StudySettings:
-    """Settings whose data and output lie in ``folder``."""
+    """Settings whose data and output are in ``folder``."""
     source = folder / "toy"
     if not source.is_dir():
         write_folder(source, toy_dataset(60, 40))
@@ -104,7 +104,7 @@ def recommender(kind: str) -> Recommender:
 
 
 def materials(settings: StudySettings) -> StudyContext:
-    """Prepared once a process for equal settings."""
+    """Prepared once per process for equal settings."""
     return _materials(settings.model_dump_json())
 
 

@@ -1,4 +1,4 @@
-"""What a study prepared, opened elsewhere: the same to the last bit, and nothing of the test split."""
+"""Bundles: opened in another process with identical results, and without anything of the test split."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_name_depends_on_neither_folder_nor_process(kind: str, worked: dict[
 
 
 @pytest.mark.parametrize("changes", VARIED, ids=json.dumps)
-def test_all_of_it_comes_back(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_round_trip(changes: dict[str, Any], tmp_path: Path) -> None:
     settings = small_settings(**changes)
     own = materials(settings)
     name = save_bundle(own, tmp_path)
@@ -100,7 +100,7 @@ def test_all_of_it_comes_back(changes: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_varied_as_the_original(kind: str, tmp_path: Path) -> None:
+def test_variations_equal_those_of_the_original(kind: str, tmp_path: Path) -> None:
     """Other users, a variation of the model and another precision."""
     settings = small_settings(model={"kind": kind})
     varied = settings.model_copy(update={"model": settings.model.model_copy(update={"bottleneck": 2, "prefix": 2})})
@@ -171,7 +171,7 @@ def test_other_test_items_make_the_same_bundle(kind: str, tmp_path: Path) -> Non
     assert len(names) == 1
 
 
-def test_another_training_item_makes_another(tmp_path: Path) -> None:
+def test_another_training_item_makes_another_bundle(tmp_path: Path) -> None:
     settings, dataset = small_settings(), toy_dataset(60, 40)
     changed = (np.append(dataset.sequences[0][0] - 1, dataset.sequences[0][1:]) % 40, *dataset.sequences[1:])
     other = dataclasses.replace(dataset, sequences=changed)
@@ -197,7 +197,7 @@ def flipped(path: Path, place: int) -> None:
     path.write_bytes(content)
 
 
-def test_a_flipped_byte_of_any_file_is_refused(stored: tuple[Path, str, StudySettings]) -> None:
+def test_a_flipped_byte_of_any_file_is_rejected(stored: tuple[Path, str, StudySettings]) -> None:
     folder, name, settings = stored
     files = [path for path in (folder / name).rglob("*") if path.is_file()]
     assert len(files) == 6
@@ -210,7 +210,7 @@ def test_a_flipped_byte_of_any_file_is_refused(stored: tuple[Path, str, StudySet
     assert isinstance(load_bundle(folder, name, settings), StudyContext)
 
 
-def test_a_missing_file_and_a_missing_bundle_are_refused(stored: tuple[Path, str, StudySettings]) -> None:
+def test_a_missing_file_and_a_missing_bundle_are_rejected(stored: tuple[Path, str, StudySettings]) -> None:
     folder, name, settings = stored
     (folder / name / "catalogue.jsonl").unlink()
     with pytest.raises(BundleError, match="is damaged"):
@@ -220,7 +220,7 @@ def test_a_missing_file_and_a_missing_bundle_are_refused(stored: tuple[Path, str
         load_bundle(folder, name, settings)
 
 
-def test_what_is_there_is_not_written_again_unless_it_is_damaged(stored: tuple[Path, str, StudySettings]) -> None:
+def test_an_existing_bundle_is_only_rewritten_if_damaged(stored: tuple[Path, str, StudySettings]) -> None:
     folder, name, settings = stored
     place = folder / name / MATERIALS
     before = place.stat()
@@ -231,7 +231,7 @@ def test_what_is_there_is_not_written_again_unless_it_is_damaged(stored: tuple[P
     assert isinstance(load_bundle(folder, name, settings), StudyContext)
 
 
-def test_an_interruption_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_leaves_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -250,13 +250,15 @@ def test_an_interruption_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"backbone": {"name": "minilm-l6"}}, "was prepared with backbone.name tiny-opt and the study has minilm-l6"),
     ],
 )
-def test_another_study_is_refused(changes: dict[str, Any], said: str, stored: tuple[Path, str, StudySettings]) -> None:
+def test_a_bundle_of_another_study_is_rejected(
+    changes: dict[str, Any], said: str, stored: tuple[Path, str, StudySettings]
+) -> None:
     folder, name, _ = stored
     with pytest.raises(BundleError, match=said):
         load_bundle(folder, name, small_settings(**changes))
 
 
-def test_places_of_this_machine_are_no_part_of_it(stored: tuple[Path, str, StudySettings]) -> None:
+def test_paths_of_this_machine_are_not_part_of_it(stored: tuple[Path, str, StudySettings]) -> None:
     folder, name, settings = stored
     elsewhere = small_settings(data={"source": "/another/place"}, output="/another/output", trial={"epochs": 1})
     assert isinstance(load_bundle(folder, name, elsewhere), StudyContext)
@@ -264,8 +266,8 @@ def test_places_of_this_machine_are_no_part_of_it(stored: tuple[Path, str, Study
     assert save_bundle(moved, folder) == name
 
 
-def test_rows_are_as_wide_as_the_driver_made_them(tmp_path: Path) -> None:
-    """For whoever prepared on a GPU and trains elsewhere."""
+def test_row_lengths_are_those_of_the_driver(tmp_path: Path) -> None:
+    """For studies prepared on a GPU and trained elsewhere."""
     settings = small_settings()
     own = materials(settings)
     wide = dataclasses.replace(own.catalogue, row_format=dataclasses.replace(own.catalogue.row_format, multiple=16))
@@ -286,7 +288,7 @@ def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
     return folder, "a-name"
 
 
-def test_a_backbone_with_a_name_is_opened_by_it(named: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_named_backbone_is_loaded_by_its_name(named: tuple[Path, str], tmp_path: Path) -> None:
     folder, name = named
     settings = small_settings(backbone={"name": name})
     own = materials(settings)

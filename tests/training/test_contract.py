@@ -1,4 +1,4 @@
-"""One contract for every model, ID encoder and kind of backbone: swapping one is a line of the study file."""
+"""One contract for every model, ID encoder and kind of backbone: replacing one is a line of the study file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ DATASET = toy_dataset(40, 30)
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A saved random model a family."""
+    """A saved random model per family."""
     found = {}
     for family in ALL_FAMILIES:
         folder = tmp_path_factory.mktemp(family)
@@ -55,7 +55,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One pair, ready to train."""
+    """One combination, prepared for training."""
 
     settings: StudySettings
     materials: StudyContext
@@ -94,7 +94,7 @@ def state(model: RecommenderModel, batch: SequenceBatch, layout: Tensor) -> Tens
 
 @pytest.mark.parametrize("text", ["SSS", "PPP"])
 def test_learns_over_a_bfloat16_model(case: Case, text: str) -> None:
-    """What a GPU trains over: frozen weights in bfloat16, trained parameters, ID vectors and losses in float32."""
+    """As on a GPU: frozen weights in bfloat16; trained parameters, ID vectors and losses in float32."""
     half = dataclasses.replace(case, materials=case.materials.computing_in(Precision.BFLOAT16))
     model = half.model()
     assert next(model.backbone.parameters()).dtype is torch.bfloat16
@@ -141,7 +141,7 @@ def test_only_its_own_parts_learn(case: Case) -> None:
 
 
 def test_every_site_matters(case: Case) -> None:
-    """Each letter of the layout changes the loss of a model whose trained parts are not at their start."""
+    """Each letter of the layout changes the loss of a model whose trained parts are not at their initial values."""
     model = case.model()
     with torch.no_grad():
         for k, (_, parameter) in enumerate(model.trainable()):
@@ -188,7 +188,7 @@ def test_scores_of_all_items(case: Case) -> None:
     assert bool(scores.isfinite().all())
 
 
-def test_trains_twice_alike_and_opens_again(case: Case, tmp_path: Path) -> None:
+def test_training_is_reproducible_and_the_model_loads(case: Case, tmp_path: Path) -> None:
     settings, materials, layout = case.settings, case.materials, case.layout("SPS")
     first, second = (train(settings, materials, layout, settings.trial) for _ in range(2))
     assert [e.losses for e in first.progress.epochs] == [e.losses for e in second.progress.epochs]

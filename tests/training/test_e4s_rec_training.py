@@ -1,4 +1,4 @@
-"""E4SRec in the training loop: side by side as alone, dropout, choices, rows without words."""
+"""E4SRec in the training loop: stacked candidates, dropout, choices, rows without text."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ VARIED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("changes", VARIED, ids=json.dumps)
-def test_each_candidate_comes_out_as_alone(changes: dict[str, Any]) -> None:
+def test_stacked_candidates_equal_separate_ones(changes: dict[str, Any]) -> None:
     study = small_settings(model={"kind": "e4s-rec", **changes})
     candidates = [Candidate(layout, seed) for layout, seed in zip(LAYOUTS, (0, 0, 1), strict=True)]
     together = train_together(study, materials(study), candidates, study.trial, stacked=True)
     assert_as_alone(study, candidates, together)
 
 
-def test_a_row_is_the_instruction_and_a_token_an_item() -> None:
+def test_a_row_is_the_instruction_and_one_token_per_item() -> None:
     study = small_settings(model={"kind": "e4s-rec"})
     ready = materials(study)
     opening = len(ready.catalogue.row_format.opening)
@@ -67,7 +67,7 @@ def test_it_needs_a_decoder_and_an_encoder_of_products() -> None:
         small_settings(model={"kind": "e4s-rec", "encoder_scores": 1.0}, encoder={"name": "neumf"})
 
 
-def test_the_same_seed_begins_alike() -> None:
+def test_the_same_seed_gives_the_same_initial_weights() -> None:
     study = small_settings(model={"kind": "e4s-rec"})
     first, second = (build_model(study, materials(study), replace_every=1, seed=3) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

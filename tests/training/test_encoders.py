@@ -1,4 +1,4 @@
-"""Pre-training of ID encoders: it learns, repeats, is kept and read back, and says what does not fit."""
+"""Pre-training of ID encoders: learning, reproducibility, caching, loading, and rejected files."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def settings(name: str, **changes: object) -> EncoderSettings:
     [("comirec-sa", 0.33), ("comirec-dr", 0.33), ("sasrec", 0.5), ("gru4rec", 0.5), ("bert4rec", 0.4), ("fdsa", 0.5)],
 )
 def test_sequence_encoders_learn_the_ring(name: str, least: float) -> None:
-    """The next item is one or two further on; a random order of twelve items has an MRR of .26, and popularity no more.
+    """The next item is one or two further on; a random order of twelve items has an MRR of .26, and so has popularity.
 
-    ComiRec averages over the history and knows order from places alone.
+    ComiRec averages over the history and knows the order only from positions.
     """
     encoder, validation = train_encoder(settings(name, epochs=25, dropout=0.0), DEVELOPMENT, PURCHASES, TEXTS, 0)
     assert validation["MRR"] > least
@@ -97,7 +97,7 @@ def study(**encoder: object) -> tuple[EncoderSettings, StudyContext]:
     return whole.encoder, materials(whole)  # type: ignore[attr-defined]
 
 
-def test_trained_once_then_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_trained_once_then_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DASEARCH_CACHE", str(tmp_path))
     wanted, ready = study()
     heard: list[str] = []
@@ -111,7 +111,7 @@ def test_trained_once_then_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert heard
 
 
-def test_training_tells_passing_epochs_and_an_outcome(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_training_reports_epochs_and_a_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DASEARCH_CACHE", str(tmp_path))
     wanted, ready = study()
     heard: list[str] = []
@@ -125,7 +125,7 @@ def test_training_tells_passing_epochs_and_an_outcome(monkeypatch: pytest.Monkey
     assert done.startswith(f"ID encoder sasrec: validation NDCG@10 {best}  ")
 
 
-def test_a_training_that_was_timed_comes_out_as_it_would(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_timing_does_not_change_the_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wanted, ready = study()
     monkeypatch.setenv("DASEARCH_CACHE", str(tmp_path / "plain"))
     plain = study_encoder(wanted, ready, 5, lambda _: None)
@@ -143,10 +143,8 @@ def test_a_training_that_was_timed_comes_out_as_it_would(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("name", ["sasrec", "mf", "comirec-sa"])
-def test_every_way_of_reading_is_timed_by_its_epochs(
-    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """On a clock that only a step moves, by a second: steps of all batches of all epochs."""
+def test_time_estimates_cover_all_epochs(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a clock that advances by a second per step: steps of all batches of all epochs."""
     monkeypatch.setenv("DASEARCH_CACHE", str(tmp_path))
     _, ready = study()
     wanted, ticks, steps = settings(name, epochs=7), [0.0], []
@@ -208,8 +206,8 @@ def training(name: str, checkpoint: Path | None = None, identity: str = "mine") 
 
 
 @pytest.mark.parametrize("name", sorted(ENCODERS))
-def test_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path: Path, name: str) -> None:
-    """Interrupted after two of four epochs, in another process for all it knows."""
+def test_resumes_from_a_checkpoint_to_the_same_weights(tmp_path: Path, name: str) -> None:
+    """Interrupted after two of four epochs and resumed with a new object."""
     whole, place = training(name), tmp_path / "encoder.safetensors"
     expected = [whole.epoch() for _ in range(4)]
     first = training(name, place)

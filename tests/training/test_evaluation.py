@@ -1,4 +1,4 @@
-"""Ranks against a slow ranking, the baselines, the collaborative model and tiny-opt."""
+"""Ranks against a slow reference, the baselines, the collaborative model and tiny-opt."""
 
 from __future__ import annotations
 

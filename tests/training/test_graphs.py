@@ -1,4 +1,4 @@
-"""Which steps are launched, lightly or in full, and which are captured, by the memory that is left; a card by the book."""
+"""Which steps are launched, lightly or in full, and which are captured, by the remaining memory, on a simulated GPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Replayed:
 
 
 class Card(StepGraphs):
-    """Launches and captures of a card of so much memory, written down."""
+    """A simulated GPU with limited memory that records launches and captures."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -69,12 +69,12 @@ def test_the_second_step_of_a_shape_is_captured(card: Card) -> None:
     assert card.steps(10, 10, 10, 20, 20) == "full capture replay replay full capture replay"
 
 
-def test_beside_a_large_graph_steps_are_light(card: Card) -> None:
+def test_steps_are_light_while_a_large_graph_is_kept(card: Card) -> None:
     assert card.steps(80, 80) == "full capture replay"
     assert card.steps(60, 60, 60) == "light capture replay replay"  # in the memory of the large one
 
 
-def test_a_larger_graph_takes_the_place_of_smaller_ones(card: Card) -> None:
+def test_a_larger_graph_replaces_smaller_ones(card: Card) -> None:
     card.steps(60, 60, 40, 40)
     assert card.steps(90, 90) == "light capture replay"
     assert card.steps(40, 60, 40) == "capture replay capture replay replay"

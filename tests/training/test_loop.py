@@ -1,4 +1,4 @@
-"""Training: it learns, repeats bit for bit, goes on from a checkpoint, and every option reaches it."""
+"""Training: learning, bit-for-bit reproducibility, resuming from a checkpoint, and the effect of every option."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def same_weights(first: Trained, second: Trained) -> bool:
 
 
 def test_it_learns_the_ring() -> None:
-    """Items walk a ring, so the next item is nearly given."""
+    """Items form a ring, so the next item is almost determined."""
     trained = run({"epochs": 12, "lr": 1e-2})
     first, last = trained.progress.epochs[0], trained.progress.best
     assert last.losses["sequence"] < first.losses["sequence"]
@@ -48,7 +48,7 @@ def test_it_learns_the_ring() -> None:
     assert last.metrics["MRR"] > 2 * popular
 
 
-def test_twice_is_bit_for_bit_the_same() -> None:
+def test_training_is_reproducible_bit_for_bit() -> None:
     first, second = run(), run()
     assert [(e.losses, e.metrics) for e in first.progress.epochs] == [
         (e.losses, e.metrics) for e in second.progress.epochs
@@ -75,7 +75,7 @@ def stack(settings: StudySettings, recipe: Recipe, *layouts: Layout) -> Stack:
     return Stack(ground, [Run.begin(ground, Candidate(layout), k, {}) for k, layout in enumerate(layouts)])
 
 
-def test_same_start_for_every_layout() -> None:
+def test_initial_weights_do_not_depend_on_the_layout() -> None:
     settings = small_settings()
     first, second = (stack(settings, settings.trial, layout) for layout in (LAYOUT, Layout.parse("PPP-SSS")))
     assert torch.equal(first.parameters.matrix, second.parameters.matrix)
@@ -85,7 +85,7 @@ def test_same_start_for_every_layout() -> None:
 
 @pytest.mark.parametrize("average", [None, 0.9])
 @pytest.mark.parametrize("after", [1, 2])
-def test_a_killed_training_goes_on_to_the_same_result(tmp_path: Path, after: int, average: float | None) -> None:
+def test_a_killed_training_resumes_to_the_same_result(tmp_path: Path, after: int, average: float | None) -> None:
     settings = small_settings()
     recipe = Recipe(epochs=3, batch_size=8, lr=5e-3, average=average)
     whole = train(settings, materials(settings), LAYOUT, recipe)
@@ -108,14 +108,14 @@ def test_a_killed_training_goes_on_to_the_same_result(tmp_path: Path, after: int
     assert same_weights(whole, resumed)
 
 
-def test_another_trainings_checkpoint_is_not_used(tmp_path: Path) -> None:
+def test_the_checkpoint_of_another_training_is_ignored(tmp_path: Path) -> None:
     settings, path = small_settings(), tmp_path / "c.safetensors"
     train(settings, materials(settings), Layout.parse("PPP-PPP"), settings.trial, checkpoint=path)
     assert same_weights(train(settings, materials(settings), LAYOUT, settings.trial, checkpoint=path), run())
 
 
-def test_a_checkpoint_of_other_settings_is_not_used(tmp_path: Path) -> None:
-    """As after an interrupted `dasearch train` that is begun again with another --set."""
+def test_a_checkpoint_of_other_settings_is_ignored(tmp_path: Path) -> None:
+    """As after an interrupted `dasearch train` that is started again with another --set."""
     path, changes = tmp_path / "c.safetensors", {"losses": {"align": 1.0}}
     settings, other = small_settings(), small_settings(**changes)
     train(settings, materials(settings), LAYOUT, settings.trial, checkpoint=path)
@@ -142,7 +142,7 @@ def test_early_stopping_keeps_the_best_epoch() -> None:
 
 
 def test_an_average_is_that_of_the_weights_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its closed form; the training goes on from the last weights, as without it."""
+    """Its closed form; training continues from the last weights, as without it."""
     settings, decay = small_settings(), 0.8
     seen: list[torch.Tensor] = []
     take = Stack.take
@@ -300,7 +300,7 @@ def test_trains_on_a_gpu_in_bfloat16() -> None:
 
 
 @pytest.mark.parametrize("kind", ["darec", "e4s-rec"])
-def test_a_recipes_dropout_stands_in_place_of_the_models(kind: str) -> None:
+def test_a_recipes_dropout_overrides_the_models(kind: str) -> None:
     own = small_settings(model={"kind": kind, "dropout": 0.4})
     other = small_settings(model={"kind": kind, "dropout": 0.1}, trial={"dropout": 0.4})
     layout = Layout.parse("SP-PP" if kind == "e4s-rec" else "SPS-PPS")
@@ -312,12 +312,12 @@ def test_a_recipes_dropout_stands_in_place_of_the_models(kind: str) -> None:
     assert [epoch.losses for epoch in first] != [epoch.losses for epoch in third]
 
 
-def test_a_recipe_without_a_dropout_of_its_own_is_recorded_as_before_it_could_have_one() -> None:
+def test_the_record_of_a_recipe_without_dropout_is_unchanged() -> None:
     study = small_settings()
     assert "dropout" not in study.trial.record()
     assert study.trial.model_copy(update={"dropout": 0.0}).record()["dropout"] == 0.0
 
 
-def test_a_model_without_dropout_refuses_one() -> None:
+def test_a_model_without_dropout_rejects_one() -> None:
     with pytest.raises(StudyError, match=r"idle has no dropout; drop trial\.dropout"):
         small_settings(model={"kind": "idle"}, trial={"dropout": 0.1})

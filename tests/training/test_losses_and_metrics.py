@@ -112,7 +112,7 @@ def test_bootstrap_interval_has_the_width_of_the_normal_one() -> None:
 
 
 def test_schedule() -> None:
-    """Six percent of 100 steps rise, then a cosine falls to zero."""
+    """Linear warm-up over six percent of 100 steps, then a cosine to zero."""
     rates = [schedule(step, 100, 0.06) for step in range(101)]
     np.testing.assert_allclose(rates[:6], [k / 6 for k in range(1, 7)])
     assert rates[6] == 1.0
@@ -122,7 +122,7 @@ def test_schedule() -> None:
 
 
 def mmd_by_loops(first: np.ndarray, second: np.ndarray) -> float:
-    """The biased estimate, one pair at a time."""
+    """The biased estimator, one pair at a time."""
     pooled = np.concatenate([first, second])
     distances = [float(((x - y) ** 2).sum()) for x in pooled for y in pooled]
     width = float(np.mean(distances))
@@ -161,7 +161,7 @@ def test_info_nce_by_hand() -> None:
     assert info_nce(first[None], second[None], 0.5).item() == pytest.approx(total / 4, abs=1e-5)
 
 
-def test_info_nce_leaves_out_rows_that_do_not_count() -> None:
+def test_info_nce_ignores_uncounted_rows() -> None:
     first, second = (torch.randn(2, 4, 3, generator=seeded(k)).requires_grad_() for k in range(2))
     counted = torch.tensor([[True, True, True, False], [True, False, False, False]])
     found = info_nce(first, second, 0.5, counted)

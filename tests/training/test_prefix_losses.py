@@ -1,4 +1,4 @@
-"""What IDLE-Adapter and RA-Rec minimise, term by term, against the same computed another way."""
+"""The losses of IDLE-Adapter and RA-Rec, term by term, against independent computations."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_mmd_is_the_mean_over_aligned_layers(layout: str, layers: list[int]) -> 
 
 
 @pytest.mark.parametrize("kind", ["idle", "ra-rec"])
-def test_frozen_states_too_large_to_keep_are_computed_again(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frozen_states_too_large_to_cache_are_recomputed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = terms(kind)
     settings = small_settings(model={"kind": kind})
     monkeypatch.setattr(with_encoder, "KEPT_BYTES", 0)
@@ -119,7 +119,7 @@ def test_bpr_by_loops() -> None:
 
 
 def test_ra_recs_score_is_the_product_of_two_towers() -> None:
-    """And what training compares is what evaluation ranks."""
+    """Training compares the same scores that evaluation ranks."""
     _, prepared, model, batch = ready("ra-rec", model={"kind": "ra-rec", "item_bias": "log-frequency"})
     assert isinstance(model, RARec)
     layout = model.layout_tensor(Layout.parse("SPS-PSP"))

@@ -1,4 +1,4 @@
-"""Every option of IDLE-Adapter and RA-Rec reaches training: it changes what a fixed seed gives."""
+"""Every option of IDLE-Adapter and RA-Rec affects training: it changes the result of a fixed seed."""
 
 from __future__ import annotations
 

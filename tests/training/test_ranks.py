@@ -1,4 +1,4 @@
-"""Several ranks of torchrun: they train as one process does, go on from its checkpoint, and end together."""
+"""Several torchrun ranks: they train like one process, resume from its checkpoint, and end together."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def same_model(first: Path, second: Path) -> bool:
 
 @pytest.mark.parametrize("changes", [DAREC, IDLE], ids=["darec", "idle"])
 def test_two_ranks_train_as_one_process(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """To the last bit: the parts are added in one process's order."""
+    """To the last bit: parts are summed in the order of one process."""
     study = written(tmp_path, changes)
     alone = hear(study, tmp_path / "one" / "model")
     done = two_ranks(study, tmp_path / "two" / "model", tmp_path / "heard")
@@ -68,7 +68,7 @@ def test_two_ranks_train_as_one_process(tmp_path: Path, changes: dict[str, Any])
     assert [path.name for path in (tmp_path / "two").rglob("*.safetensors") if "checkpoints" in path.parts] == []
 
 
-def test_two_ranks_go_on_from_a_checkpoint(tmp_path: Path) -> None:
+def test_two_ranks_resume_from_a_checkpoint(tmp_path: Path) -> None:
     study, out = written(tmp_path, DAREC), tmp_path / "two" / "model"
     alone = hear(study, tmp_path / "one" / "model")
     broken = two_ranks(study, out, tmp_path / "heard", "interrupted")
@@ -84,7 +84,7 @@ def test_two_ranks_go_on_from_a_checkpoint(tmp_path: Path) -> None:
 def test_a_lost_rank_ends_the_others_with_one_sentence(tmp_path: Path) -> None:
     done = two_ranks(written(tmp_path, DAREC), tmp_path / "model", tmp_path / "heard", "lost")
     assert done.returncode != 0
-    assert done.stderr.count("another rank of this training ended; run the same command again to go on") == 1
+    assert done.stderr.count("another rank of this training ended; run the same command again to resume") == 1
     assert not (tmp_path / "model").exists()
 
 
@@ -109,7 +109,7 @@ def second_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-def test_a_world_of_one_is_no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_world_size_of_one_is_a_single_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
     assert started() == ALONE
@@ -128,7 +128,7 @@ def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("command", ["run", "ablate"])
-def test_other_commands_refuse_several_ranks_once(
+def test_other_commands_reject_several_ranks_once(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], second_of_two: None
 ) -> None:
     assert run_command([command]) == 2

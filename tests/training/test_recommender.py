@@ -1,4 +1,4 @@
-"""Recommendations in batches against one at a time, against the evaluation's ranks, and what is refused."""
+"""Batched recommendations against single ones and against the evaluation's ranks, and rejected requests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def opened(request: pytest.FixtureRequest) -> Recommender:
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25, deadline=None)
 @given(requests=REQUESTS, batch_size=st.integers(1, 5), include_seen=st.booleans())
-def test_a_batch_says_what_one_at_a_time_says(
+def test_a_batch_equals_single_requests(
     kind: str, requests: list[tuple[list[str], str | None]], batch_size: int, include_seen: bool
 ) -> None:
     opened = recommender(kind)
@@ -50,7 +50,7 @@ def test_a_batch_says_what_one_at_a_time_says(
         assert [one.score for one in answer] == sorted((one.score for one in answer), reverse=True)
 
 
-def test_places_are_the_ranks_of_the_evaluation(opened: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_positions_are_the_ranks_of_the_evaluation(opened: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
     development = LeaveOneOut(toy_dataset(60, 40)).development
     bits = opened.model.layout_tensor(opened.layout)
     ranks = rank_validation(opened.model, opened.catalogue, development, bits).ranks
@@ -80,7 +80,7 @@ def test_fewer_items_are_the_first_of_more(opened: Recommender) -> None:
 
 
 def test_users_have_their_own_vectors(opened: Recommender) -> None:
-    """The same history for someone else and for two users of the training data; IDLE and RA-Rec read histories alone."""
+    """The same history for an unknown user and for two training users; IDLE-Adapter and RA-Rec read only histories."""
     scores = [
         {one.item: one.score for one in answer}
         for answer in opened.recommend_many([["item1", "item2"]] * 3, 40, users=[None, "u1", "u2"])

@@ -1,4 +1,4 @@
-"""Files of histories and of answers: every form into every other, rows that cannot be answered, interruptions."""
+"""Files of histories and of recommendations: conversion between all formats, invalid rows, interruptions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eleven rows are many pieces, slices and parts."""
+    """Make eleven rows span several pieces, slices and parts."""
     monkeypatch.setattr(request_files, "PIECE_BATCHES", 2)
     monkeypatch.setattr(request_files, "ROWS_AT_ONCE", 5)
     monkeypatch.setattr(request_files, "CHECKED_AT_ONCE", 4)
@@ -54,7 +54,7 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize("to", FORMS)
 @pytest.mark.parametrize("of", FORMS)
-def test_every_form_into_every_other(tmp_path: Path, of: str, to: str) -> None:
+def test_every_format_into_every_other(tmp_path: Path, of: str, to: str) -> None:
     source, out = written(tmp_path / f"in[1]{of}", RECORDS), tmp_path / "deep" / f"out[1]{to}"
     heard: list[Progress] = []
     done = answer_file(recommender("darec"), source, out=out, k=3, batch_size=2, listen=heard.append)
@@ -81,8 +81,8 @@ def test_other_models_and_left_out_items(tmp_path: Path, kind: str) -> None:
         assert not set(row["items"]) & set(record["history"])
 
 
-def test_columns_that_are_not_there_and_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An id may be a number; without user and id JSON leaves them out and Parquet says null."""
+def test_missing_columns_and_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id may be a number; missing users and ids are omitted in JSON and null in Parquet."""
     opened = recommender("darec")
     monkeypatch.setattr(opened, "_index", {str(position): position for position in range(40)})
     frame = pl.DataFrame(
@@ -141,7 +141,7 @@ def test_nulls_of_parquet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_no_rows_are_a_file_without_rows(tmp_path: Path, form: str) -> None:
+def test_an_empty_file_gives_an_empty_file(tmp_path: Path, form: str) -> None:
     empty = pl.DataFrame(schema={"history": pl.List(pl.String)})
     empty.write_parquet(tmp_path / "in.parquet")
     done = answer_file(recommender("darec"), tmp_path / "in.parquet", out=tmp_path / f"out{form}")
@@ -159,7 +159,7 @@ def test_half_a_surrogate_pair_in_an_id(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("word", "says"), [(0, "4 rows checked"), (3, "8 of 11 rows answered")])
-def test_interrupted_it_leaves_the_old_file(tmp_path: Path, form: str, word: int, says: str) -> None:
+def test_an_interruption_keeps_the_old_file(tmp_path: Path, form: str, word: int, says: str) -> None:
     source, out = written(tmp_path / "in.jsonl", RECORDS), tmp_path / f"out{form}"
     out.write_bytes(b"old")
     heard: list[Progress] = []
@@ -175,7 +175,7 @@ def test_interrupted_it_leaves_the_old_file(tmp_path: Path, form: str, word: int
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", out.name]
 
 
-def test_a_file_that_exists_is_replaced_when_told_to(tmp_path: Path) -> None:
+def test_an_existing_file_is_replaced_with_overwrite(tmp_path: Path) -> None:
     source, out = written(tmp_path / "in.jsonl", RECORDS), tmp_path / "out.jsonl"
     out.write_text("old")
     with pytest.raises(DataError, match=r"out\.jsonl exists; choose another file, or replace it with --overwrite"):
@@ -206,7 +206,7 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
         ("flat.parquet", "out.jsonl", r"flat\.parquet has String as column 'history'; write lists of item ids there"),
         ("other.parquet", "out.jsonl", r"other\.parquet has no column 'history'; write lists of item ids there"),
         ("cut.jsonl.gz", "out.jsonl", r"cut\.jsonl\.gz, after line \d+: cannot be read"),
-        ("in.jsonl", "folder.jsonl", r"folder\.jsonl is a folder; name another file to write"),
+        ("in.jsonl", "folder.jsonl", r"folder\.jsonl is a folder; choose another file to write"),
         ("in.jsonl", "in.jsonl/out.jsonl", r"in\.jsonl/out\.jsonl cannot be written \(.+\); choose another place"),
     ):
         with pytest.raises(DataError, match=sentence):

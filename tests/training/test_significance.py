@@ -23,8 +23,8 @@ def test_a_lead_is_the_mean_difference_and_its_interval_that_of_users() -> None:
     assert found.high == pytest.approx(gain.mean() + half, abs=0.2 * half)
 
 
-def test_the_luck_of_seeds_widens_the_interval() -> None:
-    """Every user gains the same, so that all the doubt there is comes from the seeds."""
+def test_variance_between_seeds_widens_the_interval() -> None:
+    """Every user gains the same, so that all uncertainty comes from the seeds."""
     lucky = np.array([[0.3], [0.0], [-0.3]]) + 0.01
     found = paired_lead(USERS + lucky, USERS, generator=seeded())
     assert found.mean == pytest.approx(0.01)

@@ -1,4 +1,4 @@
-"""Candidates side by side: each comes out as alone, resumes alone, diverges alone."""
+"""Concurrent candidates: each trains, resumes and diverges like a separate training."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ VARIED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("changes", VARIED, ids=json.dumps)
-def test_each_candidate_comes_out_as_alone(changes: dict[str, Any]) -> None:
+def test_stacked_candidates_equal_separate_ones(changes: dict[str, Any]) -> None:
     study = small_settings(**changes)
     candidates = [Candidate(Layout.parse(layout), seed) for layout, seed in zip(LAYOUTS, (0, 0, 1), strict=True)]
     together = train_together(study, materials(study), candidates, study.trial, stacked=True)
@@ -87,8 +87,8 @@ def test_each_candidate_comes_out_as_alone(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", ["darec", "idle", "ra-rec"])
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_on_cores_of_its_own_each_comes_out_as_alone_to_the_last_bit(kind: str, count: int) -> None:
-    """However many are trained beside it: those of an interrupted batch are fewer when it goes on."""
+def test_candidates_in_threads_equal_separate_ones_to_the_last_bit(kind: str, count: int) -> None:
+    """Whatever their number: an interrupted batch has fewer when it resumes."""
     study = small_settings(model={"kind": kind})
     candidates = [Candidate(Layout.parse(layout)) for layout in LAYOUTS[:count]]
     with using(2):
@@ -103,7 +103,7 @@ def test_on_cores_of_its_own_each_comes_out_as_alone_to_the_last_bit(kind: str, 
 
 
 @pytest.mark.parametrize(("at_once", "width", "threads"), [(1, 4096, 4), (2, 4096, 2), (3, 4096, 1), (1, 64, 1)])
-def test_threads_of_one_follow_from_the_study_not_from_who_is_left(at_once: int, width: int, threads: int) -> None:
+def test_threads_per_candidate_do_not_depend_on_the_number_left(at_once: int, width: int, threads: int) -> None:
     study = small_settings()
     ground = Ground(study, materials(study), study.trial, 1)
     backbone = SimpleNamespace(width=width * 100_000 // 4096)
@@ -118,7 +118,7 @@ def test_threads_of_one_follow_from_the_study_not_from_who_is_left(at_once: int,
     st.sampled_from(["darec", "idle", "ra-rec"]),
     st.sampled_from([1, 2]),
 )
-def test_random_layouts_and_seeds_as_alone(drawn: list[tuple[int, int]], kind: str, every: int) -> None:
+def test_random_layouts_and_seeds_equal_separate_ones(drawn: list[tuple[int, int]], kind: str, every: int) -> None:
     study = small_settings(model={"kind": kind})
     layers = LAYERS // every
     candidates = [
@@ -134,8 +134,8 @@ NARROW = Choice("narrow", "n", width=2)
 @pytest.mark.parametrize(
     "changes", [{}, {"model": {"rec_adapter_site": "router_output", "item_key": True}}], ids=json.dumps
 )
-def test_choices_side_by_side_come_out_as_alone(changes: dict[str, Any]) -> None:
-    """Of any kind and width, and where there is no adapter at all."""
+def test_stacked_choices_equal_separate_ones(changes: dict[str, Any]) -> None:
+    """Of any kind and width, including no adapter at all."""
     study = small_settings(**changes)
     letters = ("NNN-NNN", "SNA-PPN", "nSn-PAS", "SPS-PPS")
     candidates = [Candidate(Layout.parse(text, (*CHOICES.values(), NARROW)), seed) for seed, text in enumerate(letters)]
@@ -155,7 +155,7 @@ def test_choices_side_by_side_come_out_as_alone(changes: dict[str, Any]) -> None
     ],
     ids=json.dumps,
 )
-def test_lora_side_by_side_comes_out_as_alone(changes: dict[str, Any]) -> None:
+def test_stacked_lora_equals_separate_ones(changes: dict[str, Any]) -> None:
     study = small_settings(**changes)
     thin = Choice("thin", "t", lora=True, width=2)
     letters = ("LLS-NLN", "SPS-PPS", "tNP-StA")
@@ -168,7 +168,7 @@ def test_lora_side_by_side_comes_out_as_alone(changes: dict[str, Any]) -> None:
     assert all(bool(tensor.any()) for name, tensor in trained.items() if ".lora." in name)
 
 
-def test_a_layout_without_lora_is_trained_as_where_there_is_none() -> None:
+def test_a_layout_without_lora_trains_as_in_a_space_without_lora() -> None:
     study, layout = small_settings(model={"item_ids": "encoder"}, encoder={"name": "sasrec", "epochs": 1}), LAYOUTS[0]
     with_lora, without = (
         train(study, materials(study), Layout.parse(layout), study.trial, lora=lora) for lora in (True, False)
@@ -261,8 +261,8 @@ def plainly(
         ("e4s-rec", "ids", lambda model: [model.projection]),
     ],
 )
-def test_groups_learn_at_rates_of_their_own(kind: str, group: str, parts: Any) -> None:
-    """As under parameter groups of torch's own optimiser."""
+def test_groups_have_their_own_learning_rates(kind: str, group: str, parts: Any) -> None:
+    """As with parameter groups of torch's optimiser."""
     own = {"item_ids": "embedding"} if kind == "darec" else {}
     study = small_settings(model={"kind": kind, **own}, trial={"rates": {group: 4}, "epochs": 1})
     layout = Layout.all_serial(LAYERS, 2) if kind == "e4s-rec" else Layout.parse(LAYOUTS[0])
@@ -284,7 +284,7 @@ def test_settings_know_their_models_groups(changes: dict[str, Any]) -> None:
 
 
 def test_a_single_candidate_is_a_plain_training() -> None:
-    """Against a loop written here over plain parameters: bit for bit, in float32 on one thread."""
+    """Against a plain training loop: bit for bit, in float32 on one thread."""
     study = small_settings()
     recipe, layout = study.trial, Layout.parse(LAYOUTS[0])
     with using(1):
@@ -305,7 +305,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("stacked", [True, False])
 @pytest.mark.parametrize(("after", "average"), [(1, None), (2, None), (4, None), (5, None), (5, 0.9)])
-def test_killed_in_the_middle_each_goes_on_from_its_own_last_epoch(
+def test_each_resumes_from_its_own_last_epoch_after_a_kill(
     tmp_path: Path, stacked: bool, after: int, average: float | None
 ) -> None:
     study = small_settings()
@@ -358,7 +358,7 @@ def _epochs_of(candidate: Candidate) -> int:
 
 
 def test_candidates_at_different_epochs_catch_up(tmp_path: Path) -> None:
-    """One was trained further before the kill: the others train alone until they stand where it does."""
+    """One was trained further before the kill: the others first train alone up to the same epoch."""
     study = small_settings()
     recipe = Recipe(epochs=4, batch_size=8, lr=5e-3)
     candidates = [Candidate(Layout.parse(x), 0, tmp_path / x) for x in LAYOUTS]
@@ -391,7 +391,7 @@ def test_each_stops_early_by_itself() -> None:
     assert len(set(lengths)) > 1, lengths
 
 
-def test_one_diverges_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_diverges_and_the_others_continue(monkeypatch: pytest.MonkeyPatch) -> None:
     study = small_settings()
     original = Stack._update
 
@@ -412,7 +412,7 @@ def test_one_diverges_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> N
         assert found.metrics == train(study, materials(study), Layout.parse(layout), study.trial).metrics
 
 
-def test_averages_side_by_side_are_each_ones_own() -> None:
+def test_stacked_averages_are_separate() -> None:
     study = small_settings(trial={"average": 0.9})
     candidates = [Candidate(Layout.parse(layout)) for layout in LAYOUTS]
     together = train_together(study, materials(study), candidates, study.trial, stacked=True)
@@ -423,7 +423,7 @@ def test_averages_side_by_side_are_each_ones_own() -> None:
             torch.testing.assert_close(parameter, alone[name], atol=1e-5, rtol=0)
 
 
-def test_stacked_modules_equal_each_alone() -> None:
+def test_stacked_modules_equal_separate_ones() -> None:
     modules = [torch.nn.Sequential(Table(5, 4), Linear(4, 3)) for _ in range(3)]
     for k, module in enumerate(modules):
         for parameter in module.parameters():
@@ -446,8 +446,8 @@ def test_stacked_modules_equal_each_alone() -> None:
 @pytest.mark.parametrize(
     "changes", [{}, {"losses": {"anchors": 2}}, {"model": {"variation": "llmrec"}}], ids=json.dumps
 )
-def test_shapes_that_come_again_change_no_loss(changes: dict[str, Any]) -> None:
-    """What CUDA graphs read: rows, items and anchors with room to spare."""
+def test_padding_to_repeating_shapes_changes_no_loss(changes: dict[str, Any]) -> None:
+    """The inputs of CUDA graphs: padded rows, items and anchors."""
     study = small_settings(**changes)
     ground = Ground(study, materials(study), study.trial, 1)
     stack = Stack(
@@ -465,7 +465,7 @@ def test_shapes_that_come_again_change_no_loss(changes: dict[str, Any]) -> None:
 
 
 def test_a_candidate_without_anchors_keeps_its_place() -> None:
-    """Its batch had no item with hard negatives: another seed's anchors are not taken for its own."""
+    """Its batch has no item with hard negatives: another seed's anchors are not used instead."""
     rows = torch.arange(2)[None]
     anchors = DARecDrawn(row=rows, position=rows, anchored=rows >= 0, negative=rows[..., None].expand(1, 2, 3))
     together = DARecDrawn.together([DARecDrawn(), anchors])
@@ -480,8 +480,10 @@ def test_a_candidate_without_anchors_keeps_its_place() -> None:
 
 @pytest.mark.parametrize("kind", ["darec", "idle", "ra-rec"])
 @pytest.mark.parametrize("change", ["compile", "recompute"])
-def test_ways_to_compute_change_no_result(change: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers as the bodies that are compiled, token by token, and activations computed again in the backward."""
+def test_compilation_and_recomputation_change_no_result(
+    change: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers as compiled functions on tokens, and activations recomputed in the backward pass."""
     monkeypatch.setattr(darec_module, "compiled", lambda function: function)
     plain = small_settings(model={"kind": kind})
     candidates = [Candidate(Layout.parse(layout)) for layout in LAYOUTS]
@@ -498,14 +500,14 @@ def test_ways_to_compute_change_no_result(change: str, kind: str, monkeypatch: p
 
 
 class Launched(StepGraphs):
-    """Steps of a device that captures none."""
+    """Steps of a device without graph capture."""
 
     def _launch(self, batch: SequenceBatch, drawn: Drawn, numbers: int, *, step: Any, light: Any) -> None:
         step(batch, drawn)
 
 
-def test_a_stack_goes_when_nobody_holds_it() -> None:
-    """At once, and not when Python next looks for cycles: on a GPU its graphs hold gigabytes, and end no other's capture."""
+def test_a_stack_is_freed_with_its_last_reference() -> None:
+    """Not by cyclic garbage collection: on a GPU its graphs hold gigabytes, and freeing them must not break a capture."""
     study = small_settings()
     ground = Ground(study, materials(study), study.trial, 1)
     stack = Stack(ground, [Run.begin(ground, Candidate(Layout.parse(LAYOUTS[0])), 0, {})])
@@ -524,8 +526,8 @@ def test_a_stack_goes_when_nobody_holds_it() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("graphs", [True, False])
-def test_side_by_side_on_a_gpu(graphs: bool) -> None:
-    """Replayed or launched one by one, compiled or not, losses go the same way."""
+def test_stacked_candidates_on_a_gpu(graphs: bool) -> None:
+    """Replayed or launched one by one, compiled or not, losses are the same."""
     study = small_settings(device="cuda", graphs=graphs, compile=False, trial={"epochs": 4})
     candidates = [Candidate(Layout.parse(layout)) for layout in LAYOUTS]
     found = train_together(study, materials(study), candidates, study.trial)
