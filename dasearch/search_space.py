@@ -89,7 +89,7 @@ class SearchSpaceFile(BaseModel):
     def _sites_of_the_model(self) -> SearchSpaceFile:
         if tuple(self.sites) != SITES[self.model]:
             raise ValueError(
-                f"{self.model} has the sites [{', '.join(SITES[self.model])}]; name them all; fixed: excludes one"
+                f"{self.model} has the sites [{', '.join(SITES[self.model])}]; name them all; fixed: can fix one"
             )
         return self
 

@@ -67,11 +67,9 @@ def load_bundle(folder: Path, name: str, settings: StudySettings) -> StudyContex
     """
     place = folder / name
     if not place.is_dir():
-        raise BundleError(f"there is no bundle {name} in {folder}; start the study again, which prepares it")
+        raise BundleError(f"there is no bundle {name} in {folder}; start the study again to build it")
     if sha256(place) != name:
-        raise BundleError(
-            f"the bundle {place} is damaged; delete it and start the study again, which prepares it again"
-        )
+        raise BundleError(f"the bundle {place} is damaged; delete it and start the study again to rebuild it")
     tensors, record = load_tensors(place / MATERIALS)
     _require_fit(settings, record, place)
     return _restored(place, settings, tensors, record)

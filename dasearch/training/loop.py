@@ -196,13 +196,13 @@ def _train_in_threads(ground: Ground, runs: Sequence[Run], workers: int, on_epoc
         except BaseException:
             ground.stopped.set()
             pool.shutdown(cancel_futures=True)
-            _tell_rest(messages, on_epoch)
+            _report_rest(messages, on_epoch)
             raise
     for future in futures:
         future.result()
 
 
-def _tell_rest(messages: SimpleQueue[tuple[int, Epoch] | None], on_epoch: OnEpoch) -> None:
+def _report_rest(messages: SimpleQueue[tuple[int, Epoch] | None], on_epoch: OnEpoch) -> None:
     """Report epochs that were saved but not yet reported when training was interrupted; errors of the callback are ignored."""
     while not messages.empty():
         message = messages.get()

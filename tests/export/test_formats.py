@@ -92,7 +92,7 @@ def test_nothing_half_written_is_left(problem: BaseException, tmp_path: Path, mo
     ("file", "before", "after", "said"),
     [
         ("catalogue.jsonl", "item3", "itemX", "is not the catalogue that the model was trained on; restore it"),
-        ("layout.json", "SPS-PPS", "SPS-PPP", "says SPS-PPP and the weights were trained with SPS-PPS"),
+        ("layout.json", "SPS-PPS", "SPS-PPP", "has the layout SPS-PPP and the weights were trained with SPS-PPS"),
     ],
 )
 def test_an_edited_model_folder_is_noticed(file: str, before: str, after: str, said: str, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class EncoderSettings(BaseModel):
     lr: float = Field(3e-3, gt=0, description="learning rate of AdamW")
     weight_decay: float = Field(1e-6, ge=0, description="of AdamW")
     targets: int = Field(8, ge=1, description="targets per user and epoch, for ComiRec, which learns one at a time")
-    negatives: int | None = Field(None, ge=1, description="sampled negatives in the softmax; null: all items")
+    negatives: int | None = Field(None, ge=1, description="number of sampled negatives in the softmax; null: all items")
 
 
 class Reads(StrEnum):
