@@ -9,11 +9,11 @@ from dasearch.export.plain import KINDS
 from dasearch.layout import ModelKind
 from dasearch.models.registry import MODELS
 from dasearch.search_space import load_search_space
-from dasearch.training.preparation import METHODS
+from dasearch.training.preparation import TRAINING_TASKS
 
 
 def test_every_model_is_in_all_registries() -> None:
-    for declared in (MODELS, METHODS, STUDIES, KINDS):
+    for declared in (MODELS, TRAINING_TASKS, STUDIES, KINDS):
         assert set(declared) == set(ModelKind)
 
 

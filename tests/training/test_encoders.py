@@ -149,9 +149,10 @@ def test_time_estimates_cover_all_epochs(name: str, monkeypatch: pytest.MonkeyPa
     _, ready = study()
     wanted, ticks, steps = settings(name, epochs=7), [0.0], []
 
-    def stepped(*args: object) -> None:
+    def stepped(*args: object) -> torch.Tensor:
         steps.append(args)
         ticks[0] += 1.0
+        return torch.zeros(())
 
     monkeypatch.setattr(encoders_module, "_step", stepped)
     monkeypatch.setattr(encoders_module.time, "perf_counter", lambda: ticks[0])
