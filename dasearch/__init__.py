@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dasearch import threads  # says how they wait, before anything here imports torch
+from dasearch import threads  # sets the wait policy, before anything here imports torch
 from dasearch.lazy import lazily
 from dasearch.version import __version__
 

@@ -1,4 +1,4 @@
-"""The command line. It parses, calls one function, and prints; nothing is decided here.
+"""The command line. It only parses arguments, calls one function, and prints.
 
 Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
 """
@@ -41,13 +41,14 @@ if TYPE_CHECKING:
 DEBUG = "DASEARCH_DEBUG"
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 PIPE_WIDTH = 160
-UNCUT = 1 << 16  # letters of a help sentence
+UNCUT = 1 << 16  # characters of a help sentence
 
 
 class Commands(TyperGroup):
-    """Commands that are listed each with its whole first sentence, wrapped and not cut."""
+    """A command group that lists each command with its whole first sentence, wrapped and not truncated."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the visible commands with their first sentences."""
         commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
         shown = {name: one for name, one in commands.items() if one is not None and not one.hidden}
         with formatter.section("Commands"):
@@ -60,11 +61,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Find, layer by layer, whether an adapter of an LLM recommender should sit in series with its sublayer or parallel "
-    "to it. Begin with: dasearch run --budget 30",
+    "to it. Start with: dasearch run --budget 30",
 )
-data_app = typer.Typer(cls=Commands, help="Look at data sets.", rich_markup_mode=None)
+data_app = typer.Typer(cls=Commands, help="Inspect and convert data sets.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
-bench_app = typer.Typer(cls=Commands, help="Measure dasearch itself.", rich_markup_mode=None)
+bench_app = typer.Typer(cls=Commands, help="Benchmark dasearch.", rich_markup_mode=None)
 app.add_typer(bench_app, name="bench")
 
 StudyArgument = Annotated[
@@ -72,7 +73,7 @@ StudyArgument = Annotated[
     typer.Argument(
         autocompletion=completion.any_study,
         metavar="STUDY",
-        help="A study file, the name of a study that was run, which goes on with its own settings, or a shipped one: "
+        help="A study file, the name of a stored study, which resumes with its own settings, or a shipped one: "
         "quickstart, amazon-scientific.",
     ),
 ]
@@ -96,25 +97,27 @@ SourceArgument = Annotated[
 ]
 FormatOption = Annotated[
     str | None,
-    typer.Option("--format", metavar="NAME", help="Its form, of `dasearch data formats`. Default: its files tell."),
+    typer.Option(
+        "--format", metavar="NAME", help="Its format, of `dasearch data formats`. Default: detected from its files."
+    ),
 ]
 TrackOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--track", metavar="NAME", help="Keep curves in tensorboard, mlflow or wandb as well; may be repeated."
-    ),
+    typer.Option("--track", metavar="NAME", help="Also log to tensorboard, mlflow or wandb; may be repeated."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 StoredStudy = Annotated[
     str,
     typer.Argument(
-        metavar="STUDY", autocompletion=completion.stored_study, help="The name of a study that was run, or its file."
+        metavar="STUDY", autocompletion=completion.stored_study, help="The name of a stored study, or its file."
     ),
 ]
 OutputOption = Annotated[str, typer.Option(metavar="FOLDER", help="The studies' output folder.")]
 WorkersOption = Annotated[
     int | None,
-    typer.Option(metavar="N", min=1, help="Train in so many processes at once, on Ray or SLURM. Default: in this one."),
+    typer.Option(
+        metavar="N", min=1, help="Number of worker processes, on Ray or SLURM. Default: train in this process."
+    ),
 ]
 CpusOption = Annotated[
     int | None,
@@ -125,18 +128,20 @@ CpusOption = Annotated[
 GpusOption = Annotated[
     float,
     typer.Option(
-        "--gpus-per-worker", metavar="SHARE", min=0, help="GPUs of each worker, as in 1, or 0.25 of a shared one."
+        "--gpus-per-worker", metavar="SHARE", min=0, help="GPUs of each worker, as in 1, or 0.25 to share one."
     ),
 ]
 RayOption = Annotated[
     str | None,
-    typer.Option(metavar="ADDRESS", help="A Ray cluster that runs, for --workers; auto: the one of this machine."),
+    typer.Option(
+        metavar="ADDRESS", help="Address of a running Ray cluster, for --workers; auto: the one of this machine."
+    ),
 ]
 SlurmOption = Annotated[
     str | None,
     typer.Option(
         metavar="KEY=VALUE,...",
-        help="Queue each of the --workers as a job of SLURM that asks for this, as in "
+        help="Submit each of the --workers as a SLURM job with these parameters, as in "
         "partition=gpu,time=120,gpus_per_node=1; local: jobs are processes of this machine.",
     ),
 ]
@@ -144,7 +149,7 @@ ExchangeOption = Annotated[
     str | None,
     typer.Option(
         metavar="URI",
-        help="Where workers on Ray that share no disk with this machine exchange files with it, as in s3://BUCKET/PREFIX.",
+        help="Object store for Ray workers that share no disk with this machine, as in s3://BUCKET/PREFIX.",
     ),
 ]
 OwnOutput = Annotated[
@@ -156,12 +161,14 @@ ModelArgument = Annotated[
     typer.Argument(
         metavar="MODEL",
         autocompletion=completion.trained_model,
-        help="The folder of a trained model, or a study that was run to its end.",
+        help="The folder of a trained model, or a finished study.",
     ),
 ]
 
 
 class SplitName(StrEnum):
+    """The split to evaluate on."""
+
     VALIDATION = "validation"
     TEST = "test"
 
@@ -179,7 +186,7 @@ def begin(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Before every command."""
+    """Handle the options that precede every command."""
     _show_help(context)
     _quiet()
 
@@ -187,7 +194,7 @@ def begin(
 @data_app.callback(invoke_without_command=True)
 @bench_app.callback(invoke_without_command=True)
 def _show_help(context: typer.Context) -> None:
-    """Of a group without a command."""
+    """Print the help of a group called without a command."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit
@@ -198,20 +205,20 @@ def run(
     context: typer.Context,
     study: StudyArgument = "quickstart",
     budget: Annotated[
-        int | None, typer.Option(metavar="N", help="Completed evaluations, over the study's own.")
+        int | None, typer.Option(metavar="N", help="Number of completed evaluations; overrides search.budget.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed, over the study's own.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed; overrides the study's own.")] = None,
     output: OwnOutput = None,
     storage: StorageOption = None,
     changes: SetOption = None,
     no_train: Annotated[
-        bool, typer.Option("--no-train", help="Stop before the final training and the test split.")
+        bool, typer.Option("--no-train", help="Stop before the final training and the evaluation on the test split.")
     ] = False,
     warm_start: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Begin with what another study found: its trials.json, a model's layout.json, or a database, as in "
+            help="Warm start from another study: its trials.json, a model's layout.json, or a database, as in "
             "runs/dasearch.db:STUDY. Its depth may differ.",
         ),
     ] = None,
@@ -231,9 +238,9 @@ def run(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with --dry-run.")] = False,
 ) -> None:
-    """Search for the best layout, confirm it with fresh seeds, train it, and test it once.
+    """Search for the best layout, confirm it with fresh seeds, train it, and evaluate it on the test split once.
 
-    Run the same command again to go on where it stopped.
+    Run the same command again to resume.
     """
     _starting()
     from dasearch.report.terminal import show_estimate, summary
@@ -244,13 +251,13 @@ def run(
 
     require_alone("run")
     if as_json and not dry_run:
-        raise WrongUse("a run prints its progress, not JSON; add --dry-run, or ask `dasearch status --json`")
+        raise WrongUse("a run prints its progress, not JSON; add --dry-run, or use `dasearch status --json`")
     crew = _crew(workers, Workers(workers or 1, cpus, gpus, ray, slurm, exchange))
     console = _console()
     loaded = _study(study, _overrides(changes, budget, seed), output, storage, console=_beside(as_json))
     if dry_run:
         if warm_start is not None:
-            prior_trials(warm_start, loaded.space())  # refused here as it would be there
+            prior_trials(warm_start, loaded.space())  # rejected here as in the run itself
         found = estimate(loaded, train=not no_train)
         if as_json:
             _print_json({"settings": loaded.settings.model_dump(mode="json"), "estimate": asdict(found)})
@@ -263,7 +270,7 @@ def run(
 
 
 def _crew(count: int | None, asked: Workers) -> Workers | None:
-    """What was asked of workers, where there are any; refused before the study is prepared for them."""
+    """The requested workers, if any; invalid requests are rejected before the study is prepared."""
     from dasearch.search.executors import Workers
     from dasearch.search.executors.exchange import require_exchange
     from dasearch.search.executors.slurm import asked_of_slurm
@@ -274,9 +281,9 @@ def _crew(count: int | None, asked: Workers) -> Workers | None:
         return None
     if asked.slurm is not None:
         if asked.address is not None:
-            raise WrongUse("workers run on Ray or as jobs of SLURM; leave out --ray or --slurm")
+            raise WrongUse("workers run on Ray or as SLURM jobs; remove --ray or --slurm")
         if asked.exchange is not None:
-            raise WrongUse("jobs of SLURM speak through files of the shared output; leave out --exchange")
+            raise WrongUse("SLURM jobs communicate through files in the shared output; remove --exchange")
         asked_of_slurm(asked)
     if asked.exchange is not None:
         require_exchange(asked.exchange)
@@ -290,20 +297,20 @@ def status(
         typer.Argument(
             metavar="STUDY",
             autocompletion=completion.stored_study,
-            help="A study's name or file, whose trials are listed; without one, all studies are, a line each.",
+            help="A study's name or file, whose trials are listed; without one, all studies are listed, one per line.",
         ),
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Write every layout out, however long its line; JSON does in any case.")
+        bool, typer.Option("--full", help="Write every layout in full, however long its line; JSON always does.")
     ] = False,
     output: OutputOption = "runs",
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show where all studies stand, a line each, or one with its trials; works while they run.
+    """Show the status of all studies, one per line, or of one with its trials; works while they run.
 
-    Deep layouts stand there as an id, which --layout takes, and what sets them apart: 3f9a2c SSS*12 2:PSS 7:SSP is
-    serial in twelve layers but for the second and the seventh.
+    Deep layouts are shown as an id, which --layout accepts, and an abbreviation: 3f9a2c SSS*12 2:PSS 7:SSP is
+    serial in twelve layers except for the second and the seventh.
     """
     from dasearch.report.terminal import Layouts, show_status, show_studies
     from dasearch.search.store import open_store
@@ -328,7 +335,7 @@ def status(
 def report(
     study: StoredStudy,
     form: Annotated[
-        Format, typer.Option("--format", case_sensitive=False, help="html has figures, md is text and tables.")
+        Format, typer.Option("--format", case_sensitive=False, help="html: with figures; md: text and tables.")
     ] = Format.HTML,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where to write. Default: report.html in the study's folder.")
@@ -383,17 +390,22 @@ def dashboard(
     output: OutputOption = "runs",
     storage: StorageOption = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="0 takes any free one.")] = 8765,
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="0: any free port.")] = 8765,
     allow_remote: Annotated[
-        bool, typer.Option("--allow-remote", help="Listen where other machines reach it; asks visitors for a token.")
+        bool,
+        typer.Option(
+            "--allow-remote", help="Allow an address that other machines reach; requires a token from visitors."
+        ),
     ] = False,
     token: Annotated[
         str | None,
-        typer.Option(metavar="SECRET", envvar="DASEARCH_TOKEN", help="What visitors must send. Default: a new one."),
+        typer.Option(
+            metavar="SECRET", envvar="DASEARCH_TOKEN", help="The token that visitors must send. Default: a new one."
+        ),
     ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Serve pages that follow studies while they run, on this machine alone; reads, never writes."""
+    """Serve pages that follow running studies; read-only, binds to localhost."""
     from dasearch.report.dashboard.server import Address, serve
 
     console = _console()
@@ -425,7 +437,7 @@ def train(
     changes: SetOption = None,
     trackers: TrackOption = None,
 ) -> None:
-    """Train one layout on all users by the study's final recipe, without a search. The test split stays closed.
+    """Train one layout on all users by the study's final recipe, without a search. The test split is not read.
 
     On several GPUs: torchrun --nproc-per-node N -m dasearch train STUDY --layout LAYOUT --set final.accumulate=N
     """
@@ -452,7 +464,7 @@ def ablate(
         typer.Option(metavar="NAME", help="An ablation file, or a shipped one. Default: that of the study's model."),
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="GROUP", help="A group, by the beginning of its name; may be repeated.")
+        list[str] | None, typer.Option(metavar="GROUP", help="A group, by a prefix of its name; may be repeated.")
     ] = None,
     layout: Annotated[
         str,
@@ -462,9 +474,9 @@ def ablate(
             help="all-serial, all-parallel, best (so far), SPS-PPS-..., or an id that `status` shows.",
         ),
     ] = "all-serial",
-    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Trainings of every variant.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Number of trainings per variant.")] = 3,
     short: Annotated[
-        bool, typer.Option("--short", help="Train as trials do, on Data_BO, rather than as the final training.")
+        bool, typer.Option("--short", help="Train on Data_BO with the trial recipe, rather than with the final one.")
     ] = False,
     output: OwnOutput = None,
     storage: StorageOption = None,
@@ -478,9 +490,9 @@ def ablate(
     exchange: ExchangeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the paper's ablations of a study: one thing changed at a time, on validation data.
+    """Train the paper's ablations of a study: one change at a time, on validation data.
 
-    Run the same command again to go on where it stopped.
+    Run the same command again to resume.
     """
     _starting()
     from dasearch.fitting import show_table
@@ -518,7 +530,8 @@ def evaluate(
     split: Annotated[
         SplitName,
         typer.Option(
-            case_sensitive=False, help="The split to rank. The test split is for a last look, not for choosing."
+            case_sensitive=False,
+            help="The split to rank. The test split is for final evaluation, not for model selection.",
         ),
     ] = SplitName.VALIDATION,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -554,39 +567,39 @@ def recommend(
         typer.Option(
             "--from",
             metavar="FILE",
-            help="Answer a whole file: .parquet, .jsonl or .jsonl.gz, each row with a history (a list of item ids), "
-            "and a user and an id if you like.",
+            help="Answer a file: .parquet, .jsonl or .jsonl.gz, each row with a history (a list of item ids), "
+            "and optionally a user and an id.",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where the answers to --from go, in any of these forms.")
+        Path | None, typer.Option(metavar="FILE", help="Output file of the answers to --from, in any of these formats.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", "--top", metavar="N", help="How many items.")] = 10,
+    k: Annotated[int, typer.Option("-k", "--top", metavar="N", help="Number of items.")] = 10,
     user: Annotated[
         str | None,
-        typer.Option(metavar="USER", help="A user of the training data, for their own collaborative vector."),
+        typer.Option(metavar="USER", help="A user of the training data, whose collaborative vector is used."),
     ] = None,
     include_seen: Annotated[
         bool,
         typer.Option(
             "--include-seen/--exclude-seen",
-            help="Answer with items of the history as well, as the metrics do, which rank all items: for data where "
-            "people buy again what they bought.",
+            help="Also recommend items of the history, as the metrics rank all items: for data where "
+            "users repeat purchases.",
         ),
     ] = False,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out rows of --from that cannot be answered, and count them.")
+        bool, typer.Option("--skip-bad", help="Skip rows of --from that cannot be answered, and count them.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file of --out.")] = False,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Rows of --from in one pass. Default: what suits the device.")
+        int | None, typer.Option(min=1, metavar="N", help="Rows of --from per batch. Default: chosen for the device.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     output: OutputOption = "runs",
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the items most likely to come next after a history, or answer a file of histories into another file."""
+    """Print the most likely next items of a history, or answer a file of histories into another file."""
     from dasearch.export.source import open_trained
     from dasearch.training.request_files import history_of
 
@@ -594,7 +607,7 @@ def recommend(
         raise WrongUse("give a history as in --history ITEM,ITEM, or a file of them as in --from FILE --out FILE")
     if source is not None and out is not None:
         if user is not None:
-            raise WrongUse("--user goes with --history; in a file the column user says whose a history is")
+            raise WrongUse("--user requires --history; in a file the column user names the user of a history")
         options = {"include_seen": include_seen, "skip_bad": skip_bad, "overwrite": overwrite, "batch_size": batch_size}
         opened = open_trained(model, output=output, storage=storage, device=device)
         _answer_file(opened, source, out, as_json, k=k, **options)
@@ -620,29 +633,27 @@ def export_command(
         typer.Argument(
             metavar="STUDY",
             autocompletion=completion.stored_study,
-            help="A study that was run to its end, or the folder of a trained model.",
+            help="A finished study, or the folder of a trained model.",
         ),
     ] = None,
-    form: Annotated[str, typer.Option("--format", metavar="NAME", help="One of those that `--list` shows.")] = "layout",
+    form: Annotated[str, typer.Option("--format", metavar="NAME", help="A format of `--list`.")] = "layout",
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR", help="A folder that is not there yet, or empty. Default: STUDY-FORMAT; snippet prints."
-        ),
+        typer.Option(metavar="DIR", help="A new or empty folder. Default: STUDY-FORMAT; snippet prints."),
     ] = None,
     sites: Annotated[
         str | None,
-        typer.Option(metavar="SITE,SITE", help="Leave out all other sites, where a format has no place for them."),
+        typer.Option(metavar="SITE,SITE", help="Export only these sites, where a format does not support all."),
     ] = None,
     top: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="onnx, pt2: items that the graph answers with. Default: 10."),
+        typer.Option(min=1, metavar="N", help="onnx, pt2: number of items that the graph returns. Default: 10."),
     ] = None,
     pick: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Of a study with a cost, a layout of its confirmed front: knee, best or cheapest-within-noise. Default: its "
+            help="In a study with a cost, a layout of its confirmed front: knee, best or cheapest-within-noise. Default: its "
             "trained winner.",
         ),
     ] = None,
@@ -650,7 +661,7 @@ def export_command(
     output: OutputOption = "runs",
     storage: StorageOption = None,
 ) -> None:
-    """Write the trained winner in a form that other trainers and servers open."""
+    """Write the trained winner in a format that other trainers and servers open."""
     from dasearch.export import FORMATS, ExportOptions, export_study, known_pick, text_of_study
     from dasearch.report.exports import show_formats, show_written
 
@@ -676,23 +687,23 @@ def doctor(
         typer.Argument(
             metavar="STUDY",
             autocompletion=completion.stored_study,
-            help="A study's name or file, to look at it rather than at the machine.",
+            help="A study's name or file, to check it rather than the machine.",
         ),
     ] = None,
     fix: Annotated[
         bool,
         typer.Option(
             "--fix",
-            help="Of STUDY: remove checkpoints that are damaged or of no unfinished training, give lost trials back.",
+            help="For STUDY: remove damaged and unused checkpoints, return lost trials to the queue.",
         ),
     ] = False,
     output: OutputOption = "runs",
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show versions, device, cache, language models that are ready and how to get the others; or what a study lacks.
+    """Show versions, device, cache and language models; or check a study.
 
-    Without --fix nothing is written. Of a study the exit code is 1 where something is wrong.
+    Without --fix nothing is written. For a study the exit code is 1 where a check fails.
     """
     from dasearch.report.doctor import examine, show
 
@@ -700,7 +711,7 @@ def doctor(
         _doctor_study(_study_name(study), fix=fix, output=output, storage=storage, as_json=as_json)
         return
     if fix:
-        raise WrongUse("--fix is for a study; name one, as in: dasearch doctor quickstart --fix")
+        raise WrongUse("--fix needs a study; name one, as in: dasearch doctor quickstart --fix")
     found = examine()
     if as_json:
         _print_json(found.record())
@@ -720,7 +731,7 @@ def stats(
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print a data set's numbers: users, items, interactions, lengths, ties (the paper's table 1 and more)."""
+    """Print a data set's statistics: users, items, interactions, lengths, ties (the paper's table 1 and more)."""
     from dasearch.data import statistics
     from dasearch.report.data import show_statistics
     from dasearch.search.named import named_dataset
@@ -735,17 +746,17 @@ def stats(
 @data_app.command()
 def convert(
     source: SourceArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that is not there yet, or empty.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new or empty folder.")],
     form: FormatOption = None,
     columns: Annotated[
         str | None,
-        typer.Option(metavar="MAP", help='Of a table: "{user: customer, item: sku, timestamp: time, title: name}".'),
+        typer.Option(metavar="MAP", help='For a table: "{user: customer, item: sku, timestamp: time, title: name}".'),
     ] = None,
-    items: Annotated[str | None, typer.Option(metavar="FILE", help="Of a table: a file of items.")] = None,
+    items: Annotated[str | None, typer.Option(metavar="FILE", help="For a table: a file of items.")] = None,
     output: OwnOutput = None,
     storage: StorageOption = None,
 ) -> None:
-    """Write everything a source holds as interactions.tsv.gz and items.jsonl.gz. Ties and filters are for reading."""
+    """Write everything a source holds as interactions.tsv.gz and items.jsonl.gz. Ties and filters apply at reading."""
     from dasearch.data import convert as convert_source
     from dasearch.search.named import named_source
 
@@ -760,7 +771,7 @@ def convert(
 
 @data_app.command()
 def formats() -> None:
-    """List the forms of data that are read, with the files each wants."""
+    """List the supported data formats with their files."""
     from dasearch.data import DATASETS, READERS
     from dasearch.report.data import show_formats
 
@@ -779,7 +790,7 @@ def samplers(
             "--sites",
             "--bits",
             metavar="N",
-            help="Sites of planted landscapes, 3 a layer; may be repeated. Default: 36 and 90.",
+            help="Sites of planted landscapes, 3 per layer; may be repeated. Default: 36 and 90.",
         ),
     ] = None,
     choices: Annotated[
@@ -794,7 +805,8 @@ def samplers(
         typer.Option("--table", metavar="FILE", help="A table of real trainings; default: those of the project."),
     ] = None,
     names: Annotated[
-        list[str] | None, typer.Option("--sampler", metavar="NAME", help="A sampler beside PRSampler. Default: all.")
+        list[str] | None,
+        typer.Option("--sampler", metavar="NAME", help="A sampler to compare with PRSampler. Default: all."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Races of each sampler on each landscape.")] = 20,
     trials: Annotated[int, typer.Option(min=11, metavar="N", help="Trials of a race on a planted landscape.")] = 60,
@@ -803,19 +815,19 @@ def samplers(
         typer.Option(
             "--batch",
             metavar="N,...",
-            help="Trials asked for before they are told, one number or several; compared with one at a time.",
+            help="Numbers of trials asked for before they are told; compared with one at a time.",
         ),
     ] = "1",
-    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Races at a time, a process each.")] = 1,
-    ask: Annotated[bool, typer.Option("--ask/--no-ask", help="Measure the seconds of an ask as well.")] = True,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="For races.jsonl, scores.json, samplers.html.")] = Path(
-        "bench"
-    ),
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Concurrent races, one process each.")] = 1,
+    ask: Annotated[bool, typer.Option("--ask/--no-ask", help="Also measure the seconds of an ask.")] = True,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder of races.jsonl, scores.json, samplers.html.")
+    ] = Path("bench"),
     as_json: JsonOption = False,
 ) -> None:
     """Race PRSampler against other samplers on planted landscapes and on tables of real trainings.
 
-    Run the same command again to go on where it stopped.
+    Run the same command again to resume.
     """
     from dasearch.bench.command import race_samplers
     from dasearch.report.bench import figure, show_asks, show_costs, show_scores
@@ -851,7 +863,7 @@ def samplers(
 def main() -> None:
     """Run the command line; errors are one sentence, never a traceback."""
     _interrupt_by_signals()
-    if sys.stdout is None:  # closed by who called
+    if sys.stdout is None:  # closed by the caller
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # open as long as the process
     for stream in (sys.stdout, sys.stderr):
         write_any(stream)
@@ -859,7 +871,7 @@ def main() -> None:
 
 
 def _interrupt_by_signals() -> None:
-    """Ctrl-C and SIGTERM once: stop, with everything recorded. Twice: stop at once."""
+    """Handle Ctrl-C and SIGTERM: the first stops with everything recorded, the second at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         for heard in (signal.SIGINT, signal.SIGTERM):
@@ -867,19 +879,19 @@ def _interrupt_by_signals() -> None:
         raise KeyboardInterrupt
 
     for heard in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(heard) is not signal.SIG_IGN:  # as of a shell's background jobs
+        if signal.getsignal(heard) is not signal.SIG_IGN:  # as in a shell's background jobs
             signal.signal(heard, stop)
 
 
 def run_command(arguments: list[str]) -> int:
-    """Run one command and give its exit code."""
+    """Run one command and return its exit code."""
     try:
         code = app(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=arguments)
         sys.stdout.flush()
         return _interrupted() if code == INTERRUPTED else int(code or 0)
     except typer.Exit as done:
         return _interrupted() if done.exit_code == INTERRUPTED else done.exit_code
-    except BrokenPipeError:  # who read the output, as `head` does, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (typer.Abort, KeyboardInterrupt):
@@ -893,7 +905,7 @@ def run_command(arguments: list[str]) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             return _complain(
-                f"{str(error.filename)[:PIPE_WIDTH]!r} is too long for a file's name; name another", WRONG_USE
+                f"{str(error.filename)[:PIPE_WIDTH]!r} is too long for a file name; name another", WRONG_USE
             )
         if os.environ.get(DEBUG):
             raise
@@ -903,11 +915,11 @@ def run_command(arguments: list[str]) -> int:
 
 
 def _interrupted() -> int:
-    return _complain("interrupted; run the same command again to go on where it stopped", INTERRUPTED)
+    return _complain("interrupted; run the same command again to resume", INTERRUPTED)
 
 
 def _complain(sentence: str, code: int, *, heard: bool = False) -> int:
-    """Of what befalls all ranks one speaks on each machine; ``heard``: another does as well."""
+    """Print an error; common ones are printed by one rank per machine, with ``heard`` also by this one."""
     console = Console(stderr=True, quiet=not (heard or started().speaks))
     console.print(
         f"dasearch: {without_passwords(sentence)}", style="red", soft_wrap=True, markup=False, highlight=False
@@ -916,20 +928,20 @@ def _complain(sentence: str, code: int, *, heard: bool = False) -> int:
 
 
 def _console() -> Console:
-    """Wide where there is no terminal, so that tables in files and pipes are whole; only the first rank is heard."""
+    """The console, wide without a terminal so that tables in files and pipes are complete; only rank 0 prints."""
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     return Console(highlight=False, width=width, quiet=not started().first)
 
 
 def _beside(as_json: bool) -> Console:
-    """Where a command speaks that is to print JSON or not."""
+    """The console for messages: stderr where stdout is for JSON."""
     return Console(stderr=True) if as_json else _console()
 
 
 def _study(
     name: str, overrides: Iterable[str | Override], output: str | None, storage: str | None, *, console: Console
 ) -> Study:
-    """The study that a command names; says so where its settings are those of a database."""
+    """The study that a command names; prints a note where its settings come from a database."""
     from dasearch.search.named import named_study
 
     found = named_study(name, overrides, output=output, storage=storage)
@@ -939,15 +951,13 @@ def _study(
 
 
 def _starting() -> None:
-    """Say so on a terminal while what trains is imported, which takes seconds."""
-    with Console(stderr=True, quiet=not started().first).status(
-        "starting: loading PyTorch and what trains with it ..."
-    ):
-        import dasearch.search.study  # noqa: F401  # imported here for the time that it takes
+    """Show a spinner while PyTorch and the training code are imported, which takes seconds."""
+    with Console(stderr=True, quiet=not started().first).status("starting: loading PyTorch ..."):
+        import dasearch.search.study  # noqa: F401  # imported here because it is slow
 
 
 def _quiet() -> None:
-    """Libraries keep their warnings to themselves unless debugging is on."""
+    """Silence the warnings of libraries unless debugging is on."""
     if os.environ.get(DEBUG):
         return
     warnings.filterwarnings("ignore")
@@ -959,7 +969,7 @@ def _quiet() -> None:
 
 
 def _tracked(study: Any, terminal: Any, trackers: list[str] | None) -> Any:
-    """A listener that shows a study in the terminal and tells the trackers; close it in the end."""
+    """A listener for the terminal and the trackers; the caller closes it."""
     from dasearch.report.tracking import track
     from dasearch.search.events import Listeners
 
@@ -985,27 +995,27 @@ def _reading(
 
 
 def _listed(text: str) -> list[str]:
-    """What commas separate."""
+    """The parts of a comma-separated text."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _numbers(text: str) -> list[int]:
-    """Whole numbers that commas separate."""
+    """Parse comma-separated whole numbers."""
     parts = _listed(text)
     if not parts or not all(part.isdecimal() for part in parts):
-        raise WrongUse(f"{text!r} is no list of whole numbers; separate them by commas, as in 1,4,8")
+        raise WrongUse(f"{text!r} is not a list of whole numbers; separate them by commas, as in 1,4,8")
     return [int(part) for part in parts]
 
 
 def _study_name(study: str) -> str:
-    """A stored study's name, from itself or from the file it was made of."""
+    """A stored study's name, given as such or by its study file."""
     from dasearch.config import load_study
 
     return load_study(study).name if study.endswith((".yaml", ".yml")) else study
 
 
 def _views(names: list[str], output: str, storage: str | None) -> list[Any]:
-    """Stored studies as they stand."""
+    """Snapshots of stored studies."""
     from dasearch.report.view import read_view
     from dasearch.search.store import open_store
 
@@ -1017,7 +1027,7 @@ def _views(names: list[str], output: str, storage: str | None) -> list[Any]:
 
 
 def _doctor_study(name: str, *, fix: bool, output: str, storage: str | None, as_json: bool) -> None:
-    """A study's checkup, after its repair where that is wanted; leaves with 1 where something is wrong."""
+    """Print a study's checkup, after a repair with ``--fix``; exit with 1 where a check fails."""
     from dasearch.report.checkup import examine_study, mend_study, summary
 
     done = mend_study(name, output=output, storage=storage) if fix else []

@@ -1,4 +1,4 @@
-"""Command lines that are printed for a person to paste: quoted by one rule, with the options that find the same studies."""
+"""Command lines to paste: consistently quoted, with the options that locate the same studies."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from dasearch.errors import without_passwords
 
 PROGRAM = "dasearch"
 OUTPUT = "runs"  # without --output
-ONCE = ("--no-train",)  # what holds a run back; to go on is to leave it out
+ONCE = ("--no-train",)  # flags that stop a run early, removed to resume it
 
 
 class Place(NamedTuple):
-    """The options by which a command finds the studies that another one wrote; as of `open_store`."""
+    """The options by which a command locates the studies that another one wrote; as in `open_store`."""
 
     output: str = OUTPUT
     storage: str | None = None
 
     @property
     def options(self) -> list[str]:
-        """Of commands that read studies; a password is not shown."""
+        """Options of commands that read studies; passwords are hidden."""
         output = [] if self.output == OUTPUT else ["--output", self.output]
         return output if self.storage is None else [*output, "--storage", without_passwords(self.storage)]
 
 
 def command(*words: object) -> str:
-    """``dasearch`` with its arguments, as a shell reads them."""
+    """``dasearch`` with its arguments, quoted for a shell."""
     return shlex.join([PROGRAM, *map(str, words)])
 
 
 def resumed(arguments: Sequence[str]) -> str:
-    """The command line that goes on to the end with what one of these arguments did."""
+    """The command line that resumes and finishes what these arguments began."""
     return command(*(without_passwords(word) for word in arguments if word not in ONCE))

@@ -1,5 +1,6 @@
-"""What a shell may complete, of which it is shown what begins as typed; reads names of files and folders, and imports
-nothing that takes long.
+"""Shell completion: candidates that match the typed prefix.
+
+Reads only names of files and folders, and imports nothing slow.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ LAYOUTS = ("all-parallel", "all-serial", "best")
 
 
 def any_study(context: typer.Context, incomplete: str) -> list[str]:
-    """Studies that were run, shipped ones, and study files."""
+    """Stored studies, shipped ones, and study files."""
     return sorted({*_stored(context), *shipped_names("studies"), *_files(incomplete)})
 
 
 def stored_study(context: typer.Context, incomplete: str) -> list[str]:
-    """Studies that were run: each has a folder in the output folder."""
+    """Stored studies: each has a folder in the output folder."""
     return sorted({*_stored(context), *_files(incomplete)})
 
 
@@ -31,7 +32,7 @@ def trained_model(context: typer.Context) -> list[str]:
 
 
 def layout() -> list[str]:
-    """Layouts that have a name."""
+    """Named layouts."""
     return list(LAYOUTS)
 
 
@@ -45,7 +46,7 @@ def _stored(context: typer.Context) -> list[str]:
 
 
 def _files(incomplete: str) -> list[str]:
-    """Study files and folders beside what is typed; nothing before anything is."""
+    """Study files and folders next to the typed path; none for an empty one."""
     folder = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
     if not incomplete or not folder.is_dir():
         return []

@@ -1,6 +1,6 @@
 """The study file: one model with every setting, read from YAML, overridden by ``--set``.
 
-Each field is described; an unknown key is refused with the nearest known one.
+Each field is described; an unknown key is rejected with the nearest known one.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from dasearch.models.tiny_opt import TinyOPTSettings
 from dasearch.shipped import find_shipped, shipped_names
 from dasearch.yaml_files import parse_yaml, read_yaml
 
-METRICS = {"mrr": "MRR", "recall@10": "Recall@10", "ndcg@10": "NDCG@10"}  # as studies name them, and as records do
-SEARCHED_SECTIONS = ("trial", "model", "losses")  # what `search.also` may name settings of
+METRICS = {"mrr": "MRR", "recall@10": "Recall@10", "ndcg@10": "NDCG@10"}  # names in studies, and names in records
+SEARCHED_SECTIONS = ("trial", "model", "losses")  # sections whose settings `search.also` may name
 UNSEARCHED = ("trial.epochs", "trial.patience", "trial.precision", "model.kind", "model.variation")
-ADDED_TO_RECIPES = ("dropout", "average", "rates")  # what was trained before them keeps its identity
-KNOWN_NAMES = {  # settings whose names are known in any capitals, and those names
+ADDED_TO_RECIPES = ("dropout", "average", "rates")  # absent from earlier records, whose identity must not change
+KNOWN_NAMES = {  # settings with case-insensitive names, and those names
     "data.source": tuple(DATASETS),
     "data.format": tuple(READERS),
     "backbone.name": tuple(NAMED),
@@ -48,45 +48,55 @@ KNOWN_NAMES = {  # settings whose names are known in any capitals, and those nam
     "comparison.encoder.name": tuple(ENCODERS),
     "device": ("auto", "cpu", "cuda"),
 }
-MMD_BATCH = 16  # rows that MMD compares at least: fewer say little about two distributions (SPEC 3)
+MMD_BATCH = 16  # minimum sample size of MMD: fewer rows say little about two distributions (SPEC 3)
 
 
 class Section(BaseModel):
-    """A part of the study file; unknown keys are refused."""
+    """A section of the study file; unknown keys are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DataSettings(Section):
-    """Which interactions, how they are read, and which of them stay."""
+    """The data source, its format, and its filters."""
 
-    source: str = Field("complete-journey", description="data set by name, or a folder or file in a known form")
-    format: str | None = Field(None, description="its form, of `dasearch data formats`; null: its files tell")
+    source: str = Field("complete-journey", description="data set by name, or a folder or file in a known format")
+    format: str | None = Field(
+        None, description="its format, of `dasearch data formats`; null: detected from its files"
+    )
     columns: dict[str, str] = Field(
-        {}, description="of a table: columns by what they hold, as in {user: customer, item: sku, timestamp: time}"
+        {}, description="for a table: columns by role, as in {user: customer, item: sku, timestamp: time}"
     )
-    items: str | None = Field(None, description="of a table: a file of items; null: the interactions name them")
-    min_rating: float | None = Field(None, description="drop interactions rated lower; null: ratings count for nothing")
-    duplicates: Duplicates = Field(Duplicates.KEEP, description="a user's later events with one item: keep, or first")
+    items: str | None = Field(None, description="for a table: a file of items; null: items come from the interactions")
+    min_rating: float | None = Field(None, description="drop interactions rated lower; null: ratings are ignored")
+    duplicates: Duplicates = Field(
+        Duplicates.KEEP, description="a user's repeated events with one item: keep, or first"
+    )
     ties: Ties = Field(
-        Ties.SHUFFLE, description="events with one timestamp: shuffle them, keep one, or keep file order"
+        Ties.SHUFFLE, description="events with equal timestamps: shuffle them, keep one, or keep file order"
     )
-    min_item_interactions: int = Field(0, ge=0, description="drop items with fewer events (the paper: 4)")
+    min_item_interactions: int = Field(0, ge=0, description="drop items with fewer events (paper: 4)")
     max_users: int | None = Field(
-        None, ge=1, description="only so many users, drawn by a seeded hash, and the items they met; null: all"
+        None, ge=1, description="maximum number of users, sampled by a seeded hash, with their items; null: all"
     )
-    min_user_interactions: int = Field(0, ge=0, description="drop users with fewer events; 3 are needed in any case")
-    core: Core = Field(Core.ONE_PASS, description="drop rare items, then short users: once, or until both minima hold")
+    min_user_interactions: int = Field(
+        0, ge=0, description="drop users with fewer events; at least 3 are always needed"
+    )
+    core: Core = Field(
+        Core.ONE_PASS, description="drop rare items, then users with few events: once, or until both minima hold"
+    )
     bo_fraction: float = Field(
-        0.2, gt=0, le=1, description="share of users in Data_BO, on which trials train (table 3: b)"
+        0.2, gt=0, le=1, description="fraction of users in Data_BO, on which trials train (table 3: b)"
     )
-    max_items: int = Field(50, ge=1, description="newest items of a user that make a row")
-    item_tokens: int = Field(30, ge=1, description="tokens of an item sentence, [SEQ] not counted")
-    hard_negative_fraction: float = Field(0.005, gt=0, le=1, description="nearest share of the catalogue (app. A)")
-    mf_rank: int = Field(1000, ge=1, description="rank of the MF vectors that find hard negatives (app. A)")
+    max_items: int = Field(50, ge=1, description="number of a user's newest items in a row")
+    item_tokens: int = Field(30, ge=1, description="maximum tokens of an item sentence, [SEQ] not counted")
+    hard_negative_fraction: float = Field(
+        0.005, gt=0, le=1, description="fraction of the catalogue that counts as near (app. A)"
+    )
+    mf_rank: int = Field(1000, ge=1, description="rank of the MF vectors for hard negatives (app. A)")
 
     def rules(self, seed: int) -> Rules:
-        """How the source is read; ``seed`` of shuffled and reduced ties."""
+        """The rules for reading the source; ``seed`` is that of shuffled and reduced ties."""
         return Rules(
             format=self.format,
             columns=self.columns,
@@ -106,18 +116,19 @@ class TinySettings(Section):
 
     layers: int = Field(TinyOPTSettings.layers, ge=1, description="decoder layers")
     width: int = Field(TinyOPTSettings.width, ge=8, description="width of the hidden states; a multiple of heads")
-    heads: int = Field(TinyOPTSettings.heads, ge=1, description="attention heads of a layer")
+    heads: int = Field(TinyOPTSettings.heads, ge=1, description="attention heads per layer")
     ffn: int = Field(TinyOPTSettings.ffn, ge=8, description="hidden width of the feed-forward network")
     vocabulary: int = Field(TinyOPTSettings.vocabulary, ge=300, description="size of the byte-pair vocabulary")
     max_tokens: int = Field(TinyOPTSettings.max_tokens, ge=64, description="longest row")
     steps: int = Field(TinyOPTSettings.steps, ge=1, description="steps of causal LM training on the catalogue's text")
-    batch_size: int = Field(TinyOPTSettings.batch_size, ge=1, description="rows of a training step")
-    row_tokens: int = Field(TinyOPTSettings.row_tokens, ge=8, description="tokens of a training row")
-    pool: int = Field(TinyOPTSettings.pool, ge=1, description="different sentences in a training row")
+    batch_size: int = Field(TinyOPTSettings.batch_size, ge=1, description="rows per training step")
+    row_tokens: int = Field(TinyOPTSettings.row_tokens, ge=8, description="tokens per training row")
+    pool: int = Field(TinyOPTSettings.pool, ge=1, description="distinct sentences per training row")
     lr: float = Field(TinyOPTSettings.lr, gt=0, description="peak learning rate of that training")
     seed: int = Field(TinyOPTSettings.seed, description="seed of its initial weights and its rows")
 
     def settings(self) -> TinyOPTSettings:
+        """The same as `TinyOPTSettings`."""
         return TinyOPTSettings(**self.model_dump())
 
 
@@ -128,34 +139,37 @@ class BackboneSettings(Section):
         "tiny-opt",
         description="tiny-opt, smollm2-135m, minilm-l6, a folder, or a name on the Hugging Face hub (facebook/opt-125m)",
     )
-    layers: int | None = Field(None, ge=1, description="use only the first so many layers")
+    layers: int | None = Field(None, ge=1, description="number of layers to use, counted from the first; null: all")
     tiny: TinySettings = TinySettings()
 
 
 class SpaceSettings(Section):
-    """Which layouts are searched."""
+    """The search space."""
 
     name: str | None = Field(None, description="search space by shipped name or path; null: the model's own")
-    replace_every: int | None = Field(None, ge=1, description="replacement frequency r, over the file's own")
+    replace_every: int | None = Field(None, ge=1, description="replacement frequency r; overrides the file's own")
 
 
 class ExampleSettings(Section):
-    """Which training examples count (RA-Rec's data construction)."""
+    """Selection of training examples (RA-Rec's data construction)."""
 
-    per_user: int | None = Field(None, ge=1, description="at most so many targets of a user, drawn once; null: all")
+    per_user: int | None = Field(None, ge=1, description="maximum targets per user, sampled once; null: all")
     overlap: bool = Field(False, description="drop targets that share no title word with their history")
     diverse: float | None = Field(
-        None, gt=0, le=1, description="this share, drawn evenly over buckets of user length and item popularity"
+        None,
+        gt=0,
+        le=1,
+        description="fraction of examples, sampled evenly over buckets of user length and item popularity",
     )
 
     @property
     def all(self) -> bool:
-        """Whether every example counts."""
+        """Whether no selection applies."""
         return self.per_user is None and not self.overlap and self.diverse is None
 
 
 class Reduction(StrEnum):
-    """How a loss adds its terms."""
+    """Reduction of a loss over its terms."""
 
     MEAN = "mean"
     SUM = "sum"
@@ -167,15 +181,15 @@ class LossSettings(Section):
     align: float = Field(0.1, ge=0, description="lambda_1, weight of L_align")
     contrastive: float = Field(1e-3, ge=0, description="lambda_2, weight of L_cl")
     collaborative: float = Field(0.1, ge=0, description="lambda_3, weight of L_cf")
-    anchors: int = Field(1, ge=1, description="n_s, contrastive anchors of a row")
-    negatives: int = Field(5, ge=1, description="n_cl, hard negatives of an anchor")
+    anchors: int = Field(1, ge=1, description="n_s, contrastive anchors per row")
+    negatives: int = Field(5, ge=1, description="n_cl, hard negatives per anchor")
     temperature: float = Field(1.0, gt=0, description="tau of L_cl")
-    align_items: int | None = Field(None, ge=1, description="at most so many of a batch's items in L_align; null: all")
-    reduction: Reduction = Field(Reduction.MEAN, description="mean a term, or sums as printed")
+    align_items: int | None = Field(None, ge=1, description="maximum items of a batch in L_align; null: all")
+    reduction: Reduction = Field(Reduction.MEAN, description="mean per term, or sums as printed")
 
 
 class IDLELosses(Section):
-    """IDLE-Adapter's: cross-entropy of the next item and lambda MMD."""
+    """Loss weights of IDLE-Adapter: cross-entropy of the next item and lambda MMD."""
 
     mmd: float = Field(
         0.1, ge=0, description="lambda, weight of the MMD between prefixes and the frozen model's states"
@@ -183,16 +197,16 @@ class IDLELosses(Section):
 
 
 class RARecLosses(Section):
-    """RA-Rec's: BPR, l2, and lambda (L_ua + L_ia)."""
+    """Loss weights of RA-Rec: BPR, l2, and lambda (L_ua + L_ia)."""
 
     align: float = Field(0.1, ge=0, description="lambda, weight of the contrastive alignment of both towers")
-    temperature: float = Field(0.1, gt=0, description="of the alignment's cosines")
+    temperature: float = Field(0.1, gt=0, description="temperature of the alignment's cosines")
     l2: float = Field(1e-6, ge=0, description="weight of the squared norm of the trained parameters")
-    negatives: int = Field(16, ge=1, description="items drawn for a batch, each against every one of its rows, in BPR")
+    negatives: int = Field(16, ge=1, description="sampled items per batch, each compared with every row, in BPR")
 
 
 class Precision(StrEnum):
-    """Numbers that a forward pass computes in."""
+    """Number format of forward passes."""
 
     AUTO = "auto"
     FLOAT32 = "float32"
@@ -200,33 +214,31 @@ class Precision(StrEnum):
 
 
 class Recipe(Section):
-    """How one model is trained."""
+    """Hyperparameters of one training."""
 
-    epochs: int = Field(40, ge=1, description="passes over the training examples, at most")
-    batch_size: int = Field(8, ge=1, description="rows of one forward pass")
-    accumulate: int = Field(1, ge=1, description="forward passes of one optimiser step")
+    epochs: int = Field(40, ge=1, description="maximum passes over the training examples")
+    batch_size: int = Field(8, ge=1, description="rows per forward pass")
+    accumulate: int = Field(1, ge=1, description="forward passes per optimiser step")
     lr: float = Field(5e-5, gt=0, description="peak learning rate")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
-    warmup: float = Field(0.06, ge=0, lt=1, description="share of steps until the peak; cosine after it")
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    patience: int | None = Field(
-        None, ge=1, description="stop after so many epochs without a better validation NDCG@10"
-    )
+    warmup: float = Field(0.06, ge=0, lt=1, description="warm-up fraction of steps; cosine decay after it")
+    clip: float = Field(1.0, gt=0, description="maximum gradient norm (clipping)")
+    patience: int | None = Field(None, ge=1, description="early stopping: epochs without a better validation NDCG@10")
     precision: Precision = Field(Precision.AUTO, description="auto: bfloat16 autocast on CUDA, float32 on CPU")
     dropout: float | None = Field(
-        None, ge=0, lt=1, description="in place of model.dropout, for short trainings want less of it; null: that"
+        None, ge=0, lt=1, description="replaces model.dropout, as short trainings need less; null: model.dropout"
     )
     average: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="decay a step of an exponential moving average of the trained parameters, which is then validated and "
-        "kept in their place; null: the last ones are",
+        description="decay per step of an exponential moving average of the trained parameters, which is validated and "
+        "saved in their place; null: no averaging",
     )
     rates: dict[ParameterGroup, Annotated[float, Field(gt=0)]] = Field(
         {}, description="factors of lr by group of parameters, as in {adapters: 4}: adapters, ids, cf, head; else 1"
     )
-    minutes: float | None = Field(None, gt=0, description="a training that takes longer is given up; null: none is")
+    minutes: float | None = Field(None, gt=0, description="time limit of a training in minutes; null: none")
 
     @field_validator("rates", mode="before")
     @classmethod
@@ -236,28 +248,30 @@ class Recipe(Section):
         return {_known_name(name, list(ParameterGroup), "group"): factor for name, factor in rates.items()}
 
     def record(self) -> dict[str, Any]:
-        """As JSON values; what recipes had not always stands there only where it is set, as before it could be."""
+        """The recipe as JSON values; later fields appear only where they are set, so that older records stay equal."""
         unset = {name for name in ADDED_TO_RECIPES if getattr(self, name) == type(self).model_fields[name].default}
         return self.model_dump(mode="json", exclude={*unset, "minutes"})
 
 
 class CollaborativeTraining(Section):
-    """Pre-training of the CF model, once a study."""
+    """Pre-training of the CF model, once per study."""
 
-    epochs: int = Field(10, ge=0, description="passes over the training interactions; 0 keeps its random start")
-    batch_size: int = Field(1024, ge=1, description="interactions of a step, each with one drawn negative item")
+    epochs: int = Field(
+        10, ge=0, description="passes over the training interactions; 0 keeps the random initialisation"
+    )
+    batch_size: int = Field(1024, ge=1, description="interactions per step, each with one sampled negative item")
     lr: float = Field(5e-3, gt=0, description="learning rate")
-    weight_decay: float = Field(1e-6, ge=0, description="of the CF model's vectors and layers")
+    weight_decay: float = Field(1e-6, ge=0, description="width of the CF model's vectors and layers")
 
 
 class Pareto(Section):
-    """A metric and a cost, of which a search finds the front."""
+    """A metric and a cost, for a search of their Pareto front."""
 
     pareto: tuple[str, Cost] = Field(description="[METRIC, COST]")
 
 
 class Pick(StrEnum):
-    """Which layout of a confirmed front is meant."""
+    """The choice of a layout on a confirmed front."""
 
     KNEE = "knee"
     BEST = "best"
@@ -265,9 +279,9 @@ class Pick(StrEnum):
 
 
 class Range(Section):
-    """The values of a number that is searched beside the layout, even on one of two scales."""
+    """The range of a searched number, uniform on a linear or a logarithmic scale."""
 
-    log: tuple[int | float, int | float] | None = Field(None, description="from, to; even in its logarithm")
+    log: tuple[int | float, int | float] | None = Field(None, description="from, to; uniform in the logarithm")
     linear: tuple[int | float, int | float] | None = Field(None, description="from, to")
 
     @model_validator(mode="after")
@@ -276,27 +290,28 @@ class Range(Section):
             raise ValueError("a range is {log: [FROM, TO]} or {linear: [FROM, TO]}")
         low, high = self.ends
         if not low < high or (self.log and low <= 0):
-            raise ValueError(f"a range rises, one of logarithms from above 0 on (got [{low}, {high}])")
+            raise ValueError(f"a range is ascending, and positive if logarithmic (got [{low}, {high}])")
         return self
 
     @property
     def ends(self) -> tuple[int | float, int | float]:
+        """Lower and upper end, on whichever scale is set."""
         found = self.log or self.linear
         assert found is not None
         return found
 
     def distribution(self, *, whole: bool) -> BaseDistribution:
-        """Of whole numbers, or of any."""
+        """The distribution of the range, of whole numbers or of floats."""
         low, high = self.ends
         if whole and (low % 1 or high % 1):
-            raise ValueError(f"a range of whole numbers has whole ends (got [{low}, {high}])")
+            raise ValueError(f"a range of whole numbers needs whole ends (got [{low}, {high}])")
         if whole:
             return IntDistribution(int(low), int(high), log=self.log is not None)
         return FloatDistribution(float(low), float(high), log=self.log is not None)
 
 
 def _is_range(given: Any) -> bool:
-    """Whether it has the form of a `Range`: one scale, or one and an empty other, with two numbers."""
+    """Whether a value has the format of a `Range`: one scale, the other absent or null, with two numbers."""
     if not isinstance(given, Mapping) or not set(given) <= {"log", "linear"}:
         return False
     ends = [pair for pair in given.values() if pair is not None]
@@ -307,49 +322,47 @@ def _is_range(given: Any) -> bool:
 
 
 class SearchSettings(Section):
-    """What is searched for, for how long, and how."""
+    """Objective, budget and options of the search."""
 
     objective: str | Pareto = Field(
         "mrr",
-        description="validation metric that layouts are chosen by: mrr, ndcg@10 or recall@10; or one of them and a cost, "
-        "{pareto: [ndcg@10, parameters]}: parameters that are trained, or madds, multiply-adds a token beside the frozen model's",
+        description="validation metric to select layouts by: mrr, ndcg@10 or recall@10; or one of them and a cost, "
+        "{pareto: [ndcg@10, parameters]}: trained parameters, or madds, multiply-adds per token on top of the frozen model's",
     )
     pick: Pick | None = Field(
         None,
-        description="with a cost, the layout that wins: knee of the confirmed front (null as well), best as without a cost, or "
+        description="with a cost, the winning layout: knee of the confirmed front (also null), best as without a cost, or "
         "cheapest-within-noise: the cheapest that is at most `worth` behind all-serial",
     )
     also: dict[str, Range | tuple[str | int | float | bool | None, ...]] = Field(
         {},
-        description="settings searched beside the layout, by key: {trial.lr: {log: [0.001, 0.01]}}, linear, or a list of values; "
-        "a value of trial.KEY holds for final.KEY too where both begin alike. Numbers are tried on a grid of 9",
+        description="settings searched besides the layout: {trial.lr: {log: [0.001, 0.01]}}, linear, or a list of values; "
+        "trial.KEY also sets final.KEY where both have the same value. Numbers are searched on a grid of 9",
     )
     budget: int = Field(30, ge=1, description="completed evaluations")
     batch: int | Literal["auto"] = Field(
         "auto",
-        description="layouts proposed at a time and trained side by side; 1: one after another; auto: what the device holds",
+        description="layouts proposed at a time and trained side by side; 1: sequentially; auto: as many as fit on the device",
     )
     pending: int | Literal["auto"] = Field(
         "auto",
-        description="batches on their way when the next is proposed, itself among them; auto: as many as there are workers",
+        description="submitted batches when the next is proposed, itself included; auto: the number of workers",
     )
     startup: int | None = Field(
         None, ge=1, description="evaluations before the surrogate proposes; null: a third of the free sites, 2 to 10"
     )
-    worth: float = Field(
-        0.02, ge=0, description="relative gain over all-serial below which a layout is not worth having"
-    )
+    worth: float = Field(0.02, ge=0, description="smallest relevant relative gain over all-serial")
     stop_when_flat: bool = Field(
         True,
-        description="stop after the startup when the chance that any layout is worth having falls below 5%; with a cost a "
-        "search never does, for a cheaper layout may be worth having where none is better",
+        description="stop after the startup when the probability that any layout gains more than `worth` falls below 5%; "
+        "ignored with a cost, as a cheaper layout may be preferable even without a gain",
     )
     candidates: int = Field(
         3,
         ge=1,
-        description="layouts with the best posterior mean that are confirmed; with a cost, of the front, the knee first",
+        description="number of layouts to confirm, by posterior mean; with a cost, on the front, the knee first",
     )
-    confirm_seeds: int = Field(3, ge=2, description="fresh seeds, the same for every confirmed layout")
+    confirm_seeds: int = Field(3, ge=2, description="number of fresh seeds, shared by all confirmed layouts")
 
     @field_validator("objective", mode="before")
     @classmethod
@@ -372,11 +385,11 @@ class SearchSettings(Section):
     def _something_to_choose(cls, also: Any) -> Any:
         form = "{log: [FROM, TO]}, {linear: [FROM, TO]} or a list of values"
         if not isinstance(also, Mapping):
-            raise ValueError(f"settings stand by their keys, as in {{trial.lr: {form}}} (got {also!r:.200})")
+            raise ValueError(f"give settings by key, as in {{trial.lr: {form}}} (got {also!r:.200})")
         for key, able in also.items():
             if isinstance(able, list | tuple):
                 if len(set(able)) < max(2, len(able)):
-                    raise ValueError(f"{key} takes two different values or more, each named once (got {list(able)})")
+                    raise ValueError(f"{key} takes two or more distinct values (got {list(able)})")
             elif not isinstance(able, Range) and not _is_range(able):
                 raise ValueError(f"{key} takes {form} (got {able!r:.200})")
         return also
@@ -385,19 +398,19 @@ class SearchSettings(Section):
     def _picks_from_a_front(self) -> Self:
         if self.pick is not None and self.cost is None:
             raise ValueError(
-                f"pick={self.pick} chooses from a front; set objective to {{pareto: [METRIC, COST]}}, or leave pick out"
+                f"pick={self.pick} chooses from a front; set objective to {{pareto: [METRIC, COST]}}, or remove pick"
             )
         return self
 
     @property
     def metric(self) -> str:
-        """The metric that layouts are chosen by, as records name it."""
+        """The selection metric, by its name in records."""
         name = self.objective.pareto[0] if isinstance(self.objective, Pareto) else self.objective
         return METRICS[name]
 
     @property
     def cost(self) -> Cost | None:
-        """The cost beside it, if there is one."""
+        """The cost of the objective, if any."""
         return self.objective.pareto[1] if isinstance(self.objective, Pareto) else None
 
     @field_validator("batch", "pending", mode="before")
@@ -405,7 +418,7 @@ class SearchSettings(Section):
     def _at_least_one(cls, number: Any, info: ValidationInfo) -> Any:
         if number != "auto" and (type(number) is not int or number < 1):
             what = "a batch" if info.field_name == "batch" else "pending"
-            raise ValueError(f"{what} is auto or a number from 1 on (got {number!r:.200})")
+            raise ValueError(f"{what} is auto or a number of at least 1 (got {number!r:.200})")
         return number
 
 
@@ -413,7 +426,7 @@ def _known_name(name: Any, known: Iterable[str], what: str) -> str:
     """A known name in lower case.
 
     Raises:
-        ValueError: for another one.
+        ValueError: for an unknown name.
     """
     able = list(known)
     lowered = str(name).lower()
@@ -423,17 +436,17 @@ def _known_name(name: Any, known: Iterable[str], what: str) -> str:
 
 
 class ComparisonSettings(Section):
-    """What stands beside the winner in the final table."""
+    """The comparisons in the results table."""
 
-    seeds: int = Field(3, ge=1, description="final trainings of every row, the seeds alike for all")
-    random: bool = Field(False, description="train the random control in full as well")
+    seeds: int = Field(3, ge=1, description="final trainings per row, with common seeds")
+    random: bool = Field(False, description="also train the random control in full")
     variations: tuple[str, ...] | None = Field(
-        None, description="the model's own variations to train, by name; null: those that its paper compares with"
+        None, description="variations of the model to train, by name; null: those of its paper"
     )
     encoders: tuple[str, ...] = Field(
-        ("sasrec", "gru4rec", "bert4rec", "fdsa"), description="ID models that are ranked by themselves"
+        ("sasrec", "gru4rec", "bert4rec", "fdsa"), description="ID models to evaluate on their own"
     )
-    encoder: EncoderSettings = Field(EncoderSettings(), description="how they are trained; name and file are not read")
+    encoder: EncoderSettings = Field(EncoderSettings(), description="their training; name and file are ignored")
 
     @field_validator("encoders", "variations", mode="before")
     @classmethod
@@ -451,27 +464,27 @@ class ComparisonSettings(Section):
 
 
 class StudySettings(Section):
-    """What studies of every model have; `load_study` reads one."""
+    """Settings shared by studies of all models; `load_study` reads one."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the study in its database and its folder"
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the study in its database and its folder"
     )
-    seed: int = Field(0, ge=0, description="of everything that is drawn: samples, initial weights, batches, proposals")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes a GPU where there is one")
+    seed: int = Field(0, ge=0, description="seed of samples, initial weights, batches and proposals")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: a GPU if available")
     threads: int | None = Field(
-        None, ge=1, description="threads of a CPU, which candidates side by side share; null: a core each"
+        None, ge=1, description="CPU threads, shared by candidates side by side; null: one per core"
     )
     compile: bool | None = Field(
-        None, description="compile the adapted layers with torch.compile; null: on a GPU, where it pays"
+        None, description="compile the adapted layers with torch.compile; null: on a GPU, where it is faster"
     )
     graphs: bool | None = Field(
         None,
-        description="replay a step's kernels as a CUDA graph where its shapes come again; null: where it can be done",
+        description="replay a step's kernels as a CUDA graph where its shapes recur; null: where possible",
     )
     recompute: bool = Field(
-        False, description="compute a layer's activations again in the backward instead of keeping them: less memory"
+        False, description="activation checkpointing: recompute activations in the backward pass to save memory"
     )
-    output: str = Field("runs", description="folder that holds a folder a study")
+    output: str = Field("runs", description="folder with one subfolder per study")
     data: DataSettings = DataSettings()
     backbone: BackboneSettings = BackboneSettings()
     space: SpaceSettings = SpaceSettings()
@@ -501,7 +514,7 @@ class StudySettings(Section):
         entry = ENCODERS.get(self.encoder.name)
         if self.model.encoder_scores and entry is not None and not entry.by_product:
             raise ValueError(
-                f"model.encoder_scores needs an ID encoder that scores by products alone, which {entry.title} does not; "
+                f"model.encoder_scores needs an ID encoder that scores only by dot products, which {entry.title} does not; "
                 "set another encoder.name"
             )
         return self
@@ -511,7 +524,7 @@ class StudySettings(Section):
         if not hasattr(self.model, "dropout"):
             for name, recipe in (("trial", self.trial), ("final", self.final)):
                 if recipe.dropout is not None:
-                    raise ValueError(f"{self.model.kind} has no dropout; drop {name}.dropout")
+                    raise ValueError(f"{self.model.kind} has no dropout; remove {name}.dropout")
         return self
 
     @model_validator(mode="after")
@@ -520,7 +533,7 @@ class StudySettings(Section):
             for group in recipe.rates:
                 if group not in self.model.groups:
                     raise ValueError(
-                        f"{name}.rates: {self.model.kind} as set here trains no {group}; drop {name}.rates.{group} or take "
+                        f"{name}.rates: {self.model.kind} as set here trains no {group}; remove {name}.rates.{group} or use "
                         f"one of {', '.join(self.model.groups)}"
                     )
         return self
@@ -533,15 +546,15 @@ class StudySettings(Section):
         return self
 
     def _require_searchable(self, key: str, value: Any) -> None:
-        """A setting that a training reads, at a value that it may have.
+        """Check that a setting is searchable, at one of its values.
 
         Raises:
-            ValueError: for another.
+            ValueError: if it is not, or for an invalid value.
         """
         section = key.partition(".")[0]
         if section not in SEARCHED_SECTIONS or key in UNSEARCHED:
             raise ValueError(
-                f"search.also: {key} is not searched; it takes settings of {', '.join(SEARCHED_SECTIONS)}, without "
+                f"search.also: {key} cannot be searched; use settings of {', '.join(SEARCHED_SECTIONS)}, without "
                 f"{', '.join(UNSEARCHED)}"
             )
         content = self.model_dump(mode="json")
@@ -554,7 +567,7 @@ class StudySettings(Section):
 
     @property
     def searched(self) -> dict[str, BaseDistribution]:
-        """The distribution of each setting that is searched beside the layout, by its key."""
+        """The distribution of each searched setting, by key."""
         content = self.model_dump()
         found: dict[str, BaseDistribution] = {}
         for key, able in self.search.also.items():
@@ -567,7 +580,7 @@ class StudySettings(Section):
         return found
 
     def by(self, recipe: Recipe) -> Self:
-        """The study as a recipe trains it."""
+        """The study with the settings of a recipe."""
         if recipe.dropout is None:
             return self
         return self.model_copy(update={"model": self.model.model_copy(update={"dropout": recipe.dropout})})
@@ -579,40 +592,41 @@ class StudySettings(Section):
 
     @property
     def compared_variations(self) -> tuple[str, ...]:
-        """The variations in the final table; all-serial DARec is the paper's variation 2 and stands there anyway."""
+        """The variations in the results table; all-serial DARec is the paper's variation 2 and always included."""
         named = self.comparison.variations
         return self.model.compared if named is None else named
 
     def varied(self, variation: str) -> Self:
-        """The same study of one of its model's variations."""
+        """The same study with one of its model's variations."""
         model = self.model.model_copy(update={"variation": type(self.model.variation)(variation)})
         return self.model_copy(update={"model": model})
 
     def yaml(self) -> str:
-        """The resolved study as a file that `load_study` reads back."""
+        """The resolved study as the text of a study file."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     @property
     def space_name(self) -> str:
+        """Name or path of the search space; by default the model's own."""
         return self.space.name or self.model.kind.value
 
     @property
     def history_items(self) -> int:
-        """Of a user's newest items how many the model may read, beside those in its rows."""
+        """Number of a user's newest items that the model may read besides those in its rows."""
         return self.encoder.history if self.model.holds_encoder else HISTORY_ITEMS
 
     @property
     def selects_examples(self) -> bool:
-        """Whether training reads chosen places of users' sequences, rather than every one."""
+        """Whether training reads selected examples, rather than all."""
         return True
 
     def without_pretraining(self) -> Self:
-        """The study with ID vectors as they start, for estimates, which do not count their training."""
+        """The study with untrained ID vectors, for estimates, which exclude their training."""
         return self.model_copy(update={"encoder": self.encoder.model_copy(update={"epochs": 0, "file": None})})
 
     @property
     def inert_sites(self) -> dict[str, str]:
-        """Sites that these settings leave nothing to choose, and the setting that does so."""
+        """Sites without effect under these settings, and the setting that causes it."""
         return {}
 
 
@@ -625,13 +639,16 @@ class DARecStudy(StudySettings):
 
     @property
     def reads_encoder(self) -> bool:
+        """Whether a trained ID encoder is needed."""
         return self.model.item_ids is ItemIDs.ENCODER or super().reads_encoder
 
     @property
     def selects_examples(self) -> bool:
+        """Whether training reads selected examples, rather than all."""
         return not self.examples.all
 
     def without_pretraining(self) -> Self:
+        """The study with an untrained CF model and untrained ID vectors, for estimates."""
         cf = self.cf.model_copy(update={"epochs": 0})
         return super().without_pretraining().model_copy(update={"cf": cf})
 
@@ -650,7 +667,7 @@ class IDLEStudy(EncoderStudy):
 
     @property
     def aligns(self) -> bool:
-        """Whether prefixes are drawn to the frozen model's own states."""
+        """Whether a loss aligns prefixes with the frozen model's own states."""
         return self.model.searchable and self.losses.mmd > 0
 
     @model_validator(mode="after")
@@ -667,6 +684,7 @@ class IDLEStudy(EncoderStudy):
 
     @property
     def inert_sites(self) -> dict[str, str]:
+        """Sites without effect under these settings, and the setting that causes it."""
         found = {}
         if self.model.refine in (Refine.NONE, Refine.CONCAT):
             found["refinement"] = f"model.refine={self.model.refine}"
@@ -683,11 +701,12 @@ class RARecStudy(EncoderStudy):
 
     @property
     def aligns(self) -> bool:
-        """Whether prefixes are drawn to the frozen model's own states."""
+        """Whether a loss aligns prefixes with the frozen model's own states."""
         return self.model.searchable and self.losses.align > 0
 
     @property
     def inert_sites(self) -> dict[str, str]:
+        """Sites without effect under these settings, and the setting that causes it."""
         return {} if self.model.instruction else {"instruction": "model.instruction=false"}
 
 
@@ -698,6 +717,7 @@ class E4SRecStudy(StudySettings):
 
     @property
     def selects_examples(self) -> bool:
+        """Whether training reads selected examples, rather than all."""
         return not self.examples.all
 
 
@@ -710,11 +730,11 @@ STUDIES: dict[ModelKind, type[StudySettings]] = {
 
 
 class Override(NamedTuple):
-    """A setting that is changed beside the study file.
+    """A setting that overrides the study file.
 
     Attributes:
         setting: ``section.key=value``, the value as YAML.
-        typed: the option of the command line that changes it, for messages.
+        typed: the command-line option that set it, for messages.
     """
 
     setting: str
@@ -722,15 +742,17 @@ class Override(NamedTuple):
 
     @classmethod
     def option(cls, flag: str, key: str, value: Any) -> Self:
-        """An option that stands for a setting; ``value`` is taken as it is."""
+        """The override of a command-line option; ``value`` is not parsed."""
         return cls(f"{key}={json.dumps(value, ensure_ascii=False)}", f"{flag} {value}")
 
     @classmethod
     def of(cls, given: str | Override) -> Override:
+        """The override of a ``key=value`` text; an `Override` unchanged."""
         return given if isinstance(given, Override) else cls(given, f"--set {given}")
 
     @property
     def key(self) -> str:
+        """The dotted key of the setting."""
         return self.setting.partition("=")[0].strip()
 
 
@@ -748,12 +770,12 @@ def load_study(name: str, overrides: Iterable[str | Override] = ()) -> StudySett
         )
     content = read_yaml(path, StudyError)
     if not isinstance(content, dict):
-        raise StudyError(f"{path} holds no settings; begin with name: and see studies/quickstart.yaml")
+        raise StudyError(f"{path} has no settings; start with name: and see studies/quickstart.yaml")
     return overridden(content, overrides, source=str(path))
 
 
 def last_given(overrides: Iterable[Override], key: str) -> Any:
-    """The value that overrides leave at a key; None where none of them sets it."""
+    """The value of a key after overrides; None where none of them sets it."""
     content: dict[str, Any] = {}
     for override in overrides:
         if override.key == key:
@@ -765,10 +787,12 @@ def overridden(content: Mapping[str, Any], overrides: Iterable[str | Override], 
     """Settings with ``key=value`` overrides, checked.
 
     Args:
-        source: where the settings stand.
+        content: nested settings.
+        overrides: ``key=value``, applied in order.
+        source: of the settings, for messages.
 
     Raises:
-        StudyError: for an unknown key or a value out of range; it names the override that brought it, or ``source``.
+        StudyError: for an unknown key or a value out of range; it names the override that caused it, or ``source``.
     """
     given = [Override.of(override) for override in overrides]
     changed_content = deepcopy(dict(content))
@@ -781,7 +805,7 @@ def overridden(content: Mapping[str, Any], overrides: Iterable[str | Override], 
 
 
 def _at_fault(content: Mapping[str, Any], overrides: Sequence[Override], complaint: str) -> str | None:
-    """The first override from which on there is this complaint; None where there is without any."""
+    """The first override that causes this error; None where it occurs without any."""
     tried = deepcopy(dict(content))
     if _complaint(tried) == complaint:
         return None
@@ -801,7 +825,7 @@ def _complaint(content: Mapping[str, Any]) -> str | None:
 
 
 def parse_study(content: Mapping[str, Any], *, source: str = "the study") -> StudySettings:
-    """Check settings given as a mapping; ``model.kind`` says which study it is (DARec, where it says nothing).
+    """Check settings given as a mapping; ``model.kind`` selects the study class (default DARec).
 
     Raises:
         StudyError: for an unknown key or a value out of range; it names ``source``.
@@ -813,7 +837,7 @@ def parse_study(content: Mapping[str, Any], *, source: str = "the study") -> Stu
 
 
 def _checked(content: Mapping[str, Any]) -> StudySettings:
-    """Raises `StudyError` as of `parse_study`, without a source."""
+    """As `parse_study`, with errors that name no source."""
     model = content.get("model")
     kind = str(model.get("kind", ModelKind.DAREC)) if isinstance(model, Mapping) else ModelKind.DAREC.value
     kind = spelled(kind, ModelKind)
@@ -829,7 +853,7 @@ def _checked(content: Mapping[str, Any]) -> StudySettings:
 
 
 def _spelled(content: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any]:
-    """A section whose values of few names are as they are known, whatever capitals they are given with."""
+    """A section with enumerated values normalised to their known case."""
     fields = section.model_fields
     return {
         key: _spelled_value(value, fields[key].annotation) if key in fields else value for key, value in content.items()
@@ -847,7 +871,7 @@ def _spelled_value(value: Any, annotation: Any) -> Any:
 
 
 def _names_of(annotation: Any) -> list[str]:
-    """The names that a field may have, as of a `StrEnum`; none where any text will do."""
+    """The allowed names of a field, as of a `StrEnum`; empty where any text is allowed."""
     if isinstance(annotation, type) and issubclass(annotation, StrEnum):
         return [one.value for one in annotation]
     parts = get_args(annotation)
@@ -857,7 +881,7 @@ def _names_of(annotation: Any) -> list[str]:
 
 
 def _spelled_names(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of names that stand for something dasearch has and may be others' as well; a path that is there is one."""
+    """The section with shipped names normalised, where other names and existing paths are allowed too."""
     found = deepcopy(dict(content))
     for key, known in KNOWN_NAMES.items():
         name = value_at(found, key)
@@ -879,7 +903,7 @@ def changed(settings: StudySettings, changes: Mapping[str, Any], *, source: str)
 
 
 def with_found(settings: StudySettings, values: Mapping[str, Any]) -> StudySettings:
-    """The study with what its search found for `search.also`; a trial's setting that the final recipe shares is its too."""
+    """The study with the values found for `search.also`; a setting that both recipes share is set in the final one too."""
     if not values:
         return settings
     content, found = settings.model_dump(), dict(values)
@@ -891,7 +915,7 @@ def with_found(settings: StudySettings, values: Mapping[str, Any]) -> StudySetti
 
 
 def parse_data(source: str, overrides: Iterable[str | Override] = ()) -> DataSettings:
-    """The data settings of a source that no study names, with ``data.KEY=VALUE`` overrides."""
+    """Data settings of a source without a study, with ``data.KEY=VALUE`` overrides."""
     return overridden({"name": "data", "data": {"source": source}}, overrides, source=source).data
 
 
@@ -907,18 +931,18 @@ def _set(content: dict[str, Any], override: Override) -> None:
 
 
 def _put(content: dict[str, Any], key: str, value: Any, *, source: str) -> None:
-    """Write a value at a dotted key."""
+    """Set the value of a dotted key in place."""
     *path, last = key.split(".")
     holder: Any = content
     for part in path:
         holder = holder.setdefault(part, {})
         if not isinstance(holder, dict):
-            raise StudyError(f"{source}: {part} is a value and has no parts; name a section such as trial.epochs")
+            raise StudyError(f"{source}: {part} is a value and not a section; name a key such as trial.epochs")
     holder[last] = value
 
 
 def value_at(content: Mapping[str, Any], key: str) -> Any:
-    """The value at a dotted key; None where there is none."""
+    """The value of a dotted key; None where there is none."""
     found: Any = content
     for part in key.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
@@ -935,7 +959,7 @@ def flattened(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def extremes(distribution: BaseDistribution) -> tuple[Any, ...]:
-    """The values that show whether all of a distribution can be had."""
+    """Values that are sufficient to validate a whole distribution."""
     if isinstance(distribution, CategoricalDistribution):
         return tuple(distribution.choices)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -949,7 +973,7 @@ def _sentence(error: ErrorDetails, study: type[StudySettings]) -> str:
     if error["type"] == "extra_forbidden":
         known = _fields(error["loc"][:-1], study)
         last = str(error["loc"][-1])
-        hint = suggestion(last, known) or (f"; known here: {', '.join(known)}" if known else "; take it out")
+        hint = suggestion(last, known) or (f"; known here: {', '.join(known)}" if known else "; remove it")
         return f"unknown key {where}{hint}"
     if error["type"] == "missing":
         return f"{where} is missing; add it"
@@ -957,7 +981,7 @@ def _sentence(error: ErrorDetails, study: type[StudySettings]) -> str:
 
 
 def _fields(path: Iterable[int | str], study: type[StudySettings]) -> list[str]:
-    """The keys known at a place of the study file."""
+    """The known keys of a section of the study file."""
     section: Any = study
     for part in path:
         held = getattr(section, "model_fields", {}).get(str(part))

@@ -1,4 +1,4 @@
-"""Every error a user can meet. The message is one sentence that names the fix.
+"""All errors for users. Each message is one sentence that names the fix.
 
 The command line exits with 2 on `WrongUse`, with 130 on `Interrupted` and with 1 on any other `DasearchError`.
 """
@@ -7,21 +7,21 @@ import difflib
 import re
 from collections.abc import Iterable
 
-URL_WITH_PASSWORD = re.compile(r"(:/{1,2})\S*:\S*@")  # one slash: of a path that was made of a URL
+URL_WITH_PASSWORD = re.compile(r"(:/{1,2})\S*:\S*@")  # one slash: in a path made from a URL
 QUERIED_PASSWORD = re.compile(r"(password=)[^&\s]*")
 
-PARTS = re.compile(r"[^\W_]+")  # of an id, between its spaces and marks
+PARTS = re.compile(r"[^\W_]+")  # parts of an id between spaces and punctuation
 DIGITS = re.compile(r"\d+")
 WORD = re.compile(r"(?:[^\W\d_][^\W\d_A-Z]{2,19}|[^\W\d_a-z]{3,20})\d*")  # not Aq7Xz or qXzK
-VOWEL = re.compile(r"[aeiouy]|[^\x00-\x7f]", re.IGNORECASE)  # other scripts have their own
+VOWEL = re.compile(r"[aeiouy]|[^\x00-\x7f]", re.IGNORECASE)  # other scripts have their own vowels
 
 
 class DasearchError(Exception):
-    """Something failed that was not the user's doing."""
+    """A failure that the user did not cause."""
 
 
 class WrongUse(DasearchError):
-    """The input cannot be used as it is."""
+    """The input is not usable."""
 
 
 class LayoutError(WrongUse):
@@ -29,7 +29,7 @@ class LayoutError(WrongUse):
 
 
 class SearchSpaceError(WrongUse):
-    """A search space file that is malformed, or another than the study began with."""
+    """A search space file that is malformed, or differs from the study's."""
 
 
 class StudyError(WrongUse):
@@ -49,7 +49,7 @@ class StoreError(WrongUse):
 
 
 class NoStudies(StoreError):
-    """There is no study database yet where one was looked for."""
+    """There is no study database yet at the given location."""
 
 
 class ModelFolderError(WrongUse):
@@ -57,23 +57,23 @@ class ModelFolderError(WrongUse):
 
 
 class ExportError(WrongUse):
-    """A form that cannot express a trained model, or a place where it cannot be written."""
+    """An export format that cannot express a trained model, or an output folder that cannot be written."""
 
 
 class BundleError(DasearchError):
-    """What a study prepared cannot be opened: it is missing, damaged, or another study's."""
+    """A prepared study cannot be opened: it is missing, damaged, or belongs to another study."""
 
 
 class ExchangeError(DasearchError):
-    """Object storage between workers does not answer, or holds something damaged."""
+    """The object store between workers does not answer, or an object is damaged."""
 
 
 class Interrupted(DasearchError):
-    """The user stopped a command that cannot go on from where it stood; the message says what was done."""
+    """The user stopped a command that cannot be resumed; the message says what was done."""
 
 
 class TestSplitError(DasearchError):
-    """The test split was asked for a second time, or from outside the final evaluation."""
+    """The test split was read twice, or outside the final evaluation."""
 
     __test__ = False  # its name begins with "Test"; pytest must not collect it
 
@@ -83,7 +83,7 @@ class TrainingError(DasearchError):
 
 
 class BrokenTraining(DasearchError):
-    """A training that ended by an error, or whose worker was lost; ``memory``: there was too little of it."""
+    """A training that ended with an error, or whose worker was lost; ``memory``: it ran out of memory."""
 
     def __init__(self, cause: str, *, memory: bool = False) -> None:
         super().__init__(cause)
@@ -91,19 +91,19 @@ class BrokenTraining(DasearchError):
 
 
 class RankError(DasearchError):
-    """The processes of one training cannot go on together."""
+    """The processes of one distributed training cannot continue together."""
 
 
 def suggestion(name: str, known: list[str]) -> str:
-    """``; did you mean X?`` where something known is near, else nothing."""
+    """``; did you mean X?`` where a known name is similar, else an empty text."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def suggestion_of_id(name: str, known: Iterable[str]) -> str:
-    """As `suggestion`, for ids that data give: a word gets one, a number, hash or code does not.
+    """As `suggestion`, for ids from data: words get a suggestion, numbers, hashes and codes do not.
 
-    What is near an id that a machine made is another thing, no other spelling; so the digits of both must be the same.
+    A similar generated id is another object rather than a misspelling, so the digits of both must be equal.
     """
     if _is_opaque(name):
         return ""
@@ -111,23 +111,23 @@ def suggestion_of_id(name: str, known: Iterable[str]) -> str:
 
 
 def _is_opaque(name: str) -> bool:
-    """Without a word: 3 to 20 letters, one of them a vowel, no digit but at the end, no capital behind a small letter."""
+    """Whether an id contains no word: 3 to 20 letters with a vowel, digits only at the end, no capital after a small letter."""
     return not any(WORD.fullmatch(part) and VOWEL.search(part) for part in PARTS.findall(name))
 
 
 def spelled(name: str, known: Iterable[str]) -> str:
-    """A name as it is known, where nothing but its capitals differ; else as it is given."""
+    """The known spelling of a name that differs only in case; else the name unchanged."""
     every = list(known)
     return name if name in every else next((one for one in every if one.lower() == name.lower()), name)
 
 
 def without_passwords(text: str) -> str:
-    """A sentence whose URLs show none: of one that has a user's, nothing before its last @ is left."""
+    """A sentence without passwords: in a URL with a user, everything before the last @ is removed."""
     return QUERIED_PASSWORD.sub(r"\1***", URL_WITH_PASSWORD.sub(r"\1***@", text))
 
 
 def described(error: BaseException) -> str:
-    """What kind of error it is and what it says, as a part of a sentence; one of ours says enough."""
+    """An error's class and message, as a part of a sentence; only the message of our own errors."""
     if isinstance(error, DasearchError):
         return str(error)
     kind, said = type(error).__name__, first_line(error)
@@ -135,7 +135,7 @@ def described(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, as a part of a sentence; its kind where it says nothing."""
-    said = error.args[0] if isinstance(error, KeyError) and error.args else error  # which puts what it says in quotes
+    """The message of another library's error, as a part of a sentence; its class where it is empty."""
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error  # which quotes its message
     lines = str(said).strip().splitlines()
     return lines[0][:160] if lines else type(error).__name__

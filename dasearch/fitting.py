@@ -1,6 +1,6 @@
-"""What has to stand in one line of a terminal: tables whose numbers are whole, and lines of progress that do not wrap.
+"""Fits tables and progress lines to the width of a terminal: numbers are never truncated, lines never wrap.
 
-What there is no room for goes in this order: a layout is written in short, then a label, then what can be left out.
+Where there is no room, a layout is abbreviated first, then a label, then optional parts are dropped.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from rich.text import Text
 from dasearch.layout import Layout
 from dasearch.short_layout import ELLIPSIS, ID_DIGITS, WIDTH, short_text
 
-LABEL = 22  # letters of a label's column
-UNBOUNDED = 10_000  # letters: more than a table has
+LABEL = 22  # characters of a label's column
+UNBOUNDED = 10_000  # characters: more than any table has
 GAP = "  "  # between the parts of a line
-COLUMN = 3  # letters that a table's column takes beside its cells
+COLUMN = 3  # padding of a table's column in characters
 LAYOUT = "layout"  # heading of the column that holds layouts
-ENDING = re.compile(r", seed \d+$")  # of a label, which stays
+ENDING = re.compile(r", seed \d+$")  # suffix of a label that is kept
 
 
 class TitledTable(Table):
-    """A table whose title has the whole line, not only the width of its columns."""
+    """A table whose title uses the whole line, not only the width of its columns."""
 
     def __init__(self, title: str) -> None:
         super().__init__(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
@@ -40,12 +40,12 @@ class TitledTable(Table):
 
 
 def plain_table(title: str) -> Table:
-    """A table with a title and little else."""
+    """A minimal table with a title."""
     return TitledTable(title)
 
 
 def fitting(cells: Mapping[str, Sequence[str]], width: int, dropped_first: Sequence[str]) -> list[str]:
-    """The headings whose columns fit beside each other; as many of ``dropped_first`` are left out as need be."""
+    """The headings whose columns fit; as many of ``dropped_first`` are dropped as necessary."""
     kept = list(cells)
     for heading in dropped_first:
         if width_of(cells, kept) > width and heading in kept:
@@ -54,7 +54,7 @@ def fitting(cells: Mapping[str, Sequence[str]], width: int, dropped_first: Seque
 
 
 def table_of(title: str, cells: Mapping[str, Sequence[str]], styles: Sequence[str | None] = ()) -> Table:
-    """A table of columns by their headings, none of them wrapped; ``styles`` of its rows."""
+    """A table of columns by heading, without wrapping; ``styles`` are those of its rows."""
     table = plain_table(title)
     for heading in cells:
         table.add_column(heading, no_wrap=True)
@@ -64,7 +64,7 @@ def table_of(title: str, cells: Mapping[str, Sequence[str]], styles: Sequence[st
 
 
 def show_table(console: Console, table: Table) -> None:
-    """Print a table as wide as it is: where it was not fitted, its lines are longer than the console's, and no cell is cut."""
+    """Print a table at its natural width: lines may be longer than the console's, and no cell is truncated."""
     whole = table.__rich_measure__(console, console.options.update(max_width=UNBOUNDED)).maximum
     if whole > console.width:
         table.width = whole
@@ -72,7 +72,7 @@ def show_table(console: Console, table: Table) -> None:
 
 
 def width_of(cells: Mapping[str, Sequence[str]], headings: Sequence[str]) -> int:
-    """Letters of a table's line with these columns beside each other."""
+    """Width of a table's line with these columns, in characters."""
     lines = {heading: [*heading.splitlines(), *cells[heading]] for heading in headings}
     return sum(COLUMN + max(map(len, column)) for column in lines.values())
 
@@ -83,13 +83,13 @@ def fitted(
     width: int | None,
     dropped_first: Sequence[str],
 ) -> dict[str, list[str]]:
-    """The columns of a table that fit beside each other, its layouts as far as there is room for them.
+    """The columns of a table that fit, with layouts abbreviated to the available width.
 
     Args:
         cells: by heading; those under `LAYOUT` are written here.
-        layouts: a layout, or its text, a row; None: the row has none.
-        width: letters of a line; None: as many as the table needs, and layouts in full.
-        dropped_first: headings that are left out where layouts' ids alone take too much.
+        layouts: a layout, or its text, per row; None: the row has none.
+        width: of a line in characters; None: unlimited, with layouts in full.
+        dropped_first: headings that are dropped where even layout ids do not fit.
     """
     if width is None:
         return {**{heading: list(column) for heading, column in cells.items()}, LAYOUT: _texts(layouts, None)}
@@ -105,7 +105,7 @@ def _texts(layouts: Sequence[Layout | str | None], width: int | None) -> list[st
 
 
 def _text(layout: Layout | str, width: int | None) -> str:
-    """In full where there is room for it; else no wider than layouts are elsewhere."""
+    """The width of layouts: in full where there is room; else no wider than layouts are elsewhere."""
     if width is None or len(str(layout)) <= width:
         return str(layout)
     return short_text(layout, min(width, WIDTH))
@@ -117,9 +117,12 @@ def progress_line(
     """One line: ``12/30  3f9a2c SSS*12 2:PSS  random, seed 2  MRR 0.0500  left 1:02:05``.
 
     Args:
-        head: stays, as ``tail`` does.
-        width: letters; None: where no terminal wraps it.
-        spare: parts of ``tail`` that are left out, in this order, where even a layout's id and the label have no room.
+        head: always shown.
+        layout: abbreviated first.
+        label: abbreviated next.
+        tail: always shown, except ``spare``.
+        width: in characters; None: unlimited.
+        spare: parts of ``tail`` that are dropped, in this order, where even a layout's id and the label do not fit.
     """
     if width is None:
         return _joined(head, _padded(layout, WIDTH), label.ljust(LABEL) if label else "", *tail)
@@ -137,25 +140,25 @@ def _joined(*parts: str) -> str:
 
 
 def _label_in(room: int, layout: Layout, label: str) -> str:
-    """As wide as others where the layout has its room beside it; else as much as its id leaves."""
+    """The label's width: the usual one where the layout fits too; else what the layout's id leaves."""
     if label and len(_joined(_padded(layout, room), label.ljust(LABEL))) <= room:
         return label.ljust(LABEL)
     return shortened(label, max(0, room - len(short_text(layout, ID_DIGITS)) - len(GAP)))
 
 
 def _room(head: str, tail: Sequence[str], width: int) -> int:
-    """Letters between both."""
+    """The width between both bounds."""
     return width - len(GAP.join((head, *tail))) - len(GAP)
 
 
 def _padded(layout: Layout, room: int) -> str:
-    """A layout in short as wide as the others beside it, which may be longer."""
+    """An abbreviated layout, padded to the width of the others."""
     text = _text(layout, room)
     return text if text == str(layout) else text.ljust(min(room, WIDTH))
 
 
 def shortened(label: str, width: int) -> str:
-    """What fits of ``group: name, seed 3``: without the group, then as many words as fit, with an ellipsis; no number is cut."""
+    """``group: name, seed 3`` shortened: without the group, then as many words as fit, with an ellipsis; numbers stay whole."""
     if len(label) <= width:
         return label
     label = label.rpartition(": ")[2]

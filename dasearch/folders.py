@@ -1,7 +1,7 @@
-"""Folders and files that are there whole or not at all: filled beside their place, then renamed.
+"""Folders and files written atomically: filled under a temporary name, then renamed.
 
-A symbolic link stays and what it points to is written; a device or pipe is written into. Who may read them is for the umask to
-say, whichever library wrote them (safetensors' are the owner's alone); a file that is replaced keeps its mode.
+A symbolic link is kept and its target is written; a device or pipe is written into. Permissions follow the umask, whichever
+library wrote the file (safetensors' default is owner-only); a file that is replaced keeps its mode.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from pathlib import Path
 
 from dasearch.errors import WrongUse, first_line
 
-READ = 2**20  # bytes of a file at once
-SHOWN = 80  # letters of a name that cannot be used
+READ = 2**20  # bytes per read
+SHOWN = 80  # characters shown of an unusable name
 READERS = 0o666  # a new file's mode before the umask
 DESCRIPTORS = ("/dev/fd/", "/dev/std", "/proc/")
 
 
 class IfExists(StrEnum):
-    """What becomes of a folder that is there already when another is finished."""
+    """How a new folder treats an existing one at its path."""
 
-    KEPT = "kept"  # and what was filled goes: another process was faster
+    KEPT = "kept"  # the existing one is kept and the new one removed: another process was faster
     REPLACED = "replaced"
-    REFUSED = "refused"  # with an OSError, unless it is empty
+    REFUSED = "refused"  # raises OSError, unless the existing one is empty
 
 
 @contextmanager
 def written_beside(folder: Path, taken: IfExists = IfExists.KEPT) -> Iterator[Path]:
-    """A folder to fill, renamed to ``folder`` at the end, so that an interruption leaves none."""
+    """A folder to fill, renamed to ``folder`` at the end, so that an interruption leaves nothing."""
     folder = _behind_links(folder)
     with unfinished_in(folder.parent, folder.name) as unfinished:
         yield unfinished
@@ -43,7 +43,7 @@ def written_beside(folder: Path, taken: IfExists = IfExists.KEPT) -> Iterator[Pa
 
 @contextmanager
 def unfinished_in(parent: Path, name: str) -> Iterator[Path]:
-    """A folder to fill and to `put` at its place in ``parent``; gone at the end where it was not."""
+    """A folder to fill and to `put` in ``parent``; removed at the end if it was not."""
     parent.mkdir(parents=True, exist_ok=True)
     unfinished = parent / unfinished_name(name, uuid.uuid4().hex[:8])
     unfinished.mkdir()
@@ -54,12 +54,12 @@ def unfinished_in(parent: Path, name: str) -> Iterator[Path]:
 
 
 def unfinished_name(name: str, mark: str) -> str:
-    """Of the folder that is filled for a file or folder called ``name``; ``mark`` tells two writers apart."""
+    """Name of the temporary folder for a file or folder ``name``; ``mark`` distinguishes writers."""
     return f".{name}.unfinished-{mark}"
 
 
 def remove(path: Path) -> None:
-    """Take away a file, or a folder with all in it; nothing where there is none."""
+    """Remove a file, or a folder with its content, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -67,7 +67,7 @@ def remove(path: Path) -> None:
 
 
 def put(unfinished: Path, folder: Path, taken: IfExists) -> None:
-    """Rename a filled folder to its place beside it."""
+    """Rename a filled folder to its final path."""
     _open_to_readers(unfinished)
     if taken is IfExists.REPLACED and folder.exists():
         shutil.rmtree(folder)
@@ -79,7 +79,7 @@ def put(unfinished: Path, folder: Path, taken: IfExists) -> None:
 
 
 def _open_to_readers(folder: Path) -> None:
-    """Give all files in it the mode of the umask, which the folder's own tells: asking for the umask would change it."""
+    """Give all files in a folder the umask's mode, derived from the folder's own, because reading the umask changes it."""
     mode = folder.stat().st_mode & READERS
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink() and path.stat().st_mode & READERS != mode:
@@ -92,10 +92,10 @@ def _behind_links(path: Path) -> Path:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A file to fill, of the same name, that takes the place of ``path`` at the end.
+    """A file to fill, of the same name, that replaces ``path`` at the end.
 
     Raises:
-        OSError: if the place cannot be written; it is then as it was, unless it is a device or pipe.
+        OSError: if the path cannot be written; it is then unchanged, unless it is a device or pipe.
     """
     if _is_stream(path):
         with tempfile.TemporaryDirectory() as folder:
@@ -115,21 +115,21 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text as a `whole_file`, in UTF-8, with errors as of it."""
+    """Write a text as a `whole_file`, in UTF-8, with the same errors."""
     with whole_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 
 def _is_stream(path: Path) -> bool:
-    """A device or pipe, or a descriptor's name, whose file another program holds open."""
+    """Whether a path is a device, a pipe, or the name of an open descriptor."""
     return (path.exists() and not path.is_file()) or str(path.absolute()).startswith(DESCRIPTORS)
 
 
 def place_of(name: str | Path, error: type[WrongUse]) -> Path:
-    """The file or folder that a user names, there or not; ``~`` is the user's own folder.
+    """The path that a user names, existing or not; ``~`` is the user's home folder.
 
     Raises:
-        WrongUse: as ``error``, for what no file can be called, or what lies where nobody may look.
+        WrongUse: as ``error``, for an invalid name, or a path that is not accessible.
     """
     place = Path(os.path.expanduser(name))
     try:
@@ -138,13 +138,13 @@ def place_of(name: str | Path, error: type[WrongUse]) -> Path:
         pass
     except (OSError, ValueError) as problem:
         raise error(
-            f"{str(name)[:SHOWN]!r} can be no file or folder ({first_line(problem)[:SHOWN]}); name another"
+            f"{str(name)[:SHOWN]!r} cannot be a file or folder ({first_line(problem)[:SHOWN]}); name another"
         ) from None
     return place
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file, or of a folder's files in order of name."""
+    """Hexadecimal sha256 of a file, or of a folder's files in order of name."""
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
@@ -156,17 +156,17 @@ def sha256(path: Path) -> str:
 
 
 def require_free(out: Path, error: type[WrongUse]) -> None:
-    """Refuse a place that holds something, before any work is done for it."""
+    """Reject a path that is not empty, before any work is done."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise error(f"{out} exists and is not an empty folder; nothing was written: name another one")
 
 
 @contextmanager
 def whole_folder(out: Path, error: type[WrongUse]) -> Iterator[Path]:
-    """`written_beside` for a place that a user named.
+    """`written_beside` for a path that a user named.
 
     Raises:
-        WrongUse: as ``error``, if ``out`` holds something or cannot be written; ``out`` is then as it was.
+        WrongUse: as ``error``, if ``out`` is not empty or cannot be written; ``out`` is then unchanged.
     """
     require_free(out, error)
     try:

@@ -1,4 +1,4 @@
-"""Packages whose names are imported at first use, so that ``dasearch --help`` and ``dasearch.bayes`` do not wait for the rest."""
+"""Packages whose names are imported at first use, so that ``dasearch --help`` and ``dasearch.bayes`` load fast."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ def lazily(
     """``__getattr__`` and ``__dir__`` of a package.
 
     Args:
+        package: its name.
         homes: the module of each name that is imported at first use.
-        public: all names that ``dir`` shows.
+        public: all names in ``dir``.
     """
 
     def get(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The search spaces and studies that come with dasearch."""
+"""The search spaces and studies shipped with dasearch."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 
 
 def shipped(folder: str) -> Path:
-    """The folder of shipped search spaces or studies: in a checkout beside the package, in a wheel inside it."""
+    """The folder of shipped search spaces or studies: next to the package in a checkout, inside it in a wheel."""
     package = Path(str(resources.files("dasearch")))
     inside = package / "_shipped" / folder
     return inside if inside.is_dir() else package.parent / folder
 
 
 def shipped_names(folder: str) -> list[str]:
-    """What is in such a folder, by the names that commands take."""
+    """The names of shipped files, as commands accept them."""
     return sorted(path.stem for path in shipped(folder).glob("*.yaml"))
 
 
 def find_shipped(name: str, folder: str) -> Path | None:
-    """The YAML file that ``name`` means: a path, or the bare name of a shipped one, in small letters or not."""
+    """The YAML file of ``name``: a path, or the case-insensitive name of a shipped one."""
     path = Path(name)
-    if os.path.isfile(path):  # unlike `Path.is_file` without an exception for a name that no file can have
+    if os.path.isfile(path):  # unlike `Path.is_file`, raises no exception for invalid names
         return path
     inside = shipped(folder)
     for candidate in (inside / f"{name.lower()}.yaml", inside.parent / name, inside / path.name):

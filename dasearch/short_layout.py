@@ -1,12 +1,12 @@
-"""A deep layout in a few letters: a short id that names it, and the shortest of three ways to write it.
+"""Abbreviations of deep layouts: a short id, and the shortest of three notations.
 
-A layout of thirty layers fills more than a line of a terminal. Where there is no room for it, it is shown as its id and one of
+A layout of thirty layers is longer than a line of a terminal. Where it does not fit, it is shown as its id and one of
 
 - all groups, as `str` writes them,
 - runs of equal layers: ``SSS*9-PPS*3``,
-- its most frequent group and the layers, counted from 1, that have another: ``SSS*12 2:PSS 7-9:SSP``,
+- its most frequent group and the layers, counted from 1, that differ: ``SSS*12 2:PSS 7-9:SSP``,
 
-cut at a group, with an ellipsis, where even that is too long. The id alone is enough to name the layout to a command.
+truncated at a group, with an ellipsis, where even that is too long. The id is enough to name the layout to a command.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from itertools import groupby
 from dasearch.errors import LayoutError
 from dasearch.layout import SEPARATOR, Layout
 
-ID_DIGITS = 6  # of 300 layouts two share one in a study of 370
+ID_DIGITS = 6  # of 300 layouts, two share an id in one study out of 370
 LEAST_DIGITS = 4  # more than a layer has sites, so that letters A to F are never read as an id
-WIDTH = 32  # letters: five layers of DARec stand there in full
-WHOLE = 11  # letters of three layers of DARec, which no room is too narrow for
+WIDTH = 32  # characters: fits five layers of DARec in full
+WHOLE = 11  # characters of three layers of DARec, which always fit
 ELLIPSIS = "…"
 
 
@@ -33,11 +33,11 @@ def layout_id(layout: Layout | str, digits: int = ID_DIGITS) -> str:
 
 
 def short_text(layout: Layout | str, width: int = WIDTH) -> str:
-    """A layout in at most ``width`` letters: in full where it fits, else ``3f9a2c SSS*12 2:PSS 7:SSP``.
+    """A layout in at most ``width`` characters: in full where it fits, else ``3f9a2c SSS*12 2:PSS 7:SSP``.
 
     Args:
         layout: or its text.
-        width: letters; at least those of an id count.
+        width: in characters; at least that of an id.
     """
     whole = str(layout)
     if len(whole) <= max(width, WHOLE):
@@ -48,7 +48,7 @@ def short_text(layout: Layout | str, width: int = WIDTH) -> str:
 
 
 def _written(whole: str) -> list[tuple[list[str], str]]:
-    """The ways to write a layout, each as its parts and what stands between them."""
+    """The notations of a layout, each as its parts and their separator."""
     groups = whole.split(SEPARATOR)
     return [(_exceptions(groups), " "), (_runs(groups), SEPARATOR), (groups, SEPARATOR)]
 
@@ -60,7 +60,7 @@ def _runs(groups: list[str]) -> list[str]:
 
 
 def _exceptions(groups: list[str]) -> list[str]:
-    """The most frequent group with the number of all layers, then the layers of another: ``2:PSS``, ``7-9:SSP``."""
+    """The most frequent group with the number of all layers, then the layers that differ: ``2:PSS``, ``7-9:SSP``."""
     ((usual, _),) = Counter(groups).most_common(1)
     found, first = [f"{usual}*{len(groups)}"], 1
     for group, run in groupby(groups):
@@ -73,7 +73,7 @@ def _exceptions(groups: list[str]) -> list[str]:
 
 
 def _cut(parts: list[str], separator: str, width: int) -> str:
-    """As many parts as fit, with an ellipsis for the others; nothing where not one does."""
+    """As many parts as fit, with an ellipsis for the others; empty where none fits."""
     if len(text := separator.join(parts)) <= width:
         return text
     for kept in range(len(parts) - 1, 0, -1):
@@ -83,26 +83,28 @@ def _cut(parts: list[str], separator: str, width: int) -> str:
 
 
 def is_layout_id(text: str) -> bool:
-    """Whether a text is an id or the beginning of one, rather than a layout's letters or its name."""
+    """Whether a text is an id or a prefix of one, rather than a layout's letters or name."""
     return re.fullmatch(f"[0-9a-f]{{{LEAST_DIGITS},64}}", text.strip().lower()) is not None
 
 
 def layout_of_id(text: str, layouts: Iterable[Layout], *, source: str) -> Layout:
-    """The one of ``layouts`` that an id names; four digits of it or more are enough where they name one.
+    """The one of ``layouts`` with an id; an unambiguous prefix of at least four digits suffices.
 
     Args:
-        source: whose layouts they are, as in ``study 'quickstart'``.
+        text: the id or its prefix.
+        layouts: to choose from.
+        source: of the layouts, for messages, as in ``study 'quickstart'``.
 
     Raises:
-        LayoutError: where it names none of them, or several.
+        LayoutError: where it matches none of them, or several.
     """
     beginning = text.strip().lower()
     found = {one for one in layouts if layout_id(one, len(beginning)) == beginning}
     if not found:
         raise LayoutError(
-            f"no layout of {source} has the id {text}; `dasearch status` shows those it has, or write the layout out"
+            f"no layout of {source} has the id {text}; see `dasearch status`, or write the layout in full"
         )
     if len(found) > 1:
         ids = sorted(layout_id(one, len(beginning) + ID_DIGITS) for one in found)
-        raise LayoutError(f"the id {text} is of {len(found)} layouts of {source}: {', '.join(ids)}; give more digits")
+        raise LayoutError(f"the id {text} matches {len(found)} layouts of {source}: {', '.join(ids)}; give more digits")
     return found.pop()

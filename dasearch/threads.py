@@ -1,9 +1,9 @@
-"""Threads: how those of one process wait for each other, and how many a piece of work is given.
+"""Threads: the OpenMP wait policy, and the number of threads for a given amount of work.
 
-A thread of OpenMP that is done before the others of its team spins. Beside another busy process it so takes the core that
-the others need: on two cores three trainings at once took four times as long as one. Passive waiting costs a wake-up an
-operation instead, which small work should not pay: that is given one thread. Nothing here imports torch before it must,
-because its OpenMP reads the environment once, when it is loaded.
+An idle OpenMP thread spins by default. With other busy processes it occupies a core that they need: on two cores three
+concurrent trainings took four times as long as one. Passive waiting costs one wake-up per operation instead, which is too
+much for small work: that gets one thread. This module imports torch as late as possible, because torch's OpenMP reads the
+environment once, at loading.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ POLICY, PASSIVE = (
     "OMP_WAIT_POLICY",
     "PASSIVE",
 )  # obeyed by GNU's OpenMP (torch on Linux), LLVM's (macOS), Intel's (Windows)
-CHOSEN_BY = (POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # by any of these a user says how threads wait
+CHOSEN_BY = (POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # variables by which a user sets the wait policy
 
-# Of rows x tokens x width. A layer forward and backward, passively waiting (benchmarks/threads.py): on busy cores two threads
+# In rows x tokens x width. Forward and backward of a layer, passive waiting (benchmarks/threads.py): on busy cores two threads
 # took 1.2 to 1.7 times as long as one below 150,000, 1.0 to 1.15 times from 200,000 on, where a free core is worth the risk.
 WORK_OF_A_THREAD = 100_000
 
 
 class SetBy(StrEnum):
-    """Who chose how idle threads wait."""
+    """The source of the wait policy."""
 
     DASEARCH = "dasearch"
     ENVIRONMENT = "the environment"
@@ -36,7 +36,7 @@ class SetBy(StrEnum):
 
 @dataclass(frozen=True)
 class Waiting:
-    """How threads wait: the variables that say so, as in ``OMP_WAIT_POLICY=PASSIVE``, and who set them."""
+    """The wait policy: its variables, as in ``OMP_WAIT_POLICY=PASSIVE``, and who set them."""
 
     policy: str
     set_by: SetBy
@@ -51,7 +51,7 @@ class Waiting:
 
 
 def wait_passively(environment: MutableMapping[str, str], *, too_late: bool) -> Waiting:
-    """Ask for passive waiting, unless the user asked for something else or it is ``too_late``."""
+    """Set passive waiting, unless the user set a policy or it is ``too_late``."""
     chosen = [f"{name}={environment[name]}" for name in CHOSEN_BY if name in environment]
     if chosen:
         return Waiting(" ".join(chosen), SetBy.ENVIRONMENT)
@@ -65,14 +65,14 @@ WAITING = wait_passively(os.environ, too_late="torch" in sys.modules)  # subproc
 
 
 def cores() -> int:
-    """Cores that this process may use: of the machine, its affinity, and its control group's quota."""
+    """Number of cores available to this process: by the machine, its affinity, and its cgroup quota."""
     from joblib import cpu_count
 
     return int(cpu_count())
 
 
 def most_threads() -> int:
-    """Most threads that dasearch takes by itself: a core each, and no more than torch was told to take."""
+    """Default maximum of threads: one per core, and no more than torch's setting."""
     import torch
 
     return min(cores(), torch.get_num_threads())
@@ -85,7 +85,7 @@ def fitting(work: int, *, most: int) -> int:
 
 @contextmanager
 def using(threads: int | None) -> Iterator[None]:
-    """Compute with so many threads (None: `most_threads`); afterwards with as many as before."""
+    """Use this many threads in the block (None: `most_threads`); the number is restored afterwards."""
     import torch
 
     before = torch.get_num_threads()

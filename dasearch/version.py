@@ -1,4 +1,4 @@
-"""The version of dasearch, known without an installation's metadata: as of a source tree on PYTHONPATH, or frozen."""
+"""The version of dasearch, available without package metadata: in a source tree on PYTHONPATH, or in a frozen application."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ OWN = "dasearch"
 
 
 def installed_version(distribution: str) -> str | None:
-    """Of dasearch this tree's own; of another distribution what its metadata says, None where there is none."""
+    """The version of dasearch from this tree; of another distribution from its metadata, None where it is not installed."""
     if distribution == OWN:
         return __version__
     try:
@@ -20,6 +20,6 @@ def installed_version(distribution: str) -> str | None:
 
 
 def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
-    """Those that are known."""
+    """The versions of the installed distributions, by name."""
     found = {name: installed_version(name) for name in distributions}
     return {name: each for name, each in found.items() if each is not None}

@@ -1,7 +1,7 @@
-"""JSON files that outlive the release that wrote them, by a ``schema_version`` of MAJOR.MINOR.
+"""JSON files that later releases can read, by a ``schema_version`` of MAJOR.MINOR.
 
-A minor version only adds fields, so of a file of a newer one what is unknown is left out. In a file of a version that is known
-an unknown field is an edit or a misspelling, and refused; so is another major version.
+A minor version only adds fields, so unknown fields of a newer minor version are ignored. In a file of a known version
+an unknown field is an edit or a misspelling, and rejected; so is another major version.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class VersionedFile(BaseModel):
     """Base of such files.
 
     Attributes:
-        VERSION: what this release writes; also the default of the subclass's field ``schema_version``.
-        WHAT: what a sentence calls such a file.
+        VERSION: the version that this release writes; also the default of the subclass's field ``schema_version``.
+        WHAT: a noun for such a file in messages.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,9 +43,9 @@ class VersionedFile(BaseModel):
             record = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise LayoutError(f"{path} cannot be read ({error.strerror}); name a {cls.WHAT}") from None
-        except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
+        except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
             raise LayoutError(
-                f"{path} is no {cls.WHAT} or is cut off ({first_line(error)}); write or copy it again"
+                f"{path} is not a {cls.WHAT} or is truncated ({first_line(error)}); write or copy it again"
             ) from None
         return cls.of_record(record, str(path))
 
@@ -57,9 +57,9 @@ class VersionedFile(BaseModel):
             LayoutError: for another major version, or contents that do not fit.
         """
         if not isinstance(record, dict):
-            raise LayoutError(f"{source} is no usable {cls.WHAT}: it holds no object")
+            raise LayoutError(f"{source} is not a usable {cls.WHAT}: it is not a JSON object")
         version = record.get(FIELD)
-        version = "1.0" if version == 1 else str(version)  # before minor versions there was the number 1
+        version = "1.0" if version == 1 else str(version)  # before minor versions the version was the number 1
         major, minor = _parts(version, source)
         known_major, known_minor = _parts(cls.VERSION, cls.WHAT)
         if major != known_major:
@@ -69,7 +69,7 @@ class VersionedFile(BaseModel):
             return cls.model_validate({**record, FIELD: version}, extra="ignore" if minor > known_minor else None)
         except ValidationError as error:
             reason = _reason(error.errors()[0], version, list(cls.model_fields))
-            raise LayoutError(f"{source} is no usable {cls.WHAT}: {reason}") from None
+            raise LayoutError(f"{source} is not a usable {cls.WHAT}: {reason}") from None
 
     def text(self) -> str:
         """The file's content."""
@@ -77,7 +77,7 @@ class VersionedFile(BaseModel):
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
-        """The form as a JSON Schema, open to fields of later minor versions."""
+        """The JSON Schema of the format, which allows fields of later minor versions."""
         found = cls.model_json_schema()
         for part in (found, *found.get("$defs", {}).values()):
             part.pop("additionalProperties", None)
@@ -95,6 +95,6 @@ def _parts(version: str, source: str) -> tuple[int, int]:
 def _reason(error: ErrorDetails, version: str, fields: list[str]) -> str:
     where = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        return f"version {version} has no field {where!r}{suggestion(where, fields)}; take it out"
+        return f"version {version} has no field {where!r}{suggestion(where, fields)}; remove it"
     reason = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
     return f"{where}: {reason}" if where else reason

@@ -1,4 +1,4 @@
-"""YAML that people write: read whole, or refused in one sentence, whatever the library raises."""
+"""Reading of YAML files, with one-sentence errors for whatever the library raises."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dasearch.errors import WrongUse
 
 # of yaml.safe_load: ValueError for 2020-13-45, LookupError and AttributeError for `!!int ""` and `!!timestamp x`
 UNREADABLE = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
-SHOWN = 300  # letters of a reason
+SHOWN = 300  # characters of a reason
 
 
 def read_yaml(path: Path, error: type[WrongUse]) -> Any:
-    """The value that a file holds.
+    """The value of a file.
 
     Raises:
         WrongUse: as ``error``, for a file that cannot be read or is not YAML.
@@ -37,14 +37,14 @@ def parse_yaml(text: str) -> Any:
     """The value of a text.
 
     Raises:
-        ValueError: for what is not YAML, nests too deep, or holds itself; it says so in one line.
+        ValueError: for invalid YAML, too deep nesting, or recursion; its message is one line.
     """
     try:
         found = yaml.safe_load(text)
-        written = json.dumps(found, ensure_ascii=False, default=str, skipkeys=True)  # refuses an anchor inside itself
-        written.encode()  # and half a surrogate pair, which no file of ours could hold
+        written = json.dumps(found, ensure_ascii=False, default=str, skipkeys=True)  # rejects an anchor inside itself
+        written.encode()  # and half a surrogate pair, which UTF-8 cannot encode
     except RecursionError:
-        raise ValueError("it nests too deep") from None
+        raise ValueError("it is nested too deeply") from None
     except UNREADABLE as problem:
         raise ValueError(" ".join(str(problem).split())[:SHOWN] or type(problem).__name__) from None
     return found

@@ -175,7 +175,7 @@ def test_dry_run_as_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 WRONG = [
     (["run", "toy.yaml", "--set", "trial.epoch=2"], r"unknown key trial.epoch; did you mean epochs?"),
-    (["run", "toy.yaml", "--json"], "add --dry-run, or ask `dasearch status --json`"),
+    (["run", "toy.yaml", "--json"], "add --dry-run, or use `dasearch status --json`"),
     (["run", "toy.yaml", "--set", "threads=0"], "threads: input should be greater than or equal to 1 (got 0)"),
     (["run", "toy.yaml", "--budget", "0"], "search.budget: input should be greater than or equal to 1 (got 0)"),
     (["run", "toy.yaml", "--set", "data.source=nowhere"], "there is no data set or folder 'nowhere'"),
@@ -207,7 +207,7 @@ WRONG = [
     ),
     (["recommend", "nowhere", "--from", "in.jsonl"], "or a file of them as in --from FILE --out FILE"),
     (["recommend", "nowhere", "--history", "item1", "--out", "out.jsonl"], "give a history as in --history ITEM,ITEM"),
-    (["recommend", "nowhere", "--from", "a.jsonl", "--out", "b.jsonl", "--user", "u1"], "--user goes with --history"),
+    (["recommend", "nowhere", "--from", "a.jsonl", "--out", "b.jsonl", "--user", "u1"], "--user requires --history"),
     (["evaluate", "nowhere"], "nowhere holds no trained model"),
     (["status"], "there are no studies under runs yet; start one with `dasearch run`"),
     (["report", "toy"], "there are no studies under runs yet; start one with `dasearch run`"),
@@ -248,7 +248,7 @@ def test_interrupt_is_130(here: Path, capsys: pytest.CaptureFixture[str], monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dasearch.search.study.Study.run", interrupt)
-    assert "run the same command again to go on" in refused(capsys, "run", "toy.yaml", code=130)
+    assert "run the same command again to resume" in refused(capsys, "run", "toy.yaml", code=130)
 
 
 def test_unforeseen_errors_are_one_sentence_too(
@@ -617,7 +617,7 @@ def test_doctor_of_a_study(trained: Path, capsys: pytest.CaptureFixture[str], mo
 
 
 def test_doctor_is_told_which_study(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--fix is for a study; name one" in refused(capsys, "doctor", "--fix")
+    assert "--fix needs a study; name one" in refused(capsys, "doctor", "--fix")
     assert "there are no studies under runs yet" in refused(capsys, "doctor", "toy")
 
 

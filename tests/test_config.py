@@ -155,7 +155,7 @@ def test_an_options_value_is_taken_as_it_is(tmp_path: Path) -> None:
         ("trial.epochs=two", r"trial\.epochs: input should be a valid integer"),
         ("name=a/b", "name: string should match pattern"),
         ("trial", r"--set takes key=value, as in --set trial\.epochs=2; got 'trial'"),
-        ("seed.x=1", "seed is a value and has no parts"),
+        ("seed.x=1", "seed is a value and not a section"),
         ("trial.lr=[", "is not a YAML value"),
     ],
 )
@@ -170,8 +170,8 @@ def test_files_that_are_no_studies(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     for text, message in (
         ("a: [", "is not YAML"),
-        ("", "holds no settings"),
-        ("- a", "holds no settings"),
+        ("", "has no settings"),
+        ("- a", "has no settings"),
         ("seed: 1", "name is missing"),
     ):
         file.write_text(text)
@@ -246,7 +246,7 @@ def test_wrong_settings_of_the_other_models(study: str, changes: list[str], sent
         (
             "quickstart",
             "final.rates.ids=4",
-            r"final.rates: darec as set here trains no ids; drop final.rates.ids or take",
+            r"final.rates: darec as set here trains no ids; remove final.rates.ids or use",
         ),
         ("ra-rec", "final.rates.cf=4", r"ra-rec as set here trains no cf; .* or take one of adapters$"),
         ("quickstart", "trial.average=1", r"trial.average: input should be less than 1 \(got 1\)$"),

@@ -109,11 +109,11 @@ def test_missing_damaged_and_foreign_files(tmp_path: Path) -> None:
         read_layout(tmp_path)
     path = written(tmp_path)
     path.write_text(path.read_text()[:40])
-    with pytest.raises(LayoutError, match="is cut off"):
+    with pytest.raises(LayoutError, match="is truncated"):
         read_layout(path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(LayoutError, match="is no layout file"):
         read_layout(path)
     path.write_text("[1]")
-    with pytest.raises(LayoutError, match="it holds no object"):
+    with pytest.raises(LayoutError, match="it is not a JSON object"):
         read_layout(path)

@@ -103,12 +103,12 @@ def test_an_id_or_its_beginning_finds_its_layout_among_others() -> None:
 
 def test_an_id_of_none_or_of_several_is_refused() -> None:
     layouts = [Layout.from_bits([number >> bit & 1 for bit in range(12)], sites=3) for number in range(4096)]
-    with pytest.raises(LayoutError, match="no layout of study s has the id 0000000000; `dasearch status` shows"):
+    with pytest.raises(LayoutError, match="no layout of study s has the id 0000000000; see `dasearch status`"):
         layout_of_id("0000000000", layouts, source="study s")
     ids = sorted(layout_id(layout, 10) for layout in layouts)
     first, second = next((a, b) for a, b in pairwise(ids) if a[:4] == b[:4])
     with pytest.raises(
-        LayoutError, match=f"the id {first[:4]} is of .* layouts of study s: .*{second}.*; give more digits"
+        LayoutError, match=f"the id {first[:4]} matches .* layouts of study s: .*{second}.*; give more digits"
     ):
         layout_of_id(first[:4], layouts, source="study s")
 

@@ -423,4 +423,4 @@ def test_the_command_compares_batches_with_one_at_a_time(tmp_path: Path, capsys:
         (8, 10, 2),
     ]
     assert run_command([*command, "--batch", "four"]) == 2
-    assert "'four' is no list of whole numbers" in capsys.readouterr().err
+    assert "'four' is not a list of whole numbers" in capsys.readouterr().err

@@ -298,7 +298,7 @@ def test_the_batch_of_a_begun_study_may_change(tmp_path: Path, stub: Stub) -> No
 
 @pytest.mark.parametrize("batch", [0, "many", 1.5, True])
 def test_what_is_no_batch(batch: Any) -> None:
-    with pytest.raises(StudyError, match=r"search\.batch: a batch is auto or a number from 1 on \(got"):
+    with pytest.raises(StudyError, match=r"search\.batch: a batch is auto or a number of at least 1 \(got"):
         small_settings(search={"batch": batch})
 
 

@@ -142,7 +142,7 @@ def test_layouts_are_carried_to_the_depth_and_into_the_space(tmp_path: Path) -> 
         ({"model": "idle", "sites": ["injection", "refinement", "alignment"]}, "give --warm-start a study of darec"),
         ({"sites": ["a", "b", "c"]}, r"holds layouts of darec \[a, b, c\] and this study searches those of darec"),
         ({"schema_version": "2.0"}, "has schema version 2.0 and this dasearch reads 1.x; update dasearch"),
-        ({"colour": "red"}, "version 1.0 has no field 'colour'; take it out"),
+        ({"colour": "red"}, "version 1.0 has no field 'colour'; remove it"),
         ({"trials": []}, "trials: List should have at least 1 item"),
         (
             {"trials": [{"layout": "SPS", "score": 1}]},

@@ -285,7 +285,7 @@ def test_without_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        (["--workers", "2", "--slurm", "local", "--ray", "auto"], "leave out --ray or --slurm"),
+        (["--workers", "2", "--slurm", "local", "--ray", "auto"], "remove --ray or --slurm"),
         (["--slurm", "local"], "add --workers N"),
     ],
 )

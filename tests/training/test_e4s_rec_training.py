@@ -63,7 +63,7 @@ def test_a_saved_model_recommends_as_before_it_was_saved(tmp_path: Path) -> None
 
 
 def test_it_needs_a_decoder_and_an_encoder_of_products() -> None:
-    with pytest.raises(StudyError, match="scores by products alone"):
+    with pytest.raises(StudyError, match="scores only by dot products"):
         small_settings(model={"kind": "e4s-rec", "encoder_scores": 1.0}, encoder={"name": "neumf"})
 
 

@@ -318,6 +318,6 @@ def test_the_record_of_a_recipe_without_dropout_is_unchanged() -> None:
     assert study.trial.model_copy(update={"dropout": 0.0}).record()["dropout"] == 0.0
 
 
-def test_a_model_without_dropout_rejects_one() -> None:
-    with pytest.raises(StudyError, match=r"idle has no dropout; drop trial\.dropout"):
+def test_a_model_without_dropout_refuses_one() -> None:
+    with pytest.raises(StudyError, match=r"idle has no dropout; remove trial\.dropout"):
         small_settings(model={"kind": "idle"}, trial={"dropout": 0.1})

@@ -98,5 +98,5 @@ def test_a_head_over_text_vectors() -> None:
 @pytest.mark.parametrize("kind", ["darec", "idle", "ra-rec"])
 @pytest.mark.parametrize("encoder", ["mf", "neumf"])
 def test_an_encoder_of_no_products_adds_no_scores(kind: str, encoder: str) -> None:
-    with pytest.raises(StudyError, match=r"model.encoder_scores needs an ID encoder that scores by products alone"):
+    with pytest.raises(StudyError, match=r"model.encoder_scores needs an ID encoder that scores only by dot products"):
         small_settings(model={"kind": kind, "encoder_scores": 1.0}, encoder={"name": encoder})
