@@ -258,11 +258,11 @@ def run(
     if dry_run:
         if warm_start is not None:
             prior_trials(warm_start, loaded.space())  # rejected here as in the run itself
-        found = estimate(loaded, train=not no_train)
+        costs = estimate(loaded, train=not no_train)
         if as_json:
-            _print_json({"settings": loaded.settings.model_dump(mode="json"), "estimate": asdict(found)})
+            _print_json({"settings": loaded.settings.model_dump(mode="json"), "estimate": asdict(costs)})
         else:
-            show_estimate(console, loaded.settings.yaml(), found)
+            show_estimate(console, loaded.settings.yaml(), costs)
         return
     with closing(_tracked(loaded, Terminal(console), trackers)) as listener:
         status = loaded.run(train=not no_train, listener=listener, warm_start=warm_start, workers=crew)
@@ -319,16 +319,16 @@ def status(
     store = open_store(storage, output, create=False)
     try:
         names = [_study_name(study)] if study else store.study_names()
-        found = [study_status(store, name) for name in names]
+        statuses = [study_status(store, name) for name in names]
     finally:
         store.close()
     if as_json:
-        records = [_status_record(one) for one in found]
+        records = [_status_record(one) for one in statuses]
         _print_json(records[0] if study else records)
     elif study:
-        show_status(_console(), *found, layouts=Layouts.FULL if full else Layouts.FITTING)
+        show_status(_console(), *statuses, layouts=Layouts.FULL if full else Layouts.FITTING)
     else:
-        show_studies(_console(), found)
+        show_studies(_console(), statuses)
 
 
 @app.command()
@@ -378,11 +378,11 @@ def compare(
         else:
             side_by_side.show_trial_difference(_console(), view, changes)
         return
-    found = side_by_side.compare_studies(*_views([study, str(other)], output, storage))
+    difference = side_by_side.compare_studies(*_views([study, str(other)], output, storage))
     if as_json:
-        _print_json(side_by_side.study_difference_record(found))
+        _print_json(side_by_side.study_difference_record(difference))
     else:
-        side_by_side.show_study_difference(_console(), found)
+        side_by_side.show_study_difference(_console(), difference)
 
 
 @app.command()
@@ -507,8 +507,8 @@ def ablate(
     console, beside = _console(), _beside(as_json)
     loaded = _study(study, changes or (), output, storage, console=beside)
     variants = load_variants(loaded, file, layout=layout, only=only or (), short=short)
-    heard = Terminal(beside)
-    with closing(_tracked(loaded, heard, trackers)) as listener:
+    terminal = Terminal(beside)
+    with closing(_tracked(loaded, terminal, trackers)) as listener:
         scored = Ablation(loaded, variants, seeds, short=short, listener=listener, workers=crew).run()
     path = loaded.folder / "ablation.html"
     write_figure(ablation_figure(scored, title=f"Ablations of {loaded.settings.name}"), path)
@@ -544,11 +544,11 @@ def evaluate(
     from dasearch.search.single import evaluate_saved
 
     opened = open_trained(model, output=output, storage=storage, device=device)
-    found = evaluate_saved(opened, source=data, test=split is SplitName.TEST)
+    metrics = evaluate_saved(opened, source=data, test=split is SplitName.TEST)
     if as_json:
-        _print_json({"split": split.value, **found.record()})
+        _print_json({"split": split.value, **metrics.record()})
     else:
-        _console().print(f"{split.value}: {_metrics_text(found.record())}")
+        _console().print(f"{split.value}: {_metrics_text(metrics.record())}")
 
 
 @app.command()
@@ -614,15 +614,15 @@ def recommend(
         return
     opened = open_trained(model, output=output, storage=storage, device=device)
     items = history_of(str(history), {item.identifier for item in opened.items})
-    found = opened.recommend(items, k, user=user, include_seen=include_seen)
+    answers = opened.recommend(items, k, user=user, include_seen=include_seen)
     if as_json:
-        _print_json([one._asdict() for one in found])
+        _print_json([one._asdict() for one in answers])
         return
     console = _console()
-    if not found:
+    if not answers:
         console.print("the history holds every item; --include-seen ranks them all", soft_wrap=True, markup=False)
-    width = max((len(one.item) for one in found), default=0)
-    for rank, one in enumerate(found, start=1):
+    width = max((len(one.item) for one in answers), default=0)
+    for rank, one in enumerate(answers, start=1):
         console.print(f"{rank:>3}  {one.item:<{width}}  {one.score:8.3f}  {one.title}", soft_wrap=True, markup=False)
 
 
@@ -712,11 +712,11 @@ def doctor(
         return
     if fix:
         raise WrongUse("--fix needs a study; name one, as in: dasearch doctor quickstart --fix")
-    found = examine()
+    diagnosis = examine()
     if as_json:
-        _print_json(found.record())
+        _print_json(diagnosis.record())
     else:
-        show(_console(), found)
+        show(_console(), diagnosis)
 
 
 @data_app.command()
@@ -736,11 +736,11 @@ def stats(
     from dasearch.report.data import show_statistics
     from dasearch.search.named import named_dataset
 
-    found = statistics(named_dataset(source, _reading(changes, form), output=output, storage=storage))
+    counts = statistics(named_dataset(source, _reading(changes, form), output=output, storage=storage))
     if as_json:
-        _print_json(asdict(found))
+        _print_json(asdict(counts))
     else:
-        show_statistics(_console(), found)
+        show_statistics(_console(), counts)
 
 
 @data_app.command()
@@ -760,8 +760,8 @@ def convert(
     from dasearch.data import convert as convert_source
     from dasearch.search.named import named_source
 
-    found = named_source(source, _reading(None, form, columns, items), output=output, storage=storage)
-    written = convert_source(*found, out=out)
+    named = named_source(source, _reading(None, form, columns, items), output=output, storage=storage)
+    written = convert_source(*named, out=out)
     _console().print(
         f"{out}: {written.users:,} users, {written.items:,} items, {written.interactions:,} interactions",
         soft_wrap=True,
@@ -834,7 +834,7 @@ def samplers(
     from dasearch.report.page import write_figure
 
     console = _console()
-    found = race_samplers(
+    races = race_samplers(
         families=families,
         sites=sites or [36, 90],
         choices=choices or [2],
@@ -848,15 +848,15 @@ def samplers(
         out=out,
         say=(lambda _: None) if as_json else lambda line: console.print(line, soft_wrap=True, markup=False),
     )
-    write_figure(figure(found.races), out / "samplers.html")
+    write_figure(figure(races.races), out / "samplers.html")
     if as_json:
-        _print_json(found.record())
+        _print_json(races.record())
         return
-    for count in sorted({score.trials for score in found.scores}):
-        show_scores(console, found.scores, count)
-        show_costs(console, found.scores, count)
-    if found.ask_seconds:
-        show_asks(console, found.ask_seconds)
+    for count in sorted({score.trials for score in races.scores}):
+        show_scores(console, races.scores, count)
+        show_costs(console, races.scores, count)
+    if races.ask_seconds:
+        show_asks(console, races.ask_seconds)
     console.print(f"figure: {out / 'samplers.html'}   numbers: {out / 'scores.json'}", soft_wrap=True, markup=False)
 
 
@@ -874,13 +874,13 @@ def _interrupt_by_signals() -> None:
     """Handle Ctrl-C and SIGTERM: the first stops with everything recorded, the second at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for heard in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(heard, lambda number, frame: os._exit(INTERRUPTED))
+        for caught in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(caught, lambda number, frame: os._exit(INTERRUPTED))
         raise KeyboardInterrupt
 
-    for heard in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(heard) is not signal.SIG_IGN:  # as in a shell's background jobs
-            signal.signal(heard, stop)
+    for caught in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(caught) is not signal.SIG_IGN:  # as in a shell's background jobs
+            signal.signal(caught, stop)
 
 
 def run_command(arguments: list[str]) -> int:
@@ -944,10 +944,10 @@ def _study(
     """The study that a command names; prints a note where its settings come from a database."""
     from dasearch.search.named import named_study
 
-    found = named_study(name, overrides, output=output, storage=storage)
-    if found.recalled is not None:
-        console.print(found.recalled, soft_wrap=True, markup=False)
-    return found.study
+    named = named_study(name, overrides, output=output, storage=storage)
+    if named.recalled is not None:
+        console.print(named.recalled, soft_wrap=True, markup=False)
+    return named.study
 
 
 def _starting() -> None:
@@ -989,9 +989,9 @@ def _reading(
     from dasearch.config import Override
 
     own = [("--format", "data.format", form), ("--items", "data.items", items)]
-    found: list[str | Override] = list(changes or [])
-    found += [Override.option(*option) for option in own if option[-1] is not None]
-    return found if columns is None else [*found, Override(f"data.columns={columns}", f"--columns {columns}")]
+    overrides: list[str | Override] = list(changes or [])
+    overrides += [Override.option(*option) for option in own if option[-1] is not None]
+    return overrides if columns is None else [*overrides, Override(f"data.columns={columns}", f"--columns {columns}")]
 
 
 def _listed(text: str) -> list[str]:
@@ -1031,13 +1031,13 @@ def _doctor_study(name: str, *, fix: bool, output: str, storage: str | None, as_
     from dasearch.report.checkup import examine_study, mend_study, summary
 
     done = mend_study(name, output=output, storage=storage) if fix else []
-    found = examine_study(name, output=output, storage=storage)
+    checkup = examine_study(name, output=output, storage=storage)
     if as_json:
-        _print_json({"study": name, "done": done, "checks": [asdict(one) for one in found]})
+        _print_json({"study": name, "done": done, "checks": [asdict(one) for one in checkup]})
     else:
-        for line in (*done, *(f"{one.name}: {one.says}" for one in found), summary(found)):
+        for line in (*done, *(f"{one.name}: {one.says}" for one in checkup), summary(checkup)):
             _console().print(line, soft_wrap=True, markup=False)
-    if not all(one.good for one in found):
+    if not all(one.good for one in checkup):
         raise typer.Exit(FAILED)
 
 

@@ -296,9 +296,9 @@ class Range(Section):
     @property
     def ends(self) -> tuple[int | float, int | float]:
         """Lower and upper end, on whichever scale is set."""
-        found = self.log or self.linear
-        assert found is not None
-        return found
+        chosen = self.log or self.linear
+        assert chosen is not None
+        return chosen
 
     def distribution(self, *, whole: bool) -> BaseDistribution:
         """The distribution of the range, of whole numbers or of floats."""
@@ -569,15 +569,15 @@ class StudySettings(Section):
     def searched(self) -> dict[str, BaseDistribution]:
         """The distribution of each searched setting, by key."""
         content = self.model_dump()
-        found: dict[str, BaseDistribution] = {}
+        distributions: dict[str, BaseDistribution] = {}
         for key, able in self.search.also.items():
             if isinstance(able, Range):
                 now = value_at(content, key)
                 ends = able.ends if now is None else (now,)
-                found[key] = able.distribution(whole=all(isinstance(value, int) for value in ends))
+                distributions[key] = able.distribution(whole=all(isinstance(value, int) for value in ends))
             else:
-                found[key] = CategoricalDistribution(able)
-        return found
+                distributions[key] = CategoricalDistribution(able)
+        return distributions
 
     def by(self, recipe: Recipe) -> Self:
         """The study with the settings of a recipe."""
@@ -685,12 +685,12 @@ class IDLEStudy(EncoderStudy):
     @property
     def inert_sites(self) -> dict[str, str]:
         """Sites without effect under these settings, and the setting that causes it."""
-        found = {}
+        causes = {}
         if self.model.refine in (Refine.NONE, Refine.CONCAT):
-            found["refinement"] = f"model.refine={self.model.refine}"
+            causes["refinement"] = f"model.refine={self.model.refine}"
         if not self.losses.mmd:
-            found["alignment"] = "losses.mmd=0"
-        return found
+            causes["alignment"] = "losses.mmd=0"
+        return causes
 
 
 class RARecStudy(EncoderStudy):
@@ -882,12 +882,12 @@ def _names_of(annotation: Any) -> list[str]:
 
 def _spelled_names(content: Mapping[str, Any]) -> dict[str, Any]:
     """The section with shipped names normalised, where other names and existing paths are allowed too."""
-    found = deepcopy(dict(content))
+    spelled_content = deepcopy(dict(content))
     for key, known in KNOWN_NAMES.items():
-        name = value_at(found, key)
+        name = value_at(spelled_content, key)
         if isinstance(name, str) and not os.path.exists(name):
-            _put(found, key, spelled(name, known), source=key)
-    return found
+            _put(spelled_content, key, spelled(name, known), source=key)
+    return spelled_content
 
 
 def changed(settings: StudySettings, changes: Mapping[str, Any], *, source: str) -> StudySettings:
@@ -924,10 +924,10 @@ def _set(content: dict[str, Any], override: Override) -> None:
     if not separator or not override.key:
         raise StudyError(f"--set takes key=value, as in --set trial.epochs=2; got {override.setting!r:.200}")
     try:
-        found = parse_yaml(value)
+        parsed = parse_yaml(value)
     except ValueError:
         raise StudyError(f"{override.typed:.200}: {value!r:.200} is not a YAML value; quote it") from None
-    _put(content, override.key, found, source=f"{override.typed:.200}")
+    _put(content, override.key, parsed, source=f"{override.typed:.200}")
 
 
 def _put(content: dict[str, Any], key: str, value: Any, *, source: str) -> None:
@@ -943,19 +943,19 @@ def _put(content: dict[str, Any], key: str, value: Any, *, source: str) -> None:
 
 def value_at(content: Mapping[str, Any], key: str) -> Any:
     """The value of a dotted key; None where there is none."""
-    found: Any = content
+    value: Any = content
     for part in key.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def flattened(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested sections as dotted keys."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in record.items():
         name = f"{prefix}{key}"
-        found |= flattened(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return found
+        flat |= flattened(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
 
 
 def extremes(distribution: BaseDistribution) -> tuple[Any, ...]:

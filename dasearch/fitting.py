@@ -164,7 +164,7 @@ def shortened(label: str, width: int) -> str:
     label = label.rpartition(": ")[2]
     if len(label) <= width:
         return label
-    ending = found[0] if (found := ENDING.search(label)) else ""
+    ending = match[0] if (match := ENDING.search(label)) else ""
     words = label.removesuffix(ending).split(" ")
     for kept in range(len(words), -1, -1):
         text = " ".join([*words[:kept], ELLIPSIS]) + ending

@@ -62,14 +62,14 @@ def _runs(groups: list[str]) -> list[str]:
 def _exceptions(groups: list[str]) -> list[str]:
     """The most frequent group with the number of all layers, then the layers that differ: ``2:PSS``, ``7-9:SSP``."""
     ((usual, _),) = Counter(groups).most_common(1)
-    found, first = [f"{usual}*{len(groups)}"], 1
+    parts, first = [f"{usual}*{len(groups)}"], 1
     for group, run in groupby(groups):
         after = first + len(list(run))
         if group != usual:
             layers = str(first) if after == first + 1 else f"{first}-{after - 1}"
-            found.append(f"{layers}:{group}")
+            parts.append(f"{layers}:{group}")
         first = after
-    return found
+    return parts
 
 
 def _cut(parts: list[str], separator: str, width: int) -> str:
@@ -99,12 +99,14 @@ def layout_of_id(text: str, layouts: Iterable[Layout], *, source: str) -> Layout
         LayoutError: where it matches none of them, or several.
     """
     beginning = text.strip().lower()
-    found = {one for one in layouts if layout_id(one, len(beginning)) == beginning}
-    if not found:
+    matches = {one for one in layouts if layout_id(one, len(beginning)) == beginning}
+    if not matches:
         raise LayoutError(
             f"no layout of {source} has the id {text}; see `dasearch status`, or write the layout in full"
         )
-    if len(found) > 1:
-        ids = sorted(layout_id(one, len(beginning) + ID_DIGITS) for one in found)
-        raise LayoutError(f"the id {text} matches {len(found)} layouts of {source}: {', '.join(ids)}; give more digits")
-    return found.pop()
+    if len(matches) > 1:
+        ids = sorted(layout_id(one, len(beginning) + ID_DIGITS) for one in matches)
+        raise LayoutError(
+            f"the id {text} matches {len(matches)} layouts of {source}: {', '.join(ids)}; give more digits"
+        )
+    return matches.pop()

@@ -21,5 +21,5 @@ def installed_version(distribution: str) -> str | None:
 
 def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
     """The versions of the installed distributions, by name."""
-    found = {name: installed_version(name) for name in distributions}
-    return {name: each for name, each in found.items() if each is not None}
+    versions = {name: installed_version(name) for name in distributions}
+    return {name: each for name, each in versions.items() if each is not None}

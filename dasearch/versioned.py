@@ -78,11 +78,11 @@ class VersionedFile(BaseModel):
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
         """The JSON Schema of the format, which allows fields of later minor versions."""
-        found = cls.model_json_schema()
-        for part in (found, *found.get("$defs", {}).values()):
+        schema = cls.model_json_schema()
+        for part in (schema, *schema.get("$defs", {}).values()):
             part.pop("additionalProperties", None)
-        found["properties"][FIELD]["pattern"] = rf"^{cls.VERSION.split('.')[0]}\.\d+$"
-        return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
+        schema["properties"][FIELD]["pattern"] = rf"^{cls.VERSION.split('.')[0]}\.\d+$"
+        return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def _parts(version: str, source: str) -> tuple[int, int]:

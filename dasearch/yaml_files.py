@@ -40,11 +40,11 @@ def parse_yaml(text: str) -> Any:
         ValueError: for invalid YAML, too deep nesting, or recursion; its message is one line.
     """
     try:
-        found = yaml.safe_load(text)
-        written = json.dumps(found, ensure_ascii=False, default=str, skipkeys=True)  # rejects an anchor inside itself
+        value = yaml.safe_load(text)
+        written = json.dumps(value, ensure_ascii=False, default=str, skipkeys=True)  # rejects an anchor inside itself
         written.encode()  # and half a surrogate pair, which UTF-8 cannot encode
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UNREADABLE as problem:
         raise ValueError(" ".join(str(problem).split())[:SHOWN] or type(problem).__name__) from None
-    return found
+    return value

@@ -51,15 +51,15 @@ def _unknown(raw: Raw, rules: Rules) -> list[str]:
     if not len(unknown):
         return []
     example = repr(raw.items[int(unknown[0])].identifier)
-    found = f"{_share(unknown, raw)} are with items that {Path(raw.catalogue).name} lacks, such as {example}"
+    remark = f"{_share(unknown, raw)} are with items that {Path(raw.catalogue).name} lacks, such as {example}"
     if not rules.require_title:
-        return [f"{found}; these items have no attributes"]
+        return [f"{remark}; these items have no attributes"]
     if len(unknown) > MOST_UNKNOWN * len(raw.events.items):
         has = f"where it has {raw.items[0].identifier!r}" if known else "which has none"
         raise DataError(
-            f"{found}, {has}; write item identifiers the same in both files, or set data.require_title=false to do without texts"
+            f"{remark}, {has}; write item identifiers the same in both files, or set data.require_title=false to do without texts"
         )
-    return [f"{found}; they are dropped"]
+    return [f"{remark}; they are dropped"]
 
 
 def _untitled(raw: Raw, rules: Rules) -> list[str]:

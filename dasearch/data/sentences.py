@@ -46,19 +46,19 @@ class Sentences:
     @classmethod
     def of_table(cls, flat: IntArray, lengths: IntArray) -> Sentences:
         """Build the table from all sentences' concatenated tokens and their lengths."""
-        found = cls(())
-        found.flat, found.lengths = flat, lengths
-        found.starts = np.cumsum(lengths) - lengths
-        return found
+        sentences = cls(())
+        sentences.flat, sentences.lengths = flat, lengths
+        sentences.starts = np.cumsum(lengths) - lengths
+        return sentences
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def emptied(self) -> Sentences:
         """The same number of sentences, all empty."""
-        found = copy(self)
-        found.lengths = np.zeros_like(self.lengths)
-        return found
+        emptied = copy(self)
+        emptied.lengths = np.zeros_like(self.lengths)
+        return emptied
 
     def of(self, item: int) -> IntArray:
         """Token ids of one item."""

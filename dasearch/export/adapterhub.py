@@ -82,13 +82,13 @@ def write_adapters(recommender: Recommender, folder: Path, options: ExportOption
     Raises:
         ExportError: for the context site, unless ``options.sites`` excludes it, and for placements it cannot express.
     """
-    found = adapter_weights(recommender, FORM, options.sites)
-    _refuse(found)
+    adapter = adapter_weights(recommender, FORM, options.sites)
+    _refuse(adapter)
     config = recommender.model.backbone.config
     home = HOMES[config.model_type]
     record = {
         "name": NAME,
-        "config": union(found, config.hidden_size, config.num_hidden_layers),
+        "config": union(adapter, config.hidden_size, config.num_hidden_layers),
         "hidden_size": config.hidden_size,
         "model_class": type(recommender.model.backbone.model).__name__,
         "model_name": recommender.settings.backbone.name,
@@ -96,11 +96,11 @@ def write_adapters(recommender: Recommender, folder: Path, options: ExportOption
         "version": f"adapters.{LIBRARY}",
     }
     interface = {"interface": home.interface(), "model_type": config.model_type, "version": f"adapters.{LIBRARY}"}
-    write_model_files(recommender, found, folder)
+    write_model_files(recommender, adapter, folder)
     for name, content in {CONFIG_NAME: record, INTERFACE_NAME: interface}.items():
         (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    save_file(copied(weights(found.adapters, home.root)), folder / WEIGHTS_NAME)
-    for name, text in {"load.py": _template("load.py.txt"), "README.md": _readme(recommender, found)}.items():
+    save_file(copied(weights(adapter.adapters, home.root)), folder / WEIGHTS_NAME)
+    for name, text in {"load.py": _template("load.py.txt"), "README.md": _readme(recommender, adapter)}.items():
         (folder / name).write_text(text, encoding="utf-8")
 
 

@@ -41,8 +41,8 @@ class InDouble(nn.Module):
 
     def forward(self, history: Tensor, user: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The part's outputs for ``history`` ``(batch, h)`` and ``user`` ``(batch,)``, cast to float32."""
-        found = self.part(history, user)
-        return tuple(part.float() for part in found) if isinstance(found, tuple) else found.float()
+        outputs = self.part(history, user)
+        return tuple(part.float() for part in outputs) if isinstance(outputs, tuple) else outputs.float()
 
 
 class Graph(nn.Module):

@@ -66,13 +66,13 @@ def _licence(backbone: str) -> str:
 
 def _metrics(recommender: Recommender) -> list[dict[str, Any]]:
     """The score in ``layout.json`` with its interval, then the saved model's own."""
-    found, metric = [], recommender.layout_file.metric
+    entries, metric = [], recommender.layout_file.metric
     if metric is not None:
         spread = "" if metric.low is None or metric.high is None else f"{metric.low:.4f} to {metric.high:.4f}"
-        found.append(_metric(metric.name, metric.split, metric.value, spread, "of this layout, mean over seeds"))
+        entries.append(_metric(metric.name, metric.split, metric.value, spread, "of this layout, mean over seeds"))
     for split, values in recommender.results.items():
-        found += [_metric(name, split, value, "", "of these weights") for name, value in values.items()]
-    return found
+        entries += [_metric(name, split, value, "", "of these weights") for name, value in values.items()]
+    return entries
 
 
 def _metric(name: str, split: str, value: float, interval: str, note: str) -> dict[str, Any]:

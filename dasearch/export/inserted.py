@@ -105,13 +105,13 @@ def _adapters(recommender: Recommender, model: DARec, sites: tuple[str, ...]) ->
     """The sites' adapters and LoRA, and the router where there is a context branch."""
     wanted = {f"{site}_adapter" for site in sites} | ({"router"} if CONTEXT in sites else set())
     wanted |= {f"lora.{site}" for site in sites}
-    found = {}
+    adapters = {}
     for name, tensor in model.active_tensors(recommender.layout).items():
         name = name.replace("attention_adapter", "causal_adapter")  # its name in darec-base
         top, place, rest = name.split(".", 2) if name.startswith("layers.") else ("", "", "")
         if rest.startswith(tuple(f"{part}." for part in wanted)):
-            found[f"{top}.{place}.{ADAPTERS}.{rest}"] = tensor
-    return found
+            adapters[f"{top}.{place}.{ADAPTERS}.{rest}"] = tensor
+    return adapters
 
 
 @torch.no_grad()

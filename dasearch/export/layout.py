@@ -29,8 +29,8 @@ def schema_name(name: str) -> str:
 def published_schema(name: str) -> dict[str, Any]:
     """The published JSON Schema of a file format."""
     text = (files("dasearch.export") / "schemas" / schema_name(name)).read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
+    schema: dict[str, Any] = json.loads(text)
+    return schema
 
 
 def schema_text(name: str) -> str:

@@ -75,7 +75,7 @@ def picked_of(study: str, pick: Pick, *, output: str = "runs", storage: str | No
         domain = Domain.of(settings, space)
         found_values = domain.best_values(signals_of(store.trials(study), domain))
         settings = with_found(settings, domain.named(found_values))
-        found = standings(store.confirmations(study), space.all_serial, settings.search.metric)
+        confirmed = standings(store.confirmations(study), space.all_serial, settings.search.metric)
         selection = Selection.of(settings.search, store.costs(study))
         winners = {result.layout for result in store.results(study) if result.name == WINNER}
     if settings.search.cost is None:
@@ -83,9 +83,9 @@ def picked_of(study: str, pick: Pick, *, output: str = "runs", storage: str | No
             f"study {study} has no cost as an objective, so there is no front to pick from; remove --pick, or run one with "
             "--set 'search.objective={pareto: [mrr, parameters]}'"
         )
-    if selection is None or not found:
+    if selection is None or not confirmed:
         raise ExportError(f"study {study} has no confirmed layouts yet; run `dasearch run {study}` first")
-    standing = replace(selection, pick=pick)(found)
+    standing = replace(selection, pick=pick)(confirmed)
     return Picked(settings, space, standing, str(standing.layout) in winners)
 
 

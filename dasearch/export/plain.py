@@ -118,8 +118,8 @@ def _backbone(backbone: FrozenBackbone) -> Part:
         "head_width": block.head_width,
         "scale": block.scale,
     }
-    found = FAMILIES[config.model_type](backbone.model)
-    return Part(sizes, {}, {"causal": backbone.causal}) + found
+    part = FAMILIES[config.model_type](backbone.model)
+    return Part(sizes, {}, {"causal": backbone.causal}) + part
 
 
 def _opt(model: transformers.PreTrainedModel) -> Part:
@@ -300,10 +300,10 @@ def whole_head(model: DARec) -> nn.Linear:
     if model.settings.head_states is HeadStates.WHITENED:
         weight = weight @ model.state_map.double()
         bias = bias - weight @ model.state_mean.double()
-    found = nn.Linear(model.head.in_features, model.head.out_features, device=model.device)
-    found.weight.copy_(weight)
-    found.bias.copy_(bias)
-    return found
+    head = nn.Linear(model.head.in_features, model.head.out_features, device=model.device)
+    head.weight.copy_(weight)
+    head.bias.copy_(bias)
+    return head
 
 
 def require_repeatable(settings: DARecSettings) -> None:
@@ -340,12 +340,12 @@ def _adapters(model: DARec | E4SRec, layout: Layout) -> Tensors:
 
 def _choices_of_letters(layout: Layout, settings: AdapterSettings) -> dict[str, dict[str, Any]]:
     """The meaning of each letter of the layout."""
-    found = {}
+    choices = {}
     for choice in layout.choices:
         record = choice.record()
         del record["letter"]
-        found[choice.letter] = record | {"width": choice.width or settings.most(choice)}
-    return found
+        choices[choice.letter] = record | {"width": choice.width or settings.most(choice)}
+    return choices
 
 
 def _e4s_rec(recommender: Recommender) -> Part:

@@ -68,10 +68,10 @@ model = AutoModel.from_pretrained({backbone})  # {where}
 
 def write_snippet(recommender: Recommender, folder: Path, options: ExportOptions) -> None:
     """``snippet.py``, ``layout.json``, ``backbone/``, and the trained tensors as safetensors."""
-    found = adapter_weights(recommender, FORM, options.sites)
-    write_model_files(recommender, found, folder)
-    save_file(copied(found.adapters), folder / ADAPTERS_NAME)
-    (folder / SNIPPET_NAME).write_text(trained_snippet(recommender, found), encoding="utf-8")
+    weights = adapter_weights(recommender, FORM, options.sites)
+    write_model_files(recommender, weights, folder)
+    save_file(copied(weights.adapters), folder / ADAPTERS_NAME)
+    (folder / SNIPPET_NAME).write_text(trained_snippet(recommender, weights), encoding="utf-8")
 
 
 def trained_snippet(recommender: Recommender, found: AdapterWeights) -> str:
@@ -100,7 +100,7 @@ def trained_snippet(recommender: Recommender, found: AdapterWeights) -> str:
 
 def untrained_snippet(recommender: Recommender, options: ExportOptions) -> str:
     """Code that inserts the layout, untrained, into the named backbone."""
-    found = adapter_weights(recommender, FORM, options.sites)
+    weights = adapter_weights(recommender, FORM, options.sites)
     name, layers = recommender.settings.backbone.name, len(recommender.model.backbone.blocks)
     known = NAMED.get(name)
     here_alone = known is not None and (known.package is not None or name == TINY_OPT)
@@ -109,9 +109,9 @@ def untrained_snippet(recommender: Recommender, options: ExportOptions) -> str:
         place.append(f"num_hidden_layers={layers}")
     where = f"{name}: `backbone` in the trained model's folder" if here_alone else f"or any decoder of {layers} layers"
     opening = SKETCH.format(
-        **_titles(recommender, found), backbone=_arguments(", ".join(place), recommender), where=where
+        **_titles(recommender, weights), backbone=_arguments(", ".join(place), recommender), where=where
     )
-    return opening + _call(found, None)
+    return opening + _call(weights, None)
 
 
 def _titles(recommender: Recommender, found: AdapterWeights) -> dict[str, str]:

@@ -65,7 +65,7 @@ def ablation_figure(scored: Sequence[Scored], *, title: str) -> go.Figure:
     whole, *others = scored
     groups = list(dict.fromkeys(score.variant.group for score in others))
     heights = [1 + sum(score.variant.group == group for score in others) for group in groups]
-    found = make_subplots(
+    figure = make_subplots(
         rows=len(groups),
         cols=1,
         shared_xaxes=True,
@@ -75,13 +75,13 @@ def ablation_figure(scored: Sequence[Scored], *, title: str) -> go.Figure:
     )
     for row, group in enumerate(groups, start=1):
         named = [whole, *(score for score in others if score.variant.group == group)]
-        found.add_trace(_points(named), row=row, col=1)
-        found.add_vline(whole.metrics[whole.metric].mean, line={"color": GREY, "dash": "dot"}, row=row, col=1)
-        found.update_yaxes(autorange="reversed", row=row, col=1)
-    found.update_xaxes(title_text=f"validation {whole.metric}", row=len(groups), col=1)
+        figure.add_trace(_points(named), row=row, col=1)
+        figure.add_vline(whole.metrics[whole.metric].mean, line={"color": GREY, "dash": "dot"}, row=row, col=1)
+        figure.update_yaxes(autorange="reversed", row=row, col=1)
+    figure.update_xaxes(title_text=f"validation {whole.metric}", row=len(groups), col=1)
     height = FRAME + ROW_HEIGHT * sum(heights) + PANEL_MARGIN * len(groups)
-    found.update_layout(title=title, height=height, showlegend=False, template="plotly_white", margin={"l": 260})
-    return found
+    figure.update_layout(title=title, height=height, showlegend=False, template="plotly_white", margin={"l": 260})
+    return figure
 
 
 def _points(scored: Sequence[Scored]) -> go.Scatter:

@@ -67,7 +67,7 @@ def figure(races: Sequence[Race]) -> go.Figure:
     landscapes = list(dict.fromkeys(race.landscape for race in races))
     labels = list(dict.fromkeys(race.label for race in races))
     rows = -(-len(landscapes) // COLUMNS)
-    found = make_subplots(rows=rows, cols=COLUMNS, subplot_titles=landscapes, shared_yaxes=True)
+    plot = make_subplots(rows=rows, cols=COLUMNS, subplot_titles=landscapes, shared_yaxes=True)
     named: set[str] = set()
     for panel, landscape in enumerate(landscapes):
         for colour, label in zip(itertools.cycle(COLOURS), labels, strict=False):
@@ -84,8 +84,8 @@ def figure(races: Sequence[Race]) -> go.Figure:
                 line={"color": colour, "width": 3 if label == PR else 1.5},
             )
             named.add(label)
-            found.add_trace(trace, row=panel // COLUMNS + 1, col=panel % COLUMNS + 1)
-    found.update_xaxes(title_text="trials")
-    found.update_yaxes(range=[0, 1.02])
-    found.update_layout(height=PANEL_HEIGHT * rows + 80, title="Best noise-free value so far; 1 is the optimum")
-    return found
+            plot.add_trace(trace, row=panel // COLUMNS + 1, col=panel % COLUMNS + 1)
+    plot.update_xaxes(title_text="trials")
+    plot.update_yaxes(range=[0, 1.02])
+    plot.update_layout(height=PANEL_HEIGHT * rows + 80, title="Best noise-free value so far; 1 is the optimum")
+    return plot

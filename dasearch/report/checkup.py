@@ -94,10 +94,10 @@ class StoredStudy:
 
     def leftovers(self) -> Leftovers:
         """The current remains of killed processes."""
-        found = [path for folder in FOLDERS for path in sorted((self.folder / folder).glob("*.safetensors"))]
-        damaged = tuple(path for path in found if not _is_readable(path))
+        checkpoints = [path for folder in FOLDERS for path in sorted((self.folder / folder).glob("*.safetensors"))]
+        damaged = tuple(path for path in checkpoints if not _is_readable(path))
         own = self.folder / FOLDERS[0]
-        needless = self._needless([path for path in found if path.parent == own and path not in damaged])
+        needless = self._needless([path for path in checkpoints if path.parent == own and path not in damaged])
         killed = sorted(path for pattern in UNFINISHED for path in own.glob(pattern))
         unused = [path for path in (*needless, *killed) if _is_left(path)]
         return Leftovers(self._lost(), damaged, tuple(unused), self._prepared())
@@ -115,7 +115,7 @@ class StoredStudy:
 
     def _lost(self) -> tuple[int, ...]:
         oldest = datetime.now(UTC) - timedelta(seconds=GRACE_SECONDS)
-        return tuple(number for number, heard in self.store.running(self.name).items() if heard < oldest)
+        return tuple(number for number, heartbeat in self.store.running(self.name).items() if heartbeat < oldest)
 
     def _needless(self, checkpoints: Sequence[Path]) -> list[Path]:
         """Checkpoints that no training resumes from; those of the final phase are used until the study is done."""
@@ -180,12 +180,12 @@ def _folder(name: str, output: str, storage: str | None) -> Path | None:
 
 def checks(study: StoredStudy) -> list[Check]:
     """All checks, in display order."""
-    found = study.leftovers()
+    leftovers = study.leftovers()
     return [
         Check("database", good=True, says=f"readable; its tables are those of optuna {study.store.optuna_version()}"),
-        check_trials(study, found.lost),
-        check_checkpoints(study, found),
-        check_prepared(found.prepared),
+        check_trials(study, leftovers.lost),
+        check_checkpoints(study, leftovers),
+        check_prepared(leftovers.prepared),
         check_artifacts(study.store.artifacts(study.name)),
         check_versions(study.stored),
         check_disk(study.folder),
@@ -267,13 +267,13 @@ def mend(study: StoredStudy) -> list[str]:
     """
     require_writable(study.folder)
     with study.store.only_runner(study.name, study.folder):
-        found = study.leftovers()
-        done = list(_removed(found.damaged, "damaged; its training starts over"))
-        done += _removed(found.orphaned, "belongs to no unfinished training")
+        leftovers = study.leftovers()
+        done = list(_removed(leftovers.damaged, "damaged; its training starts over"))
+        done += _removed(leftovers.orphaned, "belongs to no unfinished training")
         done += _removed_bundles(study.folder / BUNDLES)
-        if found.lost:
-            _give_back(study, found.lost)
-        return done + [f"returned trial {number} to the queue" for number in found.lost]
+        if leftovers.lost:
+            _give_back(study, leftovers.lost)
+        return done + [f"returned trial {number} to the queue" for number in leftovers.lost]
 
 
 def _removed(paths: Iterable[Path], reason: str) -> Iterable[str]:

@@ -122,12 +122,12 @@ def verdict_sentences(view: StudyView) -> list[str]:
             f"{counted(len(view.completed), 'evaluation')} with {view.metric} {best.score:.4f} from a single training. "
             "The best of several noisy scores is biased upwards; fresh seeds have to confirm it."
         ]
-    found = conclusions(view.standings, view.trials, view.settings.search.worth, view.metric, view.selection)
+    sentences = conclusions(view.standings, view.trials, view.settings.search.worth, view.metric, view.selection)
     if any(result.lead is not None for result in view.results):
-        found.append(against_baselines(view.results, LEAD_METRIC))
+        sentences.append(against_baselines(view.results, LEAD_METRIC))
     if view.phase != DONE:
-        found.append(f"The study is not finished; its phase is {view.phase}.")
-    return found
+        sentences.append(f"The study is not finished; its phase is {view.phase}.")
+    return sentences
 
 
 def learned_figures(view: StudyView) -> tuple[str, ...]:
@@ -147,11 +147,11 @@ def front_figures(view: StudyView) -> tuple[str, ...]:
 
 def front_table(view: StudyView) -> Table:
     """Confirmed layouts by their cost, the cheapest first; empty without a cost."""
-    selection, found = view.selection, view.standings
-    if selection is None or not found:
+    selection, standings = view.selection, view.standings
+    if selection is None or not standings:
         return Table("The front", (), ())
-    on_front, picked = selection.front(found), selection(found)
-    costs = {standing.layout: selection.costs.of(standing.layout) for standing in found}
+    on_front, picked = selection.front(standings), selection(standings)
+    costs = {standing.layout: selection.costs.of(standing.layout) for standing in standings}
     whole = costs.get(view.space.all_serial) or selection.costs.of(view.space.all_serial)
     rows = [
         (
@@ -164,7 +164,7 @@ def front_table(view: StudyView) -> Table:
             "yes" if s in on_front else "",
             selection.pick.value if s is picked else "",
         )
-        for s in sorted(found, key=lambda standing: costs[standing.layout])
+        for s in sorted(standings, key=lambda standing: costs[standing.layout])
     ]
     gain = "gain over all-serial, simultaneous interval"
     cost = selection.cost.words
@@ -263,8 +263,8 @@ def results_table(view: StudyView) -> Table:
         "95% intervals over users": any(result.low is not None for result in view.results),
         "the winner's lead with its 95% interval": any(result.lead is not None for result in view.results),
     }
-    told = ", ".join(words for words, here in known.items() if here)
-    return Table(f"Test split, evaluated once{': ' if told else ''}{told}", headings, tuple(rows))
+    legend = ", ".join(words for words, here in known.items() if here)
+    return Table(f"Test split, evaluated once{': ' if legend else ''}{legend}", headings, tuple(rows))
 
 
 def trainings_table(view: StudyView) -> Table:
@@ -374,12 +374,12 @@ def _data_sentences(view: StudyView) -> list[str]:
 
 
 def _result_sentences(view: StudyView) -> list[str]:
-    found = [] if view.standings else ["Nothing is confirmed with fresh seeds yet."]
+    sentences = [] if view.standings else ["Nothing is confirmed with fresh seeds yet."]
     if not view.results:
-        return [*found, "The test split has not been read."]
+        return [*sentences, "The test split has not been read."]
     own = [result for result in view.results if result.name == WINNER]
     scores = ", ".join(f"{r.metric} {r.value:.4f}" for r in own)
-    return [*found, f"On the test split the winner has {scores}."] if own else found
+    return [*sentences, f"On the test split the winner has {scores}."] if own else sentences
 
 
 def space_table(view: StudyView) -> Table:

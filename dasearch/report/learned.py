@@ -102,19 +102,19 @@ def _along(surrogate: Surrogate, domain: Domain, best: Point) -> Iterator[Settin
     for place, (key, parameter) in enumerate(domain.settings.items()):
         varied = [(*best.values[:place], value, *best.values[place + 1 :]) for value in parameter.values]
         predicted = _predicted(surrogate, domain, [Point(best.layout, values) for values in varied])
-        found = parameter.code(best.values[place])
+        at = parameter.code(best.values[place])
         for code, (value, prediction) in enumerate(zip(parameter.values, predicted, strict=True)):
-            yield SettingValue(key, value, prediction, code == found)
+            yield SettingValue(key, value, prediction, code == at)
 
 
 def _named(effects: Effects, space: SearchSpace) -> tuple[Effect, ...]:
     """The effects of sites, which come before the settings."""
-    found = []
+    named = []
     for codes, mean, sd in zip(effects.choices, effects.mean.tolist(), effects.sd.tolist(), strict=True):
         if any(variable >= len(space.free) for variable, _ in codes):
             continue
         sites = tuple(space.free[variable] for variable, _ in codes)
         lists = [space.choices[site] for site in sites]
         chosen = tuple(choices[code] for choices, (_, code) in zip(lists, codes, strict=True))
-        found.append(Effect(sites, mean, sd, chosen, tuple(choices[0] for choices in lists)))
-    return tuple(found)
+        named.append(Effect(sites, mean, sd, chosen, tuple(choices[0] for choices in lists)))
+    return tuple(named)

@@ -73,21 +73,21 @@ def summary(console: Console, status: Status, place: Place, *, resume: str) -> N
 
 def standings_table(status: Status, width: int | None) -> Table:
     """Confirmed layouts, best first, with intervals over seeds; ``width`` as in `fitted`."""
-    found, selection = status.standings, status.selection
-    winner = winner_of(status.results, found, status.space, selection)
+    standings, selection = status.standings, status.selection
+    winner = winner_of(status.results, standings, status.space, selection)
     cells = {
         LAYOUT: [],
-        "role": [f"{one.role} (winner)" if one.layout == winner else one.role for one in found],
-        status.metric: [symmetric(one.score) for one in found],
-        "gain over\nall-serial": ["" if one.gain is None else symmetric(one.gain, "+") for one in found],
+        "role": [f"{one.role} (winner)" if one.layout == winner else one.role for one in standings],
+        status.metric: [symmetric(one.score) for one in standings],
+        "gain over\nall-serial": ["" if one.gain is None else symmetric(one.gain, "+") for one in standings],
     }
     if selection is not None:
-        on_front = selection.front(found)
-        cells[selection.cost.words] = [f"{selection.costs.of(one.layout):,}" for one in found]
-        cells["front"] = [_yes(one in on_front) for one in found]
-    kept = fitted(cells, [one.layout for one in found], width, ["front", "role"])
-    title = f"Confirmed on validation data with {counted(found[0].seeds, 'fresh seed')} (95% t interval)"
-    return table_of(title, kept, ["bold" if one.layout == winner else None for one in found])
+        on_front = selection.front(standings)
+        cells[selection.cost.words] = [f"{selection.costs.of(one.layout):,}" for one in standings]
+        cells["front"] = [_yes(one in on_front) for one in standings]
+    kept = fitted(cells, [one.layout for one in standings], width, ["front", "role"])
+    title = f"Confirmed on validation data with {counted(standings[0].seeds, 'fresh seed')} (95% t interval)"
+    return table_of(title, kept, ["bold" if one.layout == winner else None for one in standings])
 
 
 def _yes(true: bool) -> str:
@@ -225,18 +225,18 @@ def spread(result: Result) -> str:
 
 def against_baselines(results: Sequence[Result], metric: str = "NDCG@10") -> str:
     """One sentence: the rows that the winner is significantly above or below, and the others."""
-    found: dict[str, list[str]] = {
+    rows: dict[str, list[str]] = {
         "significantly above": [],
         "significantly below": [],
         "statistically indistinguishable from": [],
     }
-    above, below, level = found.values()
+    above, below, level = rows.values()
     for result in results:
         if result.metric != metric or result.lead is None:
             continue
         sure = (result.p or 0.0) < SURE and not result.lead.low <= 0 <= result.lead.high
         (level if not sure else above if result.lead.mean > 0 else below).append(result.name)
-    parts = [f"{words} {', '.join(names)}" for words, names in found.items() if names]
+    parts = [f"{words} {', '.join(names)}" for words, names in rows.items() if names]
     return f"In {metric} the winner is {'; '.join(parts)}."
 
 
@@ -335,9 +335,9 @@ class Trained(Protocol):
 
 def failures(study: Trained) -> list[str]:
     """One sentence per cause with its number of failed trials or later trainings; the most frequent first."""
-    found = [("trial", trial.reason) for trial in study.trials if trial.failed]
-    found += [(f"{one.phase} training", one.reason) for one in study.later_trainings if one.reason is not None]
-    return [f"{counted(number, noun)} failed: {reason}" for (noun, reason), number in Counter(found).most_common()]
+    failed = [("trial", trial.reason) for trial in study.trials if trial.failed]
+    failed += [(f"{one.phase} training", one.reason) for one in study.later_trainings if one.reason is not None]
+    return [f"{counted(number, noun)} failed: {reason}" for (noun, reason), number in Counter(failed).most_common()]
 
 
 def trials_table(status: Status, width: int | None) -> Table:

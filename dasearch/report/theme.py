@@ -101,8 +101,8 @@ THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
 
 def drawn(theme: Theme, *traces: Any, says: str, height: int = HEIGHT, **layout: Any) -> go.Figure:
     """Attach to a figure one or two sentences on what it shows (`words`), as its text alternative."""
-    found = go.Figure(list(traces))
-    return finished(found, theme, says=says, height=height, **layout)
+    figure = go.Figure(list(traces))
+    return finished(figure, theme, says=says, height=height, **layout)
 
 
 def finished(figure: go.Figure, theme: Theme, *, says: str, height: int = HEIGHT, **layout: Any) -> go.Figure:

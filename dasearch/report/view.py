@@ -190,9 +190,9 @@ class StudyView:
     @property
     def winner(self) -> Layout | None:
         """The layout that was trained in full, or is to be; before any is confirmed, that of the best trial."""
-        found = winner_of(self.results, self.standings, self.space, self.selection)
-        if found is not None:
-            return found
+        layout = winner_of(self.results, self.standings, self.space, self.selection)
+        if layout is not None:
+            return layout
         return None if self.best is None else self.best.layout
 
     @cached_property
@@ -213,11 +213,11 @@ class StudyView:
         Raises:
             WrongUse: if there is no such trial.
         """
-        found = next((trial for trial in self.trials if trial.number == number), None)
-        if found is None:
+        match = next((trial for trial in self.trials if trial.number == number), None)
+        if match is None:
             known = f"its trials are 0 to {self.trials[-1].number}" if self.trials else "it has no trials yet"
             raise WrongUse(f"study {self.name!r} has no trial {number}; {known}")
-        return found
+        return match
 
     def trial_of(self, layout: Layout) -> Trial | None:
         """The complete trial that evaluated a layout."""

@@ -188,7 +188,7 @@ class Ablation:
         if self.short:
             materials = materials.on(data_bo(variant.settings, materials.development))
         recipe = recipe_of(variant.settings, short=self.short)
-        found = Objective(
+        objective = Objective(
             variant.settings,
             materials,
             recipe,
@@ -197,7 +197,7 @@ class Ablation:
             users=users,
             prepared=prepared,
         )
-        return replace(found, counted=executor.width(found.at_once))
+        return replace(objective, counted=executor.width(objective.at_once))
 
 
 class Preparations:
@@ -243,10 +243,10 @@ def load_variants(
     Raises:
         StudyError: for a file that is missing, malformed or of another model, or a group that it does not have.
     """
-    found = _read(file or study.settings.model.kind.value)
-    if found.model is not study.settings.model.kind:
+    ablations = _read(file or study.settings.model.kind.value)
+    if ablations.model is not study.settings.model.kind:
         raise StudyError(
-            f"the ablations are of {found.model} and the study of {study.settings.model.kind}; name others"
+            f"the ablations are of {ablations.model} and the study of {study.settings.model.kind}; name others"
         )
     if not study.settings.model.searchable:
         raise StudyError(
@@ -254,7 +254,7 @@ def load_variants(
         )
     space = study.space()
     whole = Variant("", WHOLE, study.settings, named_layout(layout, study, space), space.file.replace_every)
-    groups = _chosen(found.groups, list(only))
+    groups = _chosen(ablations.groups, list(only))
     return [
         whole,
         *(

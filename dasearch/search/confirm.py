@@ -40,10 +40,10 @@ def confirm(
     settings, store = trainings.settings, trainings.store
     search = settings.search
     order = by_posterior_mean if costs is None else partial(by_front, costs=costs, k=search.candidates)
-    found = contenders(domain, signals, candidates=search.candidates, seed=settings.seed, order=order)
-    roles = {contender.layout: contender.role for contender in found}
+    candidates = contenders(domain, signals, candidates=search.candidates, seed=settings.seed, order=order)
+    roles = {contender.layout: contender.role for contender in candidates}
     done = {_run_name(c.layout, c.seed) for c in store.confirmations(settings.name)}
-    missing = [one for one in _planned(trainings, found) if one.run.name not in done]
+    missing = [one for one in _planned(trainings, candidates) if one.run.name not in done]
 
     def keep(one: Planned, fit: Fit) -> None:
         layout, name, seed = one.run

@@ -60,13 +60,13 @@ def controls(space: SearchSpace, seed: int) -> list[ConfirmationCandidate]:
     nearest = {
         space.nearest(layout): role for role, layout in reversed(wanted.items())
     }  # all serial, where both are the same
-    found = [ConfirmationCandidate(layout, role) for layout, role in reversed(nearest.items())]
+    candidates = [ConfirmationCandidate(layout, role) for layout, role in reversed(nearest.items())]
     generator = generator_for(seed, "random control")
     for _ in range(100):  # a tiny space may hold no other layout
         drawn = space.random(generator)
-        if drawn not in [contender.layout for contender in found]:
-            return [*found, ConfirmationCandidate(drawn, RANDOM)]
-    return found
+        if drawn not in [contender.layout for contender in candidates]:
+            return [*candidates, ConfirmationCandidate(drawn, RANDOM)]
+    return candidates
 
 
 def posterior_means(domain: Domain, signals: Mapping[Point, float]) -> dict[Layout, float]:
@@ -109,14 +109,14 @@ def standings(
         roles[confirmation.layout] = confirmation.role
     against = scores.get(baseline, {})
     level = 1 - 0.05 / max(1, len(scores) - 1)
-    found = []
+    confirmed = []
     for layout, by_seed in scores.items():
         shared = sorted(set(by_seed) & set(against))
         gains = [by_seed[s] - against[s] for s in shared] if layout != baseline else []
         alone, together = (t_interval(gains, level=wanted) if gains else None for wanted in (0.95, level))
         score = t_interval(list(by_seed.values()))
-        found.append(ConfirmedLayout(layout, roles[layout], score, alone, len(by_seed), together))
-    return sorted(found, key=lambda standing: -standing.score.mean)
+        confirmed.append(ConfirmedLayout(layout, roles[layout], score, alone, len(by_seed), together))
+    return sorted(confirmed, key=lambda standing: -standing.score.mean)
 
 
 def recommended(found: Sequence[ConfirmedLayout]) -> ConfirmedLayout:

@@ -53,8 +53,8 @@ class Domain:
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
         """The same parameters as variables."""
-        found = {name: parameter_of(distribution) for name, distribution in self.distributions.items()}
-        return {name: parameter for name, parameter in found.items() if parameter is not None}
+        parameters = {name: parameter_of(distribution) for name, distribution in self.distributions.items()}
+        return {name: parameter for name, parameter in parameters.items() if parameter is not None}
 
     @property
     def settings(self) -> dict[str, Parameter]:

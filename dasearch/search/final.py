@@ -76,11 +76,11 @@ def train_rows(trainings: Trainings, rows: Mapping[str, Model]) -> dict[Model, l
     winners = {one.run.name for model, one in planned if model == rows[WINNER]}
     kept = trainings.later(parts, needed=lambda one: one.run.name in winners)
     failed = {model for model, one in planned if one.run.name not in kept}
-    found: dict[Model, list[Trained]] = {}
+    trained: dict[Model, list[Trained]] = {}
     for model, one in planned:
         if model not in failed:
-            found.setdefault(model, []).append(kept[one.run.name].trained(trainings.executor))
-    return found
+            trained.setdefault(model, []).append(kept[one.run.name].trained(trainings.executor))
+    return trained
 
 
 def _planned(settings: StudySettings, rows: Mapping[str, Model]) -> list[tuple[Model, Planned]]:
@@ -88,13 +88,13 @@ def _planned(settings: StudySettings, rows: Mapping[str, Model]) -> list[tuple[M
     models = dict.fromkeys(rows.values())
     variations, seeds = dict.fromkeys(model.variation for model in models), range(settings.comparison.seeds)
     each = [(model, seed) for own in variations for seed in seeds for model in models if model.variation == own]
-    found = []
+    planned = []
     for index, (model, seed) in enumerate(each, start=1):
         names = " = ".join(name for name, named in rows.items() if named == model)
         label = f"{names}, seed {seed}"
         training = Training(FINAL, index, len(each), model.layout, label, settings.final.epochs, settings.search.metric)
-        found.append((model, Planned(training, Run(model.layout, _run_name(model, seed), seed))))
-    return found
+        planned.append((model, Planned(training, Run(model.layout, _run_name(model, seed), seed))))
+    return planned
 
 
 def _run_name(model: Model, seed: int) -> str:
@@ -132,26 +132,26 @@ def evaluate_finally(
 
 
 def _model_ranks(finalists: FinalModels, materials: StudyContext, test: TestSplit) -> dict[str, list[IntArray]]:
-    found = {
+    ranks = {
         model: [
             final_ranks(t.model, materials.catalogue, test, t.model.layout_tensor(t.layout))
             for t in finalists.trained[model]
         ]
         for model in dict.fromkeys(finalists.rows.values())
     }
-    return {name: found[model] for name, model in finalists.rows.items()}
+    return {name: ranks[model] for name, model in finalists.rows.items()}
 
 
 def _baseline_ranks(finalists: FinalModels, materials: StudyContext, test: TestSplit) -> dict[str, list[IntArray]]:
-    found = {
+    by_name = {
         title: [encoder_ranks(encoder, test.users, test.history, test.target) for encoder in encoders]
         for title, encoders in finalists.encoders.items()
     }
     own = materials.method.baseline_ranks(test.users, test.history, test.target)
-    found |= {f"{title} of the study" if title in found else title: [ranks] for title, ranks in own.items()}
-    found[POPULARITY] = [popularity_ranks(materials.development, test.target)]
-    found[MARKOV] = [markov_ranks(materials.development, test.history, test.target)]
-    return found
+    by_name |= {f"{title} of the study" if title in by_name else title: [ranks] for title, ranks in own.items()}
+    by_name[POPULARITY] = [popularity_ranks(materials.development, test.target)]
+    by_name[MARKOV] = [markov_ranks(materials.development, test.history, test.target)]
+    return by_name
 
 
 def _by_metric(ranks: list[IntArray]) -> dict[str, FloatArray]:

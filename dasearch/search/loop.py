@@ -167,7 +167,7 @@ class Search:
 
         Batches recorded before groups existed count as one, and trials recorded before batches by their epochs.
         """
-        found: dict[int, list[Asked]] = {}
+        batches: dict[int, list[Asked]] = {}
         begun = self._begun()
         while any(_was_training(trial, begun) for trial in self._waiting()):
             asked = None
@@ -177,10 +177,10 @@ class Search:
                 continue
             kept = self.storage.get_trial(asked.trial._trial_id)
             if _was_training(kept, begun):
-                found.setdefault(kept.user_attrs.get(GROUP, -1), []).append(asked)
+                batches.setdefault(kept.user_attrs.get(GROUP, -1), []).append(asked)
             else:
                 self._ready.append(asked)
-        return [found[group] for group in sorted(found)]
+        return [batches[group] for group in sorted(batches)]
 
     def _begun(self) -> set[int]:
         """The groups of submitted batches: at least one trial of each has the batch size."""

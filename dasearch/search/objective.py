@@ -111,17 +111,17 @@ class Objective:
             if len(runs) == 1:
                 return [error]
             say(f"{len(runs)} trainings side by side failed ({described(error)}); they continue one by one")
-        found: list[Trained | Exception] = []  # outside the handler, whose traceback keeps the batch's memory alive
+        outcomes: list[Trained | Exception] = []  # outside the handler, whose traceback keeps the batch's memory alive
         for place, run in enumerate(runs):
-            found += self.train_together([run], on_epoch=_at(place, on_epoch))
-        return found
+            outcomes += self.train_together([run], on_epoch=_at(place, on_epoch))
+        return outcomes
 
     def trained(self, run: Run, fit: Fit) -> Trained:
         """Load a finished run with its model from the checkpoint that a worker wrote."""
         if isinstance(fit, Trained):
             return fit
-        found = self.train(run.layout, run=run.name, seed=run.seed, on_epoch=lambda _: None)
-        return dataclasses.replace(found, seconds=fit.seconds, peak_memory=fit.peak_memory)
+        training = self.train(run.layout, run=run.name, seed=run.seed, on_epoch=lambda _: None)
+        return dataclasses.replace(training, seconds=fit.seconds, peak_memory=fit.peak_memory)
 
     def _side_by_side(
         self, runs: Sequence[Run], on_epoch: Callable[[int, Epoch], None], at_once: int

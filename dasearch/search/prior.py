@@ -121,8 +121,8 @@ def trials_of(store: Store, name: str) -> TrialsFile:
         raise LayoutError(
             f"study {name!r} searched settings beside the layout, so its trials compare more than layouts"
         )
-    found = [scored for trial in records if (scored := _scored(trial, space)) is not None]
-    if not found:
+    scored_trials = [scored for trial in records if (scored := _scored(trial, space)) is not None]
+    if not scored_trials:
         raise LayoutError(f"study {name!r} has no complete trial yet; run it first")
     return TrialsFile(
         model=space.file.model,
@@ -134,7 +134,7 @@ def trials_of(store: Store, name: str) -> TrialsFile:
         dataset=stored.dataset.get("name"),
         seed=stored.settings["seed"],
         choices=choice_records(*space.file.alphabet),
-        trials=found,
+        trials=scored_trials,
         failed=[failed for trial in records if (failed := _failed(trial, space)) is not None],
     )
 

@@ -115,14 +115,14 @@ class Runner:
         """The costs of layouts, counted once per study; None for a study without a cost."""
         if self.settings.search.cost is None:
             return {}
-        found = self.store.costs(self.settings.name)
-        if not found:
+        costs = self.store.costs(self.settings.name)
+        if not costs:
             every = self.space.file.replace_every
             lora = self.space.file.has_lora
             model = build_model(self.settings, self.materials, replace_every=every, seed=TRIAL_SEED, lora=lora)
-            found = layout_costs(model, self.space, item_tokens=self.settings.data.item_tokens)
-            self.store.add_costs(self.settings.name, found)
-        return found
+            costs = layout_costs(model, self.space, item_tokens=self.settings.data.item_tokens)
+            self.store.add_costs(self.settings.name, costs)
+        return costs
 
     def train_finally(self, winner: Layout) -> None:
         """Train every row of the results table on all users, then evaluate them on the test split, once."""

@@ -65,12 +65,12 @@ class RunId:
         phase, _, rest = name.partition("/")
         first, _, second = rest.partition("/")
         try:
-            found = _parsed(RunPhase(phase), first, second)
+            parsed = _parsed(RunPhase(phase), first, second)
         except ValueError:
-            found = None
-        if found is None or not found.layout or str(found) != name:
+            parsed = None
+        if parsed is None or not parsed.layout or str(parsed) != name:
             raise StoreError(f"{name!r} is not the name of a training; names are {FORMS}")
-        return found
+        return parsed
 
 
 def _parsed(phase: RunPhase, first: str, second: str) -> RunId:

@@ -45,9 +45,9 @@ def named_layout(name: str, study: Study, space: SearchSpace) -> Layout:
         listed = study.status()
         return layout_of_id(name, listed.layouts, source=f"study {listed.name!r}").require(n, sites)
     if name != BEST:
-        found = space.parse(name).require(n, sites)
-        require_lora_sites(found, space.sites)
-        return found
+        layout = space.parse(name).require(n, sites)
+        require_lora_sites(layout, space.sites)
+        return layout
     status = study.status()
     winner = winner_of(status.results, status.standings, space, status.selection)
     if winner is not None:
@@ -75,9 +75,9 @@ def train_layout(
     with (
         using(study.settings.threads),
         joined(resolve_device(study.settings.device)) as peers,
-        heard(listener, progress=progress and peers.first) as told,
+        heard(listener, progress=progress and peers.first) as listening,
     ):
-        return _train_layout(study, name, out, told, peers)
+        return _train_layout(study, name, out, listening, peers)
 
 
 def _train_layout(study: Study, name: str, out: Path | None, heard: Listener, peers: Peers) -> tuple[Path, Trained]:

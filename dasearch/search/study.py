@@ -188,13 +188,15 @@ class Study:
         else:
             decoder = MODELS[self.settings.model.kind].decoder_only
             layers = pretrained_layers(backbone.name, layers=backbone.layers, decoder=decoder)
-        found = load_search_space(self.settings.space_name, backbone_layers=layers, replace_every=space.replace_every)
+        resolved = load_search_space(
+            self.settings.space_name, backbone_layers=layers, replace_every=space.replace_every
+        )
         kind = self.settings.model.kind
-        if found.file.model is not kind:
+        if resolved.file.model is not kind:
             raise SearchSpaceError(
-                f"search space {found.file.name} is of {found.file.model} and model.kind is {kind}; set space.name={kind}"
+                f"search space {resolved.file.name} is of {resolved.file.model} and model.kind is {kind}; set space.name={kind}"
             )
-        return found
+        return resolved
 
     def dataset(self, source: str | None = None) -> Dataset:
         """The study's data set, or another source read by the study's rules."""
@@ -233,8 +235,8 @@ class Study:
             StoreError: if another process runs this study, or its database cannot be used.
         """
         settings = self.settings if budget is None else with_budget(self.settings, budget)
-        with libraries_quiet(), heard(listener, progress=progress) as told:
-            told.says("reading the study and its data")
+        with libraries_quiet(), heard(listener, progress=progress) as listening:
+            listening.says("reading the study and its data")
             space = self.searched_space()
             if warm_start is not None and settings.search.also:
                 raise StudyError(
@@ -249,10 +251,10 @@ class Study:
                     if _begin(store, settings, space, dataset, prior) != DONE:
                         with _withdrawn_if_refused(store, settings.name, fresh=before is None), using(settings.threads):
                             for remark in dataset.remarks:
-                                told.remarks(remark)
+                                listening.remarks(remark)
                             if before is not None:
-                                told.remarks(goes_on(status(store, settings.name), before, train=train))
-                            Runner(settings, space, dataset, store, told, workers).run(train=train)
+                                listening.remarks(goes_on(status(store, settings.name), before, train=train))
+                            Runner(settings, space, dataset, store, listening, workers).run(train=train)
                     return status(store, settings.name)
 
     def searched_space(self) -> SearchSpace:
@@ -424,8 +426,8 @@ def _view(trial: TrialRecord, domain: Domain) -> TrialView:
     layout, settings = (None, {}) if point is None else (point.layout, domain.named(point.values))
     score = trial.score if trial.state == "complete" else None
     parameters = trial.attributes.get("parameters")
-    told = (workers_of(trial), cause_of(trial, domain))
-    return TrialView(trial.number, layout, trial.state, score, trial.seconds, parameters, settings, *told)
+    annotations = (workers_of(trial), cause_of(trial, domain))
+    return TrialView(trial.number, layout, trial.state, score, trial.seconds, parameters, settings, *annotations)
 
 
 @contextmanager
@@ -499,14 +501,14 @@ def _require_same_prior(name: str, before: Sequence[PriorTrial], given: Sequence
 
 def settings_differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
     """Dotted keys whose values differ."""
-    found: list[str] = []
+    differences: list[str] = []
     for key in sorted({*before, *after}):
         old, new = before.get(key), after.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += settings_differences(old, new, f"{prefix}{key}.")
+            differences += settings_differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key}")
-    return found
+            differences.append(f"{prefix}{key}")
+    return differences
 
 
 def _may_change(key: str) -> bool:

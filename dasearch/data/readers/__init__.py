@@ -101,19 +101,19 @@ def format_of(source: Path, rules: Rules) -> str:
         )
     if (rules.columns or rules.items) and rules.format not in (None, TABLE):
         raise DataError(f"data.columns and data.items apply to tables only; remove them, or set data.format={TABLE}")
-    found = [TABLE] if rules.columns or rules.items else _detected(source)
+    formats = [TABLE] if rules.columns or rules.items else _detected(source)
     if rules.format is not None:
-        if len(found) == 1 and rules.format not in (*found, TABLE):
-            raise DataError(f"{source} is in the format {found[0]}, not {rules.format}; set data.format={found[0]}")
+        if len(formats) == 1 and rules.format not in (*formats, TABLE):
+            raise DataError(f"{source} is in the format {formats[0]}, not {rules.format}; set data.format={formats[0]}")
         return rules.format
-    if len(found) > 1:
-        raise DataError(f"{source} could be {' or '.join(found)}; choose one with data.format")
-    if not found:
+    if len(formats) > 1:
+        raise DataError(f"{source} could be {' or '.join(formats)}; choose one with data.format")
+    if not formats:
         raise DataError(
             f"{source} is in no known format: it lacks {plain.ITEMS} and {plain.INTERACTIONS}, and what "
             "`dasearch data formats` lists; see there what a folder should contain"
         )
-    return found[0]
+    return formats[0]
 
 
 def _detected(source: Path) -> list[str]:

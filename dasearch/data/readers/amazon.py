@@ -21,8 +21,8 @@ SCRAPED = re.compile(
 
 def clean(text: str) -> str:
     """A title, brand or category level as one line; empty where it is a fragment of a web page."""
-    found = " ".join(html.unescape(text).split())
-    return "" if len(found) >= LONGEST or SCRAPED.search(found) else found
+    cleaned = " ".join(html.unescape(text).split())
+    return "" if len(cleaned) >= LONGEST or SCRAPED.search(cleaned) else cleaned
 
 
 def first_filled(*values: object) -> object:
@@ -83,13 +83,13 @@ def fields(path: Path, names: Sequence[str]) -> Iterator[tuple[int, list[str], d
         DataError: for a record that lacks one.
     """
     for number, record in records(path):
-        found = [record.get(name) for name in names]
-        if None in found:
+        values = [record.get(name) for name in names]
+        if None in values:
             raise DataError(
-                f"{path}, line {number}: no field {names[found.index(None)]!r}; a record here has {', '.join(names)}"
+                f"{path}, line {number}: no field {names[values.index(None)]!r}; a record here has {', '.join(names)}"
             )
         try:
-            texts = [identifier_of(value) for value in found]
+            texts = [identifier_of(value) for value in values]
         except TypeError as error:
             raise DataError(
                 f"{path}, line {number}: {', '.join(names)} hold {first_line(error)}; each is a text or a number"

@@ -36,8 +36,8 @@ def _reviews(path: Path) -> Iterator[Row]:
 
 
 def _ratings(path: Path) -> Iterator[Row]:
-    for number, found in named_cells(path, by_comma, (USER, ITEM, TIME, RATING)):
-        user, item, timestamp, rating = cast("list[str]", found)
+    for number, cells in named_cells(path, by_comma, (USER, ITEM, TIME, RATING)):
+        user, item, timestamp, rating = cast("list[str]", cells)
         yield number, user, item, timestamp, rating
 
 

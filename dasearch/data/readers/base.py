@@ -146,12 +146,12 @@ def _cells_of(path: Path, number: int, line: str, split: Split) -> list[str]:
 def cells(path: Path, split: Split, width: int, encoding: str = UTF8) -> Iterator[tuple[int, list[str]]]:
     """Numbered lines of a file without a header, each of ``width`` cells."""
     for number, line in lines(path, encoding):
-        found = _cells_of(path, number, line, split)
-        if len(found) != width:
+        values = _cells_of(path, number, line, split)
+        if len(values) != width:
             raise DataError(
-                f"{path}, line {number}: {len(found)} columns where this format has {width}; restore the line"
+                f"{path}, line {number}: {len(values)} columns where this format has {width}; restore the line"
             )
-        yield number, found
+        yield number, values
 
 
 def header_of(path: Path, split: Split) -> list[str]:
@@ -172,24 +172,24 @@ def named_cells(
     body = lines(path)
     next(body)
     for number, line in body:
-        found = _cells_of(path, number, line, split)
-        if len(found) != len(header):
+        values = _cells_of(path, number, line, split)
+        if len(values) != len(header):
             raise DataError(
-                f"{path}, line {number}: {len(found)} columns where the first line has {len(header)}; restore the line"
+                f"{path}, line {number}: {len(values)} columns where the first line has {len(header)}; restore the line"
             )
-        yield number, [None if place is None else found[place] for place in places]
+        yield number, [None if place is None else values[place] for place in places]
 
 
 def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Numbered JSON objects, one a line; old Amazon files hold Python literals instead."""
     for number, line in lines(path):
         try:
-            found = _record(line)
+            record = _record(line)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
-            found = None
-        if not isinstance(found, dict):
+            record = None
+        if not isinstance(record, dict):
             raise DataError(f"{path}, line {number}: not a JSON record; the file may be cut short, so fetch it again")
-        yield number, found
+        yield number, record
 
 
 def _record(line: str) -> Any:
@@ -237,17 +237,17 @@ def catalogued(path: Path, entries: Iterable[Entry], clean: Callable[[str], str]
             raise empty(place, "item")
         named.append(writable(identifier))
         attributes.append(_filled(place, values, clean))
-    found: dict[str, Item] = {}
+    items: dict[str, Item] = {}
     again = []
     for identifier, filled in zip(whole_identifiers(named), attributes, strict=True):
-        if found.setdefault(identifier, item := Item(identifier, filled)) is not item:
+        if items.setdefault(identifier, item := Item(identifier, filled)) is not item:
             again.append(identifier)
-    return Catalogue(path, list(found.values()), again)
+    return Catalogue(path, list(items.values()), again)
 
 
 def _filled(place: str, values: Mapping[str, object], clean: Callable[[str], str]) -> dict[str, str]:
     """The non-empty attributes, the title first."""
-    found = {}
+    filled = {}
     for key, value in values.items():
         try:
             text = text_of(value, clean)
@@ -256,8 +256,8 @@ def _filled(place: str, values: Mapping[str, object], clean: Callable[[str], str
                 f"{place}: {key} holds {first_line(error)}, which is not text; write text or a list of texts, or remove it"
             ) from None
         if text:
-            found[sys.intern(writable(str(key)))] = text
-    return {key: found[key] for key in sorted(found, key=lambda key: key != TITLE)}
+            filled[sys.intern(writable(str(key)))] = text
+    return {key: filled[key] for key in sorted(filled, key=lambda key: key != TITLE)}
 
 
 def empty(place: str, role: str) -> DataError:
@@ -307,8 +307,8 @@ def collect(name: str, catalogue: Catalogue, path: Path, rows: Iterable[Row]) ->
 
 def _numbered(column: array[int], met: Mapping[str, int], numbers: dict[str, int]) -> IntArray:
     """The column as numbers from ``numbers``, to which new identifiers are added."""
-    found = [numbers.setdefault(identifier, len(numbers)) for identifier in whole_identifiers([*map(writable, met)])]
-    return np.array(found, dtype=np.int64)[np.frombuffer(column, dtype=np.int64)]
+    codes = [numbers.setdefault(identifier, len(numbers)) for identifier in whole_identifiers([*map(writable, met)])]
+    return np.array(codes, dtype=np.int64)[np.frombuffer(column, dtype=np.int64)]
 
 
 def _refuse(path: Path, line: int, timestamp: str, rating: Any) -> NoReturn:

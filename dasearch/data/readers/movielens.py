@@ -65,8 +65,8 @@ def _colon_rows(path: Path) -> Iterator[Row]:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    for number, found in named_cells(path, by_comma, ("userId", "movieId", "rating", "timestamp")):
-        user, item, rating, timestamp = cast("list[str]", found)
+    for number, values in named_cells(path, by_comma, ("userId", "movieId", "rating", "timestamp")):
+        user, item, rating, timestamp = cast("list[str]", values)
         yield number, user, item, timestamp, rating
 
 
@@ -86,8 +86,8 @@ def _colon_items(path: Path) -> Iterator[Entry]:
 
 
 def _csv_items(path: Path) -> Iterator[Entry]:
-    for line, found in named_cells(path, by_comma, ("movieId", "title", "genres")):
-        identifier, title, genres = cast("list[str]", found)
+    for line, values in named_cells(path, by_comma, ("movieId", "title", "genres")):
+        identifier, title, genres = cast("list[str]", values)
         yield _movie(line, identifier, title, genres.split("|"))
 
 

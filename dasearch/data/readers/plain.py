@@ -38,8 +38,8 @@ def read_folder(folder: Path) -> Raw:
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    for number, found in named_cells(path, by_tab, COLUMNS, optional=[RATING]):
-        user, item, timestamp, rating = cast("list[str]", found)
+    for number, cells in named_cells(path, by_tab, COLUMNS, optional=[RATING]):
+        user, item, timestamp, rating = cast("list[str]", cells)
         yield number, user, item, timestamp, rating or None
 
 

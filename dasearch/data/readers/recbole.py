@@ -50,8 +50,8 @@ def read(source: Path, rules: Rules) -> Raw:
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    for number, found in named_cells(path, by_tab, (USER, ITEM, TIME), optional=[RATING]):
-        user, item, timestamp, rating = cast("list[str]", found)
+    for number, cells in named_cells(path, by_tab, (USER, ITEM, TIME), optional=[RATING]):
+        user, item, timestamp, rating = cast("list[str]", cells)
         yield number, user, item, timestamp, rating or None
 
 
@@ -59,6 +59,6 @@ def _items(path: Path) -> Iterator[Entry]:
     header = next(lines(path), (1, ""))[1]
     typed = [cell.partition(":")[::2] for cell in header.split("\t")]
     kept = [name for name, kind in typed if kind in TEXT_TYPES and name != ITEM]
-    for number, found in named_cells(path, by_tab, (ITEM, *kept)):
-        identifier, *values = cast("list[str]", found)
+    for number, cells in named_cells(path, by_tab, (ITEM, *kept)):
+        identifier, *values = cast("list[str]", cells)
         yield number, identifier, {KNOWN_AS.get(key, key): value for key, value in zip(kept, values, strict=True)}

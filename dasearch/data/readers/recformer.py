@@ -57,26 +57,26 @@ def _rows(paths: dict[str, Path]) -> Iterator[Row]:
 
 def _numbers(path: Path) -> dict[str, int]:
     """The number of each name."""
-    found = _object(path)
-    for name, number in found.items():
+    numbers = _object(path)
+    for name, number in numbers.items():
         if not isinstance(number, int):
             raise DataError(f"{path}: {name!r} has no integer; fetch the file again")
-    return found
+    return numbers
 
 
 def _object(path: Path) -> dict[str, Any]:
     try:
         with open_text(path) as file:
-            found = json.load(file, object_pairs_hook=_of_pairs)
+            value = json.load(file, object_pairs_hook=_of_pairs)
     except KeyError as error:
         raise DataError(f"{path}: the key {error.args[0]!r} occurs twice; keep one") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg}); fetch the file again") from None
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({first_line(error)}); fetch the file again") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise DataError(f"{path}, line 1: not a JSON object; fetch the file again")
-    return found
+    return value
 
 
 def _of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -85,9 +85,9 @@ def _of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     Raises:
         KeyError: naming a key that occurs twice.
     """
-    found: dict[str, Any] = {}
+    mapping: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in mapping:
             raise KeyError(key)
-        found[key] = value
-    return found
+        mapping[key] = value
+    return mapping

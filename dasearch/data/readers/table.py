@@ -66,11 +66,11 @@ def read(source: Path, rules: Rules) -> Raw:
 
 
 def _interactions(source: Path) -> Path:
-    found = [source] if source.is_file() else _tables(source)
-    if len(found) != 1:
-        count = "several tables" if found else "no table"
+    tables = [source] if source.is_file() else _tables(source)
+    if len(tables) != 1:
+        count = "several tables" if tables else "no table"
         raise DataError(f"{source} holds {count} of interactions; name the file as data.source, or hold {FILES}")
-    return found[0]
+    return tables[0]
 
 
 def _item_table(interactions: Path, name: str) -> Path:
@@ -110,11 +110,11 @@ def _require_width(path: Path) -> None:
     """Cells of a TSV are taken literally, so that a line is a row."""
     width = None
     for number, line in lines(path):
-        found = line.count("\t") + 1
-        width = width or found
-        if found != width:
+        columns = line.count("\t") + 1
+        width = width or columns
+        if columns != width:
             raise DataError(
-                f"{path}, line {number}: {found} columns where the first line has {width}; a cell here holds no tab and no "
+                f"{path}, line {number}: {columns} columns where the first line has {width}; a cell here holds no tab and no "
                 "line break, quoted or not"
             )
 
@@ -134,7 +134,7 @@ def _require_no_row_inside(path: Path, table: pl.LazyFrame) -> None:
 
 def _holds_row(lines_inside: list[str], width: int) -> bool:
     try:
-        return any(len(found) == width for found in csv.reader(lines_inside))
+        return any(len(cells) == width for cells in csv.reader(lines_inside))
     except csv.Error:  # of a carriage return in the middle: text
         return False
 
@@ -239,8 +239,8 @@ def _catalogue(path: Path, names: Mapping[str, str], *, own_table: bool) -> Cata
         raise empty(f"{path}, {_place(path, nameless[ROW][0])}", "item")
     again = frame.filter(pl.col(COUNT) > 1)[KEY].to_list() if own_table else []
     values = frame.drop(ROW, COUNT).iter_rows()
-    found = catalogued(path, ((0, key, dict(zip(attributes, texts, strict=True))) for key, *texts in values))
-    return found._replace(again=[*again, *found.again])
+    catalogue = catalogued(path, ((0, key, dict(zip(attributes, texts, strict=True))) for key, *texts in values))
+    return catalogue._replace(again=[*again, *catalogue.again])
 
 
 def _identifiers(path: Path, table: pl.LazyFrame, column: str) -> pl.Expr:
@@ -250,11 +250,11 @@ def _identifiers(path: Path, table: pl.LazyFrame, column: str) -> pl.Expr:
         raise DataError(
             f"{path}: column {column!r} holds {kind}, which cannot be an identifier; write text or integers"
         )
-    found = pl.col(column)
-    text = found.cast(pl.String)
+    values = pl.col(column)
+    text = values.cast(pl.String)
     if kind.is_float():
-        integers = found.cast(pl.Int64, strict=False).cast(pl.String)
-        text = pl.when(found == found.round()).then(integers).when(found.is_not_nan()).then(text)
+        integers = values.cast(pl.Int64, strict=False).cast(pl.String)
+        text = pl.when(values == values.round()).then(integers).when(values.is_not_nan()).then(text)
     return pl.when(text.str.strip_chars() != "").then(text)
 
 

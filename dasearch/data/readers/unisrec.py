@@ -62,8 +62,8 @@ def _identifiers(source: Path, name: str) -> dict[str, str]:
 
 def _rows(path: Path, users: dict[str, str], items: dict[str, str]) -> Iterator[Row]:
     longest: dict[str, tuple[int, str]] = {}  # the line of a user's longest history, items as they are written
-    for line, found in named_cells(path, by_tab, COLUMNS):
-        user, history, target = cast("list[str]", found)
+    for line, values in named_cells(path, by_tab, COLUMNS):
+        user, history, target = cast("list[str]", values)
         sequence = f"{history} {target}"
         if len(sequence.split()) > len(longest.get(user, (0, ""))[1].split()):
             longest[user] = (line, sequence)

@@ -119,9 +119,9 @@ class Dashboard:
 
     def studies_page(self, request: Request) -> Response:
         """The list of studies."""
-        found = self.reader.studies()
-        version = " ".join(map(live_version, found))
-        table = pages.studies_table(found)
+        studies = self.reader.studies()
+        version = " ".join(map(live_version, studies))
+        table = pages.studies_table(studies)
         return self._page("studies.html", table=table, first=self.reader.first, version=version, watch="/api/studies")
 
     def study_page(self, request: Request) -> Response:
@@ -160,23 +160,23 @@ class Dashboard:
     def trial_comparison_page(self, request: Request) -> Response:
         """Two trials of a study side by side."""
         snapshot = self._snapshot(request)
-        found = snapshot.difference(_number(request, "before"), _number(request, "after"))
-        trials = {f"trial {trial.number}": trial for trial in (found.before, found.after)}
+        difference = snapshot.difference(_number(request, "before"), _number(request, "after"))
+        trials = {f"trial {trial.number}": trial for trial in (difference.before, difference.after)}
         return self._study_page(
             "compare_trials.html",
             snapshot,
-            found=found,
-            words=difference_in_words(found),
+            found=difference,
+            words=difference_in_words(difference),
             facts=pages.trial_facts(snapshot.view, trials),
-            sites=compare.sites_table(snapshot.view, found.sites, tuple(trials)),
+            sites=compare.sites_table(snapshot.view, difference.sites, tuple(trials)),
         )
 
     def comparison_page(self, request: Request) -> Response:
         """Two studies side by side."""
         names = [_text(request, key) for key in ("before", "after")]
         first, second = (self.reader.snapshot(name) for name in names)
-        found = compare.compare_studies(first.view, second.view)
-        content = {"tables": compare.study_tables(found), "sentences": compare.study_sentences(found)}
+        difference = compare.compare_studies(first.view, second.view)
+        content = {"tables": compare.study_tables(difference), "sentences": compare.study_sentences(difference)}
         version = " ".join(live_version(one.progress) for one in (first, second))
         watch = " ".join(path("api", "studies", name, "version") for name in names)
         return self._page("compare_studies.html", names=names, **content, version=version, watch=watch)
@@ -200,9 +200,9 @@ class Dashboard:
 
     def studies_json(self, request: Request) -> Response:
         """Every study with its progress."""
-        found = self.reader.studies()
-        version = " ".join(map(live_version, found))
-        return answer({"version": version, "studies": [records.progress_record(one) for one in found]})
+        studies = self.reader.studies()
+        version = " ".join(map(live_version, studies))
+        return answer({"version": version, "studies": [records.progress_record(one) for one in studies]})
 
     def study_json(self, request: Request) -> Response:
         """All records of a study."""
@@ -220,8 +220,8 @@ class Dashboard:
     def trial_comparison_json(self, request: Request) -> Response:
         """Two trials of a study side by side."""
         snapshot = self._snapshot(request)
-        found = snapshot.difference(_number(request, "before"), _number(request, "after"))
-        return answer(compare.trial_difference_record(snapshot.view, found))
+        difference = snapshot.difference(_number(request, "before"), _number(request, "after"))
+        return answer(compare.trial_difference_record(snapshot.view, difference))
 
     def comparison_json(self, request: Request) -> Response:
         """Two studies side by side."""
@@ -291,15 +291,15 @@ def told(error: Exception) -> tuple[int, str]:
 
 def page_templates() -> Environment:
     """The Jinja2 environment of this package's templates."""
-    found = templates_of("dasearch.report.dashboard")
-    found.globals.update(url=path, drawing=find_drawing, plotly_js=PLOTLY_JS, themes=THEMES, shades=pages.shades())
-    return found
+    templates = templates_of("dasearch.report.dashboard")
+    templates.globals.update(url=path, drawing=find_drawing, plotly_js=PLOTLY_JS, themes=THEMES, shades=pages.shades())
+    return templates
 
 
 def path(*parts: object, **query: object) -> str:
     """A URL of this site, with names percent-encoded."""
-    found = "/" + "/".join(quote(str(part), safe="") for part in parts)
-    return f"{found}?{urlencode(query, doseq=True)}" if query else found
+    url = "/" + "/".join(quote(str(part), safe="") for part in parts)
+    return f"{url}?{urlencode(query, doseq=True)}" if query else url
 
 
 def answer(record: Any) -> Response:

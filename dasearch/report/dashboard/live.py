@@ -43,18 +43,18 @@ def progress_sentences(view: StudyView, progress: Progress) -> list[str]:
     if view.best is not None:
         best = "the best" if view.phase == DONE else "the best so far"
         first += f", {best} {view.metric} {view.best.score:.4f} (trial {view.best.number})"
-    found = [first + "."]
+    sentences = [first + "."]
     if view.phase in AFTER:
-        found.append(_later_sentence(view))
+        sentences.append(_later_sentence(view))
     if is_silent(progress) and progress.heard is not None:
         silent = clock((datetime.now(UTC) - progress.heard).total_seconds())
         return [
-            *found,
+            *sentences,
             f"No heartbeat for {silent}: its process may have ended; run the same command again to resume.",
         ]
-    found += _running_sentences(view, [trial for trial in view.trials if trial.state is State.RUNNING])
+    sentences += _running_sentences(view, [trial for trial in view.trials if trial.state is State.RUNNING])
     left = seconds_left(view)
-    return [*found, f"About {clock(left)} left in the search at this pace."] if left else found
+    return [*sentences, f"About {clock(left)} left in the search at this pace."] if left else sentences
 
 
 def share(view: StudyView) -> Share:

@@ -162,8 +162,8 @@ def _in_short(trial: Trial) -> str:
 
 def confirmed(view: StudyView, trial: Trial) -> str:
     """The confirmed score of the trial's layout."""
-    found = next((standing for standing in view.standings if standing.layout == trial.layout), None)
-    return "" if found is None else f"{symmetric(found.score)} over {found.seeds} seeds, as {found.role}"
+    match = next((standing for standing in view.standings if standing.layout == trial.layout), None)
+    return "" if match is None else f"{symmetric(match.score)} over {match.seeds} seeds, as {match.role}"
 
 
 def epochs_table(trial: Trial) -> Table:
@@ -190,14 +190,14 @@ def _number(values: Mapping[str, float], name: str) -> str:
 
 def proposal_tables(view: StudyView, trial: Trial) -> list[Table]:
     """Why the trial's layout was proposed: the acquisition's values, and probabilities by site."""
-    found = next((one for one in view.proposals if one.trial_number == trial.number), None)
-    if found is None:
+    proposal = next((one for one in view.proposals if one.trial_number == trial.number), None)
+    if proposal is None:
         return []
-    numbers = {"acquisition value": found.acquisition, "predicted mean": found.mean, "predicted sd": found.sd}
-    facts = {"proposed by": found.source} | {k: f"{v:.5g}" for k, v in numbers.items() if v is not None}
-    tables = [Table("Proposal", ("", ""), (*facts.items(), ("took", f"{found.seconds:.2f} s")))]
-    if found.probabilities is not None:
-        tables.append(_odds_table(view, found))
+    numbers = {"acquisition value": proposal.acquisition, "predicted mean": proposal.mean, "predicted sd": proposal.sd}
+    facts = {"proposed by": proposal.source} | {k: f"{v:.5g}" for k, v in numbers.items() if v is not None}
+    tables = [Table("Proposal", ("", ""), (*facts.items(), ("took", f"{proposal.seconds:.2f} s")))]
+    if proposal.probabilities is not None:
+        tables.append(_odds_table(view, proposal))
     return tables
 
 
@@ -226,10 +226,10 @@ def neighbours(view: StudyView, trial: Trial) -> dict[str, int]:
     """Related trials, by relation."""
     numbers = [other.number for other in view.trials]
     at = numbers.index(trial.number)
-    found = {"previous": numbers[at - 1]} if at else {}
+    related = {"previous": numbers[at - 1]} if at else {}
     if at + 1 < len(numbers):
-        found["next"] = numbers[at + 1]
-    return found
+        related["next"] = numbers[at + 1]
+    return related
 
 
 def partners(view: StudyView, trial: Trial) -> dict[str, int]:

@@ -129,12 +129,12 @@ class Reader:
         with self._reading, self._store() as store:
             _require(store, name)
             progress = store.progress(name)
-            found = self._kept.get(name)
-            if found is None or found.progress.version != progress.version:
-                found = Snapshot(progress, read_view(store, name))
-            found.progress = progress  # heartbeats do not change the version
-            self._keep(name, found)
-            return found
+            cached = self._kept.get(name)
+            if cached is None or cached.progress.version != progress.version:
+                cached = Snapshot(progress, read_view(store, name))
+            cached.progress = progress  # heartbeats do not change the version
+            self._keep(name, cached)
+            return cached
 
     def _keep(self, name: str, found: Snapshot) -> None:
         self._kept[name] = found

@@ -74,10 +74,10 @@ class Visitors:
 
 def _cookie(header: str) -> str:
     try:
-        found = SimpleCookie(header).get(COOKIE)
+        morsel = SimpleCookie(header).get(COOKIE)
     except CookieError:
         return ""
-    return "" if found is None else found.value
+    return "" if morsel is None else morsel.value
 
 
 def same(given: str, wanted: str) -> bool:
@@ -87,7 +87,7 @@ def same(given: str, wanted: str) -> bool:
 
 def content_policy(script: str) -> str:
     """The Content-Security-Policy: same origin, no inline scripts, inline styles only by hash."""
-    hashes = [hashlib.sha256(ast.literal_eval(found[1]).encode()).digest() for found in STYLE.finditer(script)]
+    hashes = [hashlib.sha256(ast.literal_eval(match[1]).encode()).digest() for match in STYLE.finditer(script)]
     styles = " ".join(["'self'", *(f"'sha256-{base64.b64encode(one).decode()}'" for one in hashes)])
     return (
         f"default-src 'none'; script-src 'self'; style-src {styles}; style-src-attr 'unsafe-inline'; "  # for plotly

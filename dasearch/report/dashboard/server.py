@@ -62,12 +62,12 @@ def serve(
 
 def first_command(storage: str | None, output: str) -> str:
     """The command that begins a study in a database; a URL may contain a password, so it is not shown."""
-    found = ["dasearch", "run", "--budget", "30"]
+    words = ["dasearch", "run", "--budget", "30"]
     if storage is not None:
-        found += ["--storage", "URL" if "://" in storage else storage]
+        words += ["--storage", "URL" if "://" in storage else storage]
     elif output != StudySettings.model_fields["output"].default:
-        found += ["--set", f"output={output}"]
-    return shlex.join(found)
+        words += ["--set", f"output={output}"]
+    return shlex.join(words)
 
 
 def server(reader: Reader, visitors: Visitors | None) -> uvicorn.Server:

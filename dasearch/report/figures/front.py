@@ -19,17 +19,17 @@ def front(view: StudyView, theme: Theme) -> go.Figure:
         return nothing(theme, "This study has only a metric as its objective; search.objective may add a cost.")
     if selection is None or not view.completed:
         return nothing(theme, "No trial is complete yet.")
-    traces, found = [_evaluations(view, selection)], list(view.standings)
+    traces, standings = [_evaluations(view, selection)], list(view.standings)
     says = f"{counted(len(view.completed), 'evaluation')}, none of them confirmed with fresh seeds yet."
-    if found:
-        picked = selection(found)
-        rest = [standing for standing in found if standing is not picked]
+    if standings:
+        picked = selection(standings)
+        rest = [standing for standing in standings if standing is not picked]
         traces += [
-            _staircase(selection.front(found), selection),
+            _staircase(selection.front(standings), selection),
             _confirmed(rest, selection, "confirmed, 95% interval"),
             _confirmed([picked], selection, f"picked: {selection.pick}", star=True),
         ]
-        says = front_in_words(found, view.metric, selection)
+        says = front_in_words(standings, view.metric, selection)
     x, y = {"title": {"text": selection.cost.words}, "tickformat": ","}, {"title": {"text": score_axis(view)}}
     return drawn(theme, *traces, says=says, xaxis=x, yaxis=y)
 

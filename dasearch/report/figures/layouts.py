@@ -56,11 +56,11 @@ def layout_difference(view: StudyView, before: int, after: int, theme: Theme) ->
     Raises:
         WrongUse: if there is no such trial, or one has no layout yet.
     """
-    found = view.difference(before, after)
-    assert found.after.layout is not None
-    assert found.before.layout is not None
+    difference = view.difference(before, after)
+    assert difference.after.layout is not None
+    assert difference.before.layout is not None
     cells = []
-    for group, before_group in zip(found.after.layout.groups, found.before.layout.groups, strict=True):
+    for group, before_group in zip(difference.after.layout.groups, difference.before.layout.groups, strict=True):
         pairs = zip(group, before_group, strict=True)
         cells.append(
             [
@@ -70,7 +70,7 @@ def layout_difference(view: StudyView, before: int, after: int, theme: Theme) ->
                 for choice, other in pairs
             ]
         )
-    return _map(view.space, cells, theme, says=difference_in_words(found))
+    return _map(view.space, cells, theme, says=difference_in_words(difference))
 
 
 def difference_in_words(found: TrialDifference) -> str:

@@ -18,25 +18,25 @@ ROW, FRAME = 30, 100  # pixels
 
 def results(view: StudyView, theme: Theme) -> go.Figure:
     """One line per row of the results table, in its comparison metric, with intervals over users where there are any."""
-    found = shown_rows(view.results)
-    if not found:
+    rows = shown_rows(view.results)
+    if not rows:
         return nothing(theme, "The test split has not been read yet; the final phase evaluates on it once.")
-    metric = found[0].metric
+    metric = rows[0].metric
     trace = go.Scatter(
-        x=[row.value for row in found],
-        y=[escaped(row.name) for row in found],
+        x=[row.value for row in rows],
+        y=[escaped(row.name) for row in rows],
         mode="markers",
-        error_x=_intervals(found),
+        error_x=_intervals(rows),
         showlegend=False,
         marker={
-            "size": [15 if row.name == WINNER else 10 for row in found],
-            "symbol": [_symbol(row) for row in found],
-            "color": [BEST if row.name == WINNER else ROLE_COLOURS.get(row.name, NEUTRAL) for row in found],
+            "size": [15 if row.name == WINNER else 10 for row in rows],
+            "symbol": [_symbol(row) for row in rows],
+            "color": [BEST if row.name == WINNER else ROLE_COLOURS.get(row.name, NEUTRAL) for row in rows],
         },
         hovertemplate="%{y}: " + metric + " %{x:.4f}<extra></extra>",
     )
-    x, height = {"title": {"text": f"test {metric}"}}, FRAME + ROW * len(found)
-    return drawn(theme, trace, says=_words(found), height=height, xaxis=x, yaxis={"autorange": "reversed"})
+    x, height = {"title": {"text": f"test {metric}"}}, FRAME + ROW * len(rows)
+    return drawn(theme, trace, says=_words(rows), height=height, xaxis=x, yaxis={"autorange": "reversed"})
 
 
 def shown_rows(results: Sequence[Result]) -> list[Result]:

@@ -144,23 +144,25 @@ def _curves(
 
 def confirmation(view: StudyView, theme: Theme) -> go.Figure:
     """Confirmed layouts with 95% t intervals over seeds, the best on top, and the single trainings."""
-    found = view.standings
-    if not found:
+    standings = view.standings
+    if not standings:
         return nothing(theme, "Nothing is confirmed with fresh seeds yet.")
-    labels = [f"{escaped(standing.role)}<br>{brief(standing.layout)}" for standing in found]
-    halves = [standing.score.high - standing.score.mean for standing in found]
+    labels = [f"{escaped(standing.role)}<br>{brief(standing.layout)}" for standing in standings]
+    halves = [standing.score.high - standing.score.mean for standing in standings]
     sure = any(map(math.isfinite, halves))
     means = go.Scatter(
-        x=[standing.score.mean for standing in found],
+        x=[standing.score.mean for standing in standings],
         y=labels,
         mode="markers",
         name="mean, 95% interval" if sure else "mean",
         error_x={"type": "data", "array": finite(halves), "thickness": 2, "color": NEUTRAL} if sure else None,
-        marker={"size": 11, "color": [ROLE_COLOURS.get(standing.role, NEUTRAL) for standing in found]},
+        marker={"size": 11, "color": [ROLE_COLOURS.get(standing.role, NEUTRAL) for standing in standings]},
         hovertemplate="%{y}: %{x:.4f}<extra></extra>",
     )
     single = [
-        (score, label) for label, s in zip(labels, found, strict=True) for score in view.seed_scores(s.layout).values()
+        (score, label)
+        for label, s in zip(labels, standings, strict=True)
+        for score in view.seed_scores(s.layout).values()
     ]
     seeds = go.Scatter(
         x=[score for score, _ in single],
@@ -170,10 +172,14 @@ def confirmation(view: StudyView, theme: Theme) -> go.Figure:
         marker={"symbol": "line-ns-open", "size": 10, "color": BEST},
         hovertemplate="%{x:.4f}<extra></extra>",
     )
-    says = verdict(found, view.metric) if view.selection is None else front_in_words(found, view.metric, view.selection)
+    says = (
+        verdict(standings, view.metric)
+        if view.selection is None
+        else front_in_words(standings, view.metric, view.selection)
+    )
     rows = {"autorange": "reversed"}
     x = {"title": {"text": score_axis(view)}}
-    height = FRAME + ROW * len(found)
+    height = FRAME + ROW * len(standings)
     return drawn(theme, means, seeds, says=says, height=height, xaxis=x, yaxis=rows)
 
 
@@ -193,7 +199,7 @@ def score_against_cost(view: StudyView, theme: Theme) -> go.Figure:
     }
     varied = {title: costs for title, costs in every.items() if len(set(costs)) > 1}  # equal for all trials: no axis
     panels = varied or every
-    found = make_subplots(rows=len(panels), cols=1, vertical_spacing=0.22)
+    figure = make_subplots(rows=len(panels), cols=1, vertical_spacing=0.22)
     for row, (title, costs) in enumerate(panels.items(), start=1):
         trace = go.Scatter(
             x=costs,
@@ -204,10 +210,10 @@ def score_against_cost(view: StudyView, theme: Theme) -> go.Figure:
             hovertemplate="%{text}<br>" + title + " %{x:,}<br>" + view.metric + " %{y:.4f}<extra></extra>",
             marker={"color": STATE_COLOURS[State.COMPLETE], "size": 8},
         )
-        found.add_trace(trace, row=row, col=1)
-        found.update_xaxes(title_text=title, row=row, col=1)
-        found.update_yaxes(title_text=score_axis(view), row=row, col=1)
-    return finished(found, theme, says=_costs(trials), height=len(panels) * (HEIGHT - 100))
+        figure.add_trace(trace, row=row, col=1)
+        figure.update_xaxes(title_text=title, row=row, col=1)
+        figure.update_yaxes(title_text=score_axis(view), row=row, col=1)
+    return finished(figure, theme, says=_costs(trials), height=len(panels) * (HEIGHT - 100))
 
 
 def _costs(trials: Sequence[Trial]) -> str:

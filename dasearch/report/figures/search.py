@@ -82,13 +82,13 @@ def odds(space: SearchSpace, proposal: Proposal, name: str) -> dict[str, float]:
 
 def against_odds(space: SearchSpace, proposal: Proposal) -> list[str]:
     """Number of sites whose proposed choice is not the likeliest."""
-    found = []
+    sites = []
     for name in proposal.probabilities or {}:
         if name in space.choices and name in proposal.layout:
             chances = odds(space, proposal, name)
             if chances[str(proposal.layout[name])] < max(chances.values()):
-                found.append(name)
-    return found
+                sites.append(name)
+    return sites
 
 
 def _row_label(space: SearchSpace, name: str, k: int) -> str:
@@ -109,30 +109,30 @@ class PredictedOutcome(NamedTuple):
 def foreseen(view: StudyView) -> list[PredictedOutcome]:
     """Every prediction of a trial with an outcome; both are the surrogate's signal."""
     trials = {trial.number: trial for trial in view.completed}
-    found = []
+    predictions = []
     for proposal in view.proposals:
         trial = trials.get(proposal.trial_number)
         if trial is None or trial.surrogate_target is None or proposal.mean is None or proposal.sd is None:
             continue
-        found.append(PredictedOutcome(trial, proposal.mean, proposal.sd, trial.surrogate_target))
-    return found
+        predictions.append(PredictedOutcome(trial, proposal.mean, proposal.sd, trial.surrogate_target))
+    return predictions
 
 
 def calibration(view: StudyView, theme: Theme) -> go.Figure:
     """Predicted mean ± 95% (posterior sd and the noise of one training) against the outcome, with the coverage in words."""
-    found = foreseen(view)
-    if not found:
+    predictions = foreseen(view)
+    if not predictions:
         return nothing(theme, "No predicted trial is complete yet.")
     noise = 0.0 if view.learned is None else view.learned.noise_sd
-    halves = [WIDE * float((one.sd**2 + noise**2) ** 0.5) for one in found]
-    inside = [abs(one.outcome - one.mean) <= half for one, half in zip(found, halves, strict=True)]
+    halves = [WIDE * float((one.sd**2 + noise**2) ** 0.5) for one in predictions]
+    inside = [abs(one.outcome - one.mean) <= half for one, half in zip(predictions, halves, strict=True)]
     points = go.Scatter(
-        x=[one.mean for one in found],
-        y=[one.outcome for one in found],
+        x=[one.mean for one in predictions],
+        y=[one.outcome for one in predictions],
         error_x={"type": "data", "array": halves, "thickness": 1, "width": 0, "color": NEUTRAL},
         mode="markers",
         name="trial",
-        text=[f"trial {one.trial.number}: {brief(one.trial.layout)}" for one in found],
+        text=[f"trial {one.trial.number}: {brief(one.trial.layout)}" for one in predictions],
         hovertemplate="%{text}<br>predicted %{x:.4f}, outcome %{y:.4f}<extra></extra>",
         marker={
             "size": 9,
@@ -141,11 +141,11 @@ def calibration(view: StudyView, theme: Theme) -> go.Figure:
         },
         showlegend=False,
     )
-    ends = [min(one.outcome for one in found), max(one.outcome for one in found)]
+    ends = [min(one.outcome for one in predictions), max(one.outcome for one in predictions)]
     diagonal = go.Scatter(x=ends, y=ends, mode="lines", name="as predicted", line={"color": NEUTRAL, "dash": "dot"})
     x = {"title": {"text": f"predicted {view.metric} (mean of the curve)"}}
     y = {"title": {"text": "came out"}}
-    return drawn(theme, diagonal, points, says=coverage(sum(inside), found, noise), xaxis=x, yaxis=y)
+    return drawn(theme, diagonal, points, says=coverage(sum(inside), predictions, noise), xaxis=x, yaxis=y)
 
 
 def coverage(inside: int, found: Sequence[PredictedOutcome], noise: float) -> str:
@@ -327,10 +327,10 @@ def _workers_words(labels: Sequence[str]) -> str:
 def free_lanes(spans: Sequence[tuple[datetime, datetime]]) -> list[int]:
     """The first lane, counted from 0, that is free at each span's start."""
     until: list[datetime] = []
-    found = [0] * len(spans)
+    lanes = [0] * len(spans)
     for index in sorted(range(len(spans)), key=lambda i: spans[i]):
         start, end = spans[index]
         lane = next((lane for lane, busy in enumerate(until) if busy <= start), len(until))
         until[lane : lane + 1] = [end]
-        found[index] = lane
-    return found
+        lanes[index] = lane
+    return lanes

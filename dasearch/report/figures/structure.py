@@ -28,17 +28,17 @@ def main_effects(view: StudyView, theme: Theme) -> go.Figure:
     placed = [(_place(effect.sites[0]), effect) for effect in learned.main]
     sites = [site for site in view.space.sites if any(at[1] == site for at, _ in placed)]
     colours = choice_colours(view.space.file.alphabet)
-    found = make_subplots(
+    figure = make_subplots(
         rows=len(sites), cols=1, shared_xaxes=True, shared_yaxes="all", subplot_titles=sites, vertical_spacing=0.09
     )
     for row, site in enumerate(sites, start=1):
         chosen = [(layer, effect) for (layer, own), effect in placed if own == site]
-        found.add_trace(_effects(chosen, colours), row=row, col=1)
+        figure.add_trace(_effects(chosen, colours), row=row, col=1)
     axis = counting("layer", view.space.backbone_layers)
-    found.update_xaxes(dtick=axis["dtick"])
-    found.update_xaxes(axis, row=len(sites), col=1)
-    found.update_yaxes(zeroline=True, zerolinewidth=2)
-    return finished(found, theme, says=_main_words(learned, view.metric), height=FRAME + PANEL * len(sites))
+    figure.update_xaxes(dtick=axis["dtick"])
+    figure.update_xaxes(axis, row=len(sites), col=1)
+    figure.update_yaxes(zeroline=True, zerolinewidth=2)
+    return finished(figure, theme, says=_main_words(learned, view.metric), height=FRAME + PANEL * len(sites))
 
 
 def _effects(placed: list[tuple[int, Effect]], colours: Mapping[str, str]) -> go.Scatter:

@@ -45,9 +45,9 @@ class MLflow:
 
     @cached_property
     def _experiment(self) -> str:
-        found = self._client.get_experiment_by_name(self.study)
-        if found is not None:
-            return str(found.experiment_id)
+        experiment = self._client.get_experiment_by_name(self.study)
+        if experiment is not None:
+            return str(experiment.experiment_id)
         here = (
             None if os.environ.get(URI) else (self.folder / "mlflow").as_uri()
         )  # a server has its own artifact location

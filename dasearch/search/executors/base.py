@@ -115,29 +115,34 @@ class Event:
 
     def record(self) -> dict[str, Any]:
         """The event as JSON values, without a trained model, which is in its checkpoint."""
-        found: dict[str, Any] = {"job": self.job, "attempt": self.attempt, "kind": self.kind.value, "place": self.place}
-        found["text"] = self.text
+        record: dict[str, Any] = {
+            "job": self.job,
+            "attempt": self.attempt,
+            "kind": self.kind.value,
+            "place": self.place,
+        }
+        record["text"] = self.text
         if self.epoch is not None:
-            found["epoch"] = asdict(self.epoch)
+            record["epoch"] = asdict(self.epoch)
         if self.fit is not None:
             kept = {key: getattr(self.fit, key) for key in ("parameters", "seconds", "peak_memory")}
-            found["fit"] = {**kept, "progress": self.fit.progress.record()}
+            record["fit"] = {**kept, "progress": self.fit.progress.record()}
         if self.error is not None:
-            found["error"] = _error_record(self.error)
-        return found
+            record["error"] = _error_record(self.error)
+        return record
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Event:
         """The event of a `record`; a trained model stays in its checkpoint."""
-        found = {**record, "kind": Kind(record["kind"])}
+        fields = {**record, "kind": Kind(record["kind"])}
         if "epoch" in record:
-            found["epoch"] = Epoch(**record["epoch"])
+            fields["epoch"] = Epoch(**record["epoch"])
         if "fit" in record:
             progress = Progress.from_record(record["fit"]["progress"])
-            found["fit"] = Fit(**{**record["fit"], "progress": progress})
+            fields["fit"] = Fit(**{**record["fit"], "progress": progress})
         if "error" in record:
-            found["error"] = _error(record["error"])
-        return cls(**found)
+            fields["error"] = _error(record["error"])
+        return cls(**fields)
 
 
 class Executor(Protocol):

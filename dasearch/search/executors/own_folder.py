@@ -51,8 +51,8 @@ def remove_left() -> None:
 
 def _folders() -> Iterator[Path]:
     """Folders with a lock file; others of similar names are ignored."""
-    found = Path(tempfile.gettempdir()).glob(f"{PREFIX}*")
-    return (folder for folder in found if folder.is_dir() and not folder.is_symlink() and _lock_of(folder).is_file())
+    folders = Path(tempfile.gettempdir()).glob(f"{PREFIX}*")
+    return (folder for folder in folders if folder.is_dir() and not folder.is_symlink() and _lock_of(folder).is_file())
 
 
 def _lock_of(folder: Path) -> Path:

@@ -55,10 +55,10 @@ class Worker:
     def train(self, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The events of a job, as JSON values."""
         job = read_job(record, cpus=self._cpus)
-        told = SimpleQueue[Event | None]()
-        thread = threading.Thread(target=self._work, args=(job, told), daemon=True)
+        events = SimpleQueue[Event | None]()
+        thread = threading.Thread(target=self._work, args=(job, events), daemon=True)
         thread.start()
-        while (event := told.get()) is not None:
+        while (event := events.get()) is not None:
             yield event.record()
 
     def _work(self, job: Job, told: SimpleQueue[Event | None]) -> None:

@@ -130,12 +130,12 @@ class SlurmExecutor(Watching[_Busy]):
         self._fill()
         if not self._busy:
             return
-        told = [self._hear(busy, heard) for busy in list(self._busy)]
+        delivered = [self._hear(busy, heard) for busy in list(self._busy)]
         self._look()
         for busy in list(self._busy):
             self._judge(busy, heard)
         self._ending = [handle for handle in self._ending if not handle.done()]
-        if not any(told):
+        if not any(delivered):
             time.sleep(TICK)
 
     def close(self) -> None:

@@ -131,8 +131,8 @@ class LayoutTask:
 
     def smaller(self) -> LayoutTask | None:
         """The task with half the rows per forward pass; None where they cannot be halved."""
-        found = in_smaller_parts(self.recipe)
-        return None if found is None else replace(self, recipe=found)
+        recipe = in_smaller_parts(self.recipe)
+        return None if recipe is None else replace(self, recipe=recipe)
 
     def rows(self) -> str:
         """Its batch size and gradient accumulation, in words."""

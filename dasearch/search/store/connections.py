@@ -102,9 +102,9 @@ class Connections:
         lost: Lost | None = None
         for wait in (*(() if self._given_up else self._patience.waits()), None):
             try:
-                found = self._attempt(attempt, applied, lost)
+                result = self._attempt(attempt, applied, lost)
                 self._given_up = False
-                return found
+                return result
             except Lost as error:
                 lost = error
                 if wait is None or self._given_up:  # by an attempt within this one

@@ -34,11 +34,11 @@ def database_url(place: str | Path) -> str:
     """
     if "://" not in str(place):
         return _of_file(place_of(place, StoreError))
-    found = parsed(str(place))
-    file = sqlite_file(found)
+    url = parsed(str(place))
+    file = sqlite_file(url)
     if file is None:
         return driven(str(place))
-    return found.set(database=str(place_of(file, StoreError))).render_as_string(hide_password=False)
+    return url.set(database=str(place_of(file, StoreError))).render_as_string(hide_password=False)
 
 
 def _of_file(path: Path) -> str:
@@ -52,14 +52,14 @@ def parsed(url: str) -> URL:
         StoreError: for an invalid URL.
     """
     try:
-        found = make_url(url)
+        database = make_url(url)
     except (ArgumentError, ValueError):  # their messages may contain the password
         raise StoreError(
             f"{_masked(url)} is not a database URL; use sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
         ) from None
-    if "@" in (found.host or ""):
+    if "@" in (database.host or ""):
         raise StoreError(f"the password of {_masked(url)} contains @; write it as %40")
-    return found.set(drivername=PSYCOPG) if found.drivername in WITHOUT_DRIVER else found
+    return database.set(drivername=PSYCOPG) if database.drivername in WITHOUT_DRIVER else database
 
 
 def driven(url: str) -> str:
@@ -69,14 +69,14 @@ def driven(url: str) -> str:
 
 def engine_options(url: str, lock_seconds: float) -> dict[str, Any]:
     """Keywords of `sqlalchemy.create_engine`; options in the URL take precedence."""
-    found = parsed(url)
-    if found.get_backend_name() == SQLITE:
+    database = parsed(url)
+    if database.get_backend_name() == SQLITE:
         return {"connect_args": {"timeout": lock_seconds}}
-    if not found.get_driver_name().startswith("psycopg"):
+    if not database.get_driver_name().startswith("psycopg"):
         return {}
     session = " ".join(f"-c {key}={value}" for key, value in SESSION.items())
     wanted = {**KEEPALIVES, "options": session, "connect_timeout": max(2, round(lock_seconds))}
-    return {"connect_args": {key: value for key, value in wanted.items() if key not in found.query}}
+    return {"connect_args": {key: value for key, value in wanted.items() if key not in database.query}}
 
 
 def engine_of(url: str, lock_seconds: float) -> Engine:
@@ -85,19 +85,21 @@ def engine_of(url: str, lock_seconds: float) -> Engine:
     Raises:
         StoreError: for a URL of an unknown kind, or whose driver is not installed.
     """
-    found = parsed(url)
+    database = parsed(url)
     try:
-        engine = create_engine(found, **engine_options(url, lock_seconds))
+        engine = create_engine(database, **engine_options(url, lock_seconds))
     except (ArgumentError, NoSuchModuleError) as error:
         raise StoreError(
             f"{shown(url)} is not a database URL dasearch can open ({reason(error)}); use sqlite:///FILE or postgresql://..."
         ) from None
     except ImportError as error:
         fix = (
-            'pip install "dasearch[postgres]"' if found.drivername == PSYCOPG else f"install {found.get_driver_name()}"
+            'pip install "dasearch[postgres]"'
+            if database.drivername == PSYCOPG
+            else f"install {database.get_driver_name()}"
         )
         raise StoreError(f"{shown(url)} needs a driver that is not installed ({reason(error)}); {fix}") from None
-    if found.get_backend_name() == SQLITE:
+    if database.get_backend_name() == SQLITE:
         event.listen(engine, "connect", _write_ahead)
     return engine
 
@@ -125,12 +127,12 @@ def executed(connection: DBAPIConnection, _: object, *, statements: Sequence[str
 
 def shown(url: str) -> str:
     """A URL for messages: a file's path, or the URL without its passwords."""
-    found = parsed(url)
-    file = sqlite_file(found)
+    database = parsed(url)
+    file = sqlite_file(database)
     if file is not None:
         return str(file)
-    hidden = {key: "***" for key in found.query if key in PASSWORDS}
-    return found.update_query_dict(hidden).render_as_string(hide_password=True)
+    hidden = {key: "***" for key in database.query if key in PASSWORDS}
+    return database.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def _masked(url: str) -> str:

@@ -103,20 +103,20 @@ def readable(engine: Engine) -> list[str]:
     with the missing columns for a table that has fewer.
     """
     inspector = inspect(engine)
-    found = []
+    statements = []
     for own in Base.metadata.sorted_tables:
         stand_in = _stand_in(own, inspector)
         if stand_in is not None:
             compiled = stand_in.compile(engine, compile_kwargs={"literal_binds": True})
-            found.append(f"CREATE TEMPORARY VIEW {own.name} AS {compiled}")
-    return found
+            statements.append(f"CREATE TEMPORARY VIEW {own.name} AS {compiled}")
+    return statements
 
 
 def _stand_in(own: Table, inspector: Inspector) -> Select[Any] | None:
     """The query that replaces a table of the current schema; None where the database has the table."""
     if not inspector.has_table(own.name):
         return select(*(_blank(kept) for kept in own.columns)).where(false())
-    here = {found["name"] for found in inspector.get_columns(own.name)}
+    here = {info["name"] for info in inspector.get_columns(own.name)}
     if here.issuperset(own.columns.keys()):
         return None
     before = table(own.name, *(column(name) for name in here), schema=inspector.default_schema_name)
@@ -171,7 +171,7 @@ def _probabilities_of_proposals(connection: Connection) -> None:
 
 def _add_columns(connection: Connection, own: Table, names: Sequence[str]) -> None:
     """Add the columns of the current table that the database lacks."""
-    here = {found["name"] for found in inspect(connection).get_columns(own.name)}
+    here = {column["name"] for column in inspect(connection).get_columns(own.name)}
     for name in names:
         if name not in here:
             added = CreateColumn(own.c[name]).compile(dialect=connection.dialect)

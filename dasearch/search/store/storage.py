@@ -101,8 +101,8 @@ class StudyStorage(RDBStorage):
         """The trial that a transaction wrote: PostgreSQL stores with a row the last 32 bits of its writer's transaction id."""
         with self.engine.connect() as connection:
             query = text("SELECT trial_id FROM trials WHERE CAST(CAST(xmin AS text) AS bigint) = :writer")
-            found: int | None = connection.scalar(query, {"writer": transaction % 2**32})
-            return found
+            trial: int | None = connection.scalar(query, {"writer": transaction % 2**32})
+            return trial
 
 
 def _reconnecting(name: str) -> Callable[..., Any]:

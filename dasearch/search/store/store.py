@@ -196,9 +196,9 @@ class Store:
         try:
             if self._engine.dialect.name == "sqlite":
                 with self._engine.connect() as connection:
-                    found = str(connection.exec_driver_sql("PRAGMA quick_check(1)").scalar())
-                if found != "ok":
-                    return first_line(ValueError(found))
+                    report = str(connection.exec_driver_sql("PRAGMA quick_check(1)").scalar())
+                if report != "ok":
+                    return first_line(ValueError(report))
             self.optuna_storage().engine.dispose()
         except (DatabaseError, sqlite3.DatabaseError, RuntimeError) as error:  # the last: an unknown schema
             return reason(error)
@@ -384,15 +384,15 @@ class Store:
     @reading
     def epochs_by_run(self, name: str) -> dict[str, list[Epoch]]:
         """Every recorded epoch of a study."""
-        found: dict[str, list[Epoch]] = defaultdict(list)
+        epochs: dict[str, list[Epoch]] = defaultdict(list)
         with Session(self._engine) as session:
             kept = (EpochRow.run, EpochRow.number, EpochRow.losses, EpochRow.metrics, EpochRow.seconds)
             of_study = EpochRow.study_id == self._row(session, name).id
             for run, number, losses, metrics, seconds in session.execute(
                 select(*kept).where(of_study).order_by(EpochRow.number)
             ):
-                found[run].append(Epoch(number, json.loads(losses), json.loads(metrics), seconds))
-        return dict(found)
+                epochs[run].append(Epoch(number, json.loads(losses), json.loads(metrics), seconds))
+        return dict(epochs)
 
     @reading
     def trials(self, name: str) -> list[TrialRecord]:
@@ -668,8 +668,8 @@ def require_writable(folder: Path) -> None:
 def _probabilities(row: ProposalRow) -> dict[str, list[float]] | None:
     """The probabilities of a `Proposal`; in a row of an older version, from its theta."""
     if row.probabilities is not None or row.theta is None:
-        found: dict[str, list[float]] | None = json.loads(row.probabilities or "null")
-        return found
+        probabilities: dict[str, list[float]] | None = json.loads(row.probabilities or "null")
+        return probabilities
     return {name: probabilities_of(values) for name, values in json.loads(row.theta).items()}
 
 

@@ -58,18 +58,18 @@ def running(name: str) -> Select[Any]:
     """For the running trials: last heartbeat, number of parameters, number of intermediate values."""
     study = select(_STUDIES.c.study_id).where(_STUDIES.c.study_name == name).scalar_subquery()
     trials = select(_TRIALS.c.trial_id).where(_TRIALS.c.study_id == study, *_BEGUN)
-    heard = select(func.max(_HEARTBEATS.c.heartbeat)).where(_HEARTBEATS.c.trial_id.in_(trials))
+    heartbeat = select(func.max(_HEARTBEATS.c.heartbeat)).where(_HEARTBEATS.c.trial_id.in_(trials))
     counts = (select(func.count()).where(of.c.trial_id.in_(trials)) for of in (_PARAMS, _INTERMEDIATES))
-    return select(heard.scalar_subquery(), *(count.scalar_subquery() for count in counts))
+    return select(heartbeat.scalar_subquery(), *(count.scalar_subquery() for count in counts))
 
 
 def last_heard(name: str) -> Select[Any]:
     """The trials in state running, by number, with their last heartbeat or their start."""
-    heard = func.coalesce(_HEARTBEATS.c.heartbeat, _TRIALS.c.datetime_start)
+    heartbeat = func.coalesce(_HEARTBEATS.c.heartbeat, _TRIALS.c.datetime_start)
     joined = _TRIALS.join(_STUDIES, _STUDIES.c.study_id == _TRIALS.c.study_id).outerjoin(
         _HEARTBEATS, _HEARTBEATS.c.trial_id == _TRIALS.c.trial_id
     )
-    kept = select(_TRIALS.c.number, heard).select_from(joined).where(_STUDIES.c.study_name == name, *_BEGUN)
+    kept = select(_TRIALS.c.number, heartbeat).select_from(joined).where(_STUDIES.c.study_name == name, *_BEGUN)
     return kept.order_by(_TRIALS.c.number)
 
 
@@ -96,10 +96,10 @@ def _of_trials(
     )
     if part == "trial_system_attributes":
         query = query.where(rows_of.c.key.in_(_SYSTEM_KEYS))
-    found: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
+    rows_by_trial: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
     for trial, *values in session.execute(query):
-        found[trial].append(tuple(values))
-    return found
+        rows_by_trial[trial].append(tuple(values))
+    return rows_by_trial
 
 
 def _trial(row: Mapping[Any, Any], parts: Mapping[str, list[tuple[Any, ...]]]) -> TrialRecord:
