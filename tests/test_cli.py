@@ -409,7 +409,7 @@ def test_evaluate_repeats_the_studys_test_metrics(trained: Path, capsys: pytest.
 def test_every_command_knows_a_study_by_its_name(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From another folder, where no file of that name lies, with what only its database knows."""
+    """From another folder without a file of that name, with only the stored settings."""
     monkeypatch.chdir(tmp_path)
     runs = ["--output", str(trained / "runs")]
     recalled = f"study toy with its own settings of {trained}/runs/dasearch.db\n"

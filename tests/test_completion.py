@@ -1,4 +1,4 @@
-"""What a shell completes, asked as bash asks."""
+"""Shell completion, requested as by bash."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def here(tmp_path: Path) -> Path:
 
 
 def asked(folder: Path, *words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """``dasearch`` with the environment in which a shell asks."""
+    """``dasearch`` with the environment of a completion request."""
     return subprocess.run(
         [sys.executable, "-m", "dasearch", *words],
         cwd=folder,
@@ -38,7 +38,7 @@ def asked(folder: Path, *words: str, environment: dict[str, str] | None = None) 
 
 
 def completed(folder: Path, line: str) -> list[str]:
-    """What bash is told for a line, its last word being typed."""
+    """The completions of a line whose last word is being typed."""
     words = line.split(" ")
     shell = {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1), "_DASEARCH_COMPLETE": "complete_bash"}
     found = asked(folder, environment=shell)

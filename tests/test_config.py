@@ -88,7 +88,7 @@ def chosen(section: type[BaseModel], *path: str) -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize("kind", STUDIES)
 def test_names_are_known_in_any_capitals(kind: ModelKind, tmp_path: Path) -> None:
-    """Each alone; what does not fit the rest of the study is refused alike, by its own name."""
+    """Each alone; values that do not fit the rest of the study are rejected too, by name."""
     path = tmp_path / "mine.yaml"
     path.write_text(f"name: mine\nmodel: {{kind: {kind}}}\ntrial: {{batch_size: 16}}\nfinal: {{batch_size: 16}}\n")
     every = dict.fromkeys(chosen(STUDIES[kind]))

@@ -1,4 +1,4 @@
-"""A folder is there whole or not at all."""
+"""Folders and files are written atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The help, as a terminal of 80 columns shows it, and what else a command line says of itself."""
+"""The help in a terminal of 80 columns, and other information of the command line."""
 
 from __future__ import annotations
 

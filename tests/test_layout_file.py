@@ -1,4 +1,4 @@
-"""layout.json: validation, and compatibility of schema versions."""
+"""layout.json: validation, and evolution of its format."""
 
 from __future__ import annotations
 

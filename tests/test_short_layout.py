@@ -89,7 +89,7 @@ def test_a_cut_text_ends_at_a_group(layout: Layout, width: int) -> None:
 
 
 def test_an_id_is_the_same_everywhere() -> None:
-    """SHA-256 of the text, as `printf SPS-PPS | sha256sum` says."""
+    """SHA-256 of the text, from `printf SPS-PPS | sha256sum`."""
     assert layout_id(Layout.parse("SPS-PPS")) == "c0790f"
 
 

@@ -1,4 +1,4 @@
-"""What an outsider meets at a Python prompt: names, short reprs, a run that says how it goes, and silent imports."""
+"""The public interface at a Python prompt: names, short reprs, progress of a run, and silent imports."""
 
 from __future__ import annotations
 

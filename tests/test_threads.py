@@ -1,4 +1,4 @@
-"""How threads wait and how many compute; what OpenMP itself understood is asked of a fresh process."""
+"""The wait policy and the number of threads; OpenMP's own view is read in a fresh process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PASSIVELY = f"{POLICY}={PASSIVE}"
 
 
 def fresh(code: str, **environment: str) -> str:
-    """What a process of its own prints, its threads' waiting left to it."""
+    """The output of a separate process without a preset wait policy."""
     inherited = {name: value for name, value in os.environ.items() if name not in threads.CHOSEN_BY}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=inherited | environment, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The same log and catalogue written in every public form, by hand and from the forms' own descriptions."""
+"""The same log and catalogue in every public format, written by hand from the formats' own descriptions."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Form:
         return folder
 
     def add(self, folder: Path, name: str, line: str) -> int:
-        """Append a line to a file; its number."""
+        """Append a line to a file; returns its number."""
         path = folder / name
         encoding = "latin-1" if name in self.latin else "utf-8"
         path.write_text(path.read_text(encoding) + line + "\n", encoding)
@@ -76,7 +76,7 @@ def table(rows: Iterable[Iterable[object]]) -> str:
 
 
 def histories(log: Log) -> dict[str, list[str]]:
-    """Each user's items by time, equal times in file order."""
+    """Each user's items by time; ties in file order."""
     found: dict[str, list[str]] = {}
     for user, item, _ in sorted(log, key=lambda row: row[2]):
         found.setdefault(user, []).append(item)

@@ -1,4 +1,4 @@
-"""Any form written in the plain one: the same data set, the same bytes, or nothing at all."""
+"""Conversion of any format to the plain one: the same data set, the same bytes, written atomically."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_repeats_at_one_time_all_stay(items: list[int], seed: int) -> None:
 
 
 def test_repeats_are_shuffled_apart() -> None:
-    """Of three events at one time, two alike: the other stands between them a third of the time."""
+    """Of three events at one time, two of them equal, the third is in the middle a third of the time."""
     users = np.repeat(np.arange(900), 3)
     table = Events(users, np.tile(np.array([0, 0, 1]), 900), np.zeros(2700, dtype=np.int64))
     found = ordered(table, Ties.SHUFFLE, seed=0).items.reshape(900, 3)

@@ -29,7 +29,7 @@ def attributes(raw: Raw, identifier: str) -> dict[str, str]:
 
 
 def one_value(folder: Path, name: str, value: str) -> dict[str, str]:
-    """Attributes of an item of the form ``name`` one of whose fields is the JSON ``value``."""
+    """Attributes of an item in the format ``name`` with one field set to the JSON ``value``."""
     if name == "recformer":
         source = FORMS[name].write(folder)
         (source / "meta_data.json").write_text('{"i9": {"title": "T", "brand": VALUE}}'.replace("VALUE", value))
@@ -72,7 +72,7 @@ def test_values_that_are_no_text(tmp_path: Path, name: str, value: str) -> None:
 
 
 def goods(path: Path, **columns: Any) -> Path:
-    """An item table beside a table of interactions; the latter."""
+    """Write an item table and a table of interactions; returns the path of the latter."""
     pl.DataFrame({"item_id": ["a", "b", "c"], "title": ["A", "B", "C"], **columns}).write_parquet(
         path / "goods.parquet"
     )
@@ -153,7 +153,7 @@ def test_users_too(tmp_path: Path) -> None:
 
 
 def test_names_that_look_like_floats_stay(tmp_path: Path) -> None:
-    """A column with a fraction or a word in it is none of whole numbers."""
+    """A column with a fraction or a word is not a column of whole numbers."""
     for ids in (["1.0", "1.5", "2.0"], ["1.0", "2.0", "x"], ["1.0", "01", "2.0"]):
         found = load_dataset(plain(tmp_path / ids[1], ids, list(ids)))
         assert sequences(found) == {"u": ids}

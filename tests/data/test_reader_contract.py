@@ -1,4 +1,4 @@
-"""What every reader owes: the same log in any form gives the same sequences and titles; what is broken has a name and a line."""
+"""The contract of readers: the same log in any format gives the same sequences and titles; errors name file and line."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_reviews_are_chosen_by_file_where_a_folder_holds_several(tmp_path: Path)
 
 
 def test_amazon_texts_that_are_pieces_of_a_page(tmp_path: Path) -> None:
-    """Scraped code, markup and whole pages are no titles; entities and line breaks are repaired."""
+    """Scraped code, markup and whole pages are rejected as titles; entities and line breaks are repaired."""
     bad = {"i1": "var aPageStart = (new Date()).getTime();", "i2": '<span class="a">Glue</span>', "i3": "x" * 2000}
     good = {"i4": "L&#39;Or&eacute;al\n  Pen", "i5": "For children < 5 & > 2 years"}
     source = FORMS["2018-core"].write(tmp_path / "data", titles=bad | good)

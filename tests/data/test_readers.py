@@ -1,4 +1,4 @@
-"""Plain folders and shipped data sets: what is read, what is refused, with file and line."""
+"""Plain folders and shipped data sets: what is read, and what is rejected with file and line."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def raw(rows: Rows, ratings: list[float] | None = None) -> Raw:
 
 
 def kept(rows: Rows, rules: Rules, ratings: list[float] | None = None) -> Rows:
-    """Rows that the rules leave, by user and time; nothing where they leave nobody."""
+    """Rows after the rules, by user and time; empty where no user is left."""
     try:
         found = assemble(raw(rows, ratings), dataclasses.replace(rules, ties=Ties.KEEP))
     except DataError:  # the only one that these rules can meet: nobody is left

@@ -1,4 +1,4 @@
-"""Tables by column names: what counts as a time, where attributes come from, which row is refused."""
+"""Tables by column names: valid times, the source of attributes, rejected rows."""
 
 from __future__ import annotations
 

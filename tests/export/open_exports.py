@@ -1,4 +1,4 @@
-"""Run in a process of its own: open exported folders as their users would, and print the scores as JSON.
+"""Run in a separate process: open exported folders as their users would, and print the scores as JSON.
 
 Usage: python open_exports.py FORM=FOLDER ... < questions.json. A form's own packages are all it may import: dasearch never,
 transformers for ``hf`` alone.

@@ -1,4 +1,4 @@
-"""``--format adapters``, opened with AdapterHub's own library in an environment of its own: it pins another transformers."""
+"""``--format adapters``, opened with AdapterHub's own library in a separate environment, because it pins another transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""dasearch export: whole or not at all, and one sentence for what is wrong."""
+"""dasearch export: written atomically, with one-sentence errors."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_taken_folder_stays_as_it_is(form: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", [name for name in FORMATS if name not in ("trials", "onnx", "adapters")])
 def test_others_may_read_what_is_written(form: str, tmp_path: Path) -> None:
-    """The saved model and each form: no file of them is the writer's alone, whichever library wrote it."""
+    """The saved model and each format: no file is owner-only, whichever library wrote it."""
     before = os.umask(0o022)
     try:
         out = export(made("opt", "{}", "SPS-PPS"), form, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Every form, opened in a fresh process where dasearch cannot be imported, gives our scores."""
+"""Every format, opened in a fresh process without dasearch, gives our scores."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ REAL = {  # hardly trained, on real purchases: every weight is random anyway
 def opened(
     arguments: Sequence[str], tmp_path: Path, python: str | Path = sys.executable, questions: Questions = QUESTIONS
 ) -> list[torch.Tensor]:
-    """For each ``FORM=FOLDER`` its scores ``(questions, items)``, in a process that sees nothing of dasearch."""
+    """For each ``FORM=FOLDER`` its scores ``(questions, items)``, in a process without dasearch."""
     bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [str(python), str(HERE / "open_exports.py"), *arguments],

@@ -100,7 +100,7 @@ CASES = [  # family, settings, layout, how far scores may be apart
 
 
 def written(recommender: Recommender, folder: Path) -> Answers:
-    """Scores of the written file: each question alone, then all of them in one padded batch."""
+    """Scores of the generated file: each question alone, then all of them in one padded batch."""
     out = export(recommender, "torch", folder / "out")
     return answers(out)
 

@@ -34,7 +34,7 @@ LIVE = 90_000  # milliseconds in which a busy machine finishes two tiny trials
 
 @dataclass
 class Seen:
-    """What a browser complained of, and where it asked."""
+    """Console errors and requested addresses of a browser."""
 
     complaints: list[str] = field(default_factory=list)
     elsewhere: list[str] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def running_study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The output folder of a study that a process of its own runs."""
+    """The output folder of a study that a separate process runs."""
     folder = tmp_path_factory.mktemp("live")
     settings = small_study(folder, search={"budget": BUDGET}, trial={"epochs": 3})
     (folder / "toy.yaml").write_text(settings.yaml())
@@ -124,7 +124,7 @@ def complete(page: Any) -> int:
 
 
 def see_figures(page: Any) -> None:
-    """Scroll to every figure until it is drawn and says what it shows."""
+    """Scroll to every figure until it is drawn and has its text alternative."""
     for place in page.locator("[data-figure]").all():
         place.scroll_into_view_if_needed()
         place.locator("svg.main-svg").first.wait_for(timeout=30_000)
@@ -134,7 +134,7 @@ def see_figures(page: Any) -> None:
 
 
 def settled(page: Any, link: Any) -> float:
-    """Where a link stands once the figures that came into sight are drawn: in one place for a second."""
+    """The position of a link once the visible figures are drawn: unchanged for a second."""
     places = [link.bounding_box()["y"]]
     while len(places) < 6 or (len(set(places[-6:])) > 1 and len(places) < 100):
         page.wait_for_timeout(200)

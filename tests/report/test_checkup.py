@@ -43,7 +43,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def ask(store: Store, layout: str, *, silent: bool) -> int:
-    """A trial that runs, last heard of now or an hour ago; its number."""
+    """A running trial with a heartbeat now or an hour ago; returns its number."""
     study = optuna_study(store)
     study.enqueue_trial(space().encode(Layout.parse(layout)))
     names = optuna.distributions.CategoricalDistribution(("serial", "parallel"))
@@ -174,7 +174,7 @@ def test_nothing_is_mended_while_the_study_runs(store: Store, tmp_path: Path) ->
 
 
 def test_what_was_prepared_for_workers_of_a_killed_driver_is_removed(store: Store, tmp_path: Path) -> None:
-    """And nothing of one that runs."""
+    """Files of a running study are kept."""
     bundle = tmp_path / NAME / BUNDLES / "abc" / "materials.safetensors"
     save_tensors(bundle, {"x": torch.arange(2.0)}, {})
     with locked_in(tmp_path / NAME):

@@ -63,7 +63,7 @@ def client(folder: Path, visitors: Visitors | None = None) -> TestClient:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study of five complete trials, a failed one and one that waits; nothing of it may change."""
+    """A read-only study of five complete trials, a failed one and a waiting one."""
     folder = tmp_path_factory.mktemp("dashboard")
     store = empty_study(folder)
     for layout, score in LAYOUTS.items():

@@ -273,7 +273,7 @@ def test_timeline_tells_an_evaluated_layout_from_a_failure() -> None:
 
 
 def test_timeline_has_lanes_of_each_worker() -> None:
-    """Trial 2 was begun in b, which trains trial 1 beside it, and ended in a; of trial 3 nothing is known."""
+    """Trial 2 began in b, together with trial 1, and ended in a; the worker of trial 3 is unknown."""
     a, b, c = "node:1", "node:2", "a-machine-with-a-long-name:3"
     layouts = [Layout.parse(text) for text in LAYOUTS]
     trials = [

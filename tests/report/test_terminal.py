@@ -1,4 +1,4 @@
-"""What the closing words of a study say of its table."""
+"""The sentences on a study's results table."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_the_closing_table_fits_its_terminal(width: int, headings: list[str]) ->
 
 
 class Shown(Terminal):
-    """Keeps what its live line said."""
+    """Records the texts of its live line."""
 
     def __init__(self) -> None:
         super().__init__(Console(width=80, record=True, file=StringIO()))

@@ -91,7 +91,7 @@ def read_wandb(folder: Path) -> Kept:
 
 
 def leveldb_records(log: bytes) -> Iterator[bytes]:
-    """The records of a .wandb file: a LevelDB log in blocks of 32 KiB, with 7 bytes of its own at the start."""
+    """The records of a .wandb file: a LevelDB log in blocks of 32 KiB, with a header of 7 bytes."""
     at, whole = 7, b""
     while at + 7 <= len(log):
         room = 32768 - at % 32768
@@ -126,7 +126,7 @@ class Tracked(NamedTuple):
 
 @pytest.fixture(scope="module", params=TRACKERS)
 def tracked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tracked:
-    """A whole study kept by one tracker, interrupted once, and what the tracker has of it."""
+    """A whole study with one tracker, interrupted once, and the tracker's records."""
     name = request.param
     pytest.importorskip(name, reason=f"{name} is not installed; pip install 'dasearch[{name}]'")
     settings = small_study(tmp_path_factory.mktemp(name), comparison={"seeds": 1})

@@ -1,4 +1,4 @@
-"""Studies that are killed: `dasearch run` in processes of its own, SIGKILLs at seeded moments, the database after each.
+"""Studies that are killed: `dasearch run` in separate processes, SIGKILLs at seeded moments, the database after each.
 
 Needs ``/proc``. A run and all that it starts carry a mark in their environment, by which they are found when it is gone.
 """
@@ -49,7 +49,7 @@ class Place:
     workers: int | None = None
 
     def settings(self, **changes: Any) -> StudySettings:
-        """Of a study of short trials that ends by its budget alone."""
+        """A study of short trials that ends only by its budget."""
         fast = {
             "search": {"batch": 1, "pending": self.workers or 1, "stop_when_flat": False},
             "comparison": {"encoders": [], "variations": []},
@@ -70,7 +70,7 @@ class Place:
 
 
 class Run:
-    """A process that runs a study, in a session of its own as a terminal gives it."""
+    """A process that runs a study, in its own session as in a terminal."""
 
     def __init__(self, place: Place, settings: StudySettings) -> None:
         self.mark = uuid.uuid4().hex
@@ -140,7 +140,7 @@ def _pids() -> Iterator[int]:
 
 
 def _read(pid: int, what: str) -> bytes:
-    """A file of a process; nothing of one that is gone, or another user's."""
+    """A file of a process; empty if the process ended or belongs to another user."""
     try:
         return (PROC / str(pid) / what).read_bytes()
     except OSError:
@@ -152,12 +152,12 @@ def _command(pid: int) -> str:
 
 
 def _dead(pid: int) -> bool:
-    """Over, and not yet missed by whoever started it."""
+    """A zombie: ended, and not yet waited for."""
     return _read(pid, "stat").rpartition(b")")[2].split()[:1] in ([b"Z"], [])
 
 
 class Seen(NamedTuple):
-    """What a database says of a study in the middle of it.
+    """The records of a running study.
 
     Attributes:
         version: another one whenever anything else is.
@@ -278,7 +278,7 @@ class Killer:
     thorough: bool = False
 
     def run(self) -> Tally:
-        """Kill, look, go on.
+        """Kill, check, resume.
 
         Raises:
             AssertionError: for whatever a kill cost.
@@ -324,7 +324,7 @@ class Killer:
         require_kept(before, self._now)
 
     def _kill(self, run: Run, victim: str, tally: Tally) -> Run:
-        """One kill and what it cost; the run that goes on, or a new one."""
+        """One kill and its cost; the resumed run, or a new one."""
         workers = run.workers() if victim == "worker" else []
         phase, epochs = self._now.phase, len(self._now.epochs)
         if workers:

@@ -31,7 +31,7 @@ def before_versions(file: Path, *, without: tuple[str, ...] = ()) -> None:
 
 
 def before_workers(file: Path) -> None:
-    """Take a database back to version 1, in which no training says where it ran."""
+    """Downgrade a database to version 1, in which trainings have no workers."""
     before_probabilities(file)
     with sqlite3.connect(file) as connection:
         for column in ("workers", "reason"):

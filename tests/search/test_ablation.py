@@ -1,4 +1,4 @@
-"""Ablations: the variants, what they share, how they go on after an interruption, and what their table says."""
+"""Ablations: the variants, their shared inputs, resumption after an interruption, and their table."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_gains_are_paired_by_seed(tmp_path: Path, plan: str) -> None:
 
 @pytest.mark.parametrize("stop_after", [1, 2])
 def test_goes_on_where_it_was_interrupted(tmp_path: Path, plan: str, stop_after: int) -> None:
-    """Also where the first training left is of a part, which alone would prepare less than the others need."""
+    """Also where the first remaining training is of a variation, which alone would prepare less than the others need."""
     own, other = study(tmp_path), study(tmp_path, output=str(tmp_path / "elsewhere"))
     with pytest.raises(KeyboardInterrupt):
         Ablation(own, load_variants(own, plan), 1, listener=Ears(stop_after=stop_after)).run()
@@ -185,7 +185,7 @@ def test_another_recipe_is_another_ablation(tmp_path: Path, plan: str) -> None:
 
 
 def test_a_variant_may_be_trained_in_another_way(tmp_path: Path, plan: str) -> None:
-    """It is a training of its own, not the study itself under another name."""
+    """It is a separate training, not the study itself under another name."""
     own, ears = study(tmp_path), Ears()
     longer = _with(plan, {"length": {"three epochs": {"final.epochs": 3}, "trials alone": {"trial.epochs": 3}}})
     scored = Ablation(own, load_variants(own, longer), 1, listener=ears).run()

@@ -1,4 +1,4 @@
-"""Settings that are searched beside the layout: which may be, what is tried, and what is trained with what was found."""
+"""Settings searched besides the layout: which are allowed, which values are tried, and the trainings under the best ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches of trials: asked for at once, trained together, told in order; interrupted or broken, they go on."""
+"""Batches of trials: asked for together, trained together, told in order; resumed after interruptions and errors."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def evaluated(status: Status) -> list[tuple[str, float | None]]:
 
 
 class Stops(Listener):
-    """Interrupts when it hears of an epoch, or of the end, of the training at one place."""
+    """Interrupts at an epoch, or at the end, of the training at one position."""
 
     def __init__(self, place: int, epoch: int | None) -> None:
         self.place, self.at = place, epoch

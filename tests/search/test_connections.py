@@ -1,4 +1,4 @@
-"""Lost connections to PostgreSQL: every state change happens once, a study goes on, and it stays its runner's."""
+"""Lost connections to PostgreSQL: every state change is applied once, a study continues, and its lock is kept."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ STRIDE = 9  # of the commits that are broken off
 
 
 class Fault:
-    """Breaks the connection at some commits of all engines, told by their numbers, before them or after them."""
+    """Breaks the connection before or after some commits of all engines, given by number."""
 
     def __init__(self, breaks: Callable[[int], bool], *, after: bool) -> None:
         self.breaks, self.after, self.commits, self.broken = breaks, after, 0, 0

@@ -55,7 +55,7 @@ class Quiet(WSGIRequestHandler):
 
 @contextmanager
 def dashboard(storage: str) -> Iterator[Callable[[str], Any]]:
-    """optuna-dashboard on a free port of loopback; yields a function from an address to the JSON found there."""
+    """optuna-dashboard on a free port of loopback; yields a function that fetches the JSON of an address."""
     server = make_server("127.0.0.1", 0, optuna_dashboard.wsgi(storage), handler_class=Quiet)
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()

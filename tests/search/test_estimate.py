@@ -1,4 +1,4 @@
-"""What a dry run says of a study's time."""
+"""The time estimate of a dry run."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Objects between machines without a shared disk: whole, checked, tried again; over a folder's URI and an S3 server."""
+"""Objects between machines without a shared disk: atomic, verified, retried; over a folder's URI and an S3 server."""
 
 from __future__ import annotations
 

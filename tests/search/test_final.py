@@ -1,4 +1,4 @@
-"""The final table: its rows, its means and spreads, and what stands in the store."""
+"""The results table: its rows, its means and standard deviations, and its records in the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ID models of the final table: how long they will take, and what is told while they train."""
+"""ID models of the results table: the estimate of their time, and events while they train."""
 
 from contextlib import closing
 from pathlib import Path
@@ -21,7 +21,7 @@ HOUR = 3600.0
 
 
 class Ears(Listener):
-    """Keeps what is said, and the time left, in order."""
+    """Records messages and remaining times, in order."""
 
     def __init__(self) -> None:
         self.said: list[str] = []

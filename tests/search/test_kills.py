@@ -83,7 +83,7 @@ def terminate(run: Run) -> None:
 def test_a_signal_stops_a_run_and_two_end_it(
     tmp_path: Path, temporary: Path, workers: int | None, stop: Callable[[Run], None]
 ) -> None:
-    """Once: with a sentence, and the next run goes on. Twice: without another word."""
+    """Once: with a sentence, and the next run resumes. Twice: without a further message."""
     place = Place(tmp_path, workers=workers)
     settings = place.settings(search=LONG)
     first = Run(place, settings)

@@ -29,7 +29,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 class Interrupts(Ears):
-    """Interrupts the n-th epoch it hears."""
+    """Interrupts at the n-th epoch."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ def test_too_few_examples_for_mmd(tmp_path: Path) -> None:
     ],
 )
 def test_a_refused_study_leaves_nothing_behind(tmp_path: Path, wrong: dict, sentence: str) -> None:
-    """What only preparation can judge is refused too, and the corrected settings may begin the study."""
+    """Errors that only preparation detects leave no study behind, so that corrected settings may begin it."""
     with pytest.raises(StudyError, match=sentence):
         Study(small_study(tmp_path, **merged({"model": {"kind": "idle"}}, wrong))).run()
     status, _ = run(small_study(tmp_path, model={"kind": "idle"}), train=False)

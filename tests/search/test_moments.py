@@ -91,7 +91,7 @@ def test_killed_before_any_state_change(
 
 @pytest.mark.parametrize("step", ["tell", "RETRY"])
 def test_what_is_given_back_is_queued_once_wherever_a_kill_falls(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    """And a trial that was not asked to its end is only ended."""
+    """A trial without complete parameters is only ended."""
     able = {"site": optuna.distributions.CategoricalDistribution(["serial", "parallel"])}
     found = optuna.create_study()
     for _ in range(2):
@@ -113,7 +113,7 @@ def test_what_is_given_back_is_queued_once_wherever_a_kill_falls(monkeypatch: py
 
 
 class Asked(NamedTuple):
-    """A domain, as far as it is asked."""
+    """A domain with only the members that are used."""
 
     distributions: dict[str, Any]
 

@@ -50,7 +50,7 @@ def test_an_older_model_opens(tmp_path: Path) -> None:
     ("kind", "identity"), [("darec", "40978a560660b757"), ("idle", "9956008c00df2b11"), ("ra-rec", "4d4572bd25d9f93b")]
 )
 def test_a_study_of_printed_readings_keeps_its_identity(kind: str, identity: str) -> None:
-    """Else checkpoints and ablations that 1e032b9 wrote would be trained anew."""
+    """Else checkpoints and ablations written by 1e032b9 would be trained again."""
     recipe = {"batch_size": 16}
     study = parse_study({"name": "toy", "trial": recipe, "final": recipe, "model": {"kind": kind}})
     assert objective_hash(study) == identity

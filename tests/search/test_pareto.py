@@ -1,4 +1,4 @@
-"""Searches with a cost beside the metric: trials of two values, the front that is confirmed, the layout that is picked."""
+"""Searches with a cost besides the metric: trials with two values, the confirmed front, the picked layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a study's database and model lie: names that URLs have signs for, folders that move, runs that share a database."""
+"""Locations of a study's database and model: names with URL characters, moved folders, runs that share a database."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_a_model_that_is_gone_is_looked_for_in_the_output_folder(tmp_path: Path)
 
 
 def test_the_database_keeps_no_place_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole study, moved: what export, doctor and status say of its model."""
+    """A moved study: export, doctor and status locate its model."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy.yaml").write_text(small_study(tmp_path, output="runs").yaml())
     assert run_command(["run", "toy.yaml", "--budget", "2"]) == 0
@@ -197,7 +197,7 @@ def test_one_runner_a_study_of_a_file_whatever_its_output(tmp_path: Path) -> Non
 
 
 def test_two_runs_of_a_shared_database_meet_in_one_sentence(tmp_path: Path) -> None:
-    """The second leaves the first's running trial alone."""
+    """The second does not touch the first's running trial."""
     storage, hit = str(tmp_path / "shared.db"), []
 
     class Second(Listener):

@@ -1,4 +1,4 @@
-"""Trials of one study as the beginning of another: the file, its forms, the way to another depth, whole studies."""
+"""Warm start: the file, its formats, mapping to another depth, whole studies."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_a_study_writes_what_failed_and_not_where_it_was_trained(tmp_path: Path)
 
 
 def test_a_file_that_says_where_its_trials_were_trained_is_read(tmp_path: Path) -> None:
-    """As version 1.3 wrote it; it is not said again."""
+    """As version 1.3 wrote it; it is not written any more."""
     failed = [{"layout": "PPP-PPP", "reason": "diverged", "workers": ["a:1"]}]
     source = record(schema_version="1.3", trials=[{**SCORED, "workers": ["a:1", "b:2"]}], failed=failed)
     found = read_trials(written(tmp_path, source))

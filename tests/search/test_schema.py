@@ -1,4 +1,4 @@
-"""Versions of the tables: made once, migrated with what they hold, read as they are, refused where they are newer."""
+"""Schema versions: created once, migrated with their content, read without changes, rejected where they are newer."""
 
 from __future__ import annotations
 
@@ -172,6 +172,6 @@ def test_six_processes_open_an_empty_file_at_once(tmp_path: Path) -> None:
 
 
 def content(file: Path) -> list[str]:
-    """Every row of a database as SQL, wherever SQLite keeps it at the moment: in the file or beside it."""
+    """Every row of a database as SQL, whether SQLite has it in the file or in the write-ahead log."""
     with closing(sqlite3.connect(file)) as connection:
         return list(connection.iterdump())

@@ -1,4 +1,4 @@
-"""Trainings as jobs: on this machine, and on a SLURM that programs of the test stand for."""
+"""Trainings as jobs: on this machine, and on SLURM, replaced by test programs."""
 
 from __future__ import annotations
 

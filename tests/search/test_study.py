@@ -264,7 +264,7 @@ def test_interrupted_between_checkpoint_and_record(tmp_path: Path, monkeypatch: 
 
 
 def test_killed_in_the_middle_of_a_batch(tmp_path: Path) -> None:
-    """SIGKILL: nothing of the process is left to clean up after itself, and two trials are in its second batch."""
+    """SIGKILL: the process cannot clean up, and two trials are in its second batch."""
     settings = small_study(tmp_path, trial={"epochs": 3}, search={"batch": 2})
     whole, _ = run(settings.model_copy(update={"output": str(tmp_path / "whole")}))
     study_file = tmp_path / "toy.yaml"
@@ -342,7 +342,7 @@ def test_an_enqueued_duplicate_is_not_trained_again(tmp_path: Path) -> None:
 
 
 def test_an_error_of_whoever_hears_is_none_of_the_training(tmp_path: Path) -> None:
-    """It ends the run, and the trial goes on in the next."""
+    """It ends the run, and the trial resumes in the next."""
     settings = small_study(tmp_path, search={"batch": 1})
     broken: list[str] = []
 
@@ -500,7 +500,7 @@ def test_python_interface(tmp_path: Path) -> None:
 
 
 def test_sampler_is_told_the_whole_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every trial, the first one too, is drawn as a whole by the sampler, never bit by bit."""
+    """Every trial, the first one too, is sampled as a whole, never parameter by parameter."""
     drawn: list[str] = []
     original = PRSampler.sample_independent
 

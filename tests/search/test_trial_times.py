@@ -1,4 +1,4 @@
-"""When trials ran, wherever the machine that wrote it stands and wherever the one that reads it does."""
+"""Times of trials, independent of the time zones of the writing and the reading machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trainings in workers on Ray: the same as in one process, and what goes wrong in one of them costs it alone."""
+"""Trainings in Ray workers: the same results as in one process, and isolated faults."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def kept(status: Status) -> list[Any]:
 
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Path]:
-    """Where ID encoders are kept from now on: a cache of its own for each name, so that they are trained again."""
+    """A separate cache of ID encoders for each name, so that they are trained again."""
 
     def chosen(name: str) -> Path:
         monkeypatch.setenv("DASEARCH_CACHE", str(tmp_path / f"cache-{name}"))
@@ -82,7 +82,7 @@ Together = tuple[Path, Status, Strangers]
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Together:
-    """A study in two workers, which trained every ID encoder: its folder, what it found, and who listened."""
+    """A study in two workers, which trained every ID encoder: its folder, its results, and its listener."""
     folder, ears = tmp_path_factory.mktemp("together"), Strangers()
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("DASEARCH_CACHE", str(folder / "cache"))
@@ -121,7 +121,7 @@ class Here(Ears):
 
 
 def test_workers_without_a_shared_disk_find_the_same(tmp_path: Path, cache: Callable[[str], Path]) -> None:
-    """What goes between them lies in the exchange alone while the search runs, and nowhere at the end."""
+    """Shared objects are only in the exchange while the search runs, and removed at the end."""
     pytest.importorskip("pyarrow.fs", reason="needs dasearch[cloud]")
     cache("alone")
     alone = Study(study(tmp_path / "alone", 2)).run()
@@ -141,7 +141,7 @@ Survived = tuple[Status, list[str], dict[str, str], list[PostSearchTraining]]
 
 @pytest.fixture(scope="module")
 def survived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Survived]:
-    """A study in which every kind of fault happens: what it found, what it said, why trials have no score, what came later."""
+    """A study with every kind of fault: its results, its messages, the causes of failed trials, its later trainings."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ray, "Worker", faulty.Faulty)
         patched.setattr(watch, "GRACE", 1.0)
@@ -172,7 +172,7 @@ def test_what_goes_wrong_in_a_worker_costs_it_alone(survived: Survived) -> None:
 
 
 def test_a_lost_worker_is_made_good(survived: Survived) -> None:
-    """The training goes on from its checkpoint, in another process, and comes out the same."""
+    """The training resumes from its checkpoint, in another process, with the same result."""
     status, said, _, _ = survived
     score = next(trial.score for trial in status.completed if str(trial.layout) == faulty.DIES_ONCE)
     assert score == curve(Layout.parse(faulty.DIES_ONCE), 0)[-1]

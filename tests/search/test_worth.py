@@ -80,7 +80,7 @@ def test_all_serial_stands_until_a_gain_is_proven() -> None:
 
 
 def slightly_apart(layout: Layout, seed: int) -> list[float]:
-    """Scores that differ by luck alone, by half a percent."""
+    """Scores that differ only by noise, by half a percent."""
     generator = seeded(sum(bit << place for place, bit in enumerate(layout.z)) + 100 * seed)
     value = 0.5 + 0.001 * float(torch.randn((), generator=generator))
     return [value, value]

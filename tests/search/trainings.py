@@ -1,4 +1,4 @@
-"""A stand-in for `train_together`: scores by a formula, epochs in checkpoints, faults on demand."""
+"""A replacement of `train_together`: scores by a formula, epochs in checkpoints, faults on demand."""
 
 from __future__ import annotations
 
