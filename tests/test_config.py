@@ -248,7 +248,7 @@ def test_wrong_settings_of_the_other_models(study: str, changes: list[str], sent
             "final.rates.ids=4",
             r"final.rates: darec as set here trains no ids; remove final.rates.ids or use",
         ),
-        ("ra-rec", "final.rates.cf=4", r"ra-rec as set here trains no cf; .* or take one of adapters$"),
+        ("ra-rec", "final.rates.cf=4", r"ra-rec as set here trains no cf; .* or use one of adapters$"),
         ("quickstart", "trial.average=1", r"trial.average: input should be less than 1 \(got 1\)$"),
     ],
 )

@@ -112,7 +112,7 @@ def test_missing_damaged_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(LayoutError, match="is truncated"):
         read_layout(path)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(LayoutError, match="is no layout file"):
+    with pytest.raises(LayoutError, match="is not a layout file"):
         read_layout(path)
     path.write_text("[1]")
     with pytest.raises(LayoutError, match="it is not a JSON object"):
