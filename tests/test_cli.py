@@ -458,7 +458,10 @@ def test_damaged_model_folders(trained: Path, tmp_path: Path, capsys: pytest.Cap
     shutil.copytree(trained / "runs" / "toy" / "model", model)
     path = model / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    said = {"layout.json": "is not a layout file", "catalogue.jsonl": "is not the catalogue that the model was trained on"}
+    said = {
+        "layout.json": "is not a layout file",
+        "catalogue.jsonl": "is not the catalogue that the model was trained on",
+    }
     found = refused(capsys, "recommend", str(model), "--history", "item1")
     assert said.get(name, "is incomplete or damaged") in found
     path.unlink()
