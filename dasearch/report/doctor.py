@@ -36,6 +36,7 @@ EXTRAS = {  # distributions of pyproject's extras; a test compares the two
     "postgres": ("psycopg",),
     "cloud": ("pyarrow",),
     "export": ("onnx", "onnxscript"),
+    "docs": ("mkdocs-material", "mkdocstrings-python"),
     "test": (
         "onnxruntime",
         "jsonschema",

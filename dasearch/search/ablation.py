@@ -36,6 +36,7 @@ from dasearch.training.materials import StudyContext, resolve_device
 from dasearch.training.metrics import Interval
 from dasearch.training.preparation import prepare_study
 from dasearch.training.progress import Fit
+from dasearch.training.shared import Passing
 from dasearch.yaml_files import read_yaml
 
 FOLDER = "studies/ablations"
@@ -206,7 +207,7 @@ class Preparations:
     def __init__(self, study: Study, listener: Listener, executor: Executor) -> None:
         self.listener, self.executor = listener, executor
         self.variation = study.settings.model.variation.value
-        listener.says("reading the data")
+        listener.says(Passing("reading the data"))
         self.dataset = study.dataset()
         for remark in self.dataset.remarks:
             listener.remarks(remark)

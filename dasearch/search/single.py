@@ -26,6 +26,7 @@ from dasearch.training.metrics import Metrics, summarise
 from dasearch.training.preparation import prepare_study
 from dasearch.training.ranks import Peers, joined
 from dasearch.training.recommender import Recommender, save_recommender
+from dasearch.training.shared import Passing
 
 BEST = "best"
 
@@ -88,7 +89,7 @@ def _train_layout(study: Study, name: str, out: Path | None, heard: Listener, pe
     folder = out or resolve_output(settings) / "models" / str(layout)
     if folder.exists() and not (folder / "layout.json").is_file():
         raise ModelFolderError(f"{folder} exists and is not a model folder; choose another with --out")
-    heard.says("reading the data")
+    heard.says(Passing("reading the data"))
     dataset = study.dataset()
     for remark in dataset.remarks:
         heard.remarks(remark)

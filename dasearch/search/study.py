@@ -55,6 +55,7 @@ from dasearch.training.materials import resolve_device
 from dasearch.training.preparation import TRAINING_TASKS
 from dasearch.training.progress import Epoch
 from dasearch.training.seeds import derive_seed
+from dasearch.training.shared import Passing
 from dasearch.version import installed_versions
 
 # settings that may change after a study began; a space is identified by its hash, not its name
@@ -236,7 +237,7 @@ class Study:
         """
         settings = self.settings if budget is None else with_budget(self.settings, budget)
         with libraries_quiet(), heard(listener, progress=progress) as listening:
-            listening.says("reading the study and its data")
+            listening.says(Passing("reading the study and its data"))
             space = self.searched_space()
             if warm_start is not None and settings.search.also:
                 raise StudyError(
