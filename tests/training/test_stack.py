@@ -238,7 +238,7 @@ def plainly(
             stack._set_lr(number * ground.steps_per_epoch + step)
             for group, factor in zip(optimizer.param_groups, (1, rate), strict=True):
                 group["lr"] = factor * stack.optimizer.param_groups[0]["lr"]
-            terms = method.losses(model, batch, drawn, bits, ground.materials)
+            terms = method.drawn_losses(model, batch, drawn, bits, ground.materials)
             total = sum(method.weights[name] * value for name, value in terms.items())
             optimizer.zero_grad()
             torch.as_tensor(total).sum().backward()
