@@ -92,8 +92,8 @@ def test_router_is_a_softmax_over_both_branches(seed: int, scale: float) -> None
     torch.nn.init.normal_(router.gate.weight, std=scale, generator=seeded(seed))
     q, p = torch.randn(2, 3, 4, WIDTH, generator=seeded(seed + 1))
     beta = torch.softmax(router.gate(torch.cat([q, p], dim=-1)), dim=-1)
-    torch.testing.assert_close(router.share(q, p), beta[..., :1])
-    torch.testing.assert_close(router(q, p), beta[..., :1] * q + beta[..., 1:] * p)
+    torch.testing.assert_close(router.share(q, p), beta[..., :1], atol=1e-4, rtol=1e-4)  # logits of hundreds in float32
+    torch.testing.assert_close(router(q, p), beta[..., :1] * q + beta[..., 1:] * p, atol=1e-3, rtol=1e-4)
 
 
 def test_router_starts_at_one_half() -> None:
