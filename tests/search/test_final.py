@@ -107,7 +107,7 @@ class Encoders(Listener):
 
     def says(self, text: str) -> None:
         self.said.append(text)
-        if isinstance(text, Passing):
+        if isinstance(text, Passing) and "ID encoder" in text:
             self.epochs.append(text)
             if len(self.epochs) == self.stop_after:
                 raise Stopped
