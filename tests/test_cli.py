@@ -539,7 +539,7 @@ def test_export_refuses_a_study_without_a_model_or_with_another(here: Path, caps
     (model / "users.json").write_text((model / "users.json").read_text() + " ")
     assert "was modified since study toy wrote it" in refused(capsys, "export", "toy", *runs)
     model.rename(here / "moved")
-    assert "is not at" in refused(capsys, "export", "toy", *runs)
+    assert "is no longer at" in refused(capsys, "export", "toy", *runs)
 
 
 def test_train_one_layout(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

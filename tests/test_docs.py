@@ -23,7 +23,7 @@ import yaml
 from dasearch import config
 from dasearch.cli import run_command
 from dasearch.config import StudySettings, changed
-from dasearch.search import study
+from dasearch.search import named, study
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -103,16 +103,19 @@ def generate() -> ModuleType:
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[None]:
     """Every study that is loaded becomes one of seconds, whatever the documentation asks of it."""
-    load = config.load_study
+    load, override = config.load_study, config.overridden
 
-    def load_tiny(name: str, overrides: Iterable[str] = ()) -> StudySettings:
-        settings = load(name, [*TINY, *overrides])
+    def shortened(settings: StudySettings) -> StudySettings:
         budget = min(settings.search.budget, AT_MOST["search.budget"])
         return changed(settings, {**AT_MOST, "search.budget": budget}, source="the documentation's test")
 
+    def load_tiny(name: str, overrides: Iterable[str] = ()) -> StudySettings:
+        return shortened(load(name, [*TINY, *overrides]))
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(config, "load_study", load_tiny)
-        patch.setattr(study, "load_study", load_tiny)
+        for module in (config, study, named):
+            patch.setattr(module, "load_study", load_tiny)
+        patch.setattr(named, "overridden", lambda *given, **options: shortened(override(*given, **options)))
         yield
 
 

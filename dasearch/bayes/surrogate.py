@@ -26,6 +26,7 @@ from torch import Tensor
 from dasearch.bayes.choices import Choices
 from dasearch.bayes.features import ISOTROPIC, LINEAR, PAIRS, Dictionary, dictionary
 from dasearch.bayes.transfer import CORRELATIONS, UNRELATED, Prior, related, spread_of
+from dasearch.deprecation import renamed
 
 NOISES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # noise variance as a share of the signal's
 MIDDLE_NOISE = 0.1  # noise at which mixtures are compared first
@@ -270,6 +271,9 @@ class Surrogate:
         features = torch.cat(separate)
         cross = (self._shares @ covariances.flatten(1)).view(len(weighted), len(features.T)).addmm_(weighted, features)
         return cross.view(len(own), *covariances.shape[1:]), self._shares @ variances + own @ features.square_()
+
+    each = renamed("each", "member_posteriors")
+    believing = renamed("believing", "fantasize")
 
     @torch.no_grad()
     def member_posteriors(self, codes: Tensor) -> tuple[Tensor, Tensor]:

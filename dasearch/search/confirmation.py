@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from scipy import stats
 
+from dasearch.deprecation import renamed
 from dasearch.layout import Layout
 from dasearch.search.domain import Domain, Point
 from dasearch.search.store import Confirmation, Result
@@ -41,8 +42,8 @@ class ConfirmedLayout:
 
     Attributes:
         gain: None for all-serial itself.
-        together: the gain with a simultaneous 95% interval over all comparisons (Bonferroni): the winner is the best of
-            several, which its own interval does not account for.
+        simultaneous_interval: the gain with a simultaneous 95% interval over all comparisons (Bonferroni): the winner is the
+            best of several, which its own interval does not account for.
     """
 
     layout: Layout
@@ -51,6 +52,8 @@ class ConfirmedLayout:
     gain: Interval | None
     seeds: int
     simultaneous_interval: Interval | None = None
+
+    together = renamed("together", "simultaneous_interval")
 
 
 def controls(space: SearchSpace, seed: int) -> list[ConfirmationCandidate]:

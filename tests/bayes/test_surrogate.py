@@ -289,3 +289,10 @@ def test_the_former_name_still_works() -> None:
 
     with pytest.warns(DeprecationWarning, match="is called LogExpectedImprovement now"):
         assert dasearch.bayes.Improvement is LogExpectedImprovement
+
+
+def test_methods_keep_their_names_of_before_for_a_version() -> None:
+    codes = torch.tensor([[0, 0], [0, 1], [1, 0]])
+    surrogate = Surrogate.fit(codes, torch.tensor([0.0, 0.4, 0.5]))
+    with pytest.warns(DeprecationWarning, match="Surrogate.each is called member_posteriors now"):
+        assert torch.equal(surrogate.each(codes)[0], surrogate.member_posteriors(codes)[0])

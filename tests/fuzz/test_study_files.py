@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from dasearch.config import flattened, load_study, parse_study
 from dasearch.search.ablation import load_variants
 from dasearch.search.study import Study
-from dasearch.search_space import load_search_space, shipped
+from dasearch.search_space import load_search_space
+from dasearch.shipped import shipped
 from tests.fuzz.holding import TIMES, fuzz, used_or_refused
 from tests.fuzz.mutations import JUNK, KEYS, WORDS, contents, records
 

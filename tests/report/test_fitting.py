@@ -25,7 +25,7 @@ from dasearch.search.events import ABLATION, CONFIRMATION, SEARCH, TRIAL, Finish
 from dasearch.search.progress import Terminal
 from dasearch.search.store import Confirmation, Result
 from dasearch.search.study import Status, status
-from dasearch.search_space import shipped
+from dasearch.shipped import shipped
 from dasearch.short_layout import WIDTH, layout_id
 from dasearch.training.metrics import Interval
 from dasearch.training.progress import Epoch
