@@ -801,7 +801,8 @@ def overridden(content: Mapping[str, Any], overrides: Iterable[str | Override], 
     try:
         return _checked(changed_content)
     except StudyError as error:
-        raise StudyError(f"{_at_fault(content, given, str(error)) or source}: {error}") from None
+        where = _at_fault(content, given, str(error)) or source
+        raise StudyError(f"{where:.200}: {error}") from None
 
 
 def _at_fault(content: Mapping[str, Any], overrides: Sequence[Override], complaint: str) -> str | None:
