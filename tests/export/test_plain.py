@@ -208,7 +208,7 @@ def test_the_file_is_short_and_imports_torch_alone(
     }
     assert imported == {"functools", "json", "pathlib", "safetensors", "sys", "torch", "types"}
     lines = text.splitlines()
-    assert len(lines) < 330
+    assert len(lines) < 340
     assert max(map(len, lines)) <= 130
     assert not {"{{", "{%"} & set(text.split())
 
