@@ -24,12 +24,18 @@ def quietly() -> Iterator[None]:
         >>> with quietly():
         ...     study = optuna.create_study(direction="maximize")  # would log a line
     """
-    level = optuna.logging.get_verbosity()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), warnings_only():
         warnings.filterwarnings("ignore", category=ExperimentalWarning)
         warnings.filterwarnings("ignore", message=OWN_LOOP)
-        optuna.logging.set_verbosity(max(level, optuna.logging.WARNING))
-        try:
-            yield
-        finally:
-            optuna.logging.set_verbosity(level)
+        yield
+
+
+@contextmanager
+def warnings_only() -> Iterator[None]:
+    """Silence Optuna's logs below warning level for the block; the previous level is restored afterwards."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(level, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(level)

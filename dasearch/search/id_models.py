@@ -77,7 +77,7 @@ class EncoderTrainings:
     def begin(self) -> None:
         """Submit those that are not cached."""
         for index, one in enumerate(self.planned):
-            if known_encoder(one.recipe, self.materials, one.seed) is None:
+            if needs_training(one.recipe, self.materials, one.seed):
                 self._batches[index] = self._sent(index, one)
         self._count()
 
@@ -110,7 +110,7 @@ class EncoderTrainings:
         return trainings.dispatcher.submit(task, trainings.prepared, trainings.checkpoints, heard, over)
 
     def _count(self) -> None:
-        """Report the remaining seconds, trainings to come included."""
+        """Update what the ID models to come add to the time left."""
         to_come = sum(self.seconds[index] for index, batch in self._batches.items() if not batch.over)
         slots = self.trainings.executor.slots
         self.trainings.ahead = self.trainings.ahead._replace(id_models=to_come / slots)

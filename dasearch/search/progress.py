@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-import optuna
 from rich.console import Console
 from rich.status import Status as Spinner
 from rich.text import Text
 
+from dasearch.bayes.quiet import warnings_only
 from dasearch.fitting import GAP, progress_line
 from dasearch.models.pretrained import without_bars
 from dasearch.search.events import (
@@ -59,13 +59,8 @@ def _stderr() -> Console:
 @contextmanager
 def libraries_quiet() -> Iterator[None]:
     """Silence Optuna's log and transformers' progress bars in the block; both are restored afterwards."""
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(level, optuna.logging.WARNING))
-    try:
-        with without_bars():
-            yield
-    finally:
-        optuna.logging.set_verbosity(level)
+    with warnings_only(), without_bars():
+        yield
 
 
 class Terminal(Listener):
