@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy import stats
+from scipy import special
 
 from dasearch.deprecation import renamed
 from dasearch.layout import Layout
@@ -183,5 +183,5 @@ def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
     if n < 2:
         return Interval(mean, -math.inf, math.inf)
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * sd / math.sqrt(n)
+    half = float(special.stdtrit(n - 1, (1 + level) / 2)) * sd / math.sqrt(n)
     return Interval(mean, mean - half, mean + half)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import stats
 
 from dasearch.training.metrics import Interval
 
@@ -39,6 +38,8 @@ def paired_p(ahead: FloatArray, behind: FloatArray) -> float:
     differences = _differences(ahead, behind).mean(0)
     if not differences.any():
         return 1.0
+    from scipy import stats  # here, as it takes most of a second to import
+
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
