@@ -81,29 +81,42 @@ def difference(recommender: Recommender, scores: torch.Tensor, questions: Questi
     return float((scores - ours).abs().max())
 
 
+FORMS = ("torch", "pt2", "hf")  # transformers, which only hf may import, comes last
+Answers = dict[tuple[str, str], torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    """Of each format and kind, all opened in one process."""
+    there, cases = tmp_path_factory.mktemp("opened"), [(form, kind) for form in FORMS for kind in KINDS]
+    for form, kind in cases:
+        recommender = made(*KINDS[kind])
+        options = ExportOptions(top=len(recommender.items)) if form == "pt2" else None
+        export(recommender, form, there / f"{form}-{kind}", options)
+    return dict(zip(cases, opened([f"{form}={there / f'{form}-{kind}'}" for form, kind in cases], there), strict=True))
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_torch_hf_and_pt2(kind: str, tmp_path: Path) -> None:
+def test_torch_hf_and_pt2(kind: str, answers: Answers) -> None:
     recommender = made(*KINDS[kind])
-    everything = ExportOptions(top=len(recommender.items))
-    forms = ["torch", "pt2", "hf"]  # transformers comes last
-    for form in forms:
-        export(recommender, form, tmp_path / form, everything if form == "pt2" else None)
-    found = apart(recommender, [f"{form}={tmp_path / form}" for form in forms], tmp_path)
+    found = [difference(recommender, answers[form, kind]) for form in FORMS]
     assert max(found) <= CLOSE
     assert abs(found[0] - found[2]) <= LAST_DIGITS  # the same text in one file and in the other
 
 
-@pytest.mark.parametrize("kind", REAL)
-def test_real_histories_over_real_items(kind: str, tmp_path: Path) -> None:
-    """Of complete-journey: long rows, repeats, 375 items with their own texts."""
-    recommender = made("tiny-opt", repr({**REAL[kind], "backbone": TINY}), "SPS-PSP", data="complete-journey")
-    names, users = [item.identifier for item in recommender.items], list(recommender.users)
+def test_real_histories_over_real_items(tmp_path: Path) -> None:
+    """Of complete-journey: long rows, repeats, 375 items with their own texts; every model in one process."""
+    changes = {kind: repr({**REAL[kind], "backbone": TINY}) for kind in REAL}
+    recommenders = {kind: made("tiny-opt", changes[kind], "SPS-PSP", data="complete-journey") for kind in REAL}
+    first = recommenders["darec"]
+    names, users = [item.identifier for item in first.items], list(first.users)
     sequences = dataset_of("complete-journey").sequences[:20]
     asked = [([names[k] for k in sequence], users[k] if k % 2 else None) for k, sequence in enumerate(sequences)]
-    for form in ("torch", "hf"):
-        export(recommender, form, tmp_path / form)
-    found = apart(recommender, [f"{form}={tmp_path / form}" for form in ("torch", "hf")], tmp_path, questions=asked)
-    assert max(found) <= CLOSE
+    cases = [(form, kind) for form in ("torch", "hf") for kind in REAL]
+    folders = [export(recommenders[kind], form, tmp_path / f"{form}-{kind}") for form, kind in cases]
+    arguments = [f"{form}={folder}" for (form, _), folder in zip(cases, folders, strict=True)]
+    for (form, kind), scores in zip(cases, opened(arguments, tmp_path, questions=asked), strict=True):
+        assert difference(recommenders[kind], scores, asked) <= CLOSE, (form, kind)
 
 
 @pytest.mark.slow

@@ -36,8 +36,8 @@ SMALL: dict[str, Any] = {
     },
     "model": {"bottleneck": 4, "cf_width": 8},
     "cf": {"epochs": 2},
-    "trial": {"epochs": 2, "batch_size": 8, "lr": 5e-3},
-    "final": {"epochs": 2, "batch_size": 8, "lr": 5e-3},
+    "trial": {"epochs": 2, "batch_size": 16, "lr": 5e-3},
+    "final": {"epochs": 2, "batch_size": 16, "lr": 5e-3},
     "comparison": {"seeds": 2, "encoders": ["gru4rec"], "encoder": {"width": 8, "epochs": 1, "history": 6}},
     "search": {"budget": 4, "startup": 3, "candidates": 1, "confirm_seeds": 2},
 }
