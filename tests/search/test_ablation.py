@@ -104,8 +104,7 @@ def test_scores_are_those_of_the_trainings_and_twins_are_trained_once(tmp_path: 
     assert again.labels == []
 
 
-@pytest.mark.parametrize("short", [False, True])
-def test_workers_find_what_one_process_finds(tmp_path: Path, plan: str, short: bool) -> None:
+def test_workers_find_what_one_process_finds(tmp_path: Path, plan: str) -> None:
     """To the last digit; with a variant that prepares other data, and one that trains in another way."""
     if find_spec("ray") is None:  # not imported here: the executor does so, with its token
         pytest.skip("workers run on Ray, which is not installed")
@@ -116,9 +115,9 @@ def test_workers_find_what_one_process_finds(tmp_path: Path, plan: str, short: b
     }
     wanted = _with(plan, groups)
     one, many = (study(tmp_path, output=str(tmp_path / name), search={"batch": 1}) for name in ("one", "many"))
-    expected = Ablation(one, load_variants(one, wanted), 1, short=short).run()
+    expected = Ablation(one, load_variants(one, wanted), 1, short=True).run()
     ears = Ears()
-    found = Ablation(many, load_variants(many, wanted), 1, short=short, listener=ears, workers=Workers(2, cpus=1)).run()
+    found = Ablation(many, load_variants(many, wanted), 1, short=True, listener=ears, workers=Workers(2, cpus=1)).run()
     assert ablation_record(found) == ablation_record(expected)
     assert "starting the workers" in ears.said
     assert not (many.folder / "prepared").exists()
