@@ -463,6 +463,14 @@ class ComparisonSettings(Section):
         return names
 
 
+class Sharding(StrEnum):
+    """Whether the ranks of a training hold the frozen model whole, or a part of each layer."""
+
+    NONE = "none"
+    AUTO = "auto"
+    LAYERS = "layers"
+
+
 class StudySettings(Section):
     """Settings shared by studies of all models; `load_study` reads one."""
 
@@ -483,6 +491,11 @@ class StudySettings(Section):
     )
     recompute: bool = Field(
         False, description="activation checkpointing: recompute activations in the backward pass to save memory"
+    )
+    shard: Sharding = Field(
+        Sharding.NONE,
+        description="of a training under torchrun: layers leaves each rank a part of every frozen layer, which are gathered (and "
+        "not compiled) as they compute; auto: only where the frozen model does not fit in a GPU's memory; none: all is whole",
     )
     output: str = Field("runs", description="folder with one subfolder per study")
     data: DataSettings = DataSettings()

@@ -47,6 +47,10 @@ class Block(nn.Module):
         attended = attend_causally(projected) if mask is None else attend(projected, mask)
         return self.finish(hidden, self.output(attended))
 
+    def through(self, layer: Callable[..., Tensor], *inputs: Any, **options: Any) -> Tensor:
+        """``layer(*inputs, **options)``, a computation with this block's weights, which are gathered for it if sharded."""
+        return layer(*inputs, **options)
+
     def norm1(self, hidden: Tensor) -> Tensor:
         """The attention's input, from the layer's input."""
         raise NotImplementedError
@@ -276,6 +280,10 @@ class BertBlock(Block):
 class FrozenBackbone(nn.Module):
     """A Hugging Face decoder or encoder with frozen parameters, as a list of `Block`.
 
+    Attributes:
+        sharded: whether several processes hold a part of each layer (`dasearch.training.sharding`) and thus must call all layers
+            in the same order.
+
     Raises:
         BackboneError: for a family without an entry in ``FAMILIES``, or a configuration with a different forward pass.
     """
@@ -287,7 +295,7 @@ class FrozenBackbone(nn.Module):
         family = FAMILIES.get(model.config.model_type)
         if family is None:
             raise unknown_family(name or "the backbone", model.config.model_type)
-        self.name, self.scale = name, scale
+        self.name, self.scale, self.sharded = name, scale, False
         self._elsewhere: dict[tuple[torch.dtype, torch.device], FrozenBackbone] = {}
         self.model = model.eval().requires_grad_(False)
         self.config = model.config
@@ -308,6 +316,18 @@ class FrozenBackbone(nn.Module):
             model = copy.deepcopy(self.model).to(device=device, dtype=dtype)
             self._elsewhere[dtype, device] = FrozenBackbone(model, name=self.name, scale=self.scale)
         return self._elsewhere[dtype, device]
+
+    def moved(self, device: torch.device, dtype: torch.dtype, move: Callable[[FrozenBackbone], None]) -> FrozenBackbone:
+        """Let `computing_in` give what ``move`` puts on the device itself: this model, or its copy in another dtype."""
+        host = self.computing_in(dtype, torch.device("cpu"))
+        move(host)
+        if host is not self:
+            self._elsewhere[dtype, device] = self._elsewhere.pop((dtype, torch.device("cpu")))
+        return host
+
+    def forward(self, tokens: Tensor, real: Tensor) -> Tensor:
+        """As `hidden_states`."""
+        return self.hidden_states(tokens, real)
 
     def train(self, mode: bool = True) -> FrozenBackbone:
         """Stay in evaluation mode whatever ``mode``: a frozen model has no dropout."""

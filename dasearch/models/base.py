@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -14,7 +15,7 @@ from dasearch.data import ItemRows, SequenceBatch
 from dasearch.errors import LayoutError
 from dasearch.layout import SITES, Layout, ModelKind, replaced_layers, require_lora_sites
 from dasearch.models.adapters import AdapterSettings
-from dasearch.models.backbone import FrozenBackbone
+from dasearch.models.backbone import Block, FrozenBackbone
 from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.stacking import Linear, per_row
 
@@ -126,12 +127,11 @@ class RecommenderModel(nn.Module):
     def compile_layers(self) -> None:
         """Compile the computation shared by all layers with torch.compile, if the model supports it."""
 
-    def layer_states(self, layer: Callable[..., Tensor], *inputs: Any, **options: Any) -> Tensor:
-        """A layer's output; with ``recompute`` its activations are recomputed in the backward pass."""
+    def layer_states(self, block: Block, layer: Callable[..., Tensor], *inputs: Any, **options: Any) -> Tensor:
+        """Output of ``layer``, computed with ``block``; with ``recompute`` activations are recomputed in the backward pass."""
         if self.recompute and torch.is_grad_enabled():
-            states: Tensor = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
-            return states
-        return layer(*inputs, **options)
+            layer = partial(checkpoint, layer, use_reentrant=False, preserve_rng_state=False)
+        return block.through(layer, *inputs, **options)
 
     @property
     def device(self) -> torch.device:

@@ -690,12 +690,12 @@ class DARec(RecommenderModel):
         inputs = LayerInputs(positions, rows.segments, at, keyed)
         gates = layer_gates(layout, len(hidden))
         adapted, top = 0, len(self.layers) - 1
-        for index, layer in enumerate(self.layers):
+        for index, (block, layer) in enumerate(zip(self.backbone.all_blocks, self.layers, strict=True)):
             if index not in self.replaced:
-                hidden = self.layer_states(layer, hidden, inputs, gates[0], None, last=index == top)
+                hidden = self.layer_states(block, layer, hidden, inputs, gates[0], None, last=index == top)
                 continue
             vectors = None if collaborative is None else collaborative[min(adapted, len(collaborative) - 1)]
-            hidden = self.layer_states(layer, hidden, inputs, gates[adapted], vectors, last=index == top)
+            hidden = self.layer_states(block, layer, hidden, inputs, gates[adapted], vectors, last=index == top)
             adapted += 1
         return self.backbone.final_norm(hidden)
 

@@ -198,8 +198,8 @@ class E4SRec(RecommenderModel):
         inputs = LayerInputs(positions, batch.rows.segments, at)
         gates, top = layer_gates(layout, len(hidden)), len(self.layers) - 1
         numbers = dict(zip(self.replaced, gates, strict=True))
-        for index, layer in enumerate(self.layers):
-            hidden = self.layer_states(layer, hidden, inputs, numbers.get(index), None, last=index == top)
+        for index, (block, layer) in enumerate(zip(self.backbone.all_blocks, self.layers, strict=True)):
+            hidden = self.layer_states(block, layer, hidden, inputs, numbers.get(index), None, last=index == top)
         return self.backbone.final_norm(hidden)
 
     def states(self, batch: SequenceBatch, layout: Tensor) -> Tensor:

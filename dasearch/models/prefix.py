@@ -248,7 +248,7 @@ def run_layers(
     injections: dict[int, Injection],
     reduce: ParallelReduce = ParallelReduce.MEAN,
     at: Tensor | None = None,
-    through: Callable[..., Tensor] = lambda layer, *inputs: layer(*inputs),
+    through: Callable[..., Tensor] = lambda block, layer, *inputs: block.through(layer, *inputs),
 ) -> Tensor:
     """Last hidden states of the frozen model with prefixes in the layers of ``injections``.
 
@@ -269,9 +269,9 @@ def run_layers(
     for index, block in enumerate(backbone.all_blocks):
         chosen = early if index == top else None
         if index in injections:
-            hidden = through(inject, block, hidden, positions, mask, injections[index], reduce, chosen)
+            hidden = through(block, inject, block, hidden, positions, mask, injections[index], reduce, chosen)
         else:
-            hidden = through(block, hidden, positions, mask)
+            hidden = through(block, block.forward, hidden, positions, mask)
             hidden = hidden if chosen is None else gather_tokens(hidden, chosen)
     return backbone.final_norm(hidden if at is None or early is not None else gather_tokens(hidden, at))
 

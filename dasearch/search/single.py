@@ -26,6 +26,7 @@ from dasearch.training.metrics import Metrics, summarise
 from dasearch.training.preparation import prepare_study
 from dasearch.training.ranks import Peers, joined
 from dasearch.training.recommender import Recommender, save_recommender
+from dasearch.training.sharding import require_ranks, whole_weights
 from dasearch.training.shared import Passing
 
 BEST = "best"
@@ -71,7 +72,8 @@ def train_layout(
     ``best`` is trained under the settings that the search found besides it.
 
     Resumes from its last epoch if it was interrupted. The ranks of a torchrun share the training; rank 0 saves it and
-    shows the progress, as `Study.run` does.
+    shows the progress, as `Study.run` does. If they share the frozen layers (``shard``), the returned model lacks those of the
+    other ranks; load the folder.
     """
     with (
         using(study.settings.threads),
@@ -82,6 +84,7 @@ def train_layout(
 
 
 def _train_layout(study: Study, name: str, out: Path | None, heard: Listener, peers: Peers) -> tuple[Path, Trained]:
+    require_ranks(study.settings.shard, peers)
     peers.require_shares("final.accumulate", study.settings.final.accumulate)
     space = study.space()
     layout = named_layout(name, study, space)
@@ -95,7 +98,9 @@ def _train_layout(study: Study, name: str, out: Path | None, heard: Listener, pe
         heard.remarks(remark)
     require_writable(folder.parent)
     development = LeaveOneOut(dataset).development
-    materials = prepare_study(settings, dataset, development, say=heard.says, language_model=heard.language_model)
+    materials = prepare_study(
+        settings, dataset, development, say=heard.says, language_model=heard.language_model, peers=peers
+    )
     checkpoints = folder.parent / "checkpoints"
     every, lora = space.file.replace_every, space.file.has_lora
     objective = Objective(settings, materials, settings.final, every, checkpoints, lora=lora, peers=peers)
@@ -105,8 +110,9 @@ def _train_layout(study: Study, name: str, out: Path | None, heard: Listener, pe
     run = str(RunId(RunPhase.SINGLE, str(layout), model=settings.model.label))
     trained = objective.train(layout, run=run, seed=TRIAL_SEED, on_epoch=lambda epoch: heard.epoch(training, epoch))
     metric = Metric(name=chosen_by, value=trained.metrics.record()[chosen_by])
+    weights = whole_weights(materials.catalogue.backbone)
     if peers.first:
-        save_recommender(folder, trained, settings, materials, dataset, metric=metric)
+        save_recommender(folder, trained, settings, materials, dataset, metric=metric, weights=weights)
         objective.forget(run)
     heard.finished(Finished(training, metric.value, None, None, trained.seconds, 0.0))
     return folder, trained

@@ -66,6 +66,7 @@ MAY_CHANGE = {
     "compile",
     "graphs",
     "recompute",
+    "shard",
     "search.budget",
     "search.batch",
     "search.pending",

@@ -6,10 +6,11 @@ A trained recommender's folder and a study's bundle use the same format.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import transformers
+from torch import Tensor
 
 from dasearch.data import Dataset, Item
 from dasearch.models.backbone import AttentionScale, FrozenBackbone
@@ -21,9 +22,17 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 FOUND_BY = ("is_local", "local_files_only")  # how a tokenizer was loaded, which differs between processes
 
 
-def write_backbone(folder: Path, backbone: FrozenBackbone, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
-    """Save model and tokenizer in Hugging Face's format in ``backbone/``; the same model gives the same bytes."""
-    backbone.model.save_pretrained(folder / BACKBONE)
+def write_backbone(
+    folder: Path,
+    backbone: FrozenBackbone,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Save model and tokenizer in Hugging Face's format in ``backbone/``; the same model gives the same bytes.
+
+    ``weights`` are the model's, by name, if this process does not hold them all.
+    """
+    backbone.model.save_pretrained(folder / BACKBONE, state_dict=weights)
     tokenizer.save_pretrained(folder / BACKBONE)
     path = folder / BACKBONE / TOKENIZER_CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -41,16 +41,19 @@ def rank_batches(
 ) -> list[HeldOutRanks]:
     """Ranks of each user's held-out item under every candidate; batches come with the user indices of their rows.
 
-    Results are copied from the device once, at the end. Each of ``peers`` computes its own batches and receives all results.
+    Results are copied from the device once, at the end. Each of ``peers`` computes its own batches and receives all results; if
+    they share the frozen layers, one without a batch left computes another's for nothing.
     """
     k = stacked(layout) or 1
     ranks = torch.zeros(k, users, dtype=torch.long, device=layout.device)
     losses = torch.zeros(k, users, device=layout.device)
 
-    for of_rows, rows in peers.own(batches):
+    shared = peers.in_step(batches) if model.backbone.sharded else ((one, True) for one in peers.own(batches))
+    for (of_rows, rows), own in shared:
         places, batch = torch.from_numpy(of_rows).to(layout.device), SequenceBatch.together([rows] * k)
         ranked, lost = _ranks_and_losses(model, batch, scorer, layout)
-        ranks[:, places], losses[:, places] = ranked.view(k, -1), lost.view(k, -1)
+        if own:
+            ranks[:, places], losses[:, places] = ranked.view(k, -1), lost.view(k, -1)
     peers.fill(ranks, losses)
     lines = zip(ranks.cpu().numpy(), losses.double().cpu().numpy(), strict=True)
     return [HeldOutRanks(*line) for line in lines]

@@ -297,6 +297,7 @@ def objective_hash(settings: StudySettings) -> str:
         "compile",
         "graphs",
         "recompute",
+        "shard",
         "output",
         "search",
         "trial",

@@ -27,7 +27,9 @@ from dasearch.training.materials import (
 )
 from dasearch.training.method import TrainingTask
 from dasearch.training.ra_rec import RARecMethod
+from dasearch.training.ranks import ALONE, Peers
 from dasearch.training.seeds import generator_for
+from dasearch.training.sharding import require_ranks, shard_frozen
 from dasearch.training.shared import Catalogue, PurchaseIndex, Say, SharedInputs
 
 TRAINING_TASKS: dict[ModelKind, type[TrainingTask]] = {
@@ -45,10 +47,16 @@ def prepare_study(
     *,
     say: Say = lambda _: None,
     language_model: Progress | None = None,
+    peers: Peers = ALONE,
 ) -> StudyContext:
-    """Load the language model, tokenise the catalogue, prepare the study's training task; ``say`` receives a message per step."""
+    """Load the language model, tokenise the catalogue, prepare the study's training task; ``say`` receives a message per step.
+
+    ``peers``, among which the frozen layers may be shared, all call this.
+    """
+    require_ranks(settings.shard, peers)
     say("loading the language model")
     opened = open_backbone(settings, dataset, progress=language_model)
+    shard_frozen(opened[0], settings, resolve_device(settings.device), peers)
     return prepare(settings, build_catalogue(settings, dataset, *opened), development, say=say)
 
 

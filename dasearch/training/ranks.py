@@ -1,10 +1,10 @@
 """Data-parallel training with torchrun, one process (rank) per GPU.
 
-Every rank holds the whole model: data parallelism without FSDP, since the frozen models fit on one GPU and the trained part is
-small. The ranks share the micro-batches of each optimiser step and the batches of the validation. Gradients are gathered and
-summed in the order of the micro-batches, which all-reduce would not preserve, so that training with N ranks gives the same
-result as one process, bit for bit where kernels are deterministic. torch is imported only inside functions, because the command
-line needs `started` before it.
+Every rank holds all that is trained, which is small, and the frozen model: whole or, where it does not fit on one GPU, a part of
+each layer (`dasearch.training.sharding`). The ranks share the micro-batches of each optimiser step and the batches of the
+validation. Gradients are gathered and summed in the order of the micro-batches, which all-reduce would not preserve, so that
+training with N ranks gives the same result as one process, bit for bit where kernels are deterministic. torch is imported only
+inside functions, because the command line needs `started` before it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -57,6 +57,21 @@ class Peers:
         """The parts assigned to this process: every ``size``-th one."""
         return itertools.islice(parts, self.rank, None, self.size)
 
+    def in_step(
+        self, parts: Iterable[T], kind: Callable[[T], Hashable] = lambda part: None
+    ) -> Iterator[tuple[T, bool]]:
+        """The parts of `own` with True, and between them others' parts with False, to be computed for nothing.
+
+        All processes thereby compute equally many parts, and parts of the same ``kind`` at a time, whose computations call the
+        same collective operations.
+        """
+        parts = iter(parts)
+        while turn := list(itertools.islice(parts, self.size)):
+            kinds = [kind(part) for part in turn]
+            for current in dict.fromkeys(kinds):
+                own = self.rank < len(turn) and kinds[self.rank] == current
+                yield turn[self.rank if own else kinds.index(current)], own
+
     def total(self, own: Iterable[Tensor], count: int, like: Tensor) -> Tensor:
         """The sum of all ``count`` parts in order, given this process's `own`; each has the shape of ``like``."""
         return functools.reduce(_plus, own if self.size == 1 else self.in_order(list(own), count, like))
@@ -68,7 +83,7 @@ class Peers:
         turns = -(-count // self.size)
         mine = torch.stack([*own, *[torch.zeros_like(like)] * (turns - len(own))])  # (turns, ...)
         gathered = [torch.empty_like(mine) for _ in range(self.size)]
-        _at_once(lambda: torch.distributed.all_gather(gathered, mine))
+        collective(lambda: torch.distributed.all_gather(gathered, mine))
         return [gathered[place % self.size][place // self.size] for place in range(count)]
 
     def fill(self, *tensors: Tensor) -> None:
@@ -76,7 +91,15 @@ class Peers:
         import torch
 
         for tensor in tensors if self.size > 1 else ():
-            _at_once(functools.partial(torch.distributed.all_reduce, tensor))
+            collective(functools.partial(torch.distributed.all_reduce, tensor))
+
+    def all_say(self, yes: bool, device: torch.device) -> bool:
+        """Whether every process says yes."""
+        import torch
+
+        no = torch.tensor(int(not yes), device=device)
+        self.fill(no)
+        return not no
 
     def follow(self, tensors: Iterable[Tensor]) -> None:
         """Broadcast tensors from the first process, since preparation on different GPUs may differ in the last digits."""
@@ -85,7 +108,7 @@ class Peers:
         with torch.inference_mode():
             for tensor in tensors if self.size > 1 else ():
                 first = tensor.detach().clone(memory_format=torch.contiguous_format)
-                _at_once(functools.partial(torch.distributed.broadcast, first, src=FIRST))
+                collective(functools.partial(torch.distributed.broadcast, first, src=FIRST))
                 tensor.copy_(first)
 
     def require_same_epochs(self, done: int, device: torch.device) -> None:
@@ -184,8 +207,8 @@ def _take_gpu(device: torch.device, here: int) -> None:
     torch.cuda.set_device(here)
 
 
-def _at_once(call: Callable[[], object]) -> None:
-    """Run a collective operation.
+def collective(call: Callable[[], T]) -> T:
+    """The result of a collective operation.
 
     Raises:
         RankError: if another process has ended.
@@ -193,7 +216,7 @@ def _at_once(call: Callable[[], object]) -> None:
     import torch
 
     try:
-        call()
+        return call()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

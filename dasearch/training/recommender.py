@@ -272,10 +272,15 @@ def save_recommender(
     *,
     metric: Metric | None = None,
     results: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write the folder atomically (to a temporary folder, then renamed); an existing folder is replaced."""
+    """Write the folder atomically (to a temporary folder, then renamed); an existing folder is replaced.
+
+    ``weights`` are the frozen model's, as of `write_backbone`.
+    """
     with written_beside(folder, IfExists.REPLACED) as unfinished:
         _write(unfinished, trained, settings, materials, dataset, metric, results or {})
+        write_backbone(unfinished, materials.catalogue.backbone, materials.catalogue.tokenizer, weights)
     return folder
 
 
@@ -288,13 +293,12 @@ def _write(
     metric: Metric | None,
     results: Mapping[str, Any],
 ) -> None:
-    model, catalogue = trained.model, materials.catalogue
+    model = trained.model
     development = materials.development
     users = torch.as_tensor(development.users, device=model.device)
     model.fit_cold_start(users, [torch.as_tensor(s, device=model.device) for s in development.train])
     record = {"format": FORMAT, "layout": str(trained.layout)}
     save_tensors(folder / "model.safetensors", model.active_tensors(trained.layout), record)
-    write_backbone(folder, catalogue.backbone, catalogue.tokenizer)
     write_items(folder, dataset.items)
     (folder / "users.json").write_text(json.dumps(list(dataset.users)), encoding="utf-8")
     (folder / LAYOUT_NAME).write_text(layout_file(settings, trained, metric).text(), encoding="utf-8")

@@ -6,6 +6,7 @@ The rows of all candidates share each pass through the frozen layers, with stack
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import threading
@@ -114,7 +115,8 @@ class Ground:
         self.peers.follow(model.own_tensors().values())
         model.recompute = self.settings.recompute
         on_gpu = self.materials.device.type == "cuda"
-        if on_gpu if self.settings.compile is None else self.settings.compile:
+        wanted = on_gpu if self.settings.compile is None else self.settings.compile
+        if wanted and not self.materials.catalogue.backbone.sharded:
             model.compile_layers()
         return model
 
@@ -325,9 +327,19 @@ class Stack:
 
     def _run(self, group: list[tuple[SequenceBatch, Drawn]]) -> None:
         """One optimiser step from the gradients of this process's and its peers' batches."""
-        device, share = self.materials.device, 1 / len(group)
-        own = (self._gradient(batch.to(device), drawn.to(device), share) for batch, drawn in self.peers.own(group))
+        own = self._own_gradients(group, 1 / len(group))
         self._update(self.peers.total(own, len(group), like=self.parameters.matrix))
+
+    def _own_gradients(self, group: list[tuple[SequenceBatch, Drawn]], share: float) -> Iterator[Tensor]:
+        """The gradient of each of this process's batches."""
+        device, backbone = self.materials.device, self.materials.catalogue.backbone
+        shared = (
+            self.peers.in_step(group, _passes) if backbone.sharded else ((one, True) for one in self.peers.own(group))
+        )
+        for (batch, drawn), own in shared:
+            gradient = self._gradient(batch.to(device), drawn.to(device), share, own=own)
+            if own:
+                yield gradient
 
     def _run_graph(self, group: list[tuple[SequenceBatch, Drawn]]) -> None:
         """One optimiser step from a single batch, padded to repeating shapes, as a graph."""
@@ -348,14 +360,14 @@ class Stack:
         finally:
             self.model.recompute = kept
 
-    def _gradient(self, batch: SequenceBatch, drawn: Drawn, share: float = 1.0) -> Tensor:
-        """Gradient of the loss times ``share``; every term is added to the epoch's sums, or stored for them."""
+    def _gradient(self, batch: SequenceBatch, drawn: Drawn, share: float = 1.0, *, own: bool = True) -> Tensor:
+        """Gradient of the loss times ``share``; every term is added to the epoch's sums, or stored for them, if ``own``."""
         terms = self.terms(batch, drawn)
-        own = {name: value.detach() for name, value in terms.items()}
+        values = {name: value.detach() for name, value in terms.items()}
         if self.peers.size == 1:
-            self._add(own)
-        else:
-            self._own_terms.append(own)
+            self._add(values)
+        elif own:
+            self._own_terms.append(values)
         return self.parameters.gradient(terms["total"].sum() * share)
 
     def _add(self, terms: dict[str, Tensor]) -> None:
@@ -464,6 +476,12 @@ def newest_share(decay: float, steps: int) -> float:
 
 def _attention(device: torch.device) -> AbstractContextManager[None]:
     return sdpa_kernel(CUDA_ATTENTION) if device.type == "cuda" else nullcontext()
+
+
+def _passes(part: tuple[SequenceBatch, Drawn]) -> tuple[bool, ...]:
+    """What decides how often a batch's losses call the frozen layers: which inputs were sampled."""
+    _, drawn = part
+    return tuple(getattr(drawn, field.name) is None for field in dataclasses.fields(drawn))
 
 
 def _groups(parts: Iterator[T], size: int) -> Iterator[list[T]]:

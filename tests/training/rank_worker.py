@@ -1,6 +1,7 @@
 """Trains one layout as `dasearch train` does and records the reported epochs: a single process, or a rank of torchrun.
 
-``python -m tests.training.rank_worker STUDY OUT HEARD [END]``; ``interrupted`` or ``lost`` ends it after the first epoch.
+``python -m tests.training.rank_worker STUDY OUT HEARD [END]``; ``interrupted`` or ``lost`` ends it after the first epoch. Of a
+finished training HEARD.RANK.bytes is the size of the frozen layers that this process holds.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dasearch.search.single import train_layout
 from dasearch.search.study import Study
 from dasearch.training.progress import Epoch
 from dasearch.training.ranks import started
+from dasearch.training.sharding import held_bytes
 
 LAYOUT = "SPS-PPS"
 
@@ -36,11 +38,13 @@ class Hearing(Listener):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def hear(study: Path, out: Path, end: str = "") -> list[list[dict[str, float]]]:
-    """Train, and give the losses and metrics of every epoch."""
+def hear(study: Path, out: Path, end: str = "", *, size: Path | None = None) -> list[list[dict[str, float]]]:
+    """Train, and give the losses and metrics of every epoch; ``size`` is the file of the frozen layers' bytes."""
     listener = Hearing(end)
     try:
-        train_layout(Study.load(str(study)), LAYOUT, out=out, listener=listener)
+        _, trained = train_layout(Study.load(str(study)), LAYOUT, out=out, listener=listener)
+        if size is not None:
+            size.write_text(str(held_bytes(trained.model.backbone)))
     except KeyboardInterrupt:
         assert end == "interrupted"
     return listener.epochs
@@ -49,7 +53,7 @@ def hear(study: Path, out: Path, end: str = "") -> list[list[dict[str, float]]]:
 if __name__ == "__main__":
     study, out, heard = map(Path, sys.argv[1:4])
     try:
-        found = hear(study, out, *sys.argv[4:])
+        found = hear(study, out, *sys.argv[4:], size=heard.with_suffix(f".{started().rank}.bytes"))
     except RankError as error:
         sys.exit(str(error))
     heard.with_suffix(f".{started().rank}.json").write_text(json.dumps(found))

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from dasearch.cli import run_command
@@ -29,6 +31,7 @@ IDLE: dict[str, Any] = {  # 5 batches, the last of which is too small for MMD
     "model": {"kind": "idle"},
     "final": {"epochs": 3, "batch_size": 24, "accumulate": 2, "lr": 5e-3},
 }
+UNLIKE: dict[str, Any] = {**IDLE, "final": {**IDLE["final"], "batch_size": 32, "accumulate": 4}}  # so is the 4th of 4
 
 
 def written(folder: Path, changes: dict[str, Any]) -> Path:
@@ -55,11 +58,13 @@ def same_model(first: Path, second: Path) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("changes", [DAREC, IDLE], ids=["darec", "idle"])
-def test_two_ranks_train_as_one_process(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """To the last bit: parts are summed in the order of one process."""
-    study = written(tmp_path, changes)
-    alone = hear(study, tmp_path / "one" / "model")
+@pytest.mark.parametrize(
+    ("changes", "shard"), [(DAREC, "none"), (IDLE, "none"), (UNLIKE, "layers")], ids=["darec", "idle", "idle sharded"]
+)
+def test_two_ranks_train_as_one_process(tmp_path: Path, changes: dict[str, Any], shard: str) -> None:
+    """To the last bit: parts are summed in the order of one process, and gathered layers have the same bits."""
+    alone = hear(written(tmp_path, changes), tmp_path / "one" / "model")
+    study = written(tmp_path, {**changes, "shard": shard})
     done = two_ranks(study, tmp_path / "two" / "model", tmp_path / "heard")
     assert done.returncode == 0, done.stderr
     assert alone[0][0]["total"] != alone[2][0]["total"]
@@ -68,17 +73,21 @@ def test_two_ranks_train_as_one_process(tmp_path: Path, changes: dict[str, Any])
     assert [path.name for path in (tmp_path / "two").rglob("*.safetensors") if "checkpoints" in path.parts] == []
 
 
-def test_two_ranks_resume_from_a_checkpoint(tmp_path: Path) -> None:
-    study, out = written(tmp_path, DAREC), tmp_path / "two" / "model"
-    alone = hear(study, tmp_path / "one" / "model")
+def test_two_ranks_resume_from_a_checkpoint_with_half_of_each_layer(tmp_path: Path) -> None:
+    """The checkpoint is of ranks that held all layers; the last step and the validation leave the second without a batch."""
+    study, out, size = written(tmp_path, DAREC), tmp_path / "two" / "model", tmp_path / "whole.bytes"
+    alone = hear(study, tmp_path / "one" / "model", size=size)
     broken = two_ranks(study, out, tmp_path / "heard", "interrupted")
     assert broken.returncode == 0, broken.stderr
     assert heard_by(0, tmp_path) == alone[:1]
     assert len(list((out.parent / "checkpoints").glob("*.safetensors"))) == 1
-    done = two_ranks(study, out, tmp_path / "heard")
+    done = two_ranks(written(tmp_path, {**DAREC, "shard": "layers"}), out, tmp_path / "heard")
     assert done.returncode == 0, done.stderr
     assert heard_by(0, tmp_path) == heard_by(1, tmp_path) == alone[1:]
     assert same_model(tmp_path / "one" / "model", out)
+    assert same_model(tmp_path / "one" / "model" / "backbone", out / "backbone")
+    held = [int((tmp_path / f"heard.{rank}.bytes").read_text()) for rank in range(2)]
+    assert held == [int(size.read_text()) // 2] * 2
 
 
 def test_a_lost_rank_ends_the_others_with_one_sentence(tmp_path: Path) -> None:
@@ -93,6 +102,16 @@ def test_parts_of_one_process_are_its_own() -> None:
     assert list(ALONE.own(range(5))) == [0, 1, 2, 3, 4]
     assert list(Peers(1, 2).own(range(5))) == [1, 3]
     assert torch.equal(ALONE.total(iter(parts), 3, parts[0]), parts[0] + parts[1] + parts[2])
+
+
+@given(st.integers(1, 4), st.lists(st.sampled_from("ab"), max_size=9))
+def test_ranks_in_step_compute_parts_of_one_kind_at_a_time(size: int, kinds: list[str]) -> None:
+    parts = list(enumerate(kinds))
+    found = [list(Peers(rank, size).in_step(parts, lambda part: part[1])) for rank in range(size)]
+    for turn in zip(*found, strict=True):  # equally many
+        assert len({kind for (_, kind), _ in turn}) == 1
+    for rank, computed in enumerate(found):
+        assert [part for part, own in computed if own] == list(Peers(rank, size).own(parts))
 
 
 def test_uneven_steps_name_the_setting() -> None:
