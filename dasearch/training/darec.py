@@ -285,7 +285,7 @@ class DARecMethod(TrainingTask):
         return {**ranks, name: encoder_ranks(FactorEncoder(cf, HISTORY_ITEMS), users, histories, targets)}
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode, in which sharded layers cannot become part of a model
 def state_whitening(settings: DARecStudy, materials: SharedInputs) -> Whitening:
     """Mean and principal directions of the frozen model's states at ``[SEQ]``, over training rows.
 

@@ -101,7 +101,8 @@ class _Gather:
         async_op: bool = False,
     ) -> torch.distributed.Work | None:
         """Gather ``input_tensor`` of every rank in ``output_tensor``."""
-        gather = torch.distributed.all_gather_into_tensor
+        distributed: Any = torch.distributed
+        gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor  # torch < 2.13
         work: torch.distributed.Work | None = collective(
             lambda: gather(output_tensor, input_tensor, group=group, async_op=async_op)
         )

@@ -24,7 +24,7 @@ from tests.training.studies import small_study
 
 ROOT = Path(__file__).parents[2]
 DAREC: dict[str, Any] = {  # 9 batches: steps of 4, 4 and 1 of them
-    "model": {"dropout": 0.2},
+    "model": {"dropout": 0.2, "head_states": "whitened"},
     "final": {"epochs": 3, "batch_size": 7, "accumulate": 4, "average": 0.9},
 }
 IDLE: dict[str, Any] = {  # 5 batches, the last of which is too small for MMD
