@@ -245,14 +245,13 @@ def run(
     _starting()
     from dasearch.report.terminal import show_estimate, summary
     from dasearch.search.estimate import estimate
-    from dasearch.search.executors import Workers
     from dasearch.search.prior import prior_trials
     from dasearch.search.progress import Terminal
 
     require_alone("run")
     if as_json and not dry_run:
         raise WrongUse("a run prints its progress, not JSON; add --dry-run, or use `dasearch status --json`")
-    crew = _crew(workers, Workers(workers or 1, cpus, gpus, ray, slurm, exchange))
+    crew = _crew(workers, cpus, gpus, ray, slurm, exchange)
     console = _console()
     loaded = _study(study, _overrides(changes, budget, seed), output, storage, console=_beside(as_json))
     if dry_run:
@@ -269,12 +268,13 @@ def run(
     summary(console, status, Place(loaded.settings.output, storage), resume=resumed(context.obj))
 
 
-def _crew(count: int | None, asked: Workers) -> Workers | None:
-    """The requested workers, if any; invalid requests are rejected before the study is prepared."""
+def _crew(count: int | None, *options: Any) -> Workers | None:
+    """The requested workers, if any, with the options of `Workers`; rejects invalid ones before the study is prepared."""
     from dasearch.search.executors import Workers
     from dasearch.search.executors.exchange import require_exchange
     from dasearch.search.executors.slurm import asked_of_slurm
 
+    asked = Workers(count or 1, *options)
     if count is None:
         if asked != Workers():
             raise WrongUse("a run without --workers trains in this process; add --workers N")
@@ -499,11 +499,10 @@ def ablate(
     from dasearch.report.ablation import ablation_figure, ablation_record, ablation_table
     from dasearch.report.page import write_figure
     from dasearch.search.ablation import Ablation, load_variants
-    from dasearch.search.executors import Workers
     from dasearch.search.progress import Terminal
 
     require_alone("ablate")
-    crew = _crew(workers, Workers(workers or 1, cpus, gpus, ray, slurm, exchange))
+    crew = _crew(workers, cpus, gpus, ray, slurm, exchange)
     console, beside = _console(), _beside(as_json)
     loaded = _study(study, changes or (), output, storage, console=beside)
     variants = load_variants(loaded, file, layout=layout, only=only or (), short=short)
@@ -605,14 +604,13 @@ def recommend(
 
     if (history is None) == (source is None) or (source is None) != (out is None):
         raise WrongUse("give a history as in --history ITEM,ITEM, or a file of them as in --from FILE --out FILE")
+    if source is not None and user is not None:
+        raise WrongUse("--user requires --history; in a file the column user names the user of a history")
+    opened = open_trained(model, output=output, storage=storage, device=device)
     if source is not None and out is not None:
-        if user is not None:
-            raise WrongUse("--user requires --history; in a file the column user names the user of a history")
         options = {"include_seen": include_seen, "skip_bad": skip_bad, "overwrite": overwrite, "batch_size": batch_size}
-        opened = open_trained(model, output=output, storage=storage, device=device)
         _answer_file(opened, source, out, as_json, k=k, **options)
         return
-    opened = open_trained(model, output=output, storage=storage, device=device)
     items = history_of(str(history), {item.identifier for item in opened.items})
     answers = opened.recommend(items, k, user=user, include_seen=include_seen)
     if as_json:

@@ -631,7 +631,7 @@ class StudySettings(Section):
     @property
     def selects_examples(self) -> bool:
         """Whether training reads selected examples, rather than all."""
-        return True
+        return not self.examples.all
 
     def without_pretraining(self) -> Self:
         """The study with untrained ID vectors, for estimates, which exclude their training."""
@@ -655,11 +655,6 @@ class DARecStudy(StudySettings):
         """Whether a trained ID encoder is needed."""
         return self.model.item_ids is ItemIDs.ENCODER or super().reads_encoder
 
-    @property
-    def selects_examples(self) -> bool:
-        """Whether training reads selected examples, rather than all."""
-        return not self.examples.all
-
     def without_pretraining(self) -> Self:
         """The study with an untrained CF model and untrained ID vectors, for estimates."""
         cf = self.cf.model_copy(update={"epochs": 0})
@@ -670,6 +665,11 @@ class EncoderStudy(StudySettings):
     """A study of a model that reads the vectors of an ID encoder."""
 
     model: IDLESettings | RARecSettings
+
+    @property
+    def selects_examples(self) -> bool:
+        """True: rows have a single target."""
+        return True
 
 
 class IDLEStudy(EncoderStudy):
@@ -727,11 +727,6 @@ class E4SRecStudy(StudySettings):
     """A study of E4SRec's layouts."""
 
     model: E4SRecSettings
-
-    @property
-    def selects_examples(self) -> bool:
-        """Whether training reads selected examples, rather than all."""
-        return not self.examples.all
 
 
 STUDIES: dict[ModelKind, type[StudySettings]] = {

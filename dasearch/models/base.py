@@ -59,15 +59,12 @@ class RecommenderModel(nn.Module):
 
     Examples:
         >>> import torch
-        >>> from transformers import OPTConfig, OPTModel
         >>> from dasearch import Layout
         >>> from dasearch.models import DARec
-        >>> from dasearch.models.backbone import FrozenBackbone
         >>> from dasearch.models.darec import DARecSettings
-        >>> sizes = {"hidden_size": 8, "word_embed_proj_dim": 8, "ffn_dim": 16, "num_attention_heads": 2}
-        >>> backbone = FrozenBackbone(OPTModel(OPTConfig(vocab_size=20, num_hidden_layers=2, **sizes)), name="tiny")
+        >>> from dasearch.models.examples import tiny_backbone
         >>> generator = torch.Generator().manual_seed(0)
-        >>> model = DARec(backbone, DARecSettings(bottleneck=4), n_users=3, n_items=5, generator=generator)
+        >>> model = DARec(tiny_backbone(), DARecSettings(bottleneck=4), n_users=3, n_items=5, generator=generator)
         >>> model.layout_tensor(Layout.parse("SPS-PPS")).shape
         torch.Size([2, 3, 3])
     """

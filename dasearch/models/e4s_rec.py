@@ -123,18 +123,13 @@ class E4SRec(RecommenderModel):
 
     Examples:
         >>> import torch
-        >>> from transformers import OPTConfig, OPTModel
         >>> from dasearch import Layout
         >>> from dasearch.models import E4SRec
-        >>> from dasearch.models.backbone import FrozenBackbone
         >>> from dasearch.models.e4s_rec import E4SRecSettings
-        >>> from dasearch.models.id_encoders import EncoderSettings, build_encoder
-        >>> sizes = {"hidden_size": 8, "word_embed_proj_dim": 8, "ffn_dim": 16, "num_attention_heads": 2}
-        >>> backbone = FrozenBackbone(OPTModel(OPTConfig(vocab_size=20, num_hidden_layers=2, **sizes)), name="tiny")
+        >>> from dasearch.models.examples import tiny_backbone, tiny_encoder
         >>> generator = torch.Generator().manual_seed(0)
-        >>> encoder = build_encoder(EncoderSettings(name="sasrec", width=4), 3, 5, torch.zeros(5, 4), generator)
         >>> settings = E4SRecSettings(kind="e4s-rec", bottleneck=4)
-        >>> model = E4SRec(backbone, settings, encoder=encoder, n_items=5, generator=generator)
+        >>> model = E4SRec(tiny_backbone(), settings, encoder=tiny_encoder(3, 5), n_items=5, generator=generator)
         >>> model.count_trained(Layout.parse("SP-PS")) - model.count_trained(Layout.parse("SP-PN"))  # an adapter
         76
     """

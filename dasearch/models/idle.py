@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from dasearch.data import ItemRows, SequenceBatch
 from dasearch.layout import READS, ModelKind
-from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.base import (
     HEAD_SD,
     HeadBias,
@@ -30,7 +29,6 @@ from dasearch.models.base import (
     new_linear,
     start_head,
 )
-from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.prefix import Injection, PrefixModel, PrefixSettings, Refine
 from dasearch.models.stacking import Linear, linear, per_row
 
@@ -82,28 +80,17 @@ class TextHead(nn.Module):
 class IDLEAdapter(PrefixModel):
     """A hard prompt with the history in, item scores out; the layout is an argument.
 
-    Args:
-        backbone: a frozen decoder or encoder.
-        settings: the model's settings.
-        encoder: a frozen, trained ID encoder.
-        n_items: size of the catalogue.
-        replace_every: replacement frequency r.
-        generator: random generator of all initial weights.
+    Arguments are those of `dasearch.models.prefix.PrefixModel`.
 
     Examples:
         >>> import torch
-        >>> from transformers import OPTConfig, OPTModel
         >>> from dasearch import Layout
         >>> from dasearch.models import IDLEAdapter
-        >>> from dasearch.models.backbone import FrozenBackbone
-        >>> from dasearch.models.id_encoders import EncoderSettings, build_encoder
+        >>> from dasearch.models.examples import tiny_backbone, tiny_encoder
         >>> from dasearch.models.idle import IDLESettings
-        >>> sizes = {"hidden_size": 8, "word_embed_proj_dim": 8, "ffn_dim": 16, "num_attention_heads": 2}
-        >>> backbone = FrozenBackbone(OPTModel(OPTConfig(vocab_size=20, num_hidden_layers=2, **sizes)), name="tiny")
         >>> generator = torch.Generator().manual_seed(0)
-        >>> encoder = build_encoder(EncoderSettings(name="sasrec", width=4), 3, 5, torch.zeros(5, 4), generator)
         >>> settings = IDLESettings(kind="idle", prefix=2)
-        >>> model = IDLEAdapter(backbone, settings, encoder=encoder, n_items=5, generator=generator)
+        >>> model = IDLEAdapter(tiny_backbone(), settings, encoder=tiny_encoder(3, 5), n_items=5, generator=generator)
         >>> model.layout_tensor(Layout.parse("SPS-PPS")).shape
         torch.Size([2, 3, 3])
     """
@@ -112,23 +99,14 @@ class IDLEAdapter(PrefixModel):
     groups = {ParameterGroup.ADAPTERS: ("prefixes",), ParameterGroup.HEAD: ("head",)}  # noqa: RUF012 (of the base)
     settings: IDLESettings
 
-    def __init__(
-        self,
-        backbone: FrozenBackbone,
-        settings: IDLESettings,
-        *,
-        encoder: IDEncoder,
-        n_items: int,
-        replace_every: int = 1,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__(backbone, settings, encoder=encoder, n_items=n_items, replace_every=replace_every)
-        self.prefixes = self.build_prefixes(settings.refine, generator)
+    def build_modules(self, generator: torch.Generator) -> None:
+        """The prefixes of the adapted layers and the item head."""
+        self.prefixes = self.build_prefixes(self.settings.refine, generator)
         self.head: nn.Linear | TextHead
-        if settings.head is Head.DOT_ITEM_TEXT:
-            self.head = TextHead(backbone.width, n_items, generator)
+        if self.settings.head is Head.DOT_ITEM_TEXT:
+            self.head = TextHead(self.backbone.width, self.n_items, generator)
         else:
-            self.head = Linear(backbone.width, n_items)
+            self.head = Linear(self.backbone.width, self.n_items)
             nn.init.normal_(self.head.weight, std=HEAD_SD, generator=generator)
             nn.init.zeros_(self.head.bias)
 

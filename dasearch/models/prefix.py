@@ -312,6 +312,7 @@ class PrefixModel(RecommenderModel):
         encoder: a frozen, trained ID encoder in evaluation mode.
         n_items: size of the catalogue.
         replace_every: replacement frequency r.
+        generator: random generator of all initial weights.
     """
 
     settings: PrefixSettings
@@ -324,9 +325,15 @@ class PrefixModel(RecommenderModel):
         *,
         encoder: IDEncoder,
         n_items: int,
-        replace_every: int,
+        replace_every: int = 1,
+        generator: torch.Generator,
     ) -> None:
         super().__init__(backbone, settings, n_items=n_items, replace_every=replace_every, encoder=encoder)
+        self.build_modules(generator)
+
+    def build_modules(self, generator: torch.Generator) -> None:
+        """Add the trained modules, with their initial weights."""
+        raise NotImplementedError
 
     def build_prefixes(self, refine: Refine, generator: torch.Generator) -> nn.ModuleList:
         """A `Prefix` for each adapted layer; an empty list if nothing is injected."""

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 
 from dasearch.data import ItemRows, Rows, SequenceBatch
 from dasearch.layout import READS, ModelKind
-from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.base import ParameterGroup, Scorer, layer_gates, log_frequency, stacked
-from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.prefix import Injection, PrefixModel, PrefixSettings, Refine
 
 USER, ITEM, INSTRUCTION = range(3)
@@ -86,28 +84,17 @@ class Tower(nn.Module):
 class RARec(PrefixModel):
     """Rows in, states of users and items out; the layout is an argument.
 
-    Args:
-        backbone: a frozen decoder or encoder.
-        settings: the model's settings.
-        encoder: a frozen, trained ID encoder.
-        n_items: size of the catalogue.
-        replace_every: replacement frequency r.
-        generator: random generator of all initial weights.
+    Arguments are those of `dasearch.models.prefix.PrefixModel`.
 
     Examples:
         >>> import torch
-        >>> from transformers import OPTConfig, OPTModel
         >>> from dasearch import Layout
         >>> from dasearch.models import RARec
-        >>> from dasearch.models.backbone import FrozenBackbone
-        >>> from dasearch.models.id_encoders import EncoderSettings, build_encoder
+        >>> from dasearch.models.examples import tiny_backbone, tiny_encoder
         >>> from dasearch.models.ra_rec import RARecSettings
-        >>> sizes = {"hidden_size": 8, "word_embed_proj_dim": 8, "ffn_dim": 16, "num_attention_heads": 2}
-        >>> backbone = FrozenBackbone(OPTModel(OPTConfig(vocab_size=20, num_hidden_layers=2, **sizes)), name="tiny")
         >>> generator = torch.Generator().manual_seed(0)
-        >>> encoder = build_encoder(EncoderSettings(name="sasrec", width=4), 3, 5, torch.zeros(5, 4), generator)
         >>> settings = RARecSettings(kind="ra-rec", prefix=2)
-        >>> model = RARec(backbone, settings, encoder=encoder, n_items=5, generator=generator)
+        >>> model = RARec(tiny_backbone(), settings, encoder=tiny_encoder(3, 5), n_items=5, generator=generator)
         >>> model.layout_tensor(Layout.parse("SPS-PPS")).shape
         torch.Size([2, 3, 3])
     """
@@ -119,21 +106,13 @@ class RARec(PrefixModel):
     }
     settings: RARecSettings
 
-    def __init__(
-        self,
-        backbone: FrozenBackbone,
-        settings: RARecSettings,
-        *,
-        encoder: IDEncoder,
-        n_items: int,
-        replace_every: int = 1,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__(backbone, settings, encoder=encoder, n_items=n_items, replace_every=replace_every)
+    def build_modules(self, generator: torch.Generator) -> None:
+        """Both towers, and the items' biases."""
+        settings = self.settings
         refine = Refine.CONCAT if settings.instruction else Refine.NONE
         self.user_tower = Tower(self.build_prefixes(refine, generator), settings, site=USER)
         self.item_tower = Tower(self.build_prefixes(refine, generator), settings, site=ITEM)
-        self.item_bias = nn.Parameter(torch.zeros(n_items), requires_grad=settings.item_bias is not ItemBias.NONE)
+        self.item_bias = nn.Parameter(torch.zeros(self.n_items), requires_grad=settings.item_bias is not ItemBias.NONE)
 
     def user_prefixes(self, batch: SequenceBatch) -> list[Tensor]:
         """Prefixes of the user tower's adapted layers."""

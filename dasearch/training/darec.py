@@ -19,7 +19,6 @@ from dasearch.data import (
     HardNegatives,
     IntArray,
     RowFormat,
-    RowPlan,
     Rows,
     SequenceBatch,
     hard_negatives,
@@ -49,7 +48,6 @@ from dasearch.training.method import (
     SHARED_READS,
     Drawn,
     TrainingTask,
-    example_tensors,
     kept,
     restored_examples,
     widened,
@@ -102,7 +100,6 @@ class DARecMethod(TrainingTask):
     negatives: HardNegatives | None
     cf_state: dict[str, Tensor] | None
     whitening: Whitening | None
-    examples: Examples | None
     has_fixed_shapes = True
     reads = (
         *SHARED_READS,
@@ -139,7 +136,7 @@ class DARecMethod(TrainingTask):
         encoder = None
         if settings.reads_encoder:
             encoder = study_encoder(settings.encoder, materials, settings.seed, say)
-        return cls(settings, encoder, negatives, cf_state, whitening, examples)
+        return cls(settings, encoder, examples, negatives, cf_state, whitening)
 
     def tensors(self) -> dict[str, Tensor]:
         """Hard negatives, CF parameters, whitening and examples, by prefixed name."""
@@ -147,7 +144,7 @@ class DARecMethod(TrainingTask):
             **prefixed("negatives", None if self.negatives is None else vars(self.negatives)),
             **prefixed("cf", self.cf_state),
             **prefixed("whitening", None if self.whitening is None else self.whitening._asdict()),
-            **example_tensors(self.examples),
+            **super().tensors(),
         }
 
     @classmethod
@@ -157,10 +154,10 @@ class DARecMethod(TrainingTask):
         return cls(
             settings,
             encoder,
+            restored_examples(tensors),
             HardNegatives(**negatives) if negatives else None,
             under("cf", tensors) or None,
             Whitening(**whitening) if whitening else None,
-            restored_examples(tensors),
         )
 
     def start(self, model: DARec, materials: SharedInputs, generator: torch.Generator) -> None:
@@ -180,11 +177,6 @@ class DARecMethod(TrainingTask):
     def reads_padding(self) -> bool:
         """True if masks act after the softmax, where padding changes the normaliser."""
         return self.settings.model.mask_mode is MaskMode.POST_SOFTMAX
-
-    def plan(self, materials: SharedInputs, batch_size: int) -> RowPlan:
-        """Users' training rows, with a target at every item."""
-        catalogue = materials.catalogue
-        return training_plan(materials.development, catalogue.row_sentences, catalogue.row_format, self.examples)
 
     def draw(self, batch: SequenceBatch, materials: SharedInputs, generator: torch.Generator) -> DARecDrawn:
         """Sample anchors of L_cl, items of L_align, and for each term of L_cf an item that the user did not buy."""

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from dasearch.config import E4SRecStudy
-from dasearch.data import Examples, RowPlan, SequenceBatch, training_plan
+from dasearch.data import Examples, SequenceBatch
 from dasearch.models.base import RecommenderModel, stacked
 from dasearch.models.e4s_rec import E4SRec
 from dasearch.models.id_encoders import IDEncoder
 from dasearch.training.encoders import study_encoder
 from dasearch.training.losses import item_cross_entropy
-from dasearch.training.method import SHARED_READS, Drawn, TrainingTask, example_tensors, kept, restored_examples
+from dasearch.training.method import SHARED_READS, Drawn, TrainingTask, kept, restored_examples
 from dasearch.training.shared import Say, SharedInputs
 
 
@@ -32,7 +32,6 @@ class E4SRecMethod(TrainingTask):
     """The training task of E4SRec, with its trained ID encoder."""
 
     settings: E4SRecStudy
-    examples: Examples | None
     reads = (*SHARED_READS, "encoder")
 
     @classmethod
@@ -42,10 +41,6 @@ class E4SRecMethod(TrainingTask):
         """Train or load the ID encoder."""
         return cls(settings, study_encoder(settings.encoder, materials, settings.seed, say), examples)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The training examples, by prefixed name."""
-        return example_tensors(self.examples)
-
     @classmethod
     def restored(cls, settings: E4SRecStudy, encoder: IDEncoder, tensors: Mapping[str, Tensor]) -> E4SRecMethod:
         """The task with these `tensors` and this encoder."""
@@ -54,11 +49,6 @@ class E4SRecMethod(TrainingTask):
     def start(self, model: E4SRec, materials: SharedInputs, generator: torch.Generator) -> None:
         """Initialise the head and the scale of item vectors."""
         model.start(materials.item_counts.to(materials.device), materials.text_vectors.to(materials.device))
-
-    def plan(self, materials: SharedInputs, batch_size: int) -> RowPlan:
-        """Users' training rows, with a target at every item."""
-        catalogue = materials.catalogue
-        return training_plan(materials.development, catalogue.row_sentences, catalogue.row_format, self.examples)
 
     def draw(self, batch: SequenceBatch, materials: SharedInputs, generator: torch.Generator) -> E4SRecDrawn:
         """Dropout."""

@@ -207,21 +207,6 @@ def filled_encoder(settings: EncoderSettings, materials: SharedInputs, tensors: 
     return encoder.to(materials.device).eval()
 
 
-def train_encoder(
-    settings: EncoderSettings,
-    development: Development,
-    purchases: PurchaseIndex,
-    texts: Tensor,
-    seed: int,
-    say: Say = lambda _: None,
-) -> tuple[IDEncoder, dict[str, float]]:
-    """Train with early stopping on validation NDCG@10; returns the encoder at its best epoch, and that epoch's metrics."""
-    training = EncoderTraining(settings, development, purchases, texts, seed)
-    while not training.over:
-        say(epoch_words(settings, training.epoch()))
-    return training.trained(), training.progress.best.metrics
-
-
 def epoch_words(settings: EncoderSettings, epoch: Epoch) -> Passing:
     """The progress line of an encoder's epoch."""
     place = f"epoch {epoch.number + 1}/{settings.epochs}"

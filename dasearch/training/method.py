@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dasearch.config import StudySettings
-from dasearch.data import Examples, IntArray, RowFormat, RowPlan, SequenceBatch
+from dasearch.data import Examples, IntArray, RowFormat, RowPlan, SequenceBatch, training_plan
 from dasearch.data.rows import moved
 from dasearch.models.base import RecommenderModel
 from dasearch.models.id_encoders import ENCODERS, IDEncoder
@@ -81,10 +81,12 @@ class TrainingTask(ABC):
 
     Attributes:
         encoder: the trained ID encoder, if the model reads one.
+        examples: the positions of users' sequences that are trained on; None: all of them.
     """
 
     settings: StudySettings
     encoder: IDEncoder | None
+    examples: Examples | None
     reads: ClassVar[tuple[str, ...]]  # the settings that preparation depends on, sections or keys
 
     @classmethod
@@ -95,7 +97,7 @@ class TrainingTask(ABC):
         Args:
             settings: a study of this task's model.
             materials: the inputs shared by all trainings.
-            examples: the positions of users' sequences that are trained on; None: all of them.
+            examples: as of the class.
             say: callback that receives a message before each step.
         """
 
@@ -104,9 +106,9 @@ class TrainingTask(ABC):
         """Whether preparation depends on this dotted setting, so that another value requires another preparation."""
         return any(key == read or key.startswith(f"{read}.") for read in cls.reads)
 
-    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """The prepared tensors by name, without the encoder; the input of `restored`."""
+        """The prepared tensors by name, without the encoder; the input of `restored`. By default the examples alone."""
+        return prefixed("examples", None if self.examples is None else vars(self.examples))
 
     @classmethod
     @abstractmethod
@@ -153,13 +155,14 @@ class TrainingTask(ABC):
         """Whether padding affects a row's states, so that rows of several seeds cannot be padded to a common length."""
         return False
 
-    @abstractmethod
     def plan(self, materials: SharedInputs, batch_size: int) -> RowPlan:
-        """The training rows of an epoch.
+        """The training rows of an epoch; by default users' rows, with a target at every item.
 
         Raises:
             StudyError: if batches of this size are too small for the model's losses.
         """
+        catalogue = materials.catalogue
+        return training_plan(materials.development, catalogue.row_sentences, catalogue.row_format, self.examples)
 
     @abstractmethod
     def draw(self, batch: SequenceBatch, materials: SharedInputs, generator: torch.Generator) -> Drawn:
@@ -200,13 +203,8 @@ class TrainingTask(ABC):
         return {title: encoder_ranks(self.encoder, users, histories, targets)}
 
 
-def example_tensors(examples: Examples | None) -> dict[str, Tensor]:
-    """The examples as tensors for `TrainingTask.tensors`; an empty dictionary for None."""
-    return prefixed("examples", None if examples is None else vars(examples))
-
-
 def restored_examples(tensors: Mapping[str, Tensor]) -> Examples | None:
-    """The examples from which `example_tensors` were made."""
+    """The examples among the tensors of a task; None if it trains on all."""
     parts = under("examples", tensors)
     return Examples(**{name: tensor.numpy() for name, tensor in parts.items()}) if parts else None
 

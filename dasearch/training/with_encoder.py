@@ -11,7 +11,7 @@ from dasearch.config import EncoderStudy
 from dasearch.data import Examples, RowPlan, Rows, SequenceBatch, example_plan
 from dasearch.models.id_encoders import IDEncoder
 from dasearch.models.prefix import frozen_layer_means
-from dasearch.training.method import SHARED_READS, TrainingTask, example_tensors
+from dasearch.training.method import SHARED_READS, TrainingTask
 from dasearch.training.shared import SharedInputs
 
 FROZEN_BATCH = 128  # rows per forward pass of the unmodified model
@@ -34,7 +34,7 @@ class EncoderMethod(TrainingTask):
 
     def tensors(self) -> dict[str, Tensor]:
         """The examples and their frozen states, by name."""
-        return {**example_tensors(self.examples), **({} if self.frozen is None else {"frozen": self.frozen})}
+        return {**super().tensors(), **({} if self.frozen is None else {"frozen": self.frozen})}
 
     def plan(self, materials: SharedInputs, batch_size: int) -> RowPlan:
         """Rows of single-target examples."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ WHOLE = [load_study(name).model_dump(mode="json") for name in ("quickstart", "id
 OPTIONS = sorted({key for record in WHOLE for key in flattened(record)})
 
 
-def opened(path: Path) -> list[Any]:
-    return [yaml.safe_load(one.read_text(encoding="utf-8")) for one in sorted(path.glob("*.yaml"))]
+def opened(files: list[Path]) -> list[Any]:
+    return [yaml.safe_load(one.read_text(encoding="utf-8")) for one in files]
 
 
 def checked(name: str, overrides: tuple[str, ...] = ()) -> None:
@@ -45,7 +46,7 @@ def written(path: Path, record: Any) -> str:
 
 @TIMES
 def test_settings_of_other_kinds(times: int, tmp_path: Path) -> None:
-    valid = st.sampled_from([*opened(shipped("studies")), *WHOLE])
+    valid = st.sampled_from([*opened(SHIPPED), *WHOLE])
 
     def check(record: Any) -> bool:
         return used_or_refused(lambda: checked(written(tmp_path / "study.yaml", record)))
@@ -78,36 +79,32 @@ def test_overrides(times: int) -> None:
     fuzz(check, 200 * times, name=names, overrides=st.lists(override, min_size=1, max_size=3))
 
 
-@TIMES
-def test_search_spaces(times: int, tmp_path: Path) -> None:
-    path = tmp_path / "space.yaml"
+def fuzz_files(read: Callable[[str], object], valid: list[Path], *, at: Path, times: int) -> None:
+    """Read these files with values of other kinds, and with damaged bytes."""
 
     def check(record: Any, content: bytes, whole: bool) -> bool:
-        written(path, record) if whole else path.write_bytes(content)
-        return used_or_refused(lambda: load_search_space(str(path), backbone_layers=4).record())
+        written(at, record) if whole else at.write_bytes(content)
+        return used_or_refused(lambda: read(str(at)))
 
-    valid = [yaml.safe_load(one.read_text(encoding="utf-8")) for one in SPACES]
     fuzz(
-        check, 120 * times, whole=st.booleans(),
-        record=st.sampled_from(valid).flatmap(lambda one: records(lambda: one)),
-        content=st.sampled_from([one.read_bytes() for one in SPACES]).flatmap(contents),
+        check, times, whole=st.booleans(),
+        record=st.sampled_from(opened(valid)).flatmap(lambda one: records(lambda: one)),
+        content=st.sampled_from([one.read_bytes() for one in valid]).flatmap(contents),
     )  # fmt: skip
+
+
+@TIMES
+def test_search_spaces(times: int, tmp_path: Path) -> None:
+    def read(name: str) -> object:
+        return load_search_space(name, backbone_layers=4).record()
+
+    fuzz_files(read, SPACES, at=tmp_path / "space.yaml", times=120 * times)
 
 
 @TIMES
 def test_ablation_files(times: int, tmp_path: Path) -> None:
-    path, study = tmp_path / "ablation.yaml", Study(load_study("quickstart"))
-
-    def check(record: Any, content: bytes, whole: bool) -> bool:
-        written(path, record) if whole else path.write_bytes(content)
-        return used_or_refused(lambda: load_variants(study, str(path)))
-
-    valid = [yaml.safe_load(one.read_text(encoding="utf-8")) for one in ABLATIONS]
-    fuzz(
-        check, 60 * times, whole=st.booleans(),
-        record=st.sampled_from(valid).flatmap(lambda one: records(lambda: one)),
-        content=st.sampled_from([one.read_bytes() for one in ABLATIONS]).flatmap(contents),
-    )  # fmt: skip
+    study = Study(load_study("quickstart"))
+    fuzz_files(lambda name: load_variants(study, name), ABLATIONS, at=tmp_path / "ablation.yaml", times=60 * times)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from dasearch.data import LeaveOneOut
 from dasearch.errors import StudyError
-from dasearch.models.id_encoders import ENCODERS, EncoderSettings, build_encoder
+from dasearch.models.id_encoders import ENCODERS, EncoderSettings, IDEncoder, build_encoder
 from dasearch.training import encoders as encoders_module
 from dasearch.training.encoders import (
     EncoderTraining,
@@ -18,14 +18,13 @@ from dasearch.training.encoders import (
     needs_training,
     read_encoder,
     study_encoder,
-    train_encoder,
     training_seconds,
     write_encoder,
 )
 from dasearch.training.materials import StudyContext
 from dasearch.training.metrics import summarise
 from dasearch.training.preparation import prepare_study
-from dasearch.training.shared import Outcome, Passing, PurchaseIndex
+from dasearch.training.shared import Outcome, Passing, PurchaseIndex, SharedInputs
 from tests.conftest import seeded, toy_dataset
 from tests.training.studies import materials, small_settings
 
@@ -39,6 +38,19 @@ def settings(name: str, **changes: object) -> EncoderSettings:
     return EncoderSettings.model_validate(values)
 
 
+def trained(
+    wanted: EncoderSettings, seed: int = 0, inputs: SharedInputs | None = None
+) -> tuple[IDEncoder, dict[str, float]]:
+    """An encoder at its best epoch, and that epoch's validation metrics."""
+    given = (DEVELOPMENT, PURCHASES, TEXTS)
+    if inputs is not None:
+        given = (inputs.development, inputs.purchases, inputs.text_vectors)
+    training = EncoderTraining(wanted, *given, seed)
+    while not training.over:
+        training.epoch()
+    return training.trained(), training.progress.best.metrics
+
+
 @pytest.mark.parametrize(
     ("name", "least"),
     [("comirec-sa", 0.33), ("comirec-dr", 0.33), ("sasrec", 0.5), ("gru4rec", 0.5), ("bert4rec", 0.4), ("fdsa", 0.5)],
@@ -48,7 +60,7 @@ def test_sequence_encoders_learn_the_ring(name: str, least: float) -> None:
 
     ComiRec averages over the history and knows the order only from positions.
     """
-    encoder, validation = train_encoder(settings(name, epochs=25, dropout=0.0), DEVELOPMENT, PURCHASES, TEXTS, 0)
+    encoder, validation = trained(settings(name, epochs=25, dropout=0.0))
     assert validation["MRR"] > least
     ranks = encoder_ranks(encoder, DEVELOPMENT.users, DEVELOPMENT.train, DEVELOPMENT.valid)
     assert summarise(ranks).record() == validation
@@ -73,22 +85,20 @@ def test_factors_learn_who_bought_what(name: str) -> None:
 def test_repeats_bit_for_bit_whatever_the_global_seed(name: str) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        first, _ = train_encoder(settings(name, epochs=2), DEVELOPMENT, PURCHASES, TEXTS, 0)
+        first, _ = trained(settings(name, epochs=2))
         torch.manual_seed(2)
-        second, _ = train_encoder(settings(name, epochs=2), DEVELOPMENT, PURCHASES, TEXTS, 0)
+        second, _ = trained(settings(name, epochs=2))
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
-    other, _ = train_encoder(settings(name, epochs=2), DEVELOPMENT, PURCHASES, TEXTS, 1)
+    other, _ = trained(settings(name, epochs=2), seed=1)
     assert any(
         not torch.equal(a, b) for a, b in zip(first.state_dict().values(), other.state_dict().values(), strict=True)
     )
 
 
 def test_a_sampled_softmax_learns_too() -> None:
-    _, validation = train_encoder(
-        settings("sasrec", negatives=4, epochs=25, dropout=0.0), DEVELOPMENT, PURCHASES, TEXTS, 0
-    )
+    _, validation = trained(settings("sasrec", negatives=4, epochs=25, dropout=0.0))
     assert validation["MRR"] > 0.5
 
 
@@ -158,14 +168,14 @@ def test_time_estimates_cover_all_epochs(name: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(encoders_module.time, "perf_counter", lambda: ticks[0])
     expected = training_seconds(wanted, ready)
     steps.clear()
-    train_encoder(wanted.model_copy(update={"epochs": 1}), ready.development, ready.purchases, ready.text_vectors, 0)
+    trained(wanted.model_copy(update={"epochs": 1}), inputs=ready)
     assert expected == 7 * len(steps)
 
 
 def written(tmp_path: Path) -> tuple[Path, EncoderSettings, StudyContext]:
     wanted, ready = study()
     path = tmp_path / "sasrec.safetensors"
-    encoder, validation = train_encoder(wanted, ready.development, ready.purchases, ready.text_vectors, 0)
+    encoder, validation = trained(wanted, inputs=ready)
     write_encoder(path, encoder, wanted, ready, validation)
     return path, wanted, ready
 
