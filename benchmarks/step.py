@@ -108,30 +108,13 @@ def serve(given: argparse.Namespace) -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     materials, stream, step, users = steps_of(given)
-    device = materials.device.type
-    batches = stream()
-    started = time.perf_counter()
-    for _ in range(WARM_UP):
-        step(next(batches))
-    if device == "cuda":
-        torch.cuda.synchronize()
-    first = {
-        "warm_up": time.perf_counter() - started,
-        "device": device,
-        "operations": _operations(step, batches, device),
-    }
+    device, batches = materials.device.type, stream()
+    first = {**_warmed_up(step, batches, device), "operations": _operations(step, batches, device)}
     frozen = sum(p.numel() for name, p in materials.catalogue.backbone.model.named_parameters() if "embed" not in name)
     print(json.dumps({**first, "frozen": frozen, "users": users}), flush=True)
     print(f"warm-up {first['warm_up']:.0f} s", file=sys.stderr, flush=True)
     for line in sys.stdin:
-        seconds, tokens = [], 0
-        for _ in range(int(line)):
-            part = next(batches)
-            began = time.perf_counter()
-            tokens += step(part)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - began)
+        seconds, tokens = _timed(step, batches, device, int(line))
         # whoever is cut short has this
         print(f"{1e3 * statistics.median(seconds):.1f} ms a step of {given.candidates}", file=sys.stderr, flush=True)
         profile = _profile(step, batches, device, given.profile) if given.profile else []
@@ -141,18 +124,37 @@ def serve(given: argparse.Namespace) -> None:
         validation = time.perf_counter() - began
         # the pool of graphs, which replays fill, included
         memory = torch.cuda.max_memory_reserved() if device == "cuda" else 0
-        print(
-            json.dumps(
-                {
-                    "seconds": seconds,
-                    "tokens": tokens / len(seconds),
-                    "memory": memory,
-                    "validation": validation,
-                    "profile": profile,
-                }
-            ),
-            flush=True,
-        )
+        answer = {"seconds": seconds, "tokens": tokens, "memory": memory, "validation": validation, "profile": profile}
+        print(json.dumps(answer), flush=True)
+
+
+def _warmed_up(step: Callable[[Any], int], batches: Iterator[Any], device: str) -> dict[str, Any]:
+    """The seconds of the first steps, and the device."""
+    started = time.perf_counter()
+    for _ in range(WARM_UP):
+        step(next(batches))
+    _wait(device)
+    return {"warm_up": time.perf_counter() - started, "device": device}
+
+
+def _timed(step: Callable[[Any], int], batches: Iterator[Any], device: str, steps: int) -> tuple[list[float], float]:
+    """The seconds of each step without its batch's making, and the tokens of a step on average."""
+    seconds, tokens = [], 0
+    for _ in range(steps):
+        part = next(batches)
+        began = time.perf_counter()
+        tokens += step(part)
+        _wait(device)
+        seconds.append(time.perf_counter() - began)
+    return seconds, tokens / len(seconds)
+
+
+def _wait(device: str) -> None:
+    """Until a GPU has done what it was given."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def _profile(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dasearch.bench.landscapes import BINARY, FAMILIES, MOST_CHOICES, SITES, read_table
-from dasearch.bench.samplers import PR, SAMPLERS, Race, Score, ask_seconds, planned, read_races, run, scores
+from dasearch.bench.samplers import PR, SAMPLERS, Entry, Race, Score, ask_seconds, planned, read_races, run, scores
 from dasearch.errors import WrongUse, spelled, suggestion
 from dasearch.folders import write_text
 from dasearch.shipped import shipped
@@ -60,6 +60,23 @@ def race_samplers(
     """
     planted = _known(FAMILIES if families is None else families, FAMILIES, "family")
     others = _known(SAMPLERS if samplers is None else samplers, SAMPLERS, "sampler")
+    _require_sizes(sites, choices, batches)
+    tables = _tables() if tables is None else tables
+    _require_tables(tables)
+    names = list(dict.fromkeys([PR, *others]))
+    out.mkdir(parents=True, exist_ok=True)
+    batches, choices = list(dict.fromkeys([1, *batches])), list(dict.fromkeys(choices))
+    entries = planned(planted, sites, tables, names, seeds=seeds, trials=trials, batches=batches, choices=choices)
+    _run_left(entries, out / RACES, workers, say)
+    keys = {entry.key for entry in entries}
+    races = [race for race in read_races(out / RACES) if race.key in keys]
+    bench = Bench(races, scores(races), ask_seconds(names, batches, choices) if ask else {})
+    write_text(out / SCORES, json.dumps(bench.record(), indent=1) + "\n")
+    return bench
+
+
+def _require_sizes(sites: Sequence[int], choices: Sequence[int], batches: Sequence[int]) -> None:
+    """Reject sizes of landscapes and batches that cannot be raced on."""
     for size in sites:
         if size % SITES or size < 2 * SITES:
             raise WrongUse(
@@ -72,33 +89,29 @@ def race_samplers(
             )
     if any(batch < 1 for batch in batches):
         raise WrongUse(f"a batch of {min(batches)} is empty; use --batch with numbers of at least 1, as in 1,4,8")
-    tables = _tables() if tables is None else tables
+
+
+def _require_tables(tables: Sequence[Path]) -> None:
+    """Reject missing tables and those that cannot be read."""
     for table in tables:
         if not table.is_file():
             raise WrongUse(f"there is no table {table}; make one with benchmarks/train_table.py")
         read_table(table)
-    names = list(dict.fromkeys([PR, *others]))
-    out.mkdir(parents=True, exist_ok=True)
-    batches = list(dict.fromkeys([1, *batches]))
-    entries = planned(
-        planted, sites, tables, names, seeds=seeds, trials=trials, batches=batches, choices=list(dict.fromkeys(choices))
-    )
+
+
+def _run_left(entries: Sequence[Entry], file: Path, workers: int, say: Callable[[str], None]) -> None:
+    """Run the races that the file does not hold yet, in so many processes, with a line of progress after each."""
     started = time.perf_counter()
     with ExitStack() as stack:
         map_races: Callable[..., Any] = map
         if workers > 1:
             context = multiprocessing.get_context("spawn")
             map_races = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context)).map
-        for done, (left, race) in enumerate(run(entries, out / RACES, map_races=map_races), start=1):
+        for done, (left, race) in enumerate(run(entries, file, map_races=map_races), start=1):
             minutes = (time.perf_counter() - started) / done * left / 60
             say(
                 f"{race.landscape}  {race.label}  seed {race.seed}: {race.curve[-1]:.2f}   {left} left, {minutes:.0f} min"
             )
-    keys = {entry.key for entry in entries}
-    races = [race for race in read_races(out / RACES) if race.key in keys]
-    bench = Bench(races, scores(races), ask_seconds(names, batches, choices) if ask else {})
-    write_text(out / SCORES, json.dumps(bench.record(), indent=1) + "\n")
-    return bench
 
 
 def _tables() -> list[Path]:

@@ -244,51 +244,62 @@ def _rows(recommender: Recommender) -> Part:
 
 def _darec(recommender: Recommender) -> Part:
     model = cast(DARec, recommender.model)
-    settings = model.settings
+    settings, layout = model.settings, recommender.layout
     require_repeatable(settings)
-    layout = recommender.layout
-    of_adapters, sizes = _adapter_words(settings, layout)
-    two_branches = settings.uses_collaborative
-    seen = two_branches and layout.active_layers(CONTEXT) > 0
-    user_key = settings.user_key.value if seen and settings.user_key is not UserKey.NONE else ""
-    item_key = seen and settings.item_key
-    keys = ("item" if settings.key_an_item else "row") if user_key or item_key else ""
-    rows = recommender.catalogue.row_format
-    if rows.max_items > rows.history_items and (keys == "item" or settings.item_ids is not ItemIDs.NONE):
-        raise ExportError(LONG_ROWS.format(rows.max_items, rows.history_items))
-    tokens = torch.cat([recommender.model.backbone.embed(torch.arange(model.backbone.vocabulary)), model.special])
+    adapters, sizes = _adapter_words(settings, layout)
+    keys, two_branches = _key_words(settings, layout), settings.uses_collaborative
+    if keys["keys"] == "item" or settings.item_ids is not ItemIDs.NONE:
+        _require_short_rows(recommender)
+    tokens = torch.cat([model.backbone.embed(torch.arange(model.backbone.vocabulary)), model.special])
     choices = {
         "variation": settings.variation.value,
         "two_branches": two_branches,
         "ids": settings.item_ids is not ItemIDs.NONE,
-        "keys": keys,
-        "user_key": user_key,
-        "item_key": item_key,
-        **of_adapters,
+        **keys,
+        **adapters,
         "loras": two_branches and layout.has_lora,
         "recommends_ffn": settings.rec_adapter_site is RecommendationSite.FFN,
         "key_a_layer": settings.collab_proj is CollabProjection.PER_LAYER,
     }
+    ids = model.item_vectors()
     tensors = {
         "embedding.tokens.weight": tokens,
         **_renamed("head", whole_head(model)),
         **_adapters(model, layout),
+        **({} if ids is None else {"ids.weight": ids}),
     }
-    sizes["vocabulary"] = len(tokens)
-    ids = model.item_vectors()
-    if ids is not None:
-        tensors["ids.weight"] = ids
-    if model.cf is not None and keys:
-        sizes["cf_width"] = model.cf.width
-        tensors["items.weight"] = model.cf.items.weight
-    if model.cf is not None and user_key:
-        tensors |= _renamed("to_key", model.user_projection)
-    if model.cf is not None and user_key == UserKey.TRAINED:
-        tensors |= {"users.weight": model.cf.users.weight, **_fold_in("fold_in", model.fold_in)}
-    if item_key:
-        tensors |= _renamed("to_item_key", model.item_projection)
-    part = Part(sizes, tensors, choices)
+    part = Part({**sizes, "vocabulary": len(tokens)}, tensors, choices) + _collaborative_keys(model, keys)
     return part if model.encoder is None else part + _encoder(recommender, model.encoder, ["scores"])
+
+
+def _key_words(settings: DARecSettings, layout: Layout) -> dict[str, Any]:
+    """The choices that select the code of collaborative keys: the vectors they come from, and whether an item has its own."""
+    seen = settings.uses_collaborative and layout.active_layers(CONTEXT) > 0
+    user_key = settings.user_key.value if seen and settings.user_key is not UserKey.NONE else ""
+    item_key = seen and settings.item_key
+    keys = ("item" if settings.key_an_item else "row") if user_key or item_key else ""
+    return {"keys": keys, "user_key": user_key, "item_key": item_key}
+
+
+def _require_short_rows(recommender: Recommender) -> None:
+    """Reject rows of more items than a history, for models that read a vector of every item."""
+    rows = recommender.catalogue.row_format
+    if rows.max_items > rows.history_items:
+        raise ExportError(LONG_ROWS.format(rows.max_items, rows.history_items))
+
+
+def _collaborative_keys(model: DARec, words: Mapping[str, Any]) -> Part:
+    """Sizes and tensors of the keys that `_key_words` describes."""
+    if model.cf is None or not words["keys"]:
+        return Part({}, {}, {})
+    tensors: Tensors = {"items.weight": model.cf.items.weight}
+    if words["user_key"]:
+        tensors |= _renamed("to_key", model.user_projection)
+    if words["user_key"] == UserKey.TRAINED:
+        tensors |= {"users.weight": model.cf.users.weight, **_fold_in("fold_in", model.fold_in)}
+    if words["item_key"]:
+        tensors |= _renamed("to_item_key", model.item_projection)
+    return Part({"cf_width": model.cf.width}, tensors, {})
 
 
 @torch.no_grad()
@@ -352,9 +363,7 @@ def _e4s_rec(recommender: Recommender) -> Part:
     """E4SRec as DARec with two sites per layer and item vectors in place of sentences."""
     model = cast(E4SRec, recommender.model)
     settings = model.settings
-    rows = recommender.catalogue.row_format
-    if rows.max_items > rows.history_items:
-        raise ExportError(LONG_ROWS.format(rows.max_items, rows.history_items))
+    _require_short_rows(recommender)
     of_adapters, sizes = _adapter_words(settings, recommender.layout)
     tokens = model.backbone.embed(torch.arange(model.backbone.vocabulary))
     tensors = {

@@ -452,46 +452,64 @@ def _begin(
     stored = store.study(settings.name)
     record = settings.model_dump(mode="json")
     if stored is None:
-        store.begin(
-            settings.name,
-            settings=record,
-            space=space.record(),
-            space_hash=space.hash,
-            dataset={
-                "name": dataset.name,
-                "fingerprint": dataset.fingerprint,
-                "statistics": asdict(statistics(dataset)),
-            },
-            versions=installed_versions(("dasearch", "torch", "transformers", "botorch", "gpytorch", "optuna")),
-            prior=prior or (),
-            costly=settings.search.cost is not None,
-        )
+        _record(store, settings, space, dataset, prior or ())
         return SEARCH
+    _require_same_inputs(stored, space, dataset)
+    if prior is not None:
+        _require_same_prior(settings.name, store.prior(settings.name), prior)
+    _require_same_settings(stored, record)
+    store.update_settings(settings.name, record)
+    return stored.phase
+
+
+def _record(
+    store: Store, settings: StudySettings, space: SearchSpace, dataset: Dataset, prior: Sequence[PriorTrial]
+) -> None:
+    """Record a new study, as it is resolved now."""
+    store.begin(
+        settings.name,
+        settings=settings.model_dump(mode="json"),
+        space=space.record(),
+        space_hash=space.hash,
+        dataset={
+            "name": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            "statistics": asdict(statistics(dataset)),
+        },
+        versions=installed_versions(("dasearch", "torch", "transformers", "botorch", "gpytorch", "optuna")),
+        prior=prior,
+        costly=settings.search.cost is not None,
+    )
+
+
+def _require_same_inputs(stored: Stored, space: SearchSpace, dataset: Dataset) -> None:
+    """Reject another search space or other data than those that the study began with."""
     if stored.space_hash != space.hash:
         difference = space_differences(stored.space, space.record())
         raise SearchSpaceError(
-            f"study {settings.name!r} began with another search space ({difference}); restore it or pass --set name=NEW"
+            f"study {stored.name!r} began with another search space ({difference}); restore it or pass --set name=NEW"
         )
     if stored.dataset["fingerprint"] != dataset.fingerprint:
         raise StudyError(
-            f"the data of study {settings.name!r} changed since it began; restore them or pass --set name=NEW"
+            f"the data of study {stored.name!r} changed since it began; restore them or pass --set name=NEW"
         )
-    if prior is not None:
-        _require_same_prior(settings.name, store.prior(settings.name), prior)
-    before = parse_study(stored.settings, source=f"study {settings.name}")  # new settings have defaults
+
+
+def _require_same_settings(stored: Stored, record: dict[str, Any]) -> None:
+    """Reject changes of settings that a study keeps, and a larger budget after its end."""
+    name = stored.name
+    before = parse_study(stored.settings, source=f"study {name}")  # new settings have defaults
     differences = settings_differences(before.model_dump(mode="json"), record)
     fixed = [key for key in differences if not _may_change(key)]
     if fixed:
         raise StudyError(
-            f"study {settings.name!r} began with another {fixed[0]}; restore it or pass --set name=NEW; by its name alone, "
-            f"`{command('run', settings.name)}`, it goes on with its own settings"
+            f"study {name!r} began with another {fixed[0]}; restore it or pass --set name=NEW; by its name alone, "
+            f"`{command('run', name)}`, it goes on with its own settings"
         )
     if stored.phase == DONE and record["search"]["budget"] > stored.settings["search"]["budget"]:
         raise StudyError(
-            f"study {settings.name!r} has read its test split, so its search is closed; pass --set name=NEW for a larger budget"
+            f"study {name!r} has read its test split, so its search is closed; pass --set name=NEW for a larger budget"
         )
-    store.update_settings(settings.name, record)
-    return stored.phase
 
 
 def _require_same_prior(name: str, before: Sequence[PriorTrial], given: Sequence[PriorTrial]) -> None:

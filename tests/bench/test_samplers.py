@@ -283,24 +283,15 @@ def test_wrong_use_is_one_sentence_and_writes_nothing(tmp_path: Path, changes: d
     assert not (tmp_path / "out").exists()
 
 
+def bench_command(options: str, out: Path, table: Path) -> list[str]:
+    return ["bench", "samplers", *options.split(), "--no-ask", "--out", str(out), "--table", str(table)]
+
+
 def test_the_command_writes_numbers_and_a_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bench"
     table = table_file(tmp_path / "t.jsonl", seeds=3)
-    command = [
-        "bench",
-        "samplers",
-        "--family",
-        "step",
-        "--bits",
-        "6",
-        "--sampler",
-        "random",
-        "--seeds",
-        "2",
-        "--trials",
-        "12",
-    ]
-    command += ["--no-ask", "--out", str(out), "--table", str(table), "--workers", "2"]
+    options = "--family step --bits 6 --sampler random --seeds 2 --trials 12 --workers 2"
+    command = bench_command(options, out, table)
     assert run_command(command) == 0
     shown = capsys.readouterr().out
     assert "step/6" in shown
@@ -314,10 +305,8 @@ def test_the_command_writes_numbers_and_a_figure(tmp_path: Path, capsys: pytest.
 def test_the_command_races_on_more_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bench"
     table = table_file(tmp_path / "t.jsonl", letters=("SPN", "SPN"))
-    command = (
-        "bench samplers --family step --sites 6 --choices 2 --choices 3 --sampler random --seeds 2 --trials 11 --no-ask"
-    )
-    assert run_command([*command.split(), "--out", str(out), "--table", str(table)]) == 0
+    options = "--family step --sites 6 --choices 2 --choices 3 --sampler random --seeds 2 --trials 11"
+    assert run_command(bench_command(options, out, table)) == 0
     assert "step/6/3" in capsys.readouterr().out
     found = json.loads((out / "scores.json").read_text(encoding="utf-8"))["scores"]
     leads = {s["landscape"]: (s["lead"], s["lead_error"]) for s in found if s["sampler"] == "random"}
@@ -329,21 +318,8 @@ def test_the_command_races_on_more_choices(tmp_path: Path, capsys: pytest.Captur
 
 def test_the_command_compares_batches_with_one_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bench"
-    command = [
-        "bench",
-        "samplers",
-        "--family",
-        "step",
-        "--bits",
-        "6",
-        "--sampler",
-        PR,
-        "--seeds",
-        "2",
-        "--trials",
-        "11",
-    ]
-    command += ["--no-ask", "--out", str(out), "--table", str(table_file(tmp_path / "t.jsonl", seeds=3))]
+    options = f"--family step --bits 6 --sampler {PR} --seeds 2 --trials 11"
+    command = bench_command(options, out, table_file(tmp_path / "t.jsonl", seeds=3))
     assert run_command([*command, "--batch", "4,8"]) == 0
     assert "regret added" in capsys.readouterr().out
     numbers = json.loads((out / "scores.json").read_text(encoding="utf-8"))

@@ -107,17 +107,21 @@ def test_a_lost_trial_that_was_not_asked_to_its_end_is_only_ended(store: Store, 
     assert [(t.number, t.state) for t in store.trials(NAME)] == [(trial.number, "fail")]
 
 
+def confirmed(store: Store, seed: int, *, over: bool) -> None:
+    """The training of a control with a fresh seed, begun and, if over, ended."""
+    now = datetime.now(UTC)
+    control = Layout.parse("PPP-PPP")
+    training = PostSearchTraining(f"confirm/{seed}/PPP-PPP", "confirmation", "control", control, 1, 2, now)
+    store.begin_training(NAME, training)
+    if over:
+        store.end_training(NAME, training.run, now)
+
+
 def test_checkpoints_that_no_training_can_use_are_removed(store: Store, tmp_path: Path) -> None:
     evaluate(store, "SSS-SSS", 0.2)
     ask(store, "SPS-PPS", silent=False)
-    now = datetime.now(UTC)
-    for seed, ended in ((1, now), (2, None)):
-        training = PostSearchTraining(
-            f"confirm/{seed}/PPP-PPP", "confirmation", "control", Layout.parse("PPP-PPP"), 1, 2, now
-        )
-        store.begin_training(NAME, training)
-        if ended is not None:
-            store.end_training(NAME, training.run, ended)
+    confirmed(store, 1, over=True)
+    confirmed(store, 2, over=False)
     folder = tmp_path / NAME / "checkpoints"
     kept = [
         leave(folder, "trial_SPS-PPS.safetensors"),
@@ -133,19 +137,18 @@ def test_checkpoints_that_no_training_can_use_are_removed(store: Store, tmp_path
         leave(folder, unfinished_name("trial_SPS-PPS.safetensors", "a1b2c3")),
     ]
     damaged = [
+        folder / "empty.safetensors",
         leave(folder, "final_SSS-SSS.safetensors", damaged=True),
         leave(tmp_path / NAME / "ablation-checkpoints", "x.safetensors", damaged=True),
     ]
-    (folder / "empty.safetensors").touch()
-    (folder / "notes.txt").touch()
-    damaged.insert(0, folder / "empty.safetensors")
+    for path in (damaged[0], folder / "notes.txt"):
+        path.touch()
 
     seen = found(store, tmp_path)["checkpoints"]
     assert not seen.good
     assert all(f"{path} is damaged" in seen.says for path in damaged)
     assert all(f"{path} belongs to no unfinished training" in seen.says for path in orphaned)
     assert not any(str(path) in seen.says for path in kept)
-
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
     done = mend(StoredStudy(store, NAME, tmp_path / NAME))
     assert done == [
