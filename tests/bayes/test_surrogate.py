@@ -12,7 +12,7 @@ from botorch.acquisition.analytic import LogExpectedImprovement as OfBoTorch
 from botorch.models import SingleTaskGP
 from scipy import integrate, stats
 
-from dasearch.bayes import Choices, LogExpectedImprovement, Surrogate
+from dasearch.bayes import Choices, LogExpectedImprovement, Surrogate, averaging
 from dasearch.bayes import surrogate as module
 from dasearch.bayes.acquisition import log_expected_improvement
 from tests.bayes.spaces import Landscape, every, layered, seeded
@@ -35,7 +35,7 @@ def kernel(found: Surrogate, member: int, a: torch.Tensor, b: torch.Tensor) -> t
     x, z = found.choices.contrasts(a), found.choices.contrasts(b)
     parts = (features.features(x) * members.features[member]) @ features.features(z).T
     parts = parts + members.pairs[member] * features.pair_kernel(x, z)
-    return parts + members.isotropic[member] * features.isotropic_kernel(x, z) + module.LEVEL
+    return parts + members.isotropic[member] * features.isotropic_kernel(x, z) + averaging.LEVEL
 
 
 def joint(found: Surrogate, member: int, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,8 +86,8 @@ def test_evidence_is_a_multivariate_t_density() -> None:
     factor = torch.randn(3, 6, 6, generator=generator, dtype=torch.float64)
     covariance = factor @ factor.transpose(1, 2) + torch.eye(6, dtype=torch.float64)
     target = torch.randn(6, generator=generator, dtype=torch.float64)
-    found = module._log_evidence(covariance, target)
-    shape, rate = module.SCALE_SHAPE, module.SCALE_RATE
+    found = averaging.log_evidence(covariance, target)
+    shape, rate = averaging.SCALE_SHAPE, averaging.SCALE_RATE
     expected = [
         stats.multivariate_t(shape=rate / shape * c.numpy(), df=2 * shape).logpdf(target.numpy()) for c in covariance
     ]
@@ -98,11 +98,11 @@ def test_the_next_pick_raises_the_evidence_most() -> None:
     bits, values = data(12, 7)
     columns = 2 * bits - 1
     target = (values - values.mean()) / values.std()
-    base = module.LEVEL + 0.3 * torch.eye(12, dtype=torch.float64) + torch.zeros(12, 12)
-    with_one = torch.stack([base + module.SPARSE_SLAB * torch.outer(c, c) for c in columns.T])
-    best = int(module._log_evidence(with_one, target).argmax())
-    assert module._next_pick(base, columns, target, []) == best
-    assert module._next_pick(base, columns, target, [best]) != best
+    base = averaging.LEVEL + 0.3 * torch.eye(12, dtype=torch.float64) + torch.zeros(12, 12)
+    with_one = torch.stack([base + averaging.SPARSE_SLAB * torch.outer(c, c) for c in columns.T])
+    best = int(averaging.log_evidence(with_one, target).argmax())
+    assert averaging.next_pick(base, columns, target, []) == best
+    assert averaging.next_pick(base, columns, target, [best]) != best
 
 
 def test_leave_one_out_equals_fits_without_the_value() -> None:

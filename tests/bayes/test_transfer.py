@@ -9,8 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from dasearch.bayes import Choices, Prior, Surrogate
-from dasearch.bayes import surrogate as module
+from dasearch.bayes import Choices, Prior, Surrogate, averaging
 from dasearch.bayes.transfer import MORE_NOISE, OWN_LEVEL
 from tests.bayes.spaces import Landscape, every, layered, seeded
 from tests.bayes.test_surrogate import kernel
@@ -64,10 +63,10 @@ def test_evidence_with_its_constant_is_a_density() -> None:
     factor = torch.randn(3, 6, 6, generator=seeded(), dtype=torch.float64)
     covariance = factor @ factor.transpose(1, 2) + torch.eye(6, dtype=torch.float64)
     target = torch.randn(6, generator=seeded(1), dtype=torch.float64)
-    shape, rate = module.SCALE_SHAPE, module.SCALE_RATE
+    shape, rate = averaging.SCALE_SHAPE, averaging.SCALE_RATE
     for n in (2, 6):
         part = covariance[:, :n, :n]
-        found = module._log_evidence(part, target[:n]) + module._log_constant(n)
+        found = averaging.log_evidence(part, target[:n]) + averaging.log_constant(n)
         expected = [
             stats.multivariate_t(shape=rate / shape * c.numpy(), df=2 * shape).logpdf(target[:n].numpy()) for c in part
         ]
