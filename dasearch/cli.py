@@ -25,16 +25,18 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from dasearch import completion
-from dasearch.commands import PROGRAM, Place, resumed
+from dasearch.commands import OUTPUT, PROGRAM, Place, resumed
 from dasearch.errors import DasearchError, Interrupted, StoreError, WrongUse, spelled, without_passwords
 from dasearch.folders import place_of
 from dasearch.report import Format
 from dasearch.report.encoding import write_any, writes_all
+from dasearch.shipped import is_yaml
 from dasearch.training.ranks import require_alone, started
 from dasearch.version import __version__
 
 if TYPE_CHECKING:
     from dasearch.config import Override
+    from dasearch.report.view import StudyView
     from dasearch.search.executors import Workers
     from dasearch.search.study import Study
 
@@ -303,7 +305,7 @@ def status(
     full: Annotated[
         bool, typer.Option("--full", help="Write every layout in full, however long its line; JSON always does.")
     ] = False,
-    output: OutputOption = "runs",
+    output: OwnOutput = None,
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -316,10 +318,11 @@ def status(
     from dasearch.search.store import open_store
     from dasearch.search.study import status as study_status
 
-    store = open_store(storage, output, create=False)
+    name, folder = _stored_study(study, output) if study else (None, output or OUTPUT)
+    store = open_store(storage, folder, create=False)
     try:
-        names = [_study_name(study)] if study else store.study_names()
-        statuses = [study_status(store, name) for name in names]
+        names = [name] if name else store.study_names()
+        statuses = [study_status(store, one) for one in names]
     finally:
         store.close()
     if as_json:
@@ -340,14 +343,15 @@ def report(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where to write. Default: report.html in the study's folder.")
     ] = None,
-    output: OutputOption = "runs",
+    output: OwnOutput = None,
     storage: StorageOption = None,
 ) -> None:
     """Write a study as one file: the verdict, figures, tables, settings, versions; works while the study runs."""
     from dasearch.report.page import write_report
 
-    (view,) = _views([study], output, storage)
-    path = write_report(view, out or place_of(output, StoreError) / view.name / f"report.{form.value}", form)
+    name, folder = _stored_study(study, output)
+    view = _view(name, folder, storage)
+    path = write_report(view, out or place_of(folder, StoreError) / view.name / f"report.{form.value}", form)
     _console().print(f"report: {path}", soft_wrap=True, markup=False)
 
 
@@ -361,7 +365,7 @@ def compare(
     trials: Annotated[
         tuple[int, int] | None, typer.Option(metavar="I J", help="Compare two trials of STUDY by their numbers.")
     ] = None,
-    output: OutputOption = "runs",
+    output: OwnOutput = None,
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -371,14 +375,15 @@ def compare(
     if (other is None) == (trials is None):
         raise WrongUse("give a second study to compare with, or two trials of one as in --trials 3 17")
     if trials is not None:
-        (view,) = _views([study], output, storage)
+        view = _view(*_stored_study(study, output), storage)
         changes = view.difference(*trials)
         if as_json:
             _print_json(side_by_side.trial_difference_record(view, changes))
         else:
             side_by_side.show_trial_difference(_console(), view, changes)
         return
-    difference = side_by_side.compare_studies(*_views([study, str(other)], output, storage))
+    both = (_view(*_stored_study(one, output), storage) for one in (study, str(other)))
+    difference = side_by_side.compare_studies(*both)
     if as_json:
         _print_json(side_by_side.study_difference_record(difference))
     else:
@@ -695,7 +700,7 @@ def doctor(
             help="For STUDY: remove damaged and unused checkpoints, return lost trials to the queue.",
         ),
     ] = False,
-    output: OutputOption = "runs",
+    output: OwnOutput = None,
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -706,7 +711,8 @@ def doctor(
     from dasearch.report.doctor import examine, show
 
     if study is not None:
-        _doctor_study(_study_name(study), fix=fix, output=output, storage=storage, as_json=as_json)
+        name, folder = _stored_study(study, output)
+        _doctor_study(name, fix=fix, output=folder, storage=storage, as_json=as_json)
         return
     if fix:
         raise WrongUse("--fix needs a study; name one, as in: dasearch doctor quickstart --fix")
@@ -1005,23 +1011,23 @@ def _numbers(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _study_name(study: str) -> str:
-    """A stored study's name, given as such or by its study file."""
+def _stored_study(study: str, output: str | None) -> tuple[str, str]:
+    """The name and the output folder of a stored study, which is given by its name or its study file."""
     from dasearch.config import load_study
 
-    return load_study(study).name if study.endswith((".yaml", ".yml")) else study
+    if not is_yaml(study):
+        return study, output or OUTPUT
+    settings = load_study(study)
+    return settings.name, output or settings.output
 
 
-def _views(names: list[str], output: str, storage: str | None) -> list[Any]:
-    """Snapshots of stored studies."""
+def _view(name: str, output: str, storage: str | None) -> StudyView:
+    """A snapshot of a stored study."""
     from dasearch.report.view import read_view
     from dasearch.search.store import open_store
 
-    store = open_store(storage, output, create=False)
-    try:
-        return [read_view(store, _study_name(name)) for name in names]
-    finally:
-        store.close()
+    with closing(open_store(storage, output, create=False)) as store:
+        return read_view(store, name)
 
 
 def _doctor_study(name: str, *, fix: bool, output: str, storage: str | None, as_json: bool) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from dasearch.commands import OUTPUT
-from dasearch.shipped import shipped_names
+from dasearch.shipped import is_yaml, shipped_names
 
 LAYOUTS = ("all-parallel", "all-serial", "best")
 
@@ -51,4 +51,4 @@ def _files(incomplete: str) -> list[str]:
     if not incomplete or not folder.is_dir():
         return []
     folders = [f"{path}/" for path in folder.iterdir() if path.is_dir()]
-    return [*folders, *(str(path) for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))]
+    return [*folders, *(str(path) for path in folder.iterdir() if is_yaml(path.name))]

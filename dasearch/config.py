@@ -13,7 +13,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
 
-import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -34,7 +33,7 @@ from dasearch.models.prefix import Refine
 from dasearch.models.ra_rec import RARecSettings
 from dasearch.models.tiny_opt import TinyOPTSettings
 from dasearch.shipped import find_shipped, shipped_names
-from dasearch.yaml_files import parse_yaml, read_yaml
+from dasearch.yaml_files import parse_yaml, read_yaml, written_yaml
 
 METRICS = {"mrr": "MRR", "recall@10": "Recall@10", "ndcg@10": "NDCG@10"}  # names in studies, and names in records
 SEARCHED_SECTIONS = ("trial", "model", "losses")  # sections whose settings `search.also` may name
@@ -616,7 +615,7 @@ class StudySettings(Section):
 
     def yaml(self) -> str:
         """The resolved study as the text of a study file."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return written_yaml(self.model_dump(mode="json"))
 
     @property
     def space_name(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,20 @@ from dasearch.errors import WrongUse
 # of yaml.safe_load: ValueError for 2020-13-45, LookupError and AttributeError for `!!int ""` and `!!timestamp x`
 UNREADABLE = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 SHOWN = 300  # characters of a reason
+FLOAT = "tag:yaml.org,2002:float"
+EXPONENT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
+
+
+class Reader(yaml.SafeLoader):
+    """YAML 1.1 with the numbers of 1.2, sec. 10.3.2: ``1e-3``, without point or sign, is a number as well."""
+
+
+class Writer(yaml.SafeDumper):
+    """Quotes texts that `Reader` would read as numbers."""
+
+
+for end in (Reader, Writer):
+    end.add_implicit_resolver(FLOAT, EXPONENT, list("-+.0123456789"))
 
 
 def read_yaml(path: Path, error: type[WrongUse]) -> Any:
@@ -40,7 +55,7 @@ def parse_yaml(text: str) -> Any:
         ValueError: for invalid YAML, too deep nesting, or recursion; its message is one line.
     """
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Reader)
         written = json.dumps(value, ensure_ascii=False, default=str, skipkeys=True)  # rejects an anchor inside itself
         written.encode()  # and half a surrogate pair, which UTF-8 cannot encode
     except RecursionError:
@@ -48,3 +63,9 @@ def parse_yaml(text: str) -> Any:
     except UNREADABLE as problem:
         raise ValueError(" ".join(str(problem).split())[:SHOWN] or type(problem).__name__) from None
     return value
+
+
+def written_yaml(value: Any) -> str:
+    """The text of a value, which `parse_yaml` reads back."""
+    text: str = yaml.dump(value, Dumper=Writer, sort_keys=False, allow_unicode=True)
+    return text

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from pydantic import BaseModel
 
 from dasearch.config import STUDIES, Override, load_study, parse_study
@@ -16,6 +17,7 @@ from dasearch.errors import StudyError
 from dasearch.layout import ModelKind
 from dasearch.models.tiny_opt import TinyOPTSettings
 from dasearch.shipped import shipped
+from dasearch.yaml_files import parse_yaml
 
 SHIPPED = sorted(path.stem for path in shipped("studies").glob("*.yaml"))
 
@@ -40,6 +42,32 @@ def test_overrides() -> None:
     assert settings.backbone.tiny.width == 32
     assert settings.data.ties == "one"
     assert settings.trial.lr == load_study("quickstart").trial.lr
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "+1e-3", "1.e-3", ".1e-2", "0.1e-2", "1.0e-3", "10e-4"])
+def test_numbers_with_an_exponent_are_numbers_everywhere(text: str, tmp_path: Path) -> None:
+    """YAML 1.1 wants a point and a sign; people write what Python, JSON and YAML 1.2 read."""
+    assert parse_yaml(f"{{a: [{text}]}}") == {"a": [float(text)]}
+    path = tmp_path / "study.yaml"
+    path.write_text(f"name: x\nsearch: {{also: {{trial.lr: {{log: [{text}, 1e-2]}}, losses.align: [{text}, 1e0]}}}}\n")
+    also = f"search.also={{trial.lr: {{log: [{text}, 1e-2]}}, losses.align: [{text}, 1e0]}}"
+    for study in (load_study(str(path)), load_study("quickstart", [also])):
+        assert study.searched == {
+            "trial.lr": FloatDistribution(0.001, 0.01, log=True),
+            "losses.align": CategoricalDistribution((0.001, 1.0)),
+        }
+
+
+@pytest.mark.parametrize("text", ["1e", "e3", "1e3x", "1e3e3", "0x1e-3", "--1e3", "1_0e3", "1e3.5"])
+def test_what_looks_like_a_number_with_an_exponent_is_text(text: str) -> None:
+    assert parse_yaml(text) == text
+
+
+@pytest.mark.parametrize("name", ["1e3", "1e-3", "5E1", "12e4567"])
+def test_texts_that_look_like_numbers_come_back(name: str) -> None:
+    settings = load_study("quickstart", [f"name='{name}'"])
+    assert settings.name == name
+    assert parse_study(parse_yaml(settings.yaml())) == settings
 
 
 @pytest.mark.parametrize(

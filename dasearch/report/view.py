@@ -34,7 +34,7 @@ from dasearch.search.store import (
     Store,
     TrialRecord,
 )
-from dasearch.search.study import stored_space
+from dasearch.search.study import STARTED_IN, stored_space
 from dasearch.search_space import SearchSpace
 from dasearch.training.metrics import Interval
 from dasearch.training.progress import Epoch
@@ -268,7 +268,7 @@ def read_view(store: Store, name: str) -> StudyView:
         phase=stored.phase,
         settings=settings,
         space=space,
-        dataset=stored.dataset,
+        dataset={key: value for key, value in stored.dataset.items() if key != STARTED_IN},
         versions=stored.versions,
         created=datetime.fromtimestamp(stored.created, UTC),
         read=datetime.fromtimestamp(time.time(), UTC),

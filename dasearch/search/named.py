@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from dasearch.commands import OUTPUT
 from dasearch.config import (
+    KNOWN_NAMES,
     Override,
     StudySettings,
     last_given,
@@ -27,9 +28,16 @@ from dasearch.config import (
 from dasearch.data import DATASETS, Dataset, Rules, load_dataset
 from dasearch.errors import NoStudies, StudyError, spelled, suggestion
 from dasearch.search.store import open_store, shown
-from dasearch.search.study import Study, settings_differences
-from dasearch.shipped import find_shipped, shipped_names
+from dasearch.search.study import STARTED_IN, Study, settings_differences
+from dasearch.shipped import find_shipped, is_path, is_yaml, shipped_names
 
+PATHS = (
+    "data.source",
+    "data.items",
+    "encoder.file",
+    "backbone.name",
+    "space.name",
+)  # settings that may be relative paths
 SAID_DIFFERENCES = 6  # differences shown between a recalled study's settings and its file's
 
 
@@ -51,11 +59,13 @@ class Kept(NamedTuple):
         database: as shown in messages; None where there is none.
         settings: of the study; None where there is no such study.
         names: of all studies in it.
+        started_in: the folder in which the study was started; None for studies of earlier versions.
     """
 
     database: str | None = None
     settings: StudySettings | None = None
     names: Sequence[str] = ()
+    started_in: str | None = None
 
 
 def named_study(
@@ -76,7 +86,7 @@ def named_study(
     given = [Override.of(override) for override in overrides]
     if output is not None:
         given.append(Override.option("--output", "output", output))
-    if _is_path(name):
+    if is_path(name):
         return Named(Study.load(name, given, storage=storage))
     file = load_study(name) if find_shipped(name, "studies") else None
     if file is not None and last_given(given, "name") is not None:
@@ -87,14 +97,11 @@ def named_study(
     if kept.settings is not None:
         here = kept.settings if storage is not None else _moved(kept.settings, folder)
         settings = overridden(here.model_dump(mode="json"), given, source=f"study {name}")
+        _require_files(settings, kept.started_in)
         return Named(Study(settings, storage=storage), _recalled(kept, file, given))
     if file is None:
         raise _unknown(name, folder, kept)
     return Named(Study.load(name, given, storage=storage))
-
-
-def _is_path(name: str) -> bool:
-    return Path(name).name != name or Path(name).suffix in (".yaml", ".yml") or Path(name).is_file()
 
 
 def _kept(name: str, folder: str, storage: str | None) -> Kept:
@@ -104,8 +111,10 @@ def _kept(name: str, folder: str, storage: str | None) -> Kept:
         return Kept()
     with closing(store):
         stored, names = store.study(name), store.study_names()
-    settings = None if stored is None else parse_study(stored.settings, source=f"study {name}")
-    return Kept(shown(store.url), settings, names)
+    if stored is None:
+        return Kept(shown(store.url), names=names)
+    settings = parse_study(stored.settings, source=f"study {name}")
+    return Kept(shown(store.url), settings, names, stored.dataset.get(STARTED_IN))
 
 
 def _moved(settings: StudySettings, folder: str) -> StudySettings:
@@ -113,6 +122,20 @@ def _moved(settings: StudySettings, folder: str) -> StudySettings:
     if Path(settings.output).expanduser().resolve() == Path(folder).expanduser().resolve():
         return settings
     return settings.model_copy(update={"output": folder})
+
+
+def _require_files(settings: StudySettings, started_in: str | None) -> None:
+    """Reject a recalled study whose relative paths exist where it was started, but not here."""
+    record = settings.model_dump(mode="json")
+    for key in PATHS if started_in else ():
+        path = value_at(record, key)
+        if not path or path in KNOWN_NAMES.get(key, ()) or os.path.exists(os.path.expanduser(path)):
+            continue
+        if os.path.exists(os.path.join(str(started_in), path)):
+            raise StudyError(
+                f"there is no {path} here: study {settings.name} was started in {started_in}, which has its {key}; run the "
+                "command there"
+            )
 
 
 def _recalled(kept: Kept, file: StudySettings | None, given: Iterable[Override]) -> str | None:
@@ -167,11 +190,10 @@ def named_source(source: str, changes: Iterable[str | Override] = (), **place: s
 
 
 def _is_study(source: str, output: str | None = None, storage: str | None = None) -> bool:
-    path = Path(source)
-    if path.suffix in (".yaml", ".yml"):
+    if is_yaml(source):
         return True
-    if os.path.exists(path):
+    if os.path.exists(source):
         return False
     if find_shipped(source, "studies") is not None:
         return True
-    return not _is_path(source) and _kept(source, output or OUTPUT, storage).settings is not None
+    return not is_path(source) and _kept(source, output or OUTPUT, storage).settings is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -57,6 +58,8 @@ from dasearch.training.progress import Epoch
 from dasearch.training.seeds import derive_seed
 from dasearch.training.shared import Passing
 from dasearch.version import installed_versions
+
+STARTED_IN = "started_in"  # key of the stored data: the folder that relative paths began from
 
 # settings that may change after a study began; a space is identified by its hash, not its name
 MAY_CHANGE = {
@@ -475,6 +478,7 @@ def _record(
             "name": dataset.name,
             "fingerprint": dataset.fingerprint,
             "statistics": asdict(statistics(dataset)),
+            STARTED_IN: os.getcwd(),
         },
         versions=installed_versions(("dasearch", "torch", "transformers", "botorch", "gpytorch", "optuna")),
         prior=prior,

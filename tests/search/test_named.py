@@ -7,17 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from dasearch.config import Override, StudySettings, load_study
+from dasearch.cli import run_command
+from dasearch.config import Override, StudySettings, changed, load_study, value_at
 from dasearch.errors import DataError, StoreError, StudyError
+from dasearch.report.view import read_view
 from dasearch.search.named import named_dataset, named_study
 from dasearch.search.store import open_store
-from dasearch.search.study import Study
+from dasearch.search.study import STARTED_IN, Study
 from dasearch.search_space import load_search_space
 from tests.training.studies import small_study
 
 
-def keep(settings: StudySettings, *, output: str | None = None, storage: str | None = None) -> None:
-    """Begin a study in a database, without a training."""
+def keep(
+    settings: StudySettings, *, output: str | None = None, storage: str | None = None, started_in: Path | None = None
+) -> None:
+    """Begin a study in a database, without a training; without a folder as earlier versions did."""
+    place = {} if started_in is None else {STARTED_IN: str(started_in)}
     space = load_search_space("darec", backbone_layers=2)
     with closing(open_store(storage, output or settings.output, create=True)) as store:
         store.begin(
@@ -25,7 +30,7 @@ def keep(settings: StudySettings, *, output: str | None = None, storage: str | N
             settings=settings.model_dump(mode="json"),
             space=space.record(),
             space_hash=space.hash,
-            dataset={"name": "toy", "fingerprint": "-", "statistics": {}},
+            dataset={"name": "toy", "fingerprint": "-", "statistics": {}} | place,
             versions={},
         )
 
@@ -142,6 +147,67 @@ def test_the_data_of_a_stored_study(here: Path) -> None:
     assert len(named_dataset("s1", ["data.min_user_interactions=6"]).users) < 60
     with pytest.raises(DataError, match="there is no data set or folder 's2'"):
         named_dataset("s2")
+
+
+@pytest.mark.parametrize("key", ["data.source", "data.items", "encoder.file", "backbone.name", "space.name"])
+def test_relative_paths_are_those_of_the_folder_where_a_study_was_started(
+    key: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = changed(small_study(here, name="s1", output="runs"), {key: "mine/own.x"}, source="x")
+    keep(settings, started_in=here)
+    (here / "mine").mkdir()
+    (here / "mine" / "own.x").touch()
+    assert named_study("s1").study.settings == settings
+    elsewhere = here / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    said = (
+        rf"^there is no mine/own\.x here: study s1 was started in {here}, which has its {key}; run the command there$"
+    )
+    with pytest.raises(StudyError, match=said):
+        named_study("s1", output="../runs")
+    (elsewhere / "mine").mkdir()
+    (elsewhere / "mine" / "own.x").touch()
+    assert value_at(named_study("s1", output="../runs").study.settings.model_dump(), key) == "mine/own.x"
+
+
+def test_a_name_is_no_path_of_the_folder_where_a_study_was_started(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(load_study("quickstart"), started_in=here)
+    (here / "complete-journey").mkdir()
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    assert named_study("quickstart", output="../runs").study.settings.data.source == "complete-journey"
+
+
+def test_the_folder_of_a_study_s_start_is_kept_and_not_shown(here: Path) -> None:
+    settings = small_study(here, name="s1", output="runs")
+    Study(settings).run(1, train=False)
+    with closing(open_store(None, "runs", create=False)) as store:
+        assert store.begun("s1").dataset[STARTED_IN] == str(here)
+        assert set(read_view(store, "s1").dataset) == {"name", "fingerprint", "statistics"}
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (["status"], "s1: search"),
+        (["report"], "report: other runs/s1/report.html"),
+        (["doctor"], "trials: none runs"),
+        (["compare", "s2", "--storage", "other runs/dasearch.db"], "s1"),
+    ],
+)
+def test_a_file_says_where_its_study_is(
+    command: list[str], shown: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = small_study(here, name="s1", output="other runs")
+    keep(settings)
+    keep(settings.model_copy(update={"name": "s2"}))
+    (here / "mine.yaml").write_text(settings.yaml())
+    name, *options = command
+    run_command([name, "mine.yaml", *options])
+    assert shown in capsys.readouterr().out
+    assert run_command([name, "mine.yaml", *options[:1], "--output", "runs"]) == 2
+    assert "runs" in capsys.readouterr().err
 
 
 def test_a_study_that_is_given_by_a_file_says_how_to_go_on_with_its_own_settings(here: Path) -> None:
