@@ -39,17 +39,20 @@ def work(given: argparse.Namespace) -> None:
     dataset = study.dataset()
     development = LeaveOneOut(dataset).development
     materials = prepare_study(settings, dataset, development).on(data_bo(settings, development))
-    every, layout = space.file.replace_every, space.all_serial
+    shared = {"replace_every": space.file.replace_every}  # as earlier revisions take it
+    if hasattr(space.file, "structure"):
+        shared = {"structure": space.file.structure}
+    layout = space.all_serial
 
     def train() -> None:
         if not given.candidates:  # as every revision trains
-            loop.train(settings, materials, layout, settings.trial, replace_every=every)
+            loop.train(settings, materials, layout, settings.trial, **shared)
             return
         candidates = [loop.Candidate(layout, seed) for seed in range(given.candidates)]
         at_once = 1 if given.one_at_a_time else loop.candidates_at_once(settings, materials, settings.trial)
         for start in range(0, len(candidates), at_once):
             group = candidates[start : start + at_once]
-            loop.train_together(settings, materials, group, settings.trial, replace_every=every, at_once=at_once)
+            loop.train_together(settings, materials, group, settings.trial, **shared, at_once=at_once)
 
     if given.warm:
         train()

@@ -152,11 +152,10 @@ def counted(study: str, changes: Sequence[str], cost: Cost) -> tuple[SearchSpace
     model = untrained_model(
         settings,
         FrozenBackbone(OPTModel(config)),
+        space.file.structure,
         n_users=1,
         n_items=1,
-        replace_every=space.file.replace_every,
         generator=torch.Generator().manual_seed(0),
-        lora=space.file.has_lora,
     )
     return space, layout_costs(model, space, item_tokens=settings.data.item_tokens)[cost]
 

@@ -53,7 +53,8 @@ def steps_of(given: argparse.Namespace) -> tuple[Any, Callable[[], Iterator[Any]
         from dasearch.training.stack import Candidate, Ground, Run, Stack
     except ImportError:
         return _before_stacks(settings, materials, layouts[0], recipe, every)
-    ground = Ground(settings, materials, recipe, every)
+    structure = getattr(space.file, "structure", every)  # the frequency alone in earlier revisions
+    ground = Ground(settings, materials, recipe, structure)
     stack = Stack(ground, [Run.begin(ground, Candidate(layout), k, {}) for k, layout in enumerate(layouts)])
 
     def stream() -> Iterator[Any]:

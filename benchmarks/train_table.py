@@ -64,7 +64,7 @@ def main() -> None:
         if (seed, str(layout)) in done:
             continue
         started = time.perf_counter()
-        trained = train(settings, materials, layout, settings.trial, replace_every=space.file.replace_every, seed=seed)
+        trained = train(settings, materials, layout, settings.trial, structure=space.file.structure, seed=seed)
         row = line(layout, seed, trained.progress.epochs, trained.progress.best_epoch, time.perf_counter() - started)
         with given.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -337,6 +337,21 @@ class Layout:
         return self
 
 
+class Structure(NamedTuple):
+    """What determines a model's parameters besides its settings, whatever the layout; of a search space the same for all layouts.
+
+    Attributes:
+        replace_every: replacement frequency r.
+        lora: whether the attention sites have LoRA, for layouts that choose it.
+    """
+
+    replace_every: int = 1
+    lora: bool = False
+
+
+PLAIN = Structure()  # every layer is adapted, none by LoRA
+
+
 def replaced_layers(layers: int, every: int) -> tuple[int, ...]:
     """Indices of the adapted layers, from 0: every k with ``(k + 1) % every == 0`` (DARec fig. 10).
 

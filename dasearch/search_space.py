@@ -29,6 +29,7 @@ from dasearch.layout import (
     Join,
     Layout,
     ModelKind,
+    Structure,
     as_record,
     replaced_layers,
     site_names,
@@ -146,6 +147,11 @@ class SearchSpaceFile(BaseModel):
     def has_lora(self) -> bool:
         """Whether LoRA is a choice at any site."""
         return any(choice.lora for choice in self.alphabet)
+
+    @property
+    def structure(self) -> Structure:
+        """The structure that all models of the space share."""
+        return Structure(self.replace_every, self.has_lora)
 
     def named(self, name: str) -> Choice:
         """The choice with this name, defined here or shipped."""

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dasearch.config import Recipe, StudySettings, changed, resolve_output
 from dasearch.data import Development, LeaveOneOut
 from dasearch.errors import StudyError, suggestion
-from dasearch.layout import SERIAL, Layout, ModelKind
+from dasearch.layout import SERIAL, Layout, ModelKind, Structure
 from dasearch.search.confirmation import ALL_SERIAL, OBJECTIVE, t_interval
 from dasearch.search.events import ABLATION, Listener, Training
 from dasearch.search.executors import Executor, Workers
@@ -193,7 +193,7 @@ class Ablation:
             variant.settings,
             materials,
             recipe,
-            variant.replace_every,
+            Structure(variant.replace_every),
             self._checkpoints,
             users=users,
             prepared=prepared,

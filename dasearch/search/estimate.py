@@ -8,6 +8,7 @@ from statistics import fmean
 from dasearch.config import StudySettings
 from dasearch.data import LeaveOneOut
 from dasearch.errors import TrainingError
+from dasearch.layout import Structure
 from dasearch.search.id_models import encoder_seconds
 from dasearch.search.objective import at_once, data_bo
 from dasearch.search.study import Study
@@ -81,7 +82,7 @@ def _estimate(study: Study, settings: StudySettings, *, train: bool) -> Estimate
     search, subset = settings.search, len(data_bo(settings, development).users)
     side_by_side = min(at_once(settings, materials, settings.trial), search.budget)
     candidates = [Candidate(space.all_serial, seed) for seed in range(side_by_side)]
-    trained = timed(settings, materials, candidates, space.file.replace_every)
+    trained = timed(settings, materials, candidates, space.file.structure)
     pace = fmean(one.progress.epochs[-1].seconds for one in trained) / len(sample.users)
     trial = pace * subset * settings.trial.epochs
     final = pace * len(development.users) * settings.final.epochs
@@ -112,7 +113,7 @@ def _own_encoder_seconds(settings: StudySettings, materials: StudyContext) -> fl
 
 
 def timed(
-    settings: StudySettings, materials: StudyContext, candidates: list[Candidate], replace_every: int
+    settings: StudySettings, materials: StudyContext, candidates: list[Candidate], structure: Structure
 ) -> list[Trained]:
     """Train candidates side by side for two epochs, of which the first is a warm-up.
 
@@ -121,9 +122,7 @@ def timed(
     """
     recipe = settings.trial.model_copy(update={"epochs": 2})
     found = []
-    outcomes = train_together(
-        settings, materials, candidates, recipe, replace_every=replace_every, at_once=len(candidates)
-    )
+    outcomes = train_together(settings, materials, candidates, recipe, structure=structure, at_once=len(candidates))
     for outcome in outcomes:
         if isinstance(outcome, TrainingError):
             raise outcome

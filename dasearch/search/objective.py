@@ -16,7 +16,7 @@ from typing import NamedTuple
 from dasearch.config import Recipe, StudySettings
 from dasearch.data import Development
 from dasearch.errors import TrainingError, described
-from dasearch.layout import Layout
+from dasearch.layout import Layout, Structure
 from dasearch.training.loop import Trained, candidates_at_once, train_together
 from dasearch.training.materials import StudyContext
 from dasearch.training.progress import Epoch, Fit
@@ -64,7 +64,7 @@ class Objective:
     Args:
         materials: of the users to train and validate on; Data_BO for trials, all users for the final training.
         folder: of the checkpoints of unfinished trainings.
-        lora: whether the search space has LoRA.
+        structure: of the study's search space.
         users: of the materials.
         counted: number of runs that train side by side, if already measured; None: as `at_once` measures it.
         peers: the processes that share each training (data parallel).
@@ -74,9 +74,8 @@ class Objective:
     settings: StudySettings
     materials: StudyContext
     recipe: Recipe
-    replace_every: int
+    structure: Structure
     folder: Path
-    lora: bool = False
     users: Users = Users.EVERYONE
     counted: int | None = None
     peers: Peers = ALONE
@@ -133,8 +132,7 @@ class Objective:
                 self.materials,
                 candidates,
                 self.recipe,
-                replace_every=self.replace_every,
-                lora=self.lora,
+                structure=self.structure,
                 at_once=at_once,
                 peers=self.peers,
                 on_epoch=on_epoch,

@@ -117,9 +117,7 @@ class Runner:
             return {}
         costs = self.store.costs(self.settings.name)
         if not costs:
-            every = self.space.file.replace_every
-            lora = self.space.file.has_lora
-            model = build_model(self.settings, self.materials, replace_every=every, seed=TRIAL_SEED, lora=lora)
+            model = build_model(self.settings, self.materials, self.space.file.structure, seed=TRIAL_SEED)
             costs = layout_costs(model, self.space, item_tokens=self.settings.data.item_tokens)
             self.store.add_costs(self.settings.name, costs)
         return costs

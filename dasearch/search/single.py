@@ -102,8 +102,7 @@ def _train_layout(study: Study, name: str, out: Path | None, heard: Listener, pe
         settings, dataset, development, say=heard.says, language_model=heard.language_model, peers=peers
     )
     checkpoints = folder.parent / "checkpoints"
-    every, lora = space.file.replace_every, space.file.has_lora
-    objective = Objective(settings, materials, settings.final, every, checkpoints, lora=lora, peers=peers)
+    objective = Objective(settings, materials, settings.final, space.file.structure, checkpoints, peers=peers)
     chosen_by = settings.search.metric
     training = Training(SINGLE, 1, 1, layout, settings.model.label, settings.final.epochs, chosen_by)
     heard.started(training)

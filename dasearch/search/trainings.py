@@ -291,9 +291,8 @@ class Trainings(Trainer):
                 settings,
                 materials,
                 recipe,
-                space.file.replace_every,
+                space.file.structure,
                 self.checkpoints,
-                lora=space.file.has_lora,
                 users=users,
                 prepared=self.prepared,
             )

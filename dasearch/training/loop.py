@@ -21,7 +21,7 @@ import torch
 
 from dasearch.config import Recipe, StudySettings
 from dasearch.errors import TrainingError
-from dasearch.layout import Layout
+from dasearch.layout import PLAIN, Layout, Structure
 from dasearch.models.base import RecommenderModel
 from dasearch.models.lora import ALPHA, RANK
 from dasearch.models.stacking import StackedParameters
@@ -66,8 +66,7 @@ def train(
     layout: Layout,
     recipe: Recipe,
     *,
-    replace_every: int = 1,
-    lora: bool = False,
+    structure: Structure = PLAIN,
     seed: int = 0,
     checkpoint: Path | None = None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
@@ -79,8 +78,7 @@ def train(
         materials: the study's prepared inputs.
         layout: the layout to train.
         recipe: optimiser, batch size and number of epochs.
-        replace_every: replacement frequency r.
-        lora: as of `train_together`.
+        structure: as of `train_together`.
         seed: seed of initial weights and data order, as of `Candidate`.
         checkpoint: file of the checkpoint, as of `Candidate`.
         on_epoch: callback that receives each new epoch.
@@ -94,8 +92,7 @@ def train(
         materials,
         [candidate],
         recipe,
-        replace_every=replace_every,
-        lora=lora,
+        structure=structure,
         on_epoch=lambda _, e: on_epoch(e),
     )
     if isinstance(outcome, TrainingError):
@@ -109,8 +106,7 @@ def train_together(
     candidates: Sequence[Candidate],
     recipe: Recipe,
     *,
-    replace_every: int = 1,
-    lora: bool = False,
+    structure: Structure = PLAIN,
     at_once: int = 1,
     stacked: bool | None = None,
     peers: Peers = ALONE,
@@ -127,8 +123,7 @@ def train_together(
         materials: the study's prepared inputs.
         candidates: layouts with their seeds and checkpoints.
         recipe: optimiser, batch size and number of epochs.
-        replace_every: replacement frequency r.
-        lora: whether the search space has LoRA, so that all its models have the same parameters; implied if a layout uses it.
+        structure: of the search space, so that all its models have the same parameters; LoRA is implied if a layout uses it.
         at_once: number of candidates that the caller usually trains concurrently and that share the cores; a smaller number
             at a search's end or after resuming gives the same results.
         stacked: whether to stack; by default on a GPU, which few rows do not fill, unlike a CPU core.
@@ -137,8 +132,9 @@ def train_together(
     """
     if materials.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(materials.device)
-    lora = lora or any(candidate.layout.has_lora for candidate in candidates)
-    ground = Ground(settings, materials, recipe, replace_every, lora, peers)
+    if any(candidate.layout.has_lora for candidate in candidates):
+        structure = structure._replace(lora=True)
+    ground = Ground(settings, materials, recipe, structure, peers)
     runs = [
         Run.begin(ground, candidate, place, _identity(settings, recipe, candidate))
         for place, candidate in enumerate(candidates)

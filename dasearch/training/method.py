@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from dasearch.config import StudySettings
 from dasearch.data import Examples, IntArray, RowFormat, RowPlan, SequenceBatch, training_plan
 from dasearch.data.rows import moved
+from dasearch.layout import Structure
 from dasearch.models.base import RecommenderModel
 from dasearch.models.id_encoders import ENCODERS, IDEncoder
 from dasearch.models.registry import MODELS
@@ -119,10 +120,8 @@ class TrainingTask(ABC):
         """The same task for a variation of the study's model."""
         return dataclasses.replace(self, settings=settings)
 
-    def build(
-        self, materials: SharedInputs, *, replace_every: int, generator: torch.Generator, lora: bool = False
-    ) -> RecommenderModel:
-        """An initialised, untrained recommender; ``lora``: with LoRA for layouts that choose it."""
+    def build(self, materials: SharedInputs, structure: Structure, generator: torch.Generator) -> RecommenderModel:
+        """An initialised, untrained recommender."""
         model = (
             MODELS[self.settings.model.kind]
             .build(
@@ -130,10 +129,9 @@ class TrainingTask(ABC):
                 self.settings.model,
                 n_users=materials.development.n_users,
                 n_items=materials.development.n_items,
-                replace_every=replace_every,
                 encoder=self.encoder if self.settings.model.holds_encoder else None,
                 generator=generator,
-                lora=lora,
+                **structure._asdict(),
             )
             .to(materials.device)
         )

@@ -8,7 +8,7 @@ import torch
 
 from dasearch.config import StudySettings
 from dasearch.data import Dataset, Development, Examples, select_examples
-from dasearch.layout import ModelKind
+from dasearch.layout import PLAIN, ModelKind, Structure
 from dasearch.models.backbone import FrozenBackbone
 from dasearch.models.base import RecommenderModel
 from dasearch.models.id_encoders import build_encoder
@@ -83,12 +83,11 @@ def prepare(
 def untrained_model(
     settings: StudySettings,
     backbone: FrozenBackbone,
+    structure: Structure,
     *,
     n_users: int,
     n_items: int,
-    replace_every: int,
     generator: torch.Generator,
-    lora: bool = False,
 ) -> RecommenderModel:
     """A recommender of the study's kind with random weights, to be loaded from a file."""
     encoder = None
@@ -100,10 +99,9 @@ def untrained_model(
         settings.model,
         n_users=n_users,
         n_items=n_items,
-        replace_every=replace_every,
         encoder=encoder,
         generator=generator,
-        lora=lora,
+        **structure._asdict(),
     )
 
 
@@ -125,16 +123,15 @@ def _examples(settings: StudySettings, shared: SharedInputs) -> Examples:
 
 
 def build_model(
-    settings: StudySettings, materials: StudyContext, *, replace_every: int, seed: int, lora: bool = False
+    settings: StudySettings, materials: StudyContext, structure: Structure = PLAIN, *, seed: int
 ) -> RecommenderModel:
     """An initialised recommender; the same seed gives the same initial weights for every layout.
 
     Args:
         settings: the study's settings.
         materials: the study's prepared inputs.
-        replace_every: replacement frequency r.
+        structure: of the study's search space.
         seed: seed of the initial weights.
-        lora: whether it has LoRA for layouts that choose it.
     """
     generator = generator_for(settings.seed, "weights", seed)
-    return materials.method.build(materials, replace_every=replace_every, generator=generator, lora=lora)
+    return materials.method.build(materials, structure, generator)

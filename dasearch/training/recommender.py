@@ -23,7 +23,7 @@ from dasearch.data import Dataset, IntArray, Item, evaluation_plan
 from dasearch.data.rows import NO_ITEM
 from dasearch.errors import DasearchError, ModelFolderError, suggestion_of_id
 from dasearch.folders import IfExists, place_of, sha256, written_beside
-from dasearch.layout import Layout
+from dasearch.layout import Layout, Structure
 from dasearch.layout_file import LAYOUT_NAME, LayoutFile, Metric, choice_records
 from dasearch.models.base import RecommenderModel, Scorer
 from dasearch.models.registry import MODELS
@@ -361,11 +361,10 @@ def _open(folder: Path, config: Mapping[str, Any], device: str) -> Recommender:
     recommender = untrained_model(
         settings,
         backbone,
+        Structure(config["replaced"][0], layout.has_lora),
         n_users=len(users),
         n_items=len(items),
-        replace_every=config["replaced"][0],
         generator=generator_for("loading"),
-        lora=layout.has_lora,
     )
     tensors, record = load_tensors(folder / "model.safetensors")
     if file.layout != record["layout"]:

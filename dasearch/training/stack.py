@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dasearch.config import Recipe, StudySettings
 from dasearch.data import SequenceBatch
 from dasearch.errors import TrainingError
-from dasearch.layout import Layout
+from dasearch.layout import PLAIN, Layout, Structure
 from dasearch.models.base import ParameterGroup, RecommenderModel
 from dasearch.models.stacking import Flat, StackedParameters
 from dasearch.training.checkpoints import load_tensors, save_tensors
@@ -82,12 +82,11 @@ class Ground:
         settings: StudySettings,
         materials: StudyContext,
         recipe: Recipe,
-        replace_every: int,
-        lora: bool = False,
+        structure: Structure = PLAIN,
         peers: Peers = ALONE,
     ) -> None:
-        self.peers = peers
-        self.settings, self.recipe, self.replace_every, self.lora = settings.by(recipe), recipe, replace_every, lora
+        self.peers, self.structure = peers, structure
+        self.settings, self.recipe = settings.by(recipe), recipe
         self.materials = materials.under(self.settings).computing_in(recipe.precision)
         self.plan = self.materials.method.plan(self.materials, recipe.batch_size)
         self.validation = validation_plan(self.materials.catalogue, self.materials.development)
@@ -111,7 +110,7 @@ class Ground:
 
     def model(self, seed: int) -> RecommenderModel:
         """A new model with initial weights from this seed."""
-        model = build_model(self.settings, self.materials, replace_every=self.replace_every, seed=seed, lora=self.lora)
+        model = build_model(self.settings, self.materials, self.structure, seed=seed)
         self.peers.follow(model.own_tensors().values())
         model.recompute = self.settings.recompute
         on_gpu = self.materials.device.type == "cuda"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dasearch.config import parse_data
 from dasearch.data import Dataset, LeaveOneOut, load_dataset
-from dasearch.layout import CHOICES, Choice, Layout
+from dasearch.layout import CHOICES, Choice, Layout, Structure
 from dasearch.models.named import NAMED
 from dasearch.training.loop import Trained
 from dasearch.training.preparation import build_model, prepare_study
@@ -75,7 +75,7 @@ def made_folder(family: str, changes: str, letters: str, layers: int = LAYERS, d
     dataset = dataset_of(data)
     materials = prepare_study(settings, dataset, LeaveOneOut(dataset).development)
     layout = Layout.parse(letters, ALPHABET)
-    model = build_model(settings, materials, replace_every=layers // layout.layers, seed=0, lora=layout.has_lora)
+    model = build_model(settings, materials, Structure(layers // layout.layers, layout.has_lora), seed=0)
     generator = seeded(5)
     for _, parameter in model.trainable():
         parameter.data.add_(torch.randn(parameter.shape, generator=generator) * NOISE)

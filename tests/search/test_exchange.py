@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,14 +13,14 @@ import pytest
 from dasearch.cli import run_command
 from dasearch.errors import ExchangeError, WrongUse
 from dasearch.folders import sha256
-from dasearch.layout import Layout
+from dasearch.layout import PLAIN, Layout, Structure
 from dasearch.search import objective
 from dasearch.search.executors import Event, Job, Kind
 from dasearch.search.executors import exchange as module
 from dasearch.search.executors.exchange import Exchange, require_exchange
 from dasearch.search.executors.tasks import LayoutTask, Workshop
 from dasearch.search.executors.work import work_or_fail
-from dasearch.search.objective import Objective, Prepared, Run
+from dasearch.search.objective import Objective, Prepared, Run, Users
 from tests.search.trainings import Stub
 from tests.training.studies import materials, small_settings
 
@@ -184,6 +185,15 @@ class Gone(Exchange):
         raise ExchangeError("file:///x does not answer")
 
 
+def test_a_task_of_layouts_is_json_and_comes_back() -> None:
+    settings = small_settings()
+    runs = (Run(Layout.parse("SPL-PPS"), "trial/x", 3),)
+    task = LayoutTask(runs, settings, settings.trial, Users.DATA_BO, Structure(2, lora=True), 4)
+    record = json.loads(json.dumps(task.record()))
+    assert (record["replace_every"], record["lora"], record["at_once"]) == (2, True, 4)
+    assert LayoutTask.from_record(record) == task
+
+
 def test_a_worker_that_cannot_leave_a_checkpoint_is_lost_and_its_training_has_not_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,7 +202,8 @@ def test_a_worker_that_cannot_leave_a_checkpoint_is_lost_and_its_training_has_no
     settings = small_settings()
     ready = materials(settings)
     task = LayoutTask.of(
-        Objective(settings, ready, settings.trial, 1, tmp_path, counted=1), [Run(Layout.parse("SSS-SSS"), "trial/x", 0)]
+        Objective(settings, ready, settings.trial, PLAIN, tmp_path, counted=1),
+        [Run(Layout.parse("SSS-SSS"), "trial/x", 0)],
     )
     job = Job(7, task, Prepared("", settings), tmp_path, attempt=2)
     work_or_fail(job, lambda: Workshop(ready), heard.append, Gone("file:///x", "toy"))

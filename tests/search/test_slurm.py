@@ -15,7 +15,7 @@ import pytest
 
 from dasearch.cli import run_command
 from dasearch.errors import DasearchError, StudyError
-from dasearch.layout import Layout
+from dasearch.layout import PLAIN, Layout
 from dasearch.search.dispatch import Batch, Dispatcher
 from dasearch.search.events import Finished, Listener
 from dasearch.search.executors import Event, Kind, Workers, slurm, watch
@@ -83,7 +83,7 @@ class Crew:
 
     def submit(self, layout: str, **recipe: Any) -> Batch:
         found = self.settings.trial.model_copy(update=recipe)
-        objective = Objective(self.settings, self.materials, found, 0, self.folder / "checkpoints", counted=1)
+        objective = Objective(self.settings, self.materials, found, PLAIN, self.folder / "checkpoints", counted=1)
         run = Run(Layout.parse(layout), f"trial/{layout}", 0)
         task = LayoutTask.of(objective, [run])
         return self.dispatcher.submit(task, self.prepared, objective.folder, lambda place, epoch: None)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from dasearch.errors import TrainingError
-from dasearch.layout import Layout
+from dasearch.layout import Layout, Structure
 from dasearch.models.base import RecommenderModel
 from dasearch.training.loop import Trained
 from dasearch.training.progress import Epoch, Progress
@@ -51,10 +51,9 @@ class Stub:
         candidates: Sequence[Candidate],
         recipe: Any,
         *,
-        replace_every: int,
+        structure: Structure,
         at_once: int,
         on_epoch: Callable[[int, Epoch], None],
-        lora: bool = False,
         peers: Any = None,
     ) -> list[Trained | TrainingError]:
         together = [str(candidate.layout) for candidate in candidates]

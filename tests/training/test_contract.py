@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dasearch.config import EncoderStudy, Precision, StudySettings
 from dasearch.data import LeaveOneOut, SequenceBatch
-from dasearch.layout import SITES, Layout
+from dasearch.layout import SITES, Layout, Structure
 from dasearch.models.base import RecommenderModel
 from dasearch.models.id_encoders import ENCODERS
 from dasearch.training.evaluation import rank_validation
@@ -61,7 +61,7 @@ class Case:
     materials: StudyContext
 
     def model(self) -> RecommenderModel:
-        return build_model(self.settings, self.materials, replace_every=1, seed=0)
+        return build_model(self.settings, self.materials, seed=0)
 
     def batch(self) -> SequenceBatch:
         return next(self.materials.method.plan(self.materials, 16).shuffled(16, seeded()))
@@ -110,7 +110,7 @@ def test_learns_over_a_bfloat16_model(case: Case, text: str) -> None:
 def test_lora_learns_over_a_bfloat16_model(folders: dict[str, str], family: str) -> None:
     case = _case("darec", folders[family], repr({"model": {"lora_rank": 4}}))
     half = dataclasses.replace(case, materials=case.materials.computing_in(Precision.BFLOAT16))
-    models = [build_model(one.settings, one.materials, replace_every=1, seed=0, lora=True) for one in (half, case)]
+    models = [build_model(one.settings, one.materials, Structure(lora=True), seed=0) for one in (half, case)]
     for model in models:
         for name, parameter in model.trainable():
             if ".lora." in name:

@@ -28,7 +28,7 @@ LAYOUT = Layout.parse("SPS-PPS")
 def test_ranks_equal_one_user_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = small_settings()
     ready = materials(settings)
-    model = build_model(settings, ready, replace_every=1, seed=0).eval()
+    model = build_model(settings, ready, seed=0).eval()
     bits = model.layout_tensor(LAYOUT)
     found = rank_validation(model, ready.catalogue, ready.development, bits)
     monkeypatch.setattr(evaluation, "SCORES_IN_MEMORY", 30)
@@ -69,7 +69,7 @@ def test_an_encoders_scores_are_added(kind: str) -> None:
 def test_test_ranks_read_the_whole_history() -> None:
     settings = small_settings()
     ready = materials(settings)
-    model = build_model(settings, ready, replace_every=1, seed=0).eval()
+    model = build_model(settings, ready, seed=0).eval()
     split = LeaveOneOut(toy_dataset(60, 40))
     ranks = final_ranks(model, ready.catalogue, split.open_test(), model.layout_tensor(LAYOUT))
     assert len(ranks) == 60
@@ -115,7 +115,7 @@ def test_collaborative_training_raises_what_was_bought() -> None:
     development = LeaveOneOut(toy_dataset(60, 40)).development
     index = PurchaseIndex(development)
     state = pretrain_collaborative(settings, development, index)
-    model = build_model(settings, materials(settings), replace_every=1, seed=0).cf
+    model = build_model(settings, materials(settings), seed=0).cf
     model.load_state_dict(state)
     users, items = index.pairs()
     negatives = index.sample_negatives(users, seeded(), rounds=30)

@@ -71,7 +71,7 @@ def test_layouts_and_seeds_differ() -> None:
 
 
 def stack(settings: StudySettings, recipe: Recipe, *layouts: Layout) -> Stack:
-    ground = Ground(settings, materials(settings), recipe, 1)
+    ground = Ground(settings, materials(settings), recipe)
     return Stack(ground, [Run.begin(ground, Candidate(layout), k, {}) for k, layout in enumerate(layouts)])
 
 
@@ -167,7 +167,7 @@ def test_an_average_is_that_of_the_weights_after_every_step(monkeypatch: pytest.
 
 def held_metrics(trained: Trained, settings: StudySettings) -> dict[str, float]:
     """Validation metrics of a finished training's model."""
-    ground = Ground(settings, materials(settings), settings.trial, 1)
+    ground = Ground(settings, materials(settings), settings.trial)
     layout = trained.model.layout_tensor(trained.layout)
     (held,) = held_out(trained.model, ground.materials.catalogue, ground.validation, layout)
     return {**summarise(held.ranks).record(), "loss": float(held.losses.mean())}
@@ -191,7 +191,7 @@ def test_a_diverging_loss_is_one_sentence() -> None:
 def terms(**changes: Any) -> dict[str, float]:
     settings = small_settings(**changes)
     ready = materials(settings)
-    model = build_model(settings, ready, replace_every=1, seed=0)
+    model = build_model(settings, ready, seed=0)
     batch = next(ready.method.plan(ready, 8).shuffled(8, seeded()))
     found = ready.method.losses(model, batch, model.layout_tensor(LAYOUT), ready, seeded())
     return {**{k: v.item() for k, v in found.items()}, "total": weighted_total(found, ready.method.weights).item()}

@@ -28,7 +28,7 @@ from tests.training.studies import materials, small_settings
 def ready(kind: str, **changes: Any) -> tuple[StudySettings, StudyContext, RecommenderModel, SequenceBatch]:
     settings = small_settings(**{"model": {"kind": kind}, **changes})
     prepared = materials(settings)
-    model = build_model(settings, prepared, replace_every=1, seed=0)
+    model = build_model(settings, prepared, seed=0)
     return settings, prepared, model, next(prepared.method.plan(prepared, 16).shuffled(16, seeded()))
 
 
@@ -72,7 +72,7 @@ def test_frozen_states_too_large_to_cache_are_recomputed(kind: str, monkeypatch:
     dataset = toy_dataset(60, 40)
     prepared = prepare_study(settings, dataset, LeaveOneOut(dataset).development)
     assert prepared.method.frozen is None  # type: ignore[attr-defined]
-    model = build_model(settings, prepared, replace_every=1, seed=0)
+    model = build_model(settings, prepared, seed=0)
     batch = next(prepared.method.plan(prepared, 16).shuffled(16, seeded()))
     found = prepared.method.losses(model, batch, model.layout_tensor(Layout.parse("SSS-SSS")), prepared, seeded())
     assert {name: value.item() for name, value in found.items()} == pytest.approx(kept, abs=1e-6)

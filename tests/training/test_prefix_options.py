@@ -83,7 +83,7 @@ def test_trains_on_a_gpu_in_bfloat16(kind: str) -> None:
 def test_a_head_over_text_vectors() -> None:
     settings = small_settings(model={"kind": "idle", "head": "dot_item_text"})
     ready = materials(settings)
-    model = build_model(settings, ready, replace_every=1, seed=0)
+    model = build_model(settings, ready, seed=0)
     assert isinstance(model, IDLEAdapter)
     assert isinstance(model.head, TextHead)
     torch.testing.assert_close(model.head.texts.norm(dim=1), torch.ones(40))

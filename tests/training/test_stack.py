@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from dasearch.config import Recipe, StudySettings
 from dasearch.data import SequenceBatch
 from dasearch.errors import TrainingError
-from dasearch.layout import CHOICES, Choice, Layout
+from dasearch.layout import CHOICES, Choice, Layout, Structure
 from dasearch.models import darec as darec_module
 from dasearch.models.base import RecommenderModel
 from dasearch.models.stacking import Flat, Linear, StackedParameters, Table
@@ -105,7 +105,7 @@ def test_candidates_in_threads_equal_separate_ones_to_the_last_bit(kind: str, co
 @pytest.mark.parametrize(("at_once", "width", "threads"), [(1, 4096, 4), (2, 4096, 2), (3, 4096, 1), (1, 64, 1)])
 def test_threads_per_candidate_do_not_depend_on_the_number_left(at_once: int, width: int, threads: int) -> None:
     study = small_settings()
-    ground = Ground(study, materials(study), study.trial, 1)
+    ground = Ground(study, materials(study), study.trial)
     backbone = SimpleNamespace(width=width * 100_000 // 4096)
     ground.materials = SimpleNamespace(catalogue=SimpleNamespace(backbone=backbone))  # type: ignore[assignment]
     with using(4):
@@ -124,7 +124,9 @@ def test_random_layouts_and_seeds_equal_separate_ones(drawn: list[tuple[int, int
     candidates = [
         Candidate(Layout.from_bits([(bits >> k) & 1 for k in range(3 * layers)], sites=3), seed) for bits, seed in drawn
     ]
-    together = train_together(study, materials(study), candidates, study.trial, replace_every=every, stacked=True)
+    together = train_together(
+        study, materials(study), candidates, study.trial, structure=Structure(every), stacked=True
+    )
     assert_as_alone(study, candidates, together, every, flips=1)
 
 
@@ -160,7 +162,9 @@ def test_stacked_lora_equals_separate_ones(changes: dict[str, Any]) -> None:
     thin = Choice("thin", "t", lora=True, width=2)
     letters = ("LLS-NLN", "SPS-PPS", "tNP-StA")
     candidates = [Candidate(Layout.parse(text, (*CHOICES.values(), thin)), seed) for seed, text in enumerate(letters)]
-    together = train_together(study, materials(study), candidates, study.trial, stacked=True, lora=True)
+    together = train_together(
+        study, materials(study), candidates, study.trial, stacked=True, structure=Structure(lora=True)
+    )
     assert_as_alone(study, candidates, together, lora=True)
     first = together[0]
     assert isinstance(first, Trained)
@@ -171,7 +175,8 @@ def test_stacked_lora_equals_separate_ones(changes: dict[str, Any]) -> None:
 def test_a_layout_without_lora_trains_as_in_a_space_without_lora() -> None:
     study, layout = small_settings(model={"item_ids": "encoder"}, encoder={"name": "sasrec", "epochs": 1}), LAYOUTS[0]
     with_lora, without = (
-        train(study, materials(study), Layout.parse(layout), study.trial, lora=lora) for lora in (True, False)
+        train(study, materials(study), Layout.parse(layout), study.trial, structure=Structure(lora=lora))
+        for lora in (True, False)
     )
     assert with_lora.parameters == without.parameters
     for mine, theirs in zip(with_lora.progress.epochs, without.progress.epochs, strict=True):
@@ -212,7 +217,7 @@ def _alone(record: str, layout: Layout, seed: int, every: int, lora: bool = Fals
     from dasearch.config import parse_study
 
     study = parse_study(json.loads(record))
-    return train(study, materials(study), layout, study.trial, replace_every=every, seed=seed, lora=lora)
+    return train(study, materials(study), layout, study.trial, structure=Structure(every, lora), seed=seed)
 
 
 def plainly(
@@ -223,7 +228,7 @@ def plainly(
 ) -> tuple[list[float], RecommenderModel]:
     """Losses of a loop written here over plain parameters, and its model; ``parts`` learn at ``rate`` times the rate."""
     recipe = study.trial
-    ground = Ground(study, materials(study), recipe, 1)
+    ground = Ground(study, materials(study), recipe)
     model, method = ground.model(0), ground.materials.method
     bits = model.layout_tensor(layout)
     trained = [parameter for _, parameter in model.trainable()]
@@ -278,7 +283,7 @@ def test_groups_have_their_own_learning_rates(kind: str, group: str, parts: Any)
 @pytest.mark.parametrize("changes", [c for c in VARIED if "variation" not in c.get("model", {})], ids=json.dumps)
 def test_settings_know_their_models_groups(changes: dict[str, Any]) -> None:
     study = small_settings(**changes)
-    model = Ground(study, materials(study), study.trial, 1).start(0)
+    model = Ground(study, materials(study), study.trial).start(0)
     found = {model.group_of(name) for name, _ in model.trainable()}
     assert found - {None} == set(study.model.groups)
 
@@ -449,7 +454,7 @@ def test_stacked_modules_equal_separate_ones() -> None:
 def test_padding_to_repeating_shapes_changes_no_loss(changes: dict[str, Any]) -> None:
     """The inputs of CUDA graphs: padded rows, items and anchors."""
     study = small_settings(**changes)
-    ground = Ground(study, materials(study), study.trial, 1)
+    ground = Ground(study, materials(study), study.trial)
     stack = Stack(
         ground, [Run.begin(ground, Candidate(Layout.parse(layout)), k, {}) for k, layout in enumerate(LAYOUTS)]
     )
@@ -509,7 +514,7 @@ class Launched(StepGraphs):
 def test_a_stack_is_freed_with_its_last_reference() -> None:
     """Not by cyclic garbage collection: on a GPU its graphs hold gigabytes, and freeing them must not break a capture."""
     study = small_settings()
-    ground = Ground(study, materials(study), study.trial, 1)
+    ground = Ground(study, materials(study), study.trial)
     stack = Stack(ground, [Run.begin(ground, Candidate(Layout.parse(LAYOUTS[0])), 0, {})])
     stack.graphs = Launched(stack.materials.device)
     stack.take([next(stack.batches())])

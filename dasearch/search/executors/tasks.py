@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from dasearch.config import Recipe, StudySettings, parse_study
-from dasearch.layout import CHOICES, Layout
+from dasearch.layout import CHOICES, Layout, Structure
 from dasearch.layout_file import ChoiceRecord
 from dasearch.models.id_encoders import EncoderSettings
 from dasearch.search.objective import Objective, Outcome, Run, Users, checkpoint_name, data_bo
@@ -85,7 +85,7 @@ class LayoutTask:
 
     Attributes:
         users: that it trains on.
-        replace_every, lora: as in `Objective`.
+        structure: as in `Objective`.
         at_once: usual number of trainings per job, which share a worker's cores.
     """
 
@@ -93,8 +93,7 @@ class LayoutTask:
     settings: StudySettings
     recipe: Recipe
     users: Users
-    replace_every: int
-    lora: bool
+    structure: Structure
     at_once: int
 
     @classmethod
@@ -105,8 +104,7 @@ class LayoutTask:
             objective.settings,
             objective.recipe,
             objective.users,
-            objective.replace_every,
-            objective.lora,
+            objective.structure,
             objective.at_once,
         )
 
@@ -144,9 +142,8 @@ class LayoutTask:
             self.settings,
             workshop.materials(self.users, self.settings),
             self.recipe,
-            self.replace_every,
+            self.structure,
             folder,
-            lora=self.lora,
             users=self.users,
             counted=self.at_once,
         )
@@ -161,8 +158,7 @@ class LayoutTask:
         return {
             "kind": "layouts",
             "users": self.users.value,
-            "replace_every": self.replace_every,
-            "lora": self.lora,
+            **self.structure._asdict(),
             "at_once": self.at_once,
             "settings": self.settings.model_dump(mode="json"),
             "recipe": self.recipe.model_dump(mode="json"),
@@ -177,8 +173,10 @@ class LayoutTask:
             "settings": parse_study(record["settings"], source="a job"),
             "recipe": Recipe.model_validate(record["recipe"]),
             "users": Users(record["users"]),
+            "structure": Structure(**{name: record[name] for name in Structure._fields}),
+            "at_once": record["at_once"],
         }
-        return cls(**{**record, **read, "runs": runs})
+        return cls(runs, **read)
 
 
 @dataclass(frozen=True)
