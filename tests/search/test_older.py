@@ -22,7 +22,8 @@ WRITTEN = Path(__file__).parents[1] / "data_of_1e032b9"
 
 def test_an_older_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = small_study(Path())
+    recipe = {"batch_size": 8}  # as it was written
+    settings = small_study(Path(), trial=recipe, final=recipe)
     Path("runs").mkdir()
     Path("runs/dasearch.db").write_bytes(gzip.decompress((WRITTEN / "dasearch.db.gz").read_bytes()))
     before = Study(settings).status()
