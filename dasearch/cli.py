@@ -25,7 +25,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from dasearch import completion
-from dasearch.commands import OUTPUT, PROGRAM, Place, resumed
+from dasearch.commands import OUTPUT, PROGRAM, Place, resuming
 from dasearch.errors import DasearchError, Interrupted, StoreError, WrongUse, spelled, without_passwords
 from dasearch.folders import place_of
 from dasearch.report import Format
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from dasearch.config import Override
     from dasearch.report.view import StudyView
     from dasearch.search.executors import Workers
+    from dasearch.search.named import Named
     from dasearch.search.study import Study
 
 DEBUG = "DASEARCH_DEBUG"
@@ -113,6 +114,12 @@ StoredStudy = Annotated[
     typer.Argument(
         metavar="STUDY", autocompletion=completion.stored_study, help="The name of a stored study, or its file."
     ),
+]
+BudgetOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Number of completed evaluations; overrides search.budget.")
+]
+NoTrainOption = Annotated[
+    bool, typer.Option("--no-train", help="Stop before the final training and the evaluation on the test split.")
 ]
 OutputOption = Annotated[str, typer.Option(metavar="FOLDER", help="The studies' output folder.")]
 WorkersOption = Annotated[
@@ -204,18 +211,13 @@ def _show_help(context: typer.Context) -> None:
 
 @app.command()
 def run(
-    context: typer.Context,
     study: StudyArgument = "quickstart",
-    budget: Annotated[
-        int | None, typer.Option(metavar="N", help="Number of completed evaluations; overrides search.budget.")
-    ] = None,
+    budget: BudgetOption = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Seed; overrides the study's own.")] = None,
     output: OwnOutput = None,
     storage: StorageOption = None,
     changes: SetOption = None,
-    no_train: Annotated[
-        bool, typer.Option("--no-train", help="Stop before the final training and the evaluation on the test split.")
-    ] = False,
+    no_train: NoTrainOption = False,
     warm_start: Annotated[
         str | None,
         typer.Option(
@@ -242,13 +244,12 @@ def run(
 ) -> None:
     """Search for the best layout, confirm it with fresh seeds, train it, and evaluate it on the test split once.
 
-    Run the same command again to resume.
+    Run the same command again to resume, or `dasearch resume STUDY`.
     """
     _starting()
-    from dasearch.report.terminal import show_estimate, summary
+    from dasearch.report.terminal import show_estimate
     from dasearch.search.estimate import estimate
     from dasearch.search.prior import prior_trials
-    from dasearch.search.progress import Terminal
 
     require_alone("run")
     if as_json and not dry_run:
@@ -265,9 +266,76 @@ def run(
         else:
             show_estimate(console, loaded.settings.yaml(), costs)
         return
-    with closing(_tracked(loaded, Terminal(console), trackers)) as listener:
-        status = loaded.run(train=not no_train, listener=listener, warm_start=warm_start, workers=crew)
-    summary(console, status, Place(loaded.settings.output, storage), resume=resumed(context.obj))
+    _run(loaded, console, storage, trackers, crew, train=not no_train, warm_start=warm_start)
+
+
+@app.command()
+def resume(
+    study: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="STUDY",
+            autocompletion=completion.stored_study,
+            help="The name of a stored study, or its file. Default: the only unfinished one.",
+        ),
+    ] = None,
+    budget: BudgetOption = None,
+    output: OwnOutput = None,
+    storage: StorageOption = None,
+    changes: SetOption = None,
+    no_train: NoTrainOption = False,
+    trackers: TrackOption = None,
+    workers: WorkersOption = None,
+    cpus: CpusOption = None,
+    gpus: GpusOption = 0.0,
+    ray: RayOption = None,
+    slurm: SlurmOption = None,
+    exchange: ExchangeOption = None,
+) -> None:
+    """Resume a stored study where it stopped, with its own settings.
+
+    Workers and trackers are not stored; name them again.
+    """
+    _starting()
+    from dasearch.search.named import resumed_study
+
+    require_alone("resume")
+    crew = _crew(workers, cpus, gpus, ray, slurm, exchange)
+    console = _console()
+    name, output = (None, output) if study is None else _stored_study(study, output)
+    named = resumed_study(name, _overrides(changes, budget, None), output=output, storage=storage)
+    _run(_told(named, console), console, storage, trackers, crew, train=not no_train)
+
+
+def _run(
+    loaded: Study,
+    console: Console,
+    storage: str | None,
+    trackers: list[str] | None,
+    crew: Workers | None,
+    *,
+    train: bool,
+    warm_start: str | None = None,
+) -> None:
+    """Run or resume a study, and print its results and the next commands.
+
+    Raises:
+        Interrupted: on Ctrl-C or SIGTERM once the study is stored.
+    """
+    from dasearch.report.terminal import summary
+    from dasearch.search.named import resumable
+    from dasearch.search.progress import Terminal
+
+    place = Place(loaded.settings.output, storage)
+    again = resuming(loaded.settings.name, place, _crew_options(crew), trackers or ())
+    try:
+        with closing(_tracked(loaded, Terminal(console), trackers)) as listener:
+            status = loaded.run(train=train, listener=listener, warm_start=warm_start, workers=crew)
+    except KeyboardInterrupt:
+        if not resumable(loaded):
+            raise
+        raise Interrupted(f"interrupted; resume with: {again}") from None
+    summary(console, status, place, resume=again)
 
 
 def _crew(count: int | None, *options: Any) -> Workers | None:
@@ -290,6 +358,20 @@ def _crew(count: int | None, *options: Any) -> Workers | None:
     if asked.exchange is not None:
         require_exchange(asked.exchange)
     return asked
+
+
+def _crew_options(crew: Workers | None) -> dict[str, object]:
+    """The options that ask for these workers."""
+    if crew is None:
+        return {}
+    return {
+        "--workers": crew.count,
+        "--cpus-per-worker": crew.cpus,
+        "--gpus-per-worker": crew.gpus,
+        "--ray": crew.address,
+        "--slurm": crew.slurm,
+        "--exchange": crew.exchange,
+    }
 
 
 @app.command()
@@ -948,7 +1030,11 @@ def _study(
     """The study that a command names; prints a note where its settings come from a database."""
     from dasearch.search.named import named_study
 
-    named = named_study(name, overrides, output=output, storage=storage)
+    return _told(named_study(name, overrides, output=output, storage=storage), console)
+
+
+def _told(named: Named, console: Console) -> Study:
+    """A resolved study; prints the note on its settings."""
     if named.recalled is not None:
         console.print(named.recalled, soft_wrap=True, markup=False)
     return named.study

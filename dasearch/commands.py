@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from dasearch.errors import without_passwords
 
 PROGRAM = "dasearch"
 OUTPUT = "runs"  # without --output
-ONCE = ("--no-train",)  # flags that stop a run early, removed to resume it
 
 
 class Place(NamedTuple):
@@ -31,6 +30,8 @@ def command(*words: object) -> str:
     return shlex.join([PROGRAM, *map(str, words)])
 
 
-def resumed(arguments: Sequence[str]) -> str:
-    """The command line that resumes and finishes what these arguments began."""
-    return command(*(without_passwords(word) for word in arguments if word not in ONCE))
+def resuming(name: str, place: Place, workers: Mapping[str, object], trackers: Iterable[str]) -> str:
+    """The command line that resumes a study; worker options without a value are left out."""
+    crew = [word for option, value in workers.items() if value for word in (option, without_passwords(str(value)))]
+    tracked = [word for tracker in trackers for word in ("--track", tracker)]
+    return command("resume", name, *place.options, *crew, *tracked)

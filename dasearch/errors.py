@@ -69,7 +69,7 @@ class ExchangeError(DasearchError):
 
 
 class Interrupted(DasearchError):
-    """The user stopped a command that cannot be resumed; the message says what was done."""
+    """The user stopped a command; the message says what was done, or how to resume."""
 
 
 class TestSplitError(DasearchError):

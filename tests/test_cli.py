@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dasearch.cli import run_command
-from dasearch.commands import Place, resumed
+from dasearch.commands import Place, resuming
 from dasearch.layout_file import read_layout
 from dasearch.threads import WAITING, cores
 from tests.conftest import toy_dataset, write_folder
@@ -84,7 +84,7 @@ def test_no_train_stops_before_the_test_split(here: Path, capsys: pytest.Capture
     assert run_command(["run", "toy.yaml", "--budget", "2", "--no-train"]) == 0
     out = capsys.readouterr().out
     assert "Test split" not in out
-    assert "next: dasearch run toy.yaml --budget 2   (resumes this study)" in out
+    assert f"next: dasearch resume toy --output {here}/runs   (trains and tests the winner)" in out
 
 
 def pasted(out: str) -> list[str]:
@@ -98,7 +98,7 @@ def test_what_is_printed_can_be_pasted(here: Path, capsys: pytest.CaptureFixture
     settings = ["--set", "output=my runs", "--set", "trial.rates={adapters: 1.5}", "--storage", "the trials.db"]
     assert run_command(["run", "toy.yaml", "--budget", "2", "--no-train", *settings]) == 0
     again, status = pasted(capsys.readouterr().out)
-    assert "--no-train" not in again
+    assert again == "dasearch resume toy --output 'my runs' --storage 'the trials.db'"
     assert run_command(shlex.split(status)[1:]) == 0
     assert "toy: " in capsys.readouterr().out
     assert run_command(shlex.split(again)[1:]) == 0
@@ -119,8 +119,12 @@ def test_what_is_printed_can_be_pasted(here: Path, capsys: pytest.CaptureFixture
 
 def test_a_printed_command_shows_no_password() -> None:
     storage = "postgresql://me:sesame@here/db"
-    assert resumed(["run", "--storage", storage, "--no-train"]) == "dasearch run --storage 'postgresql://***@here/db'"
-    assert "sesame" not in resumed(["run", f"--storage={storage}"])
+    exchange = {"--workers": 2, "--cpus-per-worker": None, "--gpus-per-worker": 0.5, "--exchange": "s3://k:sesame@s/b"}
+    assert resuming("a b", Place(storage=storage), exchange, ["mlflow", "wandb"]) == (
+        "dasearch resume 'a b' --storage 'postgresql://***@here/db' --workers 2 --gpus-per-worker 0.5 "
+        "--exchange 's3://***@s/b' --track mlflow --track wandb"
+    )
+    assert resuming("toy", Place(), {}, []) == "dasearch resume toy"
     assert Place("a b", storage).options == ["--output", "a b", "--storage", "postgresql://***@here/db"]
     assert Place().options == []
 
@@ -209,6 +213,10 @@ WRONG = [
     (["recommend", "nowhere", "--history", "item1", "--out", "out.jsonl"], "give a history as in --history ITEM,ITEM"),
     (["recommend", "nowhere", "--from", "a.jsonl", "--out", "b.jsonl", "--user", "u1"], "--user requires --history"),
     (["evaluate", "nowhere"], "nowhere holds no trained model"),
+    (["resume"], "there are no studies under runs yet; start one with `dasearch run`"),
+    (["resume", "toy"], "there is no study 'toy' to resume; no studies are under runs yet"),
+    (["resume", "toy.yaml"], "there is no study 'toy' to resume; no studies are under runs yet"),
+    (["resume", "--storage", "occupied"], "occupied cannot be used as a study database"),
     (["status"], "there are no studies under runs yet; start one with `dasearch run`"),
     (["report", "toy"], "there are no studies under runs yet; start one with `dasearch run`"),
     (["report", "toy", "--format", "pdf"], "'pdf' is not one of 'html', 'md'"),
@@ -247,8 +255,62 @@ def test_interrupt_is_130(here: Path, capsys: pytest.CaptureFixture[str], monkey
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
+    assert run_command(["run", "toy.yaml", "--set", "name=begun", "--budget", "1", "--no-train"]) == 0
+    capsys.readouterr()
     monkeypatch.setattr("dasearch.search.study.Study.run", interrupt)
-    assert "run the same command again to resume" in refused(capsys, "run", "toy.yaml", code=130)
+    assert refused(capsys, "run", "toy.yaml", code=130) == (
+        "dasearch: interrupted; run the same command again to resume\n"  # nothing is stored yet
+    )
+    again = f"dasearch: interrupted; resume with: dasearch resume begun --output {here}/runs"
+    given = ["--workers", "2", "--cpus-per-worker", "1", "--track", "tensorboard"]
+    assert refused(capsys, "resume", "begun", *given, code=130, said=1) == f"{again} {' '.join(given)}\n"
+    assert refused(capsys, "resume", code=130, said=1) == f"{again}\n"
+
+
+def test_resume_goes_on_with_a_studys_own_settings(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To the same trials as a study that was not stopped; without a name while only one is unfinished."""
+    changed = ["--set", "trial.lr=0.02", "--seed", "3"]
+    assert run_command(["run", "toy.yaml", "--set", "name=whole", "--budget", "3", *changed]) == 0
+    assert run_command(["run", "toy.yaml", "--set", "name=parts", "--budget", "2", "--no-train", *changed]) == 0
+    capsys.readouterr()
+    assert run_command(["resume", "--budget", "3", "--no-train"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("study parts with its own settings of runs/dasearch.db\n")
+    assert "study parts resumes at trial 3 of 3; 2 done" in out
+    assert run_command(["run", "toy.yaml", "--set", "name=other", "--budget", "1", "--no-train"]) == 0
+    capsys.readouterr()
+    several = refused(capsys, "resume")
+    assert "runs/dasearch.db has 2 unfinished studies: parts, other; name one, as in `dasearch resume other`" in several
+    assert run_command(["resume", "parts"]) == 0
+    assert "saved model: " in capsys.readouterr().out
+    assert run_command(["status", "--json"]) == 0
+    whole, parts, _ = json.loads(capsys.readouterr().out)
+    assert parts["phase"] == "done"
+    kept = ("number", "layout", "score")
+    assert [[trial[key] for key in kept] for trial in parts["trials"]] == [
+        [trial[key] for key in kept] for trial in whole["trials"]
+    ]
+    assert [result["value"] for result in parts["results"]] == [result["value"] for result in whole["results"]]
+    assert run_command(["resume", "other"]) == 0
+    capsys.readouterr()
+    assert "every study of runs/dasearch.db is done: whole, parts, other; begin another one" in refused(
+        capsys, "resume"
+    )
+
+
+def test_resume_refuses_what_is_not_stored(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no studies are under runs yet; `dasearch run quickstart` begins one" in refused(
+        capsys, "resume", "quickstart"
+    )
+    assert run_command(["run", "toy.yaml", "--budget", "1", "--no-train"]) == 0
+    capsys.readouterr()
+    assert refused(capsys, "resume", "tyo") == (
+        "dasearch: there is no study 'tyo' to resume; did you mean toy?; runs/dasearch.db has none of that name; "
+        "`dasearch run STUDY` begins one, --output and --storage say where it is stored\n"
+    )
+    assert "began with another seed" in refused(capsys, "resume", "toy", "--set", "seed=9", said=1)
+    assert "a study that is resumed keeps its name" in refused(capsys, "resume", "toy", "--set", "name=two")
+    assert "add --workers N" in refused(capsys, "resume", "toy", "--gpus-per-worker", "1")
 
 
 def test_unforeseen_errors_are_one_sentence_too(

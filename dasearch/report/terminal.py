@@ -245,7 +245,7 @@ def next_steps(status: Status, place: Place, resume: str) -> list[str]:
     model = next((artifact.path for artifact in status.artifacts if artifact.kind == "model"), None)
     if model is None:
         return [
-            f"next: {resume}   (resumes this study)",
+            f"next: {resume}   (trains and tests the winner)",
             f"      {command('status', status.name, *place.options)}",
         ]
     pick = command("export", status.name, "--pick", "best", *place.options)

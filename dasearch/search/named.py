@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dasearch.commands import OUTPUT
+from dasearch.commands import OUTPUT, command
 from dasearch.config import (
     KNOWN_NAMES,
     Override,
@@ -26,7 +26,8 @@ from dasearch.config import (
     value_at,
 )
 from dasearch.data import DATASETS, Dataset, Rules, load_dataset
-from dasearch.errors import NoStudies, StudyError, spelled, suggestion
+from dasearch.errors import NoStudies, StoreError, StudyError, spelled, suggestion
+from dasearch.search.events import DONE
 from dasearch.search.store import open_store, shown
 from dasearch.search.study import STARTED_IN, Study, settings_differences
 from dasearch.shipped import find_shipped, is_path, is_yaml, shipped_names
@@ -83,9 +84,7 @@ def named_study(
         StudyError: if there is no such study, or its settings cannot be used.
         StoreError: if the database cannot be read.
     """
-    given = [Override.of(override) for override in overrides]
-    if output is not None:
-        given.append(Override.option("--output", "output", output))
+    given = _given(overrides, output)
     if is_path(name):
         return Named(Study.load(name, given, storage=storage))
     file = load_study(name) if find_shipped(name, "studies") else None
@@ -95,13 +94,77 @@ def named_study(
     name = file.name if file else name
     kept = _kept(name, folder, storage)
     if kept.settings is not None:
-        here = kept.settings if storage is not None else _moved(kept.settings, folder)
-        settings = overridden(here.model_dump(mode="json"), given, source=f"study {name}")
-        _require_files(settings, kept.started_in)
-        return Named(Study(settings, storage=storage), _recalled(kept, file, given))
+        return Named(_stored(kept, given, folder, storage), _recalled(kept, file, given))
     if file is None:
         raise _unknown(name, folder, kept)
     return Named(Study.load(name, given, storage=storage))
+
+
+def resumed_study(
+    name: str | None, overrides: Iterable[str | Override] = (), *, output: str | None = None, storage: str | None = None
+) -> Named:
+    """A stored study with its own settings, to go on with.
+
+    Args:
+        name: of a stored study; None: the only unfinished one.
+        overrides: as of `named_study`, as are the output folder and the database.
+        output: the studies' output folder.
+        storage: the database.
+
+    Raises:
+        StudyError: if there is no such study, or the overrides name another one.
+        StoreError: if the database cannot be read.
+    """
+    given = _given(overrides, output)
+    if last_given(given, "name") is not None:
+        raise StudyError(
+            "a study that is resumed keeps its name; begin another one with `dasearch run STUDY --set name=NEW`"
+        )
+    folder = str(last_given(given, "output") or OUTPUT)
+    if name is None:
+        name = _only_unfinished(folder, storage)
+    kept = _kept(name, folder, storage)
+    if kept.settings is None:
+        raise _not_begun(name, folder, kept)
+    return Named(_stored(kept, given, folder, storage), _recalled(kept, None, given))
+
+
+def resumable(study: Study) -> bool:
+    """Whether a study is stored; False also where its database does not answer."""
+    try:
+        return _kept(study.settings.name, study.settings.output, study.storage).settings is not None
+    except StoreError:
+        return False
+
+
+def _given(overrides: Iterable[str | Override], output: str | None) -> list[Override]:
+    own = [] if output is None else [Override.option("--output", "output", output)]
+    return [*(Override.of(override) for override in overrides), *own]
+
+
+def _stored(kept: Kept, given: Iterable[Override], folder: str, storage: str | None) -> Study:
+    """A stored study with overrides of its settings."""
+    assert kept.settings is not None
+    here = kept.settings if storage is not None else _moved(kept.settings, folder)
+    settings = overridden(here.model_dump(mode="json"), given, source=f"study {here.name}")
+    _require_files(settings, kept.started_in)
+    return Study(settings, storage=storage)
+
+
+def _only_unfinished(folder: str, storage: str | None) -> str:
+    with closing(open_store(storage, folder, create=False)) as store:
+        names = store.study_names()
+        unfinished = [name for name in names if store.begun(name).phase != DONE]
+        database = shown(store.url)
+    if len(unfinished) == 1:
+        return unfinished[0]
+    if unfinished:
+        example = command("resume", unfinished[-1])
+        raise StudyError(
+            f"{database} has {len(unfinished)} unfinished studies: {', '.join(unfinished)}; name one, as in `{example}`"
+        )
+    said = f"every study of {database} is done: {', '.join(names)}" if names else f"{database} has no study"
+    raise StudyError(f"{said}; begin another one with `dasearch run STUDY --set name=NEW`")
 
 
 def _kept(name: str, folder: str, storage: str | None) -> Kept:
@@ -159,12 +222,23 @@ def _written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def _not_begun(name: str, folder: str, kept: Kept) -> StudyError:
+    study = name if find_shipped(name, "studies") else "STUDY"
+    return StudyError(
+        f"there is no study {name!r} to resume{suggestion(name, [*kept.names])}; {_place(folder, kept)}; "
+        f"`{command('run', study)}` begins one, --output and --storage say where it is stored"
+    )
+
+
+def _place(folder: str, kept: Kept) -> str:
+    return f"{kept.database} has none of that name" if kept.database else f"no studies are under {folder} yet"
+
+
 def _unknown(name: str, folder: str, kept: Kept) -> StudyError:
     files = shipped_names("studies")
-    place = f"{kept.database} has none of that name" if kept.database else f"no studies are under {folder} yet"
     return StudyError(
-        f"there is no study {name!r}{suggestion(name, [*kept.names, *files])}; {place}; give a YAML file, a stored study "
-        f"(--output and --storage say where), or one of {', '.join(files)}"
+        f"there is no study {name!r}{suggestion(name, [*kept.names, *files])}; {_place(folder, kept)}; give a YAML file, "
+        f"a stored study (--output and --storage say where), or one of {', '.join(files)}"
     )
 
 

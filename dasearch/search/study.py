@@ -507,8 +507,8 @@ def _require_same_settings(stored: Stored, record: dict[str, Any]) -> None:
     fixed = [key for key in differences if not _may_change(key)]
     if fixed:
         raise StudyError(
-            f"study {name!r} began with another {fixed[0]}; restore it or pass --set name=NEW; by its name alone, "
-            f"`{command('run', name)}`, it goes on with its own settings"
+            f"study {name!r} began with another {fixed[0]}; restore it or pass --set name=NEW; "
+            f"`{command('resume', name)}` goes on with its own settings"
         )
     if stored.phase == DONE and record["search"]["budget"] > stored.settings["search"]["budget"]:
         raise StudyError(

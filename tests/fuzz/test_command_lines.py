@@ -88,6 +88,7 @@ def test_command_lines(times: int, capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_command_is_there() -> None:
     assert {words[0] for words in COMMANDS} >= {
         "run",
+        "resume",
         "status",
         "report",
         "train",

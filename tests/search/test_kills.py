@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not PROCESSES.is_dir(), reason="needs /proc to f
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="workers run on Ray, which is not installed")
 SEARCH = {"budget": 6, "confirm_seeds": 2}
 LONG = {"budget": 40}
-SENTENCE = "interrupted; run the same command again to resume"
+SENTENCE = "interrupted; resume with: dasearch resume "
 
 
 @cache

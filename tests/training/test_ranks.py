@@ -146,7 +146,7 @@ def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None
         pass
 
 
-@pytest.mark.parametrize("command", ["run", "ablate"])
+@pytest.mark.parametrize("command", ["run", "resume", "ablate"])
 def test_other_commands_reject_several_ranks_once(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], second_of_two: None
 ) -> None:
