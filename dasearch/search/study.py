@@ -35,6 +35,7 @@ from dasearch.search.confirmation import OBJECTIVE, ConfirmedLayout, standings
 from dasearch.search.domain import Domain, Point
 from dasearch.search.events import CONFIRMATION, DONE, FINAL, SEARCH, Listener
 from dasearch.search.executors import Workers
+from dasearch.search.expected_end import end_expected
 from dasearch.search.front import Selection
 from dasearch.search.prior import prior_trials
 from dasearch.search.progress import heard, libraries_quiet
@@ -259,7 +260,8 @@ class Study:
                                 listening.remarks(remark)
                             if before is not None:
                                 listening.remarks(goes_on(status(store, settings.name), before, train=train))
-                            Runner(settings, space, dataset, store, listening, workers).run(train=train)
+                            with end_expected(store, settings.name, listening) as told:
+                                Runner(settings, space, dataset, store, told, workers).run(train=train)
                     return status(store, settings.name)
 
     def searched_space(self) -> SearchSpace:

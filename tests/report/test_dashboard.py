@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -391,10 +392,19 @@ def test_progress_in_words() -> None:
     said = progress_sentences(view, silent)
     assert said[0] == "search: 5 of 5 evaluations complete, the best so far MRR 0.1400 (trial 3)."
     assert said[1] == f"Trial 7 runs: SSS-SSP, 1 of at most {view.settings.trial.epochs} epochs done."
-    assert seconds_left(view) is None
     assert share(view) == ("evaluations", 5, 5)
-    short = views.view(view.trials[:3])
-    assert seconds_left(short) == 2 * 9.0  # trials of 8, 9 and 10 s, two to come
+
+
+def test_the_time_left_is_the_studys_own_estimate() -> None:
+    view = views.finished(phase="final")
+    now = datetime.now(UTC)
+    progress = Progress("toy", {}, "final", 0.0, {}, None, None, "v")
+    assert seconds_left(progress) is None
+    ends = progress._replace(ends=now + timedelta(minutes=70))
+    assert seconds_left(ends, now) == 4200
+    assert seconds_left(ends, now + timedelta(minutes=69)) == 60
+    assert seconds_left(ends, now + timedelta(minutes=71)) is None
+    assert re.fullmatch(r"About 1:(10:00|09:\d\d) left at this pace\.", progress_sentences(view, ends)[-1])
 
 
 def test_progress_of_a_batch_in_words() -> None:

@@ -42,10 +42,19 @@ def before_workers(file: Path) -> None:
 
 def before_probabilities(file: Path, theta: Mapping[str, list[float]] | None = None) -> None:
     """Take a database back to version 2, in which proposals have a theta: this one each."""
+    before_ends(file)
     with sqlite3.connect(file) as connection:
         connection.execute("ALTER TABLE dasearch_proposal DROP COLUMN probabilities")
         connection.execute("UPDATE dasearch_proposal SET theta = ?", (theta and json.dumps(theta),))
         connection.execute("UPDATE dasearch_schema SET version = 2")
+    connection.close()
+
+
+def before_ends(file: Path) -> None:
+    """Downgrade a database to version 3, in which nothing says when a study is estimated to end."""
+    with sqlite3.connect(file) as connection:
+        connection.execute("ALTER TABLE dasearch_study DROP COLUMN ends")
+        connection.execute("UPDATE dasearch_schema SET version = 3")
     connection.close()
 
 

@@ -1,6 +1,7 @@
 """ID models of the results table: the estimate of their time, and events while they train."""
 
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from dasearch.config import StudySettings
 from dasearch.models.id_encoders import IDEncoder
 from dasearch.search import id_models, runner
-from dasearch.search.events import CONFIRMATION, FINAL, SEARCH, Finished, Listener, Listeners
+from dasearch.search.events import CONFIRMATION, FINAL, SEARCH, Finished, Listener, Listeners, Training
 from dasearch.search.id_models import EncoderTrainings, encoder_seconds, planned_encoders
 from dasearch.search.store import open_store
 from dasearch.search.study import Study
@@ -101,6 +102,30 @@ def test_id_models_count_in_the_time_left_from_the_first_trial_to_the_last_final
     assert all(one.seconds_left >= 2 * HOUR for one in ears.ended if one.training.phase != FINAL)
     assert ears.ended[-1].seconds_left == 0
     assert ears.said[0] == "reading the study and its data"
+
+
+def test_what_is_recorded_for_readers_is_the_estimate_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "encoder_seconds", lambda settings, materials: [HOUR] * 2)
+    study, recorded = Study(small_study(tmp_path)), list[tuple[str, float | None]]()
+
+    class Reads(Listener):
+        def started(self, training: Training) -> None:
+            with closing(open_store(None, study.settings.output, create=False)) as store:
+                ends = store.progress(study.settings.name).ends
+            left = None if ends is None else (ends - datetime.now(UTC)).total_seconds()
+            recorded.append((training.phase, left))
+
+    ears = Ears()
+    study.run(listener=Listeners(ears, Reads()))
+    assert recorded[0] == (SEARCH, None)  # before the first estimate
+    before_last = [left or 0.0 for phase, left in recorded if phase == CONFIRMATION]
+    assert len(before_last) > 1
+    told = [one.seconds_left for one in ears.ended if one.training.phase != FINAL]
+    assert all(1.5 * HOUR < left < max(told) for left in before_last)
+    with closing(open_store(None, study.settings.output, create=False)) as store:
+        assert store.progress(study.settings.name).ends is None
 
 
 def test_no_final_training_counts_where_none_will_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

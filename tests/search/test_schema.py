@@ -7,6 +7,7 @@ import multiprocessing
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from dasearch.search.store import Artifact, Result, open_store
 from dasearch.training.metrics import Interval
 from tests.report.stored import NAME, empty_study, evaluate, proposal
 from tests.report.views import later_trainings
-from tests.search.older import before_probabilities, before_versions, before_workers, tables
+from tests.search.older import before_ends, before_probabilities, before_versions, before_workers, tables
 
 RESULTS = [
     Result("winner", "SPS-PPS", "MRR", 0.3, 0.2, 0.4, seeds=5, sd=0.01),
@@ -113,6 +114,24 @@ def test_theta_of_older_proposals_is_read_as_probabilities(tmp_path: Path) -> No
         store.add_proposal(NAME, later)
         assert store.proposals(NAME)[0].probabilities == expected
         assert store.proposals(NAME)[1] == later
+
+
+def test_a_study_of_before_estimated_ends_is_read_and_migrated(tmp_path: Path) -> None:
+    empty_study(tmp_path).close()
+    file = tmp_path / "dasearch.db"
+    before_ends(file)
+    written = content(file)
+    with closing(open_store(str(file), "", create=False)) as store:
+        assert store.progress(NAME).ends is None
+    assert content(file) == written
+    end = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    with closing(open_store(str(file), "", create=True)) as store:
+        before = store.progress(NAME).version
+        store.expect_end(NAME, end)
+        assert store.progress(NAME).ends == end
+        assert store.progress(NAME).version != before
+        store.expect_end(NAME, None)
+        assert store.progress(NAME).ends is None
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:

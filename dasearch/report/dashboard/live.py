@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from dasearch.commands import command
 from dasearch.report.view import State, StudyView, Trial
-from dasearch.search.events import CONFIRMATION, DONE, FINAL, SEARCH
+from dasearch.search.events import CONFIRMATION, DONE, FINAL
 from dasearch.search.progress import clock
 from dasearch.search.store import GRACE_SECONDS, PostSearchTraining, Progress
 from dasearch.short_layout import short_text
@@ -50,11 +50,11 @@ def progress_sentences(view: StudyView, progress: Progress) -> list[str]:
         silent = clock((datetime.now(UTC) - progress.heard).total_seconds())
         return [
             *sentences,
-            f"No heartbeat for {silent}: its process may have ended; run the same command again to resume.",
+            f"No heartbeat for {silent}: its process may have ended; `{command('resume', view.name)}` goes on.",
         ]
     sentences += _running_sentences(view, [trial for trial in view.trials if trial.state is State.RUNNING])
-    left = seconds_left(view)
-    return [*sentences, f"About {clock(left)} left in the search at this pace."] if left else sentences
+    left = seconds_left(progress)
+    return sentences if left is None else [*sentences, f"About {clock(left)} left at this pace."]
 
 
 def share(view: StudyView) -> Share:
@@ -118,10 +118,9 @@ def _side_by_side(view: StudyView, trials: Sequence[Trial]) -> str:
     return f"Trials {', '.join(numbers[:-1])} and {numbers[-1]} run side by side, {epochs}: {layouts}."
 
 
-def seconds_left(view: StudyView) -> float | None:
-    """Estimated remaining seconds of the search, from the median trial; None where it is over or unknown."""
-    seconds = [trial.seconds for trial in view.completed if trial.seconds is not None]
-    left = view.settings.search.budget - len(view.completed)
-    if view.phase != SEARCH or left <= 0 or not seconds:
+def seconds_left(progress: Progress, now: datetime | None = None) -> float | None:
+    """The study's remaining seconds by its own last estimate; None where that is unknown or exceeded."""
+    if progress.ends is None:
         return None
-    return left * statistics.median(seconds)
+    seconds = (progress.ends - (now or datetime.now(UTC))).total_seconds()
+    return seconds if seconds >= 1 else None

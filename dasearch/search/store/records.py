@@ -39,6 +39,7 @@ class Progress(NamedTuple):
         best: score of the complete trials.
         heard: the last heartbeat of a running trial.
         version: changes whenever any record of the study changes.
+        ends: estimated by the process that runs it; None where it is unknown, or none runs.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Progress(NamedTuple):
     best: float | None
     heard: datetime | None
     version: str
+    ends: datetime | None = None
 
 
 class TrialRecord(NamedTuple):

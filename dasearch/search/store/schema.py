@@ -44,6 +44,7 @@ from dasearch.search.store.tables import Base, LaterTrainingRow, ProposalRow, Re
 
 RESULTS = Base.metadata.tables[ResultRow.__tablename__]
 TRAININGS = Base.metadata.tables[LaterTrainingRow.__tablename__]
+STUDIES = Base.metadata.tables[StudyRow.__tablename__]
 PROPOSALS = Base.metadata.tables[ProposalRow.__tablename__]
 KEY = ("study_id", "name", "metric")
 COMPARED = ("seeds", "sd", "lead", "lead_low", "lead_high", "p")
@@ -86,7 +87,7 @@ def require_known(engine: Engine, name: str) -> int | None:
     """
     inspector = inspect(engine)
     if not inspector.has_table(SchemaRow.__tablename__):
-        return 0 if inspector.has_table(StudyRow.__tablename__) else None
+        return 0 if inspector.has_table(STUDIES.name) else None
     with engine.connect() as connection:
         version = connection.scalar(select(func.max(SchemaRow.version))) or 0
     if version > VERSION:
@@ -169,6 +170,12 @@ def _probabilities_of_proposals(connection: Connection) -> None:
         _add_columns(connection, PROPOSALS, ("probabilities",))
 
 
+def _ends_of_studies(connection: Connection) -> None:
+    """Migrate from 3: studies record when they are estimated to end."""
+    if inspect(connection).has_table(STUDIES.name):
+        _add_columns(connection, STUDIES, ("ends",))
+
+
 def _add_columns(connection: Connection, own: Table, names: Sequence[str]) -> None:
     """Add the columns of the current table that the database lacks."""
     here = {column["name"] for column in inspect(connection).get_columns(own.name)}
@@ -183,6 +190,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _one_table_of_results,
     _workers_of_trainings,
     _probabilities_of_proposals,
+    _ends_of_studies,
 )
 VERSION = len(MIGRATIONS)
 

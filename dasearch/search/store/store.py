@@ -238,7 +238,7 @@ class Store:
                 for kept in (EpochRow, ProposalRow, ConfirmationRow, ResultRow, ArtifactRow)
             ]
             later = tuple((training.run, training.ended) for training in self._later_trainings(session, row))
-            recorded = (row.settings, row.phase, sorted(by_state.items()), tuple(now[1:]), own, later)
+            recorded = (row.settings, row.phase, row.ends, sorted(by_state.items()), tuple(now[1:]), own, later)
             return Progress(
                 name=row.name,
                 settings=json.loads(row.settings),
@@ -248,6 +248,7 @@ class Store:
                 best=by_state.get("complete", (0, None))[1],
                 heard=utc(now[0]),
                 version=hashlib.sha256(repr(recorded).encode()).hexdigest()[:16],
+                ends=_time(row.ends),
             )
 
     @reading
@@ -361,6 +362,12 @@ class Store:
         """Record the study's current phase."""
         with Session(self._engine) as session, session.begin():
             self._row(session, name).phase = phase
+
+    @changing
+    def expect_end(self, name: str, end: datetime | None) -> None:
+        """Record when a study is estimated to end; None: unknown."""
+        with Session(self._engine) as session, session.begin():
+            self._row(session, name).ends = None if end is None else end.timestamp()
 
     @changing
     def add_epoch(self, name: str, run: str, epoch: Epoch) -> None:
@@ -515,7 +522,7 @@ class Store:
                 row.place,
                 row.total,
                 datetime.fromtimestamp(row.began, UTC),
-                None if row.ended is None else datetime.fromtimestamp(row.ended, UTC),
+                _time(row.ended),
                 tuple(json.loads(row.workers)),
                 row.reason,
             )
@@ -671,6 +678,10 @@ def _probabilities(row: ProposalRow) -> dict[str, list[float]] | None:
         probabilities: dict[str, list[float]] | None = json.loads(row.probabilities or "null")
         return probabilities
     return {name: probabilities_of(values) for name, values in json.loads(row.theta).items()}
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def _layout(study: StudyRow, text: str) -> Layout:

@@ -21,7 +21,7 @@ class SchemaRow(Base):
 
 
 class StudyRow(Base):
-    """A study as resolved when it began."""
+    """A study as resolved when it began; ``ends`` as in `Progress`, in seconds since 1970."""
 
     __tablename__ = "dasearch_study"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -33,6 +33,7 @@ class StudyRow(Base):
     versions: Mapped[str] = mapped_column(Text)
     phase: Mapped[str] = mapped_column(String(20))
     created: Mapped[float] = mapped_column(Float)
+    ends: Mapped[float | None] = mapped_column(Float)
 
 
 class PriorRow(Base):
