@@ -70,7 +70,7 @@ class Terminal(Listener):
         self.console = console
         self._spinner: Spinner | None = None
         self._phase = ""
-        self._best: list[str] = []  # best score, from the last finished training
+        self._best: list[str] = []  # best score of the phase, from its last finished training
         self._done_at = 0.0  # of `time.monotonic`
         self._epochs: dict[Training, int] = {}  # epochs done of the running trainings
 
@@ -123,7 +123,7 @@ class Terminal(Listener):
     def started(self, training: Training) -> None:
         """Print a heading at the start of a phase, and count the training as running."""
         if training.phase != self._phase:
-            self._phase = training.phase
+            self._phase, self._best = training.phase, []
             self._print("")
             heading = HEADINGS[training.phase].format(metric=training.metric)
             self.console.print(Text(heading, style="bold"))

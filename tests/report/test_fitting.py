@@ -160,6 +160,21 @@ def test_progress_of_deep_layouts_does_not_wrap(watched: Watched, phase: str, la
     assert any("epoch 10/10  NDCG@10 0.1111" in line for line in lines)
 
 
+def test_the_best_of_the_search_is_not_shown_as_that_of_the_confirmation(watched: Watched) -> None:
+    layout = Layout.all_serial(12)
+
+    def trains(console: Console) -> None:
+        with closing(Terminal(console)) as terminal:
+            terminal.finished(Finished(Training(SEARCH, 30, 30, layout, TRIAL, 2), 0.2, 0.2222, layout, 9.0, 60.0))
+            terminal.started(Training(CONFIRMATION, 1, 6, layout, "all-serial, seed 1", 2))
+
+    lines = watched(120, trains)
+    assert any("30/30" in line and "best 0.2222" in line for line in lines)
+    (confirming,) = {line for line in lines if "all-serial, seed 1" in line}
+    assert "epoch 1/2" in confirming
+    assert "best" not in confirming
+
+
 labels = st.one_of(
     st.just(""), st.text("ab=,. 0123", max_size=60), st.integers(0, 99).map("a long role, seed {}".format)
 )
