@@ -23,6 +23,7 @@ WITHOUT_DRIVER = (POSTGRESQL, "postgres")
 # for libpq: without keepalives, each side waits for hours for a dead machine, and a runner's lock is held as long
 KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}  # seconds, seconds, attempts
 SESSION = {**{f"tcp_{key}": value for key, value in KEEPALIVES.items()}, "timezone": "UTC"}  # of heartbeats
+SYNCED = "NORMAL"  # when SQLite waits for the disk; see `write_ahead`
 PASSWORDS = {"password", "sslpassword"}  # accepted by libpq in the query
 
 
@@ -99,8 +100,7 @@ def engine_of(url: str, lock_seconds: float) -> Engine:
             else f"install {database.get_driver_name()}"
         )
         raise StoreError(f"{shown(url)} needs a driver that is not installed ({reason(error)}); {fix}") from None
-    if database.get_backend_name() == SQLITE:
-        event.listen(engine, "connect", _write_ahead)
+    write_ahead(engine)
     return engine
 
 
@@ -110,9 +110,20 @@ def sqlite_file(url: URL) -> Path | None:
     return None if url.get_backend_name() != SQLITE or inside.startswith((":memory:", "file:")) else Path(inside)
 
 
-def _write_ahead(connection: sqlite3.Connection, _: object) -> None:
-    """Use write-ahead logging, so that readers such as `dasearch status` do not wait for a running study."""
+def write_ahead(engine: Engine) -> None:
+    """Let an engine over SQLite log ahead, so that readers such as `dasearch status` do not wait for a running study.
+
+    The log is synced at checkpoints, not at every commit, of which a trial has about as many as it has sites. A process that is
+    killed loses nothing; a power cut may take the last commits back, and the study resumes from the state before them.
+    """
+    if engine.dialect.name == SQLITE:
+        engine.dispose()  # connections made before
+        event.listen(engine, "connect", _log_ahead)
+
+
+def _log_ahead(connection: sqlite3.Connection, _: object) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute(f"PRAGMA synchronous={SYNCED}")
     connection.execute("PRAGMA foreign_keys=ON")
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from dasearch.bayes import quietly
 from dasearch.search.store.connections import Connections, Lost
-from dasearch.search.store.engines import LOCK_SECONDS, engine_options
+from dasearch.search.store.engines import LOCK_SECONDS, engine_options, write_ahead
 
 HEARTBEAT_SECONDS = 10  # seconds between heartbeats
 GRACE_SECONDS = 60  # seconds without a heartbeat after which a trial counts as lost
@@ -67,6 +67,7 @@ class StudyStorage(RDBStorage):
                 grace_period=GRACE_SECONDS,
                 heartbeat_stale_trial_callback=RETRY,
             )
+        write_ahead(self.engine)
         connections.watch(self.engine)
 
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:

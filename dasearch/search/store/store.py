@@ -32,6 +32,7 @@ from dasearch.search.store.connections import NO_PATIENCE, PATIENCE, Connections
 from dasearch.search.store.engines import (
     LOCK_SECONDS,
     POSTGRESQL,
+    SQLITE,
     database_url,
     driven,
     engine_of,
@@ -533,7 +534,7 @@ class Store:
     def finish(
         self, name: str, results: list[Result], artifacts: list[Artifact], trainings: Sequence[FinalTraining] = ()
     ) -> None:
-        """Record the test results and artifacts and end the study, in one transaction."""
+        """Record the test results and artifacts and end the study, in one transaction that a power cut does not take back."""
         with Session(self._engine) as session, session.begin():
             row = self._row(session, name)
             session.add_all(_result_row(row.id, result) for result in results)
@@ -542,6 +543,13 @@ class Store:
                 session.add(FinalTrainingRow(study_id=row.id, **record))
             session.add_all(ArtifactRow(study_id=row.id, **artifact._asdict()) for artifact in artifacts)
             row.phase = "done"
+        self._sync()
+
+    def _sync(self) -> None:
+        """Wait until everything is on the disk, which SQLite does not at every commit."""
+        if self._engine.dialect.name == SQLITE:
+            with self._engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint")
 
     @reading
     def results(self, name: str) -> list[Result]:
