@@ -64,7 +64,9 @@ class DataSettings(Section):
         None, description="its format, of `dasearch data formats`; null: detected from its files"
     )
     columns: dict[str, str] = Field(
-        {}, description="for a table: columns by role, as in {user: customer, item: sku, timestamp: time}"
+        {},
+        description="for a table: columns by role, as in {user: customer, item: sku, timestamp: time, title: name}; id: an item "
+        "file's own column of identifiers",
     )
     items: str | None = Field(None, description="for a table: a file of items; null: items come from the interactions")
     min_rating: float | None = Field(None, description="drop interactions rated lower; null: ratings are ignored")

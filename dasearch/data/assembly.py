@@ -28,7 +28,10 @@ def assemble(raw: Raw, rules: Rules) -> Dataset:
     """
     usable = np.array([not rules.require_title or bool(item.attributes.get(TITLE)) for item in raw.items], dtype=bool)
     if not usable.any():
-        raise DataError(f"no item in {raw.catalogue} has a title; give each an attribute {TITLE!r}")
+        raise DataError(
+            f"no item in {raw.catalogue} has a title; give each an attribute {TITLE!r}, or of a table name its column, as "
+            "in data.columns={title: name}, and the file of items, if they have their own, as data.items"
+        )
     remarks = (*raw.remarks, *_unknown(raw, rules), *_untitled(raw, rules))
     events = _rated(raw, rules.min_rating)
     events = events.where(usable[events.items])

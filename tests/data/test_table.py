@@ -148,6 +148,44 @@ def test_an_item_table_beside_the_interactions(tmp_path: Path, suffix: str) -> N
         load_dataset(path, columns=COLUMNS, items="wares.csv")
 
 
+def test_an_item_table_has_its_own_names(tmp_path: Path) -> None:
+    """Its identifiers under another name than in the interactions, and titles that are not called so."""
+    path = shop(tmp_path / "shop.csv", [1, 2, 3])
+    goods = tmp_path / "goods.csv"
+    goods.write_text("Item No.,Product Name,Maker / Brand,size\ns0,A,x,1\ns1,B,y,2\ns2,C,,3\n")
+    named = {**COLUMNS, "id": "Item No.", "title": "Product Name", "brand": "Maker / Brand"}
+    found = load_dataset(path, columns=named, items="goods.csv")
+    assert [(item.identifier, dict(item.attributes)) for item in found.items] == [
+        ("s0", {"title": "A", "brand": "x"}),
+        ("s1", {"title": "B", "brand": "y"}),
+        ("s2", {"title": "C"}),
+    ]
+    goods.write_text("Item No.,title,size\ns0,A,1\ns1,B,2\ns2,C,3\n")
+    found = load_dataset(path, columns={**COLUMNS, "id": "Item No."}, items="goods.csv")
+    assert dict(found.items[0].attributes) == {"title": "A", "size": "1"}
+    with pytest.raises(
+        DataError, match=r"goods\.csv, line 1: no column 'sku'; .* as in {id: sku, title: name, brand: maker}"
+    ):
+        load_dataset(path, columns=COLUMNS, items="goods.csv")
+
+
+def test_a_table_without_titles_says_where_they_are_named(tmp_path: Path) -> None:
+    path = shop(tmp_path / "shop.csv", [1, 2, 3])
+    with pytest.raises(
+        DataError, match=r"give each an attribute 'title', or of a table name its column, .* as data\.items"
+    ):
+        load_dataset(path, columns=COLUMNS)
+
+
+@pytest.mark.parametrize("role", ["\ud800", "\0", "a\nb"])
+def test_roles_that_are_no_text(tmp_path: Path, role: str) -> None:
+    path = shop(tmp_path / "shop.csv", [1, 2, 3])
+    with pytest.raises(
+        DataError, match=r"data\.columns maps the role '.*', which cannot be printed; name it otherwise"
+    ):
+        read(path, **{role: "stars"})
+
+
 def test_ratings(tmp_path: Path) -> None:
     path = shop(tmp_path / "shop.csv", [1, 2, 3, 4, 5])
     assert read_source(path, Rules(columns=COLUMNS)).ratings is None

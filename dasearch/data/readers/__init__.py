@@ -111,7 +111,7 @@ def format_of(source: Path, rules: Rules) -> str:
     if not formats:
         raise DataError(
             f"{source} is in no known format: it lacks {plain.ITEMS} and {plain.INTERACTIONS}, and what "
-            "`dasearch data formats` lists; see there what a folder should contain"
+            "`dasearch data formats` lists; see there what a folder should contain, or name a table's own file"
         )
     return formats[0]
 

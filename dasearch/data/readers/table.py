@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,7 @@ PARQUET = ".parquet"
 SUFFIXES = (*SEPARATORS, PARQUET)
 RATING = "rating"  # the one optional column
 EVENT_COLUMNS = {"user": "user_id", "item": "item_id", "timestamp": "timestamp"}
+OWN_ID = "id"  # role of an item table's identifier, where its column is not called as in the interactions
 USUAL_ATTRIBUTES = (TITLE, "brand", "category")  # read from the interactions where data.columns names no attribute
 FILES = (
     "one file, or interactions.csv, .tsv or .parquet, with columns as data.columns names them "
@@ -31,6 +32,8 @@ FILES = (
 )
 ORIGIN = "your own"
 ISO_DATE = r"^\d{4}-\d{2}-\d{2}([T ]|$)"
+EVENTS_EXAMPLE = "{user: customer, item: sku, timestamp: time}"
+ITEMS_EXAMPLE = "{id: sku, title: name, brand: maker} for a table of items"
 KEY, ROW, COUNT = "\0", "\1", "\2"  # column roles that are not attributes
 TEXTS = (pl.String, pl.Categorical, pl.Enum, pl.Null)
 
@@ -52,6 +55,7 @@ def read(source: Path, rules: Rules) -> Raw:
 
     Timestamps are integers, floats or ISO dates; with fractions of a second anywhere, all become microseconds.
     """
+    _require_roles(rules.columns)
     path = _interactions(source)
     names = {**EVENT_COLUMNS, RATING: RATING, **rules.columns}
     with _readable(path):
@@ -63,6 +67,13 @@ def read(source: Path, rules: Rules) -> Raw:
         items = _catalogue(catalogue, names, own_table=rules.items is not None)
     name = bare_name(source).rpartition(".")[0] if source.is_file() else source.resolve().name
     return collect(name, items, path, _rows(events))
+
+
+def _require_roles(roles: Iterable[str]) -> None:
+    """Roles name attributes and columns of frames, so that each must be text."""
+    for role in roles:
+        if not role.isprintable():
+            raise DataError(f"data.columns maps the role {role!r}, which cannot be printed; name it otherwise")
 
 
 def _interactions(source: Path) -> Path:
@@ -144,13 +155,13 @@ def _collect(frame: pl.LazyFrame) -> pl.DataFrame:
     return frame.collect(engine="streaming", optimizations=pl.QueryOptFlags(projection_pushdown=False))
 
 
-def _require_columns(path: Path, table: pl.LazyFrame, wanted: list[str]) -> None:
+def _require_columns(path: Path, table: pl.LazyFrame, wanted: list[str], example: str = EVENTS_EXAMPLE) -> None:
     known = table.collect_schema().names()
     for column in wanted:
         if column not in known:
             raise DataError(
                 f"{path}, line 1: no column {column!r}{suggestion(column, known)}; its columns are {', '.join(known)}, "
-                "and data.columns maps roles to them, as in {user: customer, item: sku, timestamp: time}"
+                f"and data.columns maps roles to them, as in {example}"
             )
 
 
@@ -223,14 +234,13 @@ def _rows(events: pl.DataFrame) -> Iterator[Row]:
 def _catalogue(path: Path, names: Mapping[str, str], *, own_table: bool) -> Catalogue:
     """Items in the order of their first row, with the first value of each attribute."""
     table = _whole_rows(path) if own_table else _scan(path)
-    _require_columns(path, table, [names["item"]])
+    identifier = names.get(OWN_ID, names["item"]) if own_table else names["item"]
+    _require_columns(path, table, [identifier], ITEMS_EXAMPLE if own_table else EVENTS_EXAMPLE)
     attributes = _attributes(path, table, names, own_table=own_table)
     columns = [_text(path, table, column).alias(role) for role, column in attributes.items()]
     filled = ~pl.all_horizontal(pl.all().exclude(ROW).is_null())
     rows = (
-        table.with_row_index(ROW)
-        .filter(filled)
-        .select(ROW, _identifiers(path, table, names["item"]).alias(KEY), *columns)
+        table.with_row_index(ROW).filter(filled).select(ROW, _identifiers(path, table, identifier).alias(KEY), *columns)
     )
     first = (pl.col(ROW).first(), pl.len().alias(COUNT), pl.all().exclude(ROW).drop_nulls().first())
     frame = rows.group_by(KEY, maintain_order=True).agg(*first).pipe(_collect)
@@ -283,11 +293,13 @@ def _joined(found: pl.Expr, kind: pl.DataType) -> pl.Expr:
 def _attributes(path: Path, table: pl.LazyFrame, names: Mapping[str, str], *, own_table: bool) -> dict[str, str]:
     """Columns by attribute: those named, or every other one of an item table, or the default ones."""
     known = table.collect_schema().names()
-    named = {role: column for role, column in names.items() if role not in (*EVENT_COLUMNS, RATING)}
+    keys = (names["item"], names.get(OWN_ID)) if own_table else (names["item"],)
+    others = (*EVENT_COLUMNS, RATING, *([OWN_ID] if own_table else []))
+    named = {role: column for role, column in names.items() if role not in others}
     if named:
-        _require_columns(path, table, list(named.values()))
+        _require_columns(path, table, list(named.values()), ITEMS_EXAMPLE if own_table else EVENTS_EXAMPLE)
         return named
-    return {column: column for column in known if column != names["item"] and (own_table or column in USUAL_ATTRIBUTES)}
+    return {column: column for column in known if column not in keys and (own_table or column in USUAL_ATTRIBUTES)}
 
 
 # --- errors -------------------------------------------------------------------------------------------------------
