@@ -17,7 +17,7 @@ from rich.text import Text
 from dasearch.layout import Layout
 from dasearch.short_layout import ELLIPSIS, ID_DIGITS, WIDTH, short_text
 
-LABEL = 22  # characters of a label's column
+LABEL = len("winner = all-parallel, seed 0")  # of a label's column
 UNBOUNDED = 10_000  # characters: more than any table has
 GAP = "  "  # between the parts of a line
 COLUMN = 3  # padding of a table's column in characters

@@ -42,6 +42,7 @@ PICKS = {
     Pick.BEST: "the best, as without a cost,",
     Pick.CHEAPEST: "the cheapest that is not significantly worse than all-serial",
 }
+NOTE = "   ("  # between a command and what explains it
 CORRECTED_P = "p (Holm)"  # heading: corrected for the number of other rows in the table
 SURE = 0.05  # corrected p below which a difference is called significant
 
@@ -68,7 +69,7 @@ def summary(console: Console, status: Status, place: Place, *, resume: str) -> N
     for artifact in status.artifacts:
         console.print(Text(f"saved {artifact.kind}: {artifact.path}"), soft_wrap=True)
     for line in next_steps(status, place, resume):
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(_with_room(line, console)), soft_wrap=True)
 
 
 def standings_table(status: Status, width: int | None) -> Table:
@@ -245,16 +246,21 @@ def next_steps(status: Status, place: Place, resume: str) -> list[str]:
     model = next((artifact.path for artifact in status.artifacts if artifact.kind == "model"), None)
     if model is None:
         return [
-            f"next: {resume}   (trains and tests the winner)",
+            f"next: {resume}{NOTE}trains and tests the winner)",
             f"      {command('status', status.name, *place.options)}",
         ]
     pick = command("export", status.name, "--pick", "best", *place.options)
     return [
         f"next: {command('recommend', model, '--history', 'ITEM,ITEM,...')}",
         f"      {command('report', status.name, *place.options)}",
-        *([f"      {pick}   (another layout of the front)"] if status.selection else []),
-        f"      {command('export', model, '--format', 'hf')}   ({command('export', '--list')} shows the others)",
+        *([f"      {pick}{NOTE}another layout of the front)"] if status.selection else []),
+        f"      {command('export', model, '--format', 'hf')}{NOTE}{command('export', '--list')} shows the others)",
     ]
+
+
+def _with_room(line: str, console: Console) -> str:
+    """A command without its note where a terminal would break the line; `NOTE` begins a note."""
+    return line.partition(NOTE)[0] if console.is_terminal and len(line) > console.width else line
 
 
 def show_studies(console: Console, studies: Sequence[Status]) -> None:

@@ -14,16 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from dasearch.commands import Place
 from dasearch.config import parse_study
 from dasearch.fitting import progress_line, shortened, show_table
 from dasearch.layout import Layout
 from dasearch.report.ablation import ablation_table
-from dasearch.report.terminal import Layouts, show_status
+from dasearch.report.terminal import Layouts, show_status, summary
 from dasearch.search.ablation import Scored, Variant
 from dasearch.search.confirmation import OBJECTIVE
 from dasearch.search.events import ABLATION, CONFIRMATION, SEARCH, TRIAL, Finished, Training
 from dasearch.search.progress import Terminal
-from dasearch.search.store import Confirmation, Result
+from dasearch.search.store import Artifact, Confirmation, Result
 from dasearch.search.study import Status, status
 from dasearch.shipped import shipped
 from dasearch.short_layout import WIDTH, layout_id
@@ -158,6 +159,16 @@ def test_progress_of_deep_layouts_does_not_wrap(watched: Watched, phase: str, la
         assert "left 11:06:40" in line
         assert str(layout) in line or layout_id(layout) in line
     assert any("epoch 10/10  NDCG@10 0.1111" in line for line in lines)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_next_command_loses_its_note_before_it_is_broken(watched: Watched, deep: Status, columns: int) -> None:
+    done = replace(deep, artifacts=[Artifact("model", "runs/toy/model", "0" * 64)])
+    lines = watched(columns, lambda console: summary(console, done, Place("some runs"), resume="dasearch resume toy"))
+    (export,) = (line for line in lines if "dasearch export" in line)
+    command = "      dasearch export runs/toy/model --format hf"
+    note = "   (dasearch export --list shows the others)"
+    assert export == (command + note if columns >= len(command + note) else command)
 
 
 def test_the_best_of_the_search_is_not_shown_as_that_of_the_confirmation(watched: Watched) -> None:
