@@ -129,7 +129,8 @@ def write_figure(figure: go.Figure, path: Path) -> None:
     Raises:
         WrongUse: if the path cannot be written.
     """
-    _write(path, figure.to_html(include_plotlyjs=True))
+    config = {"displaylogo": False, "showSendToCloud": False}  # by default a button sends the data to plotly's servers
+    _write(path, figure.to_html(include_plotlyjs=True, config=config))
 
 
 def _write(path: Path, text: str) -> None:

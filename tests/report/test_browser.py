@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,11 @@ from typing import Any
 import pytest
 
 from dasearch.errors import StoreError
+from dasearch.layout import Layout
 from dasearch.report.dashboard.reading import Reader
 from dasearch.report.dashboard.server import Address, listening, server, url
 from dasearch.report.figures import FIGURES
-from dasearch.search.store import open_store
+from dasearch.search.store import Confirmation, open_store
 from tests.report.stored import NAME, empty_study, evaluate
 from tests.training.studies import small_study
 
@@ -213,6 +215,51 @@ def test_every_page_while_trials_finish(served: Served, browser: Any, size: dict
     assert not seen.complaints
     assert not seen.elsewhere
     context.close()
+
+
+def boxes(page: Any, selector: str) -> list[dict[str, float]]:
+    return [place.bounding_box() for place in page.locator(selector).all()]
+
+
+def apart(one: dict[str, float], other: dict[str, float]) -> bool:
+    return (
+        one["x"] + one["width"] <= other["x"]
+        or other["x"] + other["width"] <= one["x"]
+        or one["y"] + one["height"] <= other["y"]
+        or other["y"] + other["height"] <= one["y"]
+    )
+
+
+def test_the_toolbar_lies_on_nothing_and_sends_nothing_away(tmp_path: Path, browser: Any) -> None:
+    """Of a wide figure and of one beside another, whose legend has two rows."""
+    with closing(empty_study(tmp_path)) as store:
+        for layout, score in {"SSS-SSS": 0.1, "PPP-PPP": 0.2, "SPS-SPS": 0.3}.items():
+            evaluate(store, layout, score)
+        for role, text in {"all-serial": "SSS-SSS", "all-parallel": "PPP-PPP", "random": "SSP-SPS"}.items():
+            for seed in (1, 2):
+                one = Confirmation(Layout.parse(text), role, seed, {"MRR": 0.1 + 0.01 * seed}, 8.0)
+                store.add_confirmation(NAME, one)
+    dashboard = Served(tmp_path)
+    context = browser.new_context(viewport=DESKTOP)
+    page = context.new_page()
+    for address in (f"/studies/{NAME}/figures/best-so-far", f"/studies/{NAME}"):
+        page.goto(dashboard.place + address)
+        figure = page.locator("[data-figure$='best-so-far']")
+        figure.locator(".legend .traces").nth(5).wait_for(timeout=30_000)
+        figure.hover()
+        place = "[data-figure$='best-so-far'] "
+        (bar,) = boxes(page, f"{place}.modebar")
+        under = [
+            *boxes(page, f"{place}.legend .traces"),
+            *boxes(page, f"{place}.xtitle"),
+            *boxes(page, f"{place}.xtick"),
+        ]
+        assert len(under) > 7
+        assert all(apart(bar, one) for one in under)
+        names = [button.get_attribute("data-title") for button in figure.locator(".modebar-btn").all()]
+        assert names == ["Download plot as a PNG", "Zoom in", "Zoom out", "Reset axes"]
+    context.close()
+    dashboard.stop()
 
 
 def test_by_keyboard(served: Served, browser: Any) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import plotly.graph_objects as go
 import pytest
 import yaml
 
@@ -24,7 +26,7 @@ from dasearch.report.document import (
     verdict_sentences,
 )
 from dasearch.report.figures import FIGURES
-from dasearch.report.page import as_html, as_markdown, in_script, write_report
+from dasearch.report.page import as_html, as_markdown, in_script, write_figure, write_report
 from dasearch.report.theme import LIGHT, words
 from dasearch.report.view import State, StudyView, Trial, read_view
 from tests.report.stored import NAME, large_study
@@ -312,3 +314,10 @@ def test_values_as_people_read_them() -> None:
     assert flattened({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "d": [1]}
     assert commands(finished(name="a b"))[0] == "dasearch run 'a b.yaml' --budget 5"
     assert len(LAYOUTS) == 5
+
+
+def test_the_page_of_a_figure_sends_its_data_nowhere(tmp_path: Path) -> None:
+    write_figure(go.Figure(go.Bar(x=[1], y=[2])), tmp_path / "figure.html")
+    text = (tmp_path / "figure.html").read_text()
+    (config,) = re.findall(r'\{[^{}]*"showSendToCloud"[^{}]*\}', text)
+    assert json.loads(config)["showSendToCloud"] is False

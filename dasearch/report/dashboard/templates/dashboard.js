@@ -5,7 +5,8 @@ const root = document.documentElement;
 const main = document.getElementById("main");
 const announcement = document.getElementById("announcement");
 const gone = document.getElementById("gone");
-const phone = matchMedia("(max-width: 700px)"); // there the toolbar would lie on the legend
+const phone = matchMedia("(max-width: 700px)"); // there the toolbar would lie on the axis's title
+const NEEDLESS = ["zoom2d", "pan2d", "select2d", "lasso2d", "autoScale2d"]; // dragging zooms, nothing is selected
 const prefersDark = matchMedia("(prefers-color-scheme: dark)");
 let version = main.dataset.version;
 
@@ -63,7 +64,10 @@ async function draw(place) {
     if (drawn.get(place) !== wanted) return;
     const layout = { ...spec.layout, autosize: true, uirevision: "kept" };
     if (phone.matches) layout.dragmode = false; // dragging scrolls the page
-    const config = { responsive: true, displaylogo: false, displayModeBar: phone.matches ? false : "hover" };
+    const config = {
+      responsive: true, displaylogo: false, displayModeBar: phone.matches ? false : "hover", modeBarButtonsToRemove: NEEDLESS,
+      showSendToCloud: false, // plotly's default is a button that sends the figure's data to its servers
+    };
     await Plotly.react(place, spec.data, layout, config);
     caption.textContent = spec.layout.meta.says;
     const title = place.getAttribute("aria-label").split(". ")[0];
