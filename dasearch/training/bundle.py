@@ -126,7 +126,7 @@ def _prepared(settings: StudySettings) -> dict[str, Any]:
 def _require_fit(settings: StudySettings, record: Mapping[str, Any], place: Path) -> None:
     if record["format"] != FORMAT:
         raise BundleError(
-            f"{place} has format {record['format']} and this dasearch reads {FORMAT}; install one version"
+            f"{place} has format {record['format']!r:.40} and this dasearch reads {FORMAT}; install one version"
         )
     own = _prepared(settings)
     for key, value in record["prepared"].items():

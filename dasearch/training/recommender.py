@@ -21,7 +21,7 @@ from torch import Tensor
 from dasearch.config import StudySettings, parse_study
 from dasearch.data import Dataset, IntArray, Item, evaluation_plan
 from dasearch.data.rows import NO_ITEM
-from dasearch.errors import DasearchError, ModelFolderError, suggestion_of_id
+from dasearch.errors import DasearchError, ModelFolderError, first_line, suggestion_of_id
 from dasearch.folders import IfExists, place_of, sha256, written_beside
 from dasearch.layout import Layout, Structure
 from dasearch.layout_file import LAYOUT_NAME, LayoutFile, Metric, choice_records
@@ -335,14 +335,15 @@ def load(directory: str | Path, *, device: str = "auto") -> Recommender:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if config["format"] != FORMAT:
             raise ModelFolderError(
-                f"{folder} has format {config['format']} and this dasearch reads {FORMAT}; update dasearch"
+                f"{folder} has format {config['format']!r:.40} and this dasearch reads {FORMAT}; update dasearch"
             )
         return _open(folder, config, device)
     except DasearchError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ValidationError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelFolderError(f"{folder} is incomplete or damaged ({reason}); train or copy it again") from None
+        raise ModelFolderError(
+            f"{folder} is incomplete or damaged ({first_line(error)}); train or copy it again"
+        ) from None
 
 
 def _open(folder: Path, config: Mapping[str, Any], device: str) -> Recommender:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
+from dasearch.errors import ModelFolderError
 from dasearch.layout import Layout
 from dasearch.layout_file import LayoutFile, read_layout
 from dasearch.search.prior import prior_trials
@@ -96,6 +97,15 @@ def test_layouts_by_their_letters(times: int) -> None:
         return any([used_or_refused(lambda: Layout.parse(text)), used_or_refused(lambda: space.parse(text))])
 
     fuzz(check, 60 * times, text=st.text("SPNsp- ", max_size=14) | WORDS | st.text(max_size=6))
+
+
+@pytest.mark.parametrize(("value", "said"), [(2, "2"), ({"study": "x" * 5000}, "{'study': '" + "x" * 29)])
+def test_another_format_is_said_in_short(tmp_path: Path, value: object, said: str) -> None:
+    folder = shutil.copytree(made_folder("opt", "{}", "SPS-PPS"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "format": value}))
+    with pytest.raises(ModelFolderError, match=f"/model has format {said} and this dasearch reads 1; update dasearch$"):
+        load(folder, device="cpu")
 
 
 @TIMES
