@@ -848,6 +848,8 @@ def parse_study(content: Mapping[str, Any], *, source: str = "the study") -> Stu
 
 def _checked(content: Mapping[str, Any]) -> StudySettings:
     """As `parse_study`, with errors that name no source."""
+    if not isinstance(content, Mapping):  # of a damaged record
+        raise StudyError("the settings of a study are sections, as in search: {budget: 30}; restore them")
     model = content.get("model")
     kind = str(model.get("kind", ModelKind.DAREC)) if isinstance(model, Mapping) else ModelKind.DAREC.value
     kind = spelled(kind, ModelKind)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from dasearch.config import StudySettings, parse_study
@@ -45,6 +44,8 @@ from dasearch.training.shared import Catalogue
 from dasearch.version import installed_versions
 
 FORMAT = 1
+# what reading a folder raises whose files hold something else than was written; pydantic's errors are ValueErrors
+DAMAGES = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 NOBODY = -1  # user index of a history from outside the training data
 
 
@@ -340,7 +341,7 @@ def load(directory: str | Path, *, device: str = "auto") -> Recommender:
         return _open(folder, config, device)
     except DasearchError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ValidationError) as error:
+    except DAMAGES as error:
         raise ModelFolderError(
             f"{folder} is incomplete or damaged ({first_line(error)}); train or copy it again"
         ) from None

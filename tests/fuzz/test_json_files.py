@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from dasearch.errors import ModelFolderError
+from dasearch.errors import DasearchError, ModelFolderError
 from dasearch.layout import Layout
 from dasearch.layout_file import LayoutFile, read_layout
 from dasearch.search.prior import prior_trials
@@ -105,6 +105,28 @@ def test_another_format_is_said_in_short(tmp_path: Path, value: object, said: st
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "format": value}))
     with pytest.raises(ModelFolderError, match=f"/model has format {said} and this dasearch reads 1; update dasearch$"):
+        load(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        (
+            "config.json",
+            {"study": None},
+            r"config\.json: the settings of a study are sections, as in search: \{budget: 30\}",
+        ),
+        ("config.json", {"replaced": []}, r"/model is incomplete or damaged \(.*\); train or copy it again"),
+        ("config.json", {"replaced": [0]}, "replace_every is 0 and the backbone has 2 layers"),
+        ("config.json", {"dataset": None}, r"/model is incomplete or damaged \(.*\); train or copy it again"),
+        ("users.json", None, r"/model is incomplete or damaged \(.*\); train or copy it again"),
+    ],
+)
+def test_records_of_a_model_with_something_else(tmp_path: Path, file: str, change: Any, said: str) -> None:
+    folder = shutil.copytree(made_folder("opt", "{}", "SPS-PPS"), tmp_path / "model")
+    whole = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**whole, **change} if change else None))
+    with pytest.raises(DasearchError, match=said):
         load(folder, device="cpu")
 
 
