@@ -11,7 +11,7 @@ from dasearch.cli import run_command
 from dasearch.config import Override, StudySettings, changed, load_study, value_at
 from dasearch.errors import DataError, StoreError, StudyError
 from dasearch.report.view import read_view
-from dasearch.search.named import named_dataset, named_study
+from dasearch.search.named import named_dataset, named_study, resumable, resumed_study
 from dasearch.search.store import open_store
 from dasearch.search.study import STARTED_IN, Study
 from dasearch.search_space import load_search_space
@@ -56,6 +56,25 @@ def test_overrides_stand_on_recalled_settings(here: Path) -> None:
     with pytest.raises(StudyError, match=r"^--set trial\.epochs=x: trial\.epochs: input should be a valid integer"):
         named_study("s1", ["trial.epochs=x"])
     assert named_study("s1", ["name=s2"]).study.settings.name == "s2"
+
+
+def test_what_is_resumed_is_stored(here: Path) -> None:
+    """By its name or as the only unfinished one, never from a file."""
+    with pytest.raises(StudyError, match="there is no study 'quickstart' to resume; no studies are under runs yet"):
+        resumed_study("quickstart")
+    keep(own := small_study(here, name="s1", seed=7, output="runs"))
+    (here / "s1").write_text("a file of its name")
+    for name in ("s1", None):
+        found = resumed_study(name, ["search.budget=9"])
+        assert found.study.settings == own.model_copy(update={"search": own.search.model_copy(update={"budget": 9})})
+        assert found.recalled == "study s1 with its own settings of runs/dasearch.db"
+        assert resumable(found.study)
+    assert not resumable(Study(small_study(here, name="s2", output="runs")))
+    keep(small_study(here, name="s2", output="runs"))
+    with pytest.raises(StudyError, match="has 2 unfinished studies: s1, s2; name one, as in `dasearch resume s2`"):
+        resumed_study(None)
+    with pytest.raises(StudyError, match=r"no study 's3' to resume; runs/dasearch\.db has none of that name"):
+        resumed_study("s3")
 
 
 def test_a_stored_study_goes_before_the_shipped_file_of_its_name(here: Path) -> None:
@@ -214,7 +233,7 @@ def test_a_study_that_is_given_by_a_file_says_how_to_go_on_with_its_own_settings
     settings = small_study(here, name="s1", output="runs")
     Study(settings).run(1, train=False)
     (here / "s1.yaml").write_text(settings.yaml())
-    with pytest.raises(StudyError, match=r"began with another seed; restore it .*`dasearch run s1`"):
+    with pytest.raises(StudyError, match=r"began with another seed; restore it .*`dasearch resume s1` goes on"):
         named_study("s1.yaml", ["seed=4"]).study.run(1, train=False)
     with pytest.raises(StudyError, match=r"began with another seed"):
         named_study("s1", ["seed=4"]).study.run(1, train=False)
