@@ -302,8 +302,9 @@ def resume(
     require_alone("resume")
     crew = _crew(workers, cpus, gpus, ray, slurm, exchange)
     console = _console()
-    name, output = (None, output) if study is None else _stored_study(study, output)
-    named = resumed_study(name, _overrides(changes, budget, None), output=output, storage=storage)
+    if study is not None and is_yaml(study):
+        study, output = _stored_study(study, output)
+    named = resumed_study(study, _overrides(changes, budget, None), output=output, storage=storage)
     _run(_told(named, console), console, storage, trackers, crew, train=not no_train)
 
 

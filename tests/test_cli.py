@@ -215,7 +215,7 @@ WRONG = [
     (["evaluate", "nowhere"], "nowhere holds no trained model"),
     (["resume"], "there are no studies under runs yet; start one with `dasearch run`"),
     (["resume", "toy"], "there is no study 'toy' to resume; no studies are under runs yet"),
-    (["resume", "toy.yaml"], "there is no study 'toy' to resume; no studies are under runs yet"),
+    (["resume", "toy.yaml"], "there is no study 'toy' to resume; no studies are under /"),
     (["resume", "--storage", "occupied"], "occupied cannot be used as a study database"),
     (["status"], "there are no studies under runs yet; start one with `dasearch run`"),
     (["report", "toy"], "there are no studies under runs yet; start one with `dasearch run`"),
