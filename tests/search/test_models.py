@@ -17,6 +17,7 @@ from dasearch.search.single import evaluate_saved, train_layout
 from dasearch.search.study import Study
 from dasearch.training.progress import Epoch
 from dasearch.training.recommender import load
+from tests.search.conftest import Uninterrupted
 from tests.search.test_study import Ears, outcome, run
 from tests.training.studies import merged, small_study
 
@@ -41,8 +42,8 @@ class Interrupts(Ears):
             raise KeyboardInterrupt
 
 
-def test_the_whole_loop(tmp_path: Path, kind: str) -> None:
-    status, _ = run(small_study(tmp_path, model={"kind": kind}))
+def test_the_whole_loop(kind: str, uninterrupted: Uninterrupted) -> None:
+    status, _ = uninterrupted(kind)
     assert status.phase == "done"
     assert len({t.layout for t in status.completed}) == 4
     names = list(dict.fromkeys(r.name for r in status.results))
@@ -81,9 +82,11 @@ def test_prefix_models_take_the_papers_two_choices_alone(tmp_path: Path, kind: s
 
 
 @pytest.mark.parametrize("after", [3, 9, 13])
-def test_interrupted_in_any_phase_it_ends_the_same(tmp_path: Path, kind: str, after: int) -> None:
-    whole, _ = run(small_study(tmp_path, model={"kind": kind}, output=str(tmp_path / "whole")))
-    settings = small_study(tmp_path, model={"kind": kind}, output=str(tmp_path / "cut"))
+def test_interrupted_in_any_phase_it_ends_the_same(
+    tmp_path: Path, kind: str, after: int, uninterrupted: Uninterrupted
+) -> None:
+    whole, _ = uninterrupted(kind)
+    settings = small_study(tmp_path, model={"kind": kind})
     with pytest.raises(KeyboardInterrupt):
         Study(settings).run(listener=Interrupts(after))
     resumed, _ = run(settings)

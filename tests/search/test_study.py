@@ -32,6 +32,7 @@ from dasearch.search_space import SearchSpace, SearchSpaceFile
 from dasearch.training.progress import Epoch
 from dasearch.training.recommender import load
 from tests.conftest import toy_dataset, write_folder
+from tests.search.conftest import Uninterrupted
 from tests.training.studies import small_study
 
 
@@ -155,10 +156,10 @@ def test_the_whole_loop(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "runs").rglob("*")) == before
 
 
-def test_same_study_and_seed_give_the_same_numbers(tmp_path: Path) -> None:
-    first, _ = run(small_study(tmp_path, output=str(tmp_path / "a")))
-    second, _ = run(small_study(tmp_path, output=str(tmp_path / "b")))
-    other, _ = run(small_study(tmp_path, output=str(tmp_path / "c"), seed=1))
+def test_same_study_and_seed_give_the_same_numbers(tmp_path: Path, uninterrupted: Uninterrupted) -> None:
+    first, _ = uninterrupted("darec")
+    second, _ = run(small_study(tmp_path, output=str(tmp_path / "same")))
+    other, _ = run(small_study(tmp_path, output=str(tmp_path / "other"), seed=1))
     assert outcome(first) == outcome(second)
     assert outcome(first) != outcome(other)
 
@@ -204,8 +205,8 @@ def test_a_larger_budget_goes_on_and_a_read_test_split_closes_the_search(tmp_pat
 
 
 @pytest.mark.parametrize("phase", ["search", "confirmation", "final"])
-def test_interrupted_anywhere_it_ends_the_same(tmp_path: Path, phase: str) -> None:
-    whole, _ = run(small_study(tmp_path, output=str(tmp_path / "whole")))
+def test_interrupted_anywhere_it_ends_the_same(tmp_path: Path, phase: str, uninterrupted: Uninterrupted) -> None:
+    whole, output = uninterrupted("darec")
 
     class Interrupts(Ears):
         def epoch(self, training: Training, epoch: Epoch) -> None:
@@ -218,7 +219,7 @@ def test_interrupted_anywhere_it_ends_the_same(tmp_path: Path, phase: str) -> No
     resumed, ears = run(settings)
     assert outcome(resumed) == outcome(whole)
     assert len(ears.trainings) == len(set(ears.trainings))
-    assert later_trainings(tmp_path / "runs") == later_trainings(tmp_path / "whole")
+    assert later_trainings(tmp_path / "runs") == later_trainings(output)
 
 
 def later_trainings(output: Path) -> list[tuple[str, int, int]]:
@@ -236,9 +237,11 @@ def later_trainings(output: Path) -> list[tuple[str, int, int]]:
 
 
 @pytest.mark.parametrize("call", [2, 3, 4])
-def test_interrupted_between_checkpoint_and_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+def test_interrupted_between_checkpoint_and_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, uninterrupted: Uninterrupted
+) -> None:
     """The epoch is in the checkpoint and nowhere else; the surrogate learns from every epoch, so it must be made good."""
-    whole, _ = run(small_study(tmp_path, output=str(tmp_path / "whole")))
+    whole, output = uninterrupted("darec")
     settings, add, calls = small_study(tmp_path), Store.add_epoch, iter(range(1, 1000))
 
     def interrupted(self: Store, name: str, run: str, epoch: Epoch) -> None:
@@ -251,7 +254,7 @@ def test_interrupted_between_checkpoint_and_record(tmp_path: Path, monkeypatch: 
         Study(settings).run()
     resumed, _ = run(settings)
     assert outcome(resumed) == outcome(whole)
-    store, reference = (open_store(None, str(tmp_path / f), create=False) for f in ("runs", "whole"))
+    store, reference = (open_store(None, str(folder), create=False) for folder in (tmp_path / "runs", output))
     for trial in whole.completed:
         lines = [[(e.number, e.metrics) for e in s.epochs("toy", f"trial/{trial.layout}")] for s in (store, reference)]
         assert lines[0] == lines[1]
