@@ -40,10 +40,10 @@ def written(folder: Path, changes: dict[str, Any]) -> Path:
     return study
 
 
-def two_ranks(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The worker in two processes over the loopback; a port is chosen by torchrun."""
+def two_ranks(*arguments: str | Path, monitored: float = 0.5) -> subprocess.CompletedProcess[str]:
+    """The worker in two processes over the loopback; torchrun looks at them every so many seconds, and chooses a port."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["--monitor-interval", "5", "-m", "tests.training.rank_worker", *map(str, arguments)]
+    command += ["--monitor-interval", str(monitored), "-m", "tests.training.rank_worker", *map(str, arguments)]
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     environment = {**alone, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
@@ -91,7 +91,10 @@ def test_two_ranks_resume_from_a_checkpoint_with_half_of_each_layer(tmp_path: Pa
 
 
 def test_a_lost_rank_ends_the_others_with_one_sentence(tmp_path: Path) -> None:
-    done = two_ranks(written(tmp_path, DAREC), tmp_path / "model", tmp_path / "heard", "lost")
+    study = written(tmp_path, DAREC)
+    done = two_ranks(
+        study, tmp_path / "model", tmp_path / "heard", "lost", monitored=5
+    )  # the other rank is first to notice
     assert done.returncode != 0
     assert done.stderr.count("another rank of this training ended; run the same command again to resume") == 1
     assert not (tmp_path / "model").exists()
