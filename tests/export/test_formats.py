@@ -111,6 +111,7 @@ def test_another_catalogue_beside_a_written_file_is_noticed(tmp_path: Path) -> N
         opened(out / "recommender.py").load(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "file"), [("torch", "recommender.py"), ("pt2", "serve.py")])
 def test_written_files_answer_from_a_terminal(form: str, file: str, tmp_path: Path) -> None:
     out = export(made("opt", "{}", "SPS-PPS"), form, tmp_path / "out")

@@ -96,6 +96,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     return dict(zip(cases, opened([f"{form}={there / f'{form}-{kind}'}" for form, kind in cases], there), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_torch_hf_and_pt2(kind: str, answers: Answers) -> None:
     recommender = made(*KINDS[kind])
@@ -104,6 +105,7 @@ def test_torch_hf_and_pt2(kind: str, answers: Answers) -> None:
     assert abs(found[0] - found[2]) <= LAST_DIGITS  # the same text in one file and in the other
 
 
+@pytest.mark.slow
 def test_real_histories_over_real_items(tmp_path: Path) -> None:
     """Of complete-journey: long rows, repeats, 375 items with their own texts; every model in one process."""
     changes = {kind: repr({**REAL[kind], "backbone": TINY}) for kind in REAL}
@@ -129,6 +131,7 @@ def test_hf_in_the_transformers_before_5(tmp_path: Path, adapterhub: Path) -> No
         assert difference(recommender, scores) <= CLOSE, kind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", GRAPHS)
 def test_onnx(case: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")

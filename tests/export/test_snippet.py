@@ -65,6 +65,7 @@ def given_and_expected(recommender: Recommender) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_states_of_the_snippet_are_those_of_the_trained_model(tmp_path: Path) -> None:
     folders = []
     for name, case in CASES.items():

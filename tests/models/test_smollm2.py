@@ -62,6 +62,7 @@ def padded_rows() -> tuple[Tensor, Tensor]:
     return encoded["input_ids"], encoded["attention_mask"].bool()
 
 
+@pytest.mark.slow
 @installed
 def test_weights_and_logits_equal_hugging_faces_own_reading() -> None:
     ours, theirs = AutoModelForCausalLM.from_pretrained(locate(SMOLLM2)).eval(), hugging_faces_own()

@@ -156,6 +156,7 @@ def fits(page: Any) -> bool:
     return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
 
 
+@pytest.mark.slow
 def test_a_study_is_followed_without_reload(served: Served, browser: Any) -> None:
     context, seen = browser.new_context(viewport=DESKTOP), Seen()
     page = context.new_page()
@@ -182,6 +183,7 @@ def test_a_study_is_followed_without_reload(served: Served, browser: Any) -> Non
     context.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_while_trials_finish(served: Served, browser: Any, size: dict[str, int], scheme: str) -> None:

@@ -104,6 +104,7 @@ def test_scores_are_those_of_the_trainings_and_twins_are_trained_once(tmp_path: 
     assert again.labels == []
 
 
+@pytest.mark.slow
 def test_workers_find_what_one_process_finds(tmp_path: Path, plan: str) -> None:
     """To the last digit; with a variant that prepares other data, and one that trains in another way."""
     if find_spec("ray") is None:  # not imported here: the executor does so, with its token

@@ -232,6 +232,7 @@ def test_an_error_before_any_trial_came_to_its_end_is_the_studys(tmp_path: Path,
     assert len(search(settings).completed) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pending", [2, 3])
 @pytest.mark.parametrize("interruption", [None, (2, 0), (3, 1), (5, None), (6, 1)])
 def test_batches_on_their_way_are_told_in_order(

@@ -192,6 +192,7 @@ class Fault:
             yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 def test_commits_without_an_answer_happen_once(database: str, monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
     with closing(open_store(database, "", create=True, patience=QUICK)) as store:
@@ -205,6 +206,7 @@ def test_commits_without_an_answer_happen_once(database: str, monkeypatch: pytes
             assert kept(store, f"{place} of 4") == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 def test_a_commit_without_an_answer_happens_once(database: str, monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
     """Some of them, each by itself; with `STRIDE` 1 every one, in minutes."""
@@ -268,6 +270,7 @@ def with_patience(monkeypatch: pytest.MonkeyPatch, patience: Patience) -> None:
     monkeypatch.setattr(study_module, "open_store", partial(open_store, patience=patience))
 
 
+@pytest.mark.slow
 def test_a_server_that_is_started_again_in_the_middle_of_a_study(
     tmp_path: Path, stoppable: Server, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +284,7 @@ def test_a_server_that_is_started_again_in_the_middle_of_a_study(
     assert [trial.state for trial in status.trials] == ["complete"] * 4
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone(
     tmp_path: Path,
     stoppable: Server,

@@ -55,14 +55,17 @@ def killed(place: Place, victims: list[str], seed: int) -> None:
     assert differences(tally.ending, expected) == []
 
 
+@pytest.mark.slow
 def test_a_study_in_one_process_survives_kills(tmp_path: Path) -> None:
     killed(Place(tmp_path), ["driver"] * 3, seed=1)
 
 
+@pytest.mark.slow
 def test_a_study_in_postgresql_survives_kills(tmp_path: Path, database: str) -> None:
     killed(Place(tmp_path, database), ["driver"] * 2, seed=2)
 
 
+@pytest.mark.slow
 @needs_ray
 def test_a_study_in_workers_survives_kills(tmp_path: Path, temporary: Path) -> None:
     """A worker's and the driver's; what the killed driver left among temporary files went with the next start."""
@@ -79,6 +82,7 @@ def terminate(run: Run) -> None:
     run.process.terminate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "stop"), [(None, terminate), pytest.param(2, control_c, marks=needs_ray)])
 def test_a_signal_stops_a_run_and_two_end_it(
     tmp_path: Path, temporary: Path, workers: int | None, stop: Callable[[Run], None]

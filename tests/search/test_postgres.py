@@ -20,6 +20,7 @@ from tests.search.test_study import outcome
 from tests.training.studies import small_study
 
 
+@pytest.mark.slow
 def test_a_study_comes_out_as_in_a_file(tmp_path: Path, database: str) -> None:
     found: list[Any] = []
     for storage, name in ((None, "file"), (database, "server")):

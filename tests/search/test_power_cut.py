@@ -48,6 +48,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Ending:
     return ending(place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kept", "last"),
     [(0.1, 0.25), (0.2, 0.6), (0.45, 0.8), (0.7, None)],

@@ -56,6 +56,7 @@ def searched(folder: Path, workers: Workers | None = None) -> list[Any]:
     return [(str(trial.layout), trial.state, trial.score) for trial in Study(settings).status().completed]
 
 
+@pytest.mark.slow
 def test_jobs_find_what_one_process_finds(tmp_path: Path) -> None:
     alone = searched(tmp_path / "alone")
     assert searched(tmp_path / "jobs", LOCAL) == alone
@@ -121,6 +122,7 @@ def ended(process: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("faults")
 def test_what_goes_wrong_in_a_job_costs_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "GRACE", 1.0)
@@ -136,6 +138,7 @@ def test_what_goes_wrong_in_a_job_costs_it_alone(tmp_path: Path, monkeypatch: py
     assert {path.suffix for path in (tmp_path / "slurm").iterdir()} == {".err", ".out"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("faults")
 @pytest.mark.parametrize("by", ["close", "another driver"])
 def test_jobs_end_with_their_driver(tmp_path: Path, by: str) -> None:

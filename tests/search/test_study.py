@@ -266,6 +266,7 @@ def test_interrupted_between_checkpoint_and_record(
     assert all(set(trial.intermediate_values) == {0, 1} for trial in done)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_batch(tmp_path: Path) -> None:
     """SIGKILL: the process cannot clean up, and two trials are in its second batch."""
     settings = small_study(tmp_path, trial={"epochs": 3}, search={"batch": 2})

@@ -32,6 +32,7 @@ from tests.training.studies import materials, small_settings, small_study
 
 if find_spec("ray") is None:
     pytest.skip("workers run on Ray, which is not installed", allow_module_level=True)
+pytestmark = pytest.mark.slow
 TWO = Workers(2, cpus=1)
 FINAL = {"encoders": ["gru4rec", "mf"], "variations": ["llmrec"], "seeds": 1, "encoder": {"epochs": 3, "patience": 3}}
 

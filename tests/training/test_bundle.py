@@ -62,6 +62,7 @@ def worked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pa
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_in_another_process_is_the_same_to_the_last_bit(
     kind: str, worked: dict[str, tuple[Path, Path, str]]

@@ -58,6 +58,7 @@ def same_model(first: Path, second: Path) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "shard"), [(DAREC, "none"), (IDLE, "none"), (UNLIKE, "layers")], ids=["darec", "idle", "idle sharded"]
 )
@@ -73,6 +74,7 @@ def test_two_ranks_train_as_one_process(tmp_path: Path, changes: dict[str, Any],
     assert [path.name for path in (tmp_path / "two").rglob("*.safetensors") if "checkpoints" in path.parts] == []
 
 
+@pytest.mark.slow
 def test_two_ranks_resume_from_a_checkpoint_with_half_of_each_layer(tmp_path: Path) -> None:
     """The checkpoint is of ranks that held all layers; the last step and the validation leave the second without a batch."""
     study, out, size = written(tmp_path, DAREC), tmp_path / "two" / "model", tmp_path / "whole.bytes"
@@ -90,6 +92,7 @@ def test_two_ranks_resume_from_a_checkpoint_with_half_of_each_layer(tmp_path: Pa
     assert held == [int(size.read_text()) // 2] * 2
 
 
+@pytest.mark.slow
 def test_a_lost_rank_ends_the_others_with_one_sentence(tmp_path: Path) -> None:
     study = written(tmp_path, DAREC)
     done = two_ranks(
