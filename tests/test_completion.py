@@ -49,7 +49,7 @@ def completed(folder: Path, line: str) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("dasearch re", ["report", "recommend"]),
+        ("dasearch re", ["resume", "report", "recommend"]),
         ("dasearch status ", ["Beta", "alpha"]),
         ("dasearch status B", ["Beta"]),
         ("dasearch run al", ["alpha"]),

@@ -273,9 +273,10 @@ def test_the_command_that_goes_on_can_be_pasted(
     given = ["run", "toy.yaml", "--no-train", "--set", "search.also={trial.lr: [0.01, 0.02]}"]
     monkeypatch.setattr(sys, "argv", ["dasearch", *given])
     assert run_command(given) == 0
-    (printed,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("next: dasearch run"))
-    on = [part for part in given if part != "--no-train"]
-    assert shlex.split(printed.removeprefix("next: ").partition("   (")[0]) == ["dasearch", *on]
+    (printed,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("next: dasearch resume"))
+    words = shlex.split(printed.removeprefix("next: ").partition("   (")[0])
+    assert words == ["dasearch", "resume", "toy", "--output", str(tmp_path / "runs")]
+    assert run_command([*words[1:], "--no-train"]) == 0  # with the searched settings, which the command does not repeat
 
 
 def test_another_study_s_trials_do_not_begin_it(tmp_path: Path, stub: Stub) -> None:

@@ -185,7 +185,7 @@ def test_too_little_memory_halves_the_rows_of_a_pass_once(survived: Survived) ->
     _, said, _, _ = survived
     halved = [text for text in said if "did not fit into memory" in text]
     assert {text.split()[0] for text in halved} == {f"trial/{faulty.HUNGRY}", f"trial/{faulty.GREEDY}"}
-    assert all(text.endswith("batch_size=4 and accumulate=2") for text in halved)
+    assert all(text.endswith("batch_size=8 and accumulate=2") for text in halved)
 
 
 def test_a_control_that_fails_is_left_out_of_the_confirmation(survived: Survived) -> None:
