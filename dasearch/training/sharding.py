@@ -42,7 +42,8 @@ def shard_frozen(backbone: FrozenBackbone, settings: StudySettings, device: torc
     """Share the layers of the frozen model that ``settings`` trains with, where they say so; all ranks must call this.
 
     Raises:
-        StudyError: if there is nothing to share among, or trials and the final training compute in different precisions.
+        StudyError: if there is nothing to share among, the layers are to be compiled, or trials and the final training compute
+            in different precisions.
     """
     require_ranks(settings.shard, peers)
     trial, final = (compute_dtype(recipe.precision, device) for recipe in (settings.trial, settings.final))
@@ -50,6 +51,8 @@ def shard_frozen(backbone: FrozenBackbone, settings: StudySettings, device: torc
         return
     if settings.shard is Sharding.AUTO and peers.all_say(fits(backbone, final, device), device):
         return
+    if settings.compile:
+        raise StudyError(f"shard={settings.shard} leaves layers that cannot be compiled; use --set compile=null")
     if trial != final:
         raise StudyError(
             f"shard={settings.shard} holds one copy of the frozen model, and it is read with trial.precision="

@@ -38,6 +38,11 @@ def test_one_copy_has_one_precision(backbone: FrozenBackbone) -> None:
         shard_frozen(backbone, study, CPU, Peers(0, 2))
 
 
+def test_shared_layers_are_not_compiled(backbone: FrozenBackbone) -> None:
+    with pytest.raises(StudyError, match="shard=layers leaves layers that cannot be compiled; use --set compile=null"):
+        shard_frozen(backbone, small_settings(shard="layers", compile=True), CPU, Peers(0, 2))
+
+
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
 def test_a_model_fits_beside_the_activations(
     backbone: FrozenBackbone, dtype: torch.dtype, size: int, monkeypatch: pytest.MonkeyPatch
