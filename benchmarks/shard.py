@@ -60,7 +60,7 @@ class Side:
 def side_of(study: Study, sharding: Sharding, peers: Peers) -> Side:
     settings, space, dataset = study.settings.model_copy(update={"shard": sharding}), study.space(), study.dataset()
     materials = prepare_study(settings, dataset, LeaveOneOut(dataset).development, peers=peers)
-    ground = Ground(settings, materials, settings.final, space.file.replace_every, peers=peers)
+    ground = Ground(settings, materials, settings.final, space.file.structure, peers=peers)
     stack = Stack(ground, [Run.begin(ground, Candidate(space.all_serial), 0, {})])
     batches = itertools.chain.from_iterable(stack.batches() for _ in itertools.count())
     return Side(stack, iter(lambda: list(itertools.islice(batches, settings.final.accumulate)), []))
