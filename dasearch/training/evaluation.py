@@ -48,8 +48,7 @@ def rank_batches(
     ranks = torch.zeros(k, users, dtype=torch.long, device=layout.device)
     losses = torch.zeros(k, users, device=layout.device)
 
-    shared = peers.in_step(batches) if model.backbone.sharded else ((one, True) for one in peers.own(batches))
-    for (of_rows, rows), own in shared:
+    for (of_rows, rows), own in peers.computed(batches, together=model.backbone.sharded):
         places, batch = torch.from_numpy(of_rows).to(layout.device), SequenceBatch.together([rows] * k)
         ranked, lost = _ranks_and_losses(model, batch, scorer, layout)
         if own:

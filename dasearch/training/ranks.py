@@ -72,6 +72,12 @@ class Peers:
                 own = self.rank < len(turn) and kinds[self.rank] == current
                 yield turn[self.rank if own else kinds.index(current)], own
 
+    def computed(
+        self, parts: Iterable[T], kind: Callable[[T], Hashable] = lambda part: None, *, together: bool
+    ) -> Iterator[tuple[T, bool]]:
+        """The parts of `own` with True; ``together``: as `in_step`, for processes that share the frozen layers."""
+        return self.in_step(parts, kind) if together else ((part, True) for part in self.own(parts))
+
     def total(self, own: Iterable[Tensor], count: int, like: Tensor) -> Tensor:
         """The sum of all ``count`` parts in order, given this process's `own`; each has the shape of ``like``."""
         return functools.reduce(_plus, own if self.size == 1 else self.in_order(list(own), count, like))

@@ -332,10 +332,7 @@ class Stack:
     def _own_gradients(self, group: list[tuple[SequenceBatch, Drawn]], share: float) -> Iterator[Tensor]:
         """The gradient of each of this process's batches."""
         device, backbone = self.materials.device, self.materials.catalogue.backbone
-        shared = (
-            self.peers.in_step(group, _passes) if backbone.sharded else ((one, True) for one in self.peers.own(group))
-        )
-        for (batch, drawn), own in shared:
+        for (batch, drawn), own in self.peers.computed(group, _passes, together=backbone.sharded):
             gradient = self._gradient(batch.to(device), drawn.to(device), share, own=own)
             if own:
                 yield gradient
