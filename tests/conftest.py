@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
@@ -40,11 +41,12 @@ def pytest_runtest_setup() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """tiny-opt models of tests live in pytest's own folder, shared by the tests of one session."""
-    cache = tmp_path_factory.getbasetemp().parent / "dasearch-cache"
-    monkeypatch.setenv("DASEARCH_CACHE", str(cache))
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """tiny-opt models of tests, and of fixtures of any scope, live in pytest's own folder, shared by the tests of one session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DASEARCH_CACHE", str(tmp_path_factory.getbasetemp().parent / "dasearch-cache"))
+        yield
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -124,7 +124,6 @@ def finished(tiny: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the quickstart was run, made once and copied for each page."""
     folder = tmp_path_factory.mktemp("documentation")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DASEARCH_CACHE", str(tmp_path_factory.getbasetemp().parent / "dasearch-cache"))
         patch.chdir(folder)
         assert run_command(["run"]) == 0
     return folder

@@ -44,9 +44,7 @@ class Cut(Listener):
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Ending:
     place = Place(tmp_path_factory.mktemp("straight"))
-    with pytest.MonkeyPatch.context() as patch:  # made before each test's own fixtures, which name this cache
-        patch.setenv("DASEARCH_CACHE", str(tmp_path_factory.getbasetemp().parent / "dasearch-cache"))
-        Study(place.settings(search=SEARCH)).run()
+    Study(place.settings(search=SEARCH)).run()
     return ending(place)
 
 
