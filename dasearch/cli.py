@@ -973,7 +973,7 @@ def _interrupt_by_signals() -> None:
 def run_command(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     try:
-        code = app(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=arguments)
+        code = app(args=arguments, prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
         return _interrupted() if code == INTERRUPTED else int(code or 0)
     except typer.Exit as done:

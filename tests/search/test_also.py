@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shlex
-import sys
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -271,7 +270,6 @@ def test_the_command_that_goes_on_can_be_pasted(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy.yaml").write_text(study(tmp_path, {}, budget=2).yaml())
     given = ["run", "toy.yaml", "--no-train", "--set", "search.also={trial.lr: [0.01, 0.02]}"]
-    monkeypatch.setattr(sys, "argv", ["dasearch", *given])
     assert run_command(given) == 0
     (printed,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("next: dasearch resume"))
     words = shlex.split(printed.removeprefix("next: ").partition("   (")[0])
